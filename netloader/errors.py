@@ -1,0 +1,32 @@
+"""What netloader raises at its callers. Law: a peer's fault is an event, never an exception."""
+
+from collections.abc import Iterable
+
+
+class NetloaderError(Exception):
+    """Base of every exception that netloader raises on purpose."""
+
+
+class LocalProtocolError(NetloaderError):
+    """Our own driver misused a session: a local event without a row, a step after a failed one."""
+
+
+class TableError(NetloaderError):
+    """A transition table is wrong; raised while its module is imported, never in production."""
+
+
+class ConfigError(NetloaderError):
+    """A configuration cannot be used.
+
+    `problems` holds every problem at once, each naming the field, the value and what to do;
+    `str()` lists them one a line. Values of secrets are never part of a problem.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems: tuple[str, ...] = tuple(problems)
+        super().__init__(self.problems)  # the argument, not the text: it must survive pickling
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        title = f"netloader cannot use its configuration ({count} problem{'s' * (count != 1)}):"
+        return "\n  ".join((title, *self.problems))

@@ -1,0 +1,39 @@
+"""Two protocol machines and everything they speak of. Pure: no byte, socket, clock or thread.
+
+Feed a `ClientSession` or `ServerSession` one event at a time with `step(event, now)` and perform
+the effects of the answer, in order, before the next event. docs/embedding.md shows the loop.
+"""
+
+from netloader.fsm.client import ClientSession, Wish
+from netloader.fsm.effects import Effect, Verdict
+from netloader.fsm.events import Event
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import Manifest, Progress, Segment, TensorSpec, plan
+from netloader.fsm.messages import Message, Purpose
+from netloader.fsm.reasons import Reason
+from netloader.fsm.server import Offering, ServerSession
+from netloader.fsm.session import Session, Step
+from netloader.fsm.states import State
+
+__all__ = [
+    "ClientSession",
+    "Difference",
+    "Effect",
+    "Event",
+    "Identity",
+    "Manifest",
+    "Message",
+    "Offering",
+    "Progress",
+    "Purpose",
+    "Reason",
+    "Segment",
+    "ServerSession",
+    "Session",
+    "State",
+    "Step",
+    "TensorSpec",
+    "Verdict",
+    "Wish",
+    "plan",
+]

@@ -1,0 +1,373 @@
+"""The client's side of a session. Law: the table is the program; guards look, actions answer."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from transitions import Machine
+
+from netloader.config import Deadlines, Secret
+from netloader.fsm import auth
+from netloader.fsm.effects import Effect, OpenTransport, Send, Settle, StartTransfer, Verdict
+from netloader.fsm.events import (
+    Connected,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlinePassed,
+    StopRequested,
+    TransferFailed,
+    Transferred,
+    TransportReady,
+)
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import (
+    MIN_SEGMENT_BYTES,
+    Manifest,
+    Progress,
+    plan,
+    root_digest,
+    segment_count,
+)
+from netloader.fsm.messages import (
+    PROTOCOL_VERSION,
+    Begin,
+    Challenge,
+    Complete,
+    Description,
+    Hello,
+    Offer,
+    Proof,
+    Purpose,
+    Reject,
+    Request,
+    Verified,
+)
+from netloader.fsm.reasons import Reason
+from netloader.fsm.session import (
+    FRAME_AFTER_TRUST,
+    FRAME_BEFORE_TRUST,
+    Session,
+    expired,
+    failed,
+    failure,
+    lost,
+    part,
+    refuse,
+    rejected,
+    stopped,
+    violation,
+)
+from netloader.fsm.states import LIVING, State
+from netloader.fsm.table import Limit, Table, build, check, complete, every, row
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a client wants of one source; lists in order of preference.
+
+    `progress` is what it already holds from earlier sources. A wish for a description needs no
+    manifest: the model may not be built yet.
+    """
+
+    purpose: Purpose
+    identity: Identity
+    manifest: Manifest = field(default_factory=lambda: Manifest(()))
+    layouts: tuple[str, ...] = ()
+    transports: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    lanes: int = 1
+    token: Secret | None = None
+    progress: Progress = field(default_factory=Progress)
+
+
+class ClientSession(Session):
+    """One source, seen from the client. `nonce` is the caller's randomness."""
+
+    __slots__ = (
+        "completed",
+        "description",
+        "nonce",
+        "offer",
+        "proven",
+        "received",
+        "request",
+        "wish",
+    )
+
+    role: ClassVar[str] = "client"
+
+    def __init__(self, wish: Wish, deadlines: Deadlines, nonce: str, now: float) -> None:
+        self.wish = wish
+        self.nonce = nonce
+        self.proven = False
+        self.offer: Offer | None = None
+        self.request: Request | None = None
+        self.description: Description | None = None
+        self.received: Transferred | None = None
+        self.completed = False
+        super().__init__(deadlines, now)
+
+    @property
+    def name(self) -> str:
+        """The id the offer named."""
+        return self.offer.session if self.offer else ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes asked of this source."""
+        if self.offer is None or self.request is None:
+            return 0
+        segments = plan(self.wish.manifest, self.offer.segment_bytes)
+        return sum(segments[i].nbytes for i in self.request.segments)
+
+    @property
+    def frame_limit(self) -> int:
+        """Small while a server that must prove itself has not."""
+        trusted = self.wish.token is None or self.proven
+        return FRAME_AFTER_TRUST if trusted else FRAME_BEFORE_TRUST
+
+
+# -- guards --------------------------------------------------------------------------------------
+
+
+def _tokenless(session: ClientSession, event: Challenge) -> bool:
+    del event
+    return session.wish.token is None
+
+
+def _wrong_proof(session: ClientSession, event: Challenge) -> bool:
+    token = session.wish.token
+    return token is None or not auth.proves(event.mac, token, "server", session.nonce, event.nonce)
+
+
+def _asked_again(session: ClientSession, event: Challenge) -> bool:
+    del event
+    return session.proven
+
+
+def _unproven(session: ClientSession, event: Offer | Description) -> bool:
+    del event
+    return session.wish.token is not None and not session.proven
+
+
+def _unwanted(session: ClientSession, event: Offer | Description) -> bool:
+    asked = Description if session.wish.purpose is Purpose.DESCRIPTION else Offer
+    return not isinstance(event, asked)
+
+
+def _other_identity(session: ClientSession, event: Offer) -> bool:
+    return bool(session.wish.identity.differences(event.identity))
+
+
+def _other_manifest(session: ClientSession, event: Offer) -> bool:
+    return session.wish.manifest.difference(event.manifest) is not None
+
+
+def _unusable(session: ClientSession, event: Offer) -> bool:
+    return bool(_flaw(session.wish, event))
+
+
+def _ready(session: ClientSession, event: Begin) -> bool:
+    del event
+    return session.request is not None
+
+
+def _received_all(session: ClientSession, event: Complete) -> bool:
+    del event
+    return session.received is not None
+
+
+def _told_complete(session: ClientSession, event: Complete | Transferred | ConnectionLost) -> bool:
+    del event
+    return session.completed
+
+
+def _flaw(wish: Wish, offer: Offer) -> str:
+    """Why an offer for the right tensors cannot be used all the same, or ''."""
+    choices = (
+        ("layout", offer.layout, wish.layouts),
+        ("transport", offer.transport, wish.transports),
+        ("digest", offer.digest, wish.digests),
+    )
+    for name, choice, able in choices:
+        if choice not in able:
+            return f"the server chose a {name} that was not asked for"
+    if offer.segment_bytes < MIN_SEGMENT_BYTES:
+        return f"segments below {MIN_SEGMENT_BYTES} bytes"
+    expected = segment_count(wish.manifest.nbytes, offer.segment_bytes)
+    if len(offer.digests) != expected:
+        return f"{len(offer.digests)} digests for {expected} segments"
+    return ""
+
+
+# -- actions -------------------------------------------------------------------------------------
+
+
+def _greet(session: ClientSession, event: Connected) -> Iterable[Effect]:
+    del event
+    wish = session.wish
+    yield Send(
+        Hello(
+            versions=(PROTOCOL_VERSION,),
+            purpose=wish.purpose,
+            identity=wish.identity,
+            layouts=wish.layouts,
+            transports=wish.transports,
+            digests=wish.digests,
+            nonce=session.nonce,
+        )
+    )
+
+
+def _give_up(session: ClientSession, event: ConnectFailed) -> Iterable[Effect]:
+    return part(session, failure(session, Reason.UNREACHABLE, event.detail))
+
+
+def _unreachable(session: ClientSession, event: DeadlinePassed) -> Iterable[Effect]:
+    del event
+    return part(session, failure(session, Reason.UNREACHABLE, "no answer to connect"))
+
+
+def _refuse_challenge(session: ClientSession, event: Challenge) -> Iterable[Effect]:
+    del event
+    return refuse(session, Reason.AUTH_REQUIRED, "the server asks for a token; set AUTH_TOKEN_FILE")
+
+
+def _refuse_server(
+    session: ClientSession, event: Challenge | Offer | Description
+) -> Iterable[Effect]:
+    del event
+    return refuse(session, Reason.AUTH_FAILED, "the server has not proven that it knows the token")
+
+
+def _prove(session: ClientSession, event: Challenge) -> Iterable[Effect]:
+    token = session.wish.token
+    if token is None:
+        raise AssertionError("guarded by _tokenless")
+    session.proven = True
+    yield Send(Proof(auth.proof(token, "client", session.nonce, event.nonce)))
+
+
+def _learn(session: ClientSession, event: Description) -> Iterable[Effect]:
+    session.description = event
+    yield Settle(Verdict(State.DONE, Reason.DESCRIBED))
+
+
+def _refuse_identity(session: ClientSession, event: Offer) -> Iterable[Effect]:
+    differences = session.wish.identity.differences(event.identity)
+    names = ", ".join(d.field for d in differences)
+    return refuse(session, Reason.IDENTITY_MISMATCH, f"differing: {names}", differences)
+
+
+def _refuse_manifest(session: ClientSession, event: Offer) -> Iterable[Effect]:
+    first = session.wish.manifest.difference(event.manifest)
+    found: tuple[Difference, ...] = (first,) if first else ()
+    return refuse(session, Reason.MANIFEST_MISMATCH, f"first difference: {first}", found)
+
+
+def _refuse_offer(session: ClientSession, event: Offer) -> Iterable[Effect]:
+    return refuse(session, Reason.PROTOCOL_VIOLATION, _flaw(session.wish, event))
+
+
+def _accept(session: ClientSession, event: Offer) -> Iterable[Effect]:
+    session.offer = event
+    yield OpenTransport(event)
+
+
+def _ask(session: ClientSession, event: TransportReady) -> Iterable[Effect]:
+    del event
+    offer, wish = session.offer, session.wish
+    if offer is None:
+        raise AssertionError("VALIDATE is only entered with an offer")
+    held = wish.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
+    session.request = Request(held.missing(), wish.lanes)
+    yield Send(session.request)
+
+
+def _start(session: ClientSession, event: Begin) -> Iterable[Effect]:
+    del event
+    request = session.request
+    if request is None:
+        raise AssertionError("guarded by _ready")
+    session.touched = True
+    yield StartTransfer(request.segments, request.lanes)
+
+
+def _hold(session: ClientSession, event: Transferred) -> Iterable[Effect]:
+    session.received = event
+    return ()
+
+
+def _note_complete(session: ClientSession, event: Complete) -> Iterable[Effect]:
+    del event
+    session.completed = True
+    return ()
+
+
+def _carry_on(session: ClientSession, event: ConnectionLost) -> Iterable[Effect]:
+    """Everything was sent before the connection went: what is in flight may still arrive."""
+    del session, event
+    return ()
+
+
+def _confirm(session: ClientSession, event: Complete | Transferred) -> Iterable[Effect]:
+    received = event if isinstance(event, Transferred) else session.received
+    offer, request = session.offer, session.request
+    if received is None or offer is None or request is None:
+        raise AssertionError("TRANSFER is only entered with an offer and a request")
+    yield Send(Verified(len(request.segments), received.nbytes, root_digest(offer.digests)))
+    yield Settle(Verdict(State.DONE, Reason.VERIFIED, weights_dirty=True))
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+L, H, V, T, D, F = State
+
+TABLE: Table[ClientSession] = complete(
+    (
+        #   in  on              to  do                when
+        row(L, Connected,       H, _greet),
+        row(L, ConnectFailed,   F, _give_up),
+        row(H, Challenge,       F, _refuse_challenge, when=_tokenless),
+        row(H, Challenge,       F, violation,         when=_asked_again),
+        row(H, Challenge,       F, _refuse_server,    when=_wrong_proof),
+        row(H, Challenge,       H, _prove),
+        row(H, Description,     F, _refuse_server,    when=_unproven),
+        row(H, Description,     F, violation,         when=_unwanted),
+        row(H, Description,     D, _learn),
+        row(H, Offer,           F, _refuse_server,    when=_unproven),
+        row(H, Offer,           F, violation,         when=_unwanted),
+        row(H, Offer,           F, _refuse_identity,  when=_other_identity),
+        row(H, Offer,           F, _refuse_manifest,  when=_other_manifest),
+        row(H, Offer,           F, _refuse_offer,     when=_unusable),
+        row(H, Offer,           V, _accept),
+        row(V, TransportReady,  V, _ask),
+        row(V, TransferFailed,  F, failed),
+        row(V, Begin,           T, _start,            when=_ready),
+        row(T, Transferred,     D, _confirm,          when=_told_complete),
+        row(T, Transferred,     T, _hold),
+        row(T, Complete,        F, violation,         when=_told_complete),
+        row(T, Complete,        D, _confirm,          when=_received_all),
+        row(T, Complete,        T, _note_complete),
+        row(T, TransferFailed,  F, failed),
+        row(T, ConnectionLost,  T, _carry_on,         when=_told_complete),
+        row(L, DeadlinePassed,  F, _unreachable),
+        *every(LIVING,    Reject,         F, rejected),
+        *every(LIVING,    ConnectionLost, F, lost),
+        *every((H, V, T), DeadlinePassed, F, expired),
+        *every(LIVING,    StopRequested,  F, stopped),
+    ),
+    violation,
+)  # fmt: skip
+
+LIMITS: Mapping[State, Limit] = {
+    State.LISTEN: lambda deadlines, _: deadlines.connect_s,
+    State.HANDSHAKE: lambda deadlines, _: deadlines.handshake_s,
+    State.VALIDATE: lambda deadlines, _: deadlines.validate_s,
+    State.TRANSFER: lambda deadlines, nbytes: deadlines.transfer_s(nbytes),
+}
+
+check(TABLE, LIMITS)
+MACHINE: Machine = build(TABLE)
+ClientSession.machine = MACHINE
+ClientSession.limits = LIMITS

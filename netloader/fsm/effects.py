@@ -1,0 +1,69 @@
+"""What a machine may ask of its driver, as orders. Law: a closed union of frozen data."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from netloader.fsm.identity import Difference
+from netloader.fsm.messages import Message, Offer
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a session ended. `state` is DONE or FALLBACK."""
+
+    state: State
+    reason: Reason
+    detail: str = ""
+    weights_dirty: bool = False
+    """Whether local parameters may hold bytes of this session."""
+    by_peer: bool = False
+    """Whether the peer ended it (its refusal) rather than this side."""
+    differences: tuple[Difference, ...] = ()
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put a message on the control connection."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOffer:
+    """Server: reserve a place, have the digests ready, make the transport wait for its peer."""
+
+    transport: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTransport:
+    """Client: open this end of the transport that the offer names."""
+
+    offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
+class StartTransfer:
+    """Move these segments over `lanes` lanes; report when they are all through."""
+
+    segments: tuple[int, ...]
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AbortTransfer:
+    """Stop whatever transport work this session started, within a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The session is over; always the last effect, exactly once."""
+
+    verdict: Verdict
+
+
+Effect: TypeAlias = Send | PrepareOffer | OpenTransport | StartTransfer | AbortTransfer | Settle

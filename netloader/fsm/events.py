@@ -1,0 +1,109 @@
+"""What can happen to a session, as past-tense facts. Law: a closed union of frozen data.
+
+Peer events are messages received, or `Violated` when the peer's bytes made no message; every
+state has an answer to each of them. Local events are reported by the driver; one that has no row
+in the present state is the driver's bug.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias, get_args
+
+from netloader.fsm.messages import Message
+from netloader.fsm.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Violated:
+    """The peer sent bytes that are no message; `detail` is ours, never the peer's text."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The control connection is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed:
+    """The control connection could not be made."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost:
+    """The control connection closed or was reset."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The present state lasted longer than it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """Whoever owns this session wants it to end."""
+
+    reason: Reason = Reason.STOPPED
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OfferReady:
+    """Server: a place is reserved, digests are known, the transport waits for its peer."""
+
+    rendezvous: Mapping[str, str] = field(default_factory=dict)
+    digests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OfferRefused:
+    """Server: no offer can be made now."""
+
+    reason: Reason
+    detail: str
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TransportReady:
+    """Client: its end of the transport is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """All segments were sent (server), or received and verified (client)."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferFailed:
+    """The transport could not open, or failed on the way."""
+
+    reason: Reason
+    detail: str
+
+
+PeerEvent: TypeAlias = Message | Violated
+LocalEvent: TypeAlias = (
+    Connected
+    | ConnectFailed
+    | ConnectionLost
+    | DeadlinePassed
+    | StopRequested
+    | OfferReady
+    | OfferRefused
+    | TransportReady
+    | Transferred
+    | TransferFailed
+)
+Event: TypeAlias = PeerEvent | LocalEvent
+
+PEER_EVENTS: tuple[type[PeerEvent], ...] = get_args(PeerEvent)
+LOCAL_EVENTS: tuple[type[LocalEvent], ...] = get_args(LocalEvent)
+EVENTS: tuple[type[Event], ...] = (*PEER_EVENTS, *LOCAL_EVENTS)

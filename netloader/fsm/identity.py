@@ -1,0 +1,62 @@
+"""What must be equal for weights to be interchangeable. Law: plain words, field by field."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ABSENT = "(absent)"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field in which the two sides differ."""
+
+    field: str
+    mine: str
+    theirs: str
+    remedy: str = ""
+
+    def swapped(self) -> "Difference":
+        """The same difference as the other side sees it."""
+        return Difference(self.field, self.theirs, self.mine, self.remedy)
+
+    def __str__(self) -> str:
+        text = f"{self.field}: mine is {self.mine!r}, theirs is {self.theirs!r}"
+        return f"{text} ({self.remedy})" if self.remedy else text
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Names and values that decide whether two models hold interchangeable weights."""
+
+    hard: Mapping[str, str] = field(default_factory=dict)
+    """Compared always; a field that only one side has is a difference."""
+    soft: Mapping[str, str] = field(default_factory=dict)
+    """Compared when both sides have the field (a checkpoint fingerprint, say)."""
+
+    def differences(self, theirs: "Identity") -> tuple[Difference, ...]:
+        """Every field in which the two identities are not interchangeable, in my order."""
+        names = [*self.hard, *(name for name in theirs.hard if name not in self.hard)]
+        hard = _unequal(names, self.hard, theirs.hard)
+        soft = _unequal([n for n in self.soft if n in theirs.soft], self.soft, theirs.soft)
+        return tuple(hard + soft)
+
+    def disagreements(self, theirs: "Identity") -> tuple[Difference, ...]:
+        """Differences in the fields that both sides name: for a client that knows little yet."""
+        mine_all, theirs_all = {**self.hard, **self.soft}, {**theirs.hard, **theirs.soft}
+        return tuple(_unequal([n for n in mine_all if n in theirs_all], mine_all, theirs_all))
+
+
+REMEDIES: Mapping[str, str] = {
+    "model": "start both with the same MODEL, or point SOURCE at a server of this model",
+    "checkpoint": "the checkpoints are different revisions; use the same one on both sides",
+}
+
+
+def _unequal(
+    names: list[str], mine: Mapping[str, str], theirs: Mapping[str, str]
+) -> list[Difference]:
+    return [
+        Difference(name, a, b, REMEDIES.get(name, "start both sides with the same setting"))
+        for name in names
+        if (a := mine.get(name, ABSENT)) != (b := theirs.get(name, ABSENT))
+    ]

@@ -1,0 +1,159 @@
+"""The ordered list of tensors, and how it is cut into segments. Law: plain data, no tensor here.
+
+Both sides build their own manifest from their own model; a transfer needs the two to be equal.
+The plan follows from the manifest and one number, so it is never sent.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from netloader.fsm.identity import ABSENT, Difference
+
+MIN_SEGMENT_BYTES = 64 * 1024
+"""A peer that names smaller segments wants us to plan millions of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor as the model stores it.
+
+    `shape` and `stride` are in elements, `nbytes` is elements times element size. `shares` is the
+    index of the first tensor of the manifest in the same storage (-1: none before it) and `offset`
+    the distance in bytes from that tensor's first element, so tied weights stay tied.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    nbytes: int
+    shares: int = -1
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All tensors of one model on one rank, in model order."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, dtypes, shapes, strides and sharing; 64 hex digits."""
+        canonical = "\n".join(repr(spec) for spec in self.tensors)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def payload(self) -> tuple[int, ...]:
+        """Indices of the tensors whose bytes travel: not empty, and not a tied twin."""
+        return tuple(i for i, spec in enumerate(self.tensors) if spec.nbytes and not self._twin(i))
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes that travel."""
+        return sum(self.tensors[i].nbytes for i in self.payload)
+
+    def _twin(self, index: int) -> bool:
+        spec = self.tensors[index]
+        if not 0 <= spec.shares < index or spec.offset:
+            return False
+        first = self.tensors[spec.shares]
+        return (spec.dtype, spec.shape, spec.stride) == (first.dtype, first.shape, first.stride)
+
+    def difference(self, theirs: "Manifest") -> Difference | None:
+        """The first thing in which two manifests differ, or None when they are equal."""
+        if self.tensors == theirs.tensors:
+            return None
+        if missing := _first_missing(self, theirs):
+            return missing
+        for place, (mine, other) in enumerate(zip(self.tensors, theirs.tensors, strict=False)):
+            for name in TensorSpec.__slots__:
+                a, b = getattr(mine, name), getattr(other, name)
+                if a != b:
+                    where = f"tensor {place}" if name == "name" else mine.name
+                    return Difference(f"{where} {name}", str(a), str(b), "build the same model")
+        return Difference("tensors", str(len(self.tensors)), str(len(theirs.tensors)), "")
+
+
+def _first_missing(mine: Manifest, theirs: Manifest) -> Difference | None:
+    my_names = {spec.name for spec in mine.tensors}
+    their_names = {spec.name for spec in theirs.tensors}
+    for spec in mine.tensors:
+        if spec.name not in their_names:
+            return Difference(f"tensor {spec.name}", spec.dtype, ABSENT, "build the same model")
+    for spec in theirs.tensors:
+        if spec.name not in my_names:
+            return Difference(f"tensor {spec.name}", ABSENT, spec.dtype, "build the same model")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`length` bytes of tensor number `tensor`, from byte `start` of its contiguous form."""
+
+    tensor: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of manifest bytes: the unit of transfer, verification and resume."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+    nbytes: int
+
+
+def segment_count(nbytes: int, segment_bytes: int) -> int:
+    """How many segments a manifest of `nbytes` has."""
+    return -(-nbytes // segment_bytes)
+
+
+def plan(manifest: Manifest, segment_bytes: int) -> tuple[Segment, ...]:
+    """Cut the payload every `segment_bytes`: small tensors share one, big ones span many."""
+    segments: list[Segment] = []
+    pieces: list[Piece] = []
+    room = segment_bytes
+    for index in manifest.payload:
+        start, left = 0, manifest.tensors[index].nbytes
+        while left:
+            length = min(left, room)
+            pieces.append(Piece(index, start, length))
+            start, left, room = start + length, left - length, room - length
+            if not room:
+                segments.append(Segment(len(segments), tuple(pieces), segment_bytes))
+                pieces, room = [], segment_bytes
+    if pieces:
+        segments.append(Segment(len(segments), tuple(pieces), segment_bytes - room))
+    return tuple(segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a client already holds, verified, from earlier sources.
+
+    Segments are kept only while the whole list of digests is the one they were verified against:
+    bytes of two different checkpoints are never mixed.
+    """
+
+    algorithm: str = ""
+    segment_bytes: int = 0
+    digests: tuple[str, ...] = ()
+    verified: frozenset[int] = frozenset()
+
+    def continued(self, algorithm: str, segment_bytes: int, digests: tuple[str, ...]) -> "Progress":
+        """What of it still counts for a source that offers `digests`."""
+        offered = Progress(algorithm, segment_bytes, digests)
+        return self if replace(self, verified=frozenset()) == offered else offered
+
+    def missing(self) -> tuple[int, ...]:
+        """Segments that are not verified yet, ascending."""
+        return tuple(i for i in range(len(self.digests)) if i not in self.verified)
+
+
+def root_digest(digests: Iterable[str]) -> str:
+    """One digest over the digests of all segments (SHA-256, hex): the digest of the whole."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -1,0 +1,127 @@
+"""What the two sides say to each other. Law: plain data; bytes are io/framing's matter.
+
+A message received is an event of the machine that receives it, so these classes appear in the
+tables. docs/protocol.md describes the conversation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import Manifest
+
+PROTOCOL_VERSION = 1
+
+
+class Purpose(Enum):
+    """What a client came for."""
+
+    WEIGHTS = "weights"
+    DESCRIPTION = "description"
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Client: who I am and what I can do, each list in order of preference."""
+
+    versions: tuple[int, ...]
+    purpose: Purpose
+    identity: Identity
+    layouts: tuple[str, ...] = ()
+    transports: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    nonce: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """Server: here is my proof over both nonces; now give me yours."""
+
+    nonce: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Client: my proof over both nonces."""
+
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Server: what I am and what I resolved when I loaded the model."""
+
+    identity: Identity
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Server: these tensors, in these segments, with these digests, by this transport."""
+
+    session: str
+    identity: Identity
+    layout: str
+    transport: str
+    digest: str
+    manifest: Manifest
+    segment_bytes: int
+    digests: tuple[str, ...]
+    rendezvous: Mapping[str, str] = field(default_factory=dict)
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Client: my end of the transport is ready; send me these segments."""
+
+    segments: tuple[int, ...]
+    lanes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Server: the transfer starts now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Server: everything you asked for has been sent."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Client: received and verified, with the digest of the whole."""
+
+    segments: int
+    nbytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Either side: no, and why. `reason` is a word of `Reason`; unknown words are allowed."""
+
+    reason: str
+    detail: str = ""
+    differences: tuple[Difference, ...] = ()
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """First words of a data connection; routed by the listener, never seen by a machine."""
+
+    session: str
+    index: int
+
+
+Message: TypeAlias = (
+    Hello | Challenge | Proof | Description | Offer | Request | Begin | Complete | Verified | Reject
+)
+"""Everything a machine may receive from its peer."""

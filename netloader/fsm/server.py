@@ -1,0 +1,360 @@
+"""The server's side of a session. Law: the table is the program; guards look, actions answer."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar
+
+from transitions import Machine
+
+from netloader.config import Deadlines, Secret
+from netloader.fsm import auth
+from netloader.fsm.effects import Effect, PrepareOffer, Send, Settle, StartTransfer, Verdict
+from netloader.fsm.events import (
+    Connected,
+    ConnectionLost,
+    DeadlinePassed,
+    OfferReady,
+    OfferRefused,
+    StopRequested,
+    TransferFailed,
+    Transferred,
+)
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import Manifest, plan, root_digest
+from netloader.fsm.messages import (
+    PROTOCOL_VERSION,
+    Begin,
+    Challenge,
+    Complete,
+    Description,
+    Hello,
+    Offer,
+    Proof,
+    Purpose,
+    Reject,
+    Request,
+    Verified,
+)
+from netloader.fsm.reasons import Reason
+from netloader.fsm.session import (
+    FRAME_AFTER_TRUST,
+    FRAME_BEFORE_TRUST,
+    Session,
+    expired,
+    failed,
+    lost,
+    refuse,
+    rejected,
+    stopped,
+    violation,
+)
+from netloader.fsm.states import LIVING, State
+from netloader.fsm.table import Limit, Table, build, check, complete, every, row
+
+MAX_LANES = 16
+"""More connections than this only fight for the same link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offering:
+    """What a server publishes: everything its sessions need to know, in order of preference."""
+
+    identity: Identity
+    manifest: Manifest
+    segment_bytes: int
+    layouts: tuple[str, ...]
+    transports: tuple[str, ...]
+    digests: tuple[str, ...]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    token: Secret | None = None
+
+
+class ServerSession(Session):
+    """One client, seen from the server. `session_id` and `nonce` are the caller's randomness."""
+
+    __slots__ = (
+        "digests",
+        "hello",
+        "nonce",
+        "offered",
+        "offering",
+        "request",
+        "sent",
+        "session_id",
+    )
+
+    role: ClassVar[str] = "server"
+
+    def __init__(
+        self, offering: Offering, deadlines: Deadlines, session_id: str, nonce: str, now: float
+    ) -> None:
+        self.offering = offering
+        self.session_id = session_id
+        self.nonce = nonce
+        self.hello: Hello | None = None
+        self.offered = False
+        self.digests: tuple[str, ...] = ()
+        self.request: Request | None = None
+        self.sent = False
+        super().__init__(deadlines, now)
+
+    @property
+    def name(self) -> str:
+        """The id this side chose."""
+        return self.session_id
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this client asked for."""
+        if self.request is None:
+            return 0
+        segments = plan(self.offering.manifest, self.offering.segment_bytes)
+        return sum(segments[i].nbytes for i in self.request.segments)
+
+    @property
+    def frame_limit(self) -> int:
+        """Small until the client has been let past the handshake."""
+        trusted = self.state not in (State.LISTEN, State.HANDSHAKE)
+        return FRAME_AFTER_TRUST if trusted else FRAME_BEFORE_TRUST
+
+
+# -- guards --------------------------------------------------------------------------------------
+
+
+def _other_version(session: ServerSession, event: Hello) -> bool:
+    del session
+    return PROTOCOL_VERSION not in event.versions
+
+
+def _needs_proof(session: ServerSession, event: Hello) -> bool:
+    del event
+    return session.offering.token is not None
+
+
+def _unasked(session: ServerSession, event: Proof) -> bool:
+    del event
+    return session.hello is None
+
+
+def _wrong_proof(session: ServerSession, event: Proof) -> bool:
+    token, hello = session.offering.token, session.hello
+    if token is None or hello is None:
+        return True
+    return not auth.proves(event.mac, token, "client", hello.nonce, session.nonce)
+
+
+def _greeted_twice(session: ServerSession, event: Hello) -> bool:
+    del event
+    return session.hello is not None
+
+
+def _differs(session: ServerSession, event: Hello | Proof) -> bool:
+    return bool(_differences(session, _hello(session, event)))
+
+
+def _curious(session: ServerSession, event: Hello | Proof) -> bool:
+    return _hello(session, event).purpose is Purpose.DESCRIPTION
+
+
+def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
+    return not all(_shared(session.offering, _hello(session, event)))
+
+
+def _offered_and_valid(session: ServerSession, event: Request) -> bool:
+    asked, count = event.segments, len(session.digests)
+    ascending = all(a < b for a, b in pairwise(asked))
+    in_range = not asked or (asked[0] >= 0 and asked[-1] < count)
+    return session.offered and ascending and in_range and 1 <= event.lanes <= MAX_LANES
+
+
+def _all_sent_and_right(session: ServerSession, event: Verified) -> bool:
+    asked = session.request.segments if session.request else ()
+    return session.sent and (event.segments, event.nbytes, event.digest) == (
+        len(asked),
+        session.nbytes,
+        root_digest(session.digests),
+    )
+
+
+def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
+    hello = event if isinstance(event, Hello) else session.hello
+    if hello is None:
+        raise AssertionError("a proof is only weighed after a hello")
+    return hello
+
+
+def _differences(session: ServerSession, hello: Hello) -> tuple[Difference, ...]:
+    mine = session.offering.identity
+    if hello.purpose is Purpose.DESCRIPTION:
+        return mine.disagreements(hello.identity)
+    return mine.differences(hello.identity)
+
+
+def _shared(offering: Offering, hello: Hello) -> tuple[str, str, str]:
+    """Layout, transport and digest: the client's first choice that the server can do, or ''."""
+
+    def first(wanted: tuple[str, ...], able: tuple[str, ...]) -> str:
+        return next((name for name in wanted if name in able), "")
+
+    return (
+        first(hello.layouts, offering.layouts),
+        first(hello.transports, offering.transports),
+        first(hello.digests, offering.digests),
+    )
+
+
+# -- actions -------------------------------------------------------------------------------------
+
+
+def _open(session: ServerSession, event: Connected) -> Iterable[Effect]:
+    del session, event
+    return ()
+
+
+def _refuse_version(session: ServerSession, event: Hello) -> Iterable[Effect]:
+    theirs = ", ".join(map(str, event.versions[:8])) or "none"
+    detail = f"the server speaks version {PROTOCOL_VERSION}, the client {theirs}"
+    return refuse(session, Reason.UNSUPPORTED_VERSION, detail)
+
+
+def _challenge(session: ServerSession, event: Hello) -> Iterable[Effect]:
+    session.hello = event
+    token = session.offering.token
+    if token is None:
+        raise AssertionError("guarded by _needs_proof")
+    yield Send(Challenge(session.nonce, auth.proof(token, "server", event.nonce, session.nonce)))
+
+
+def _refuse_proof(session: ServerSession, event: Proof) -> Iterable[Effect]:
+    del event
+    return refuse(session, Reason.AUTH_FAILED, "the client's proof is wrong; compare the tokens")
+
+
+def _refuse_identity(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
+    differences = _differences(session, _hello(session, event))
+    names = ", ".join(d.field for d in differences)
+    return refuse(session, Reason.IDENTITY_MISMATCH, f"differing: {names}", differences)
+
+
+def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
+    hello, mine = _hello(session, event), session.offering
+    detail = "; ".join(
+        f"{name}: server has {', '.join(able) or 'none'}, client has {', '.join(wanted) or 'none'}"
+        for name, able, wanted, choice in zip(
+            ("layouts", "transports", "digests"),
+            (mine.layouts, mine.transports, mine.digests),
+            (hello.layouts, hello.transports, hello.digests),
+            _shared(mine, hello),
+            strict=True,
+        )
+        if not choice
+    )
+    return refuse(session, Reason.NOTHING_IN_COMMON, detail)
+
+
+def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
+    del event
+    yield Send(Description(session.offering.identity, session.offering.facts))
+    yield Settle(Verdict(State.DONE, Reason.DESCRIBED))
+
+
+def _prepare(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
+    session.hello = _hello(session, event)
+    _, transport, digest = _shared(session.offering, session.hello)
+    yield PrepareOffer(transport, digest)
+
+
+def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
+    if session.hello is None:
+        raise AssertionError("an offer is only prepared after a hello")
+    layout, transport, digest = _shared(session.offering, session.hello)
+    session.offered, session.digests = True, event.digests
+    yield Send(
+        Offer(
+            session=session.session_id,
+            identity=session.offering.identity,
+            layout=layout,
+            transport=transport,
+            digest=digest,
+            manifest=session.offering.manifest,
+            segment_bytes=session.offering.segment_bytes,
+            digests=event.digests,
+            rendezvous=event.rendezvous,
+        )
+    )
+
+
+def _turn_away(session: ServerSession, event: OfferRefused) -> Iterable[Effect]:
+    return refuse(session, event.reason, event.detail, (), event.retry_after_s)
+
+
+def _begin(session: ServerSession, event: Request) -> Iterable[Effect]:
+    session.request = event
+    yield Send(Begin())
+    yield StartTransfer(event.segments, event.lanes)
+
+
+def _say_complete(session: ServerSession, event: Transferred) -> Iterable[Effect]:
+    session.sent = True
+    yield Send(Complete(event.nbytes))
+
+
+def _succeed(session: ServerSession, event: Verified) -> Iterable[Effect]:
+    del session, event
+    yield Settle(Verdict(State.DONE, Reason.VERIFIED))
+
+
+def _disagree(session: ServerSession, event: Verified) -> Iterable[Effect]:
+    detail = f"the client verified {event.segments} segments, {event.nbytes} bytes"
+    return refuse(session, Reason.DISAGREEMENT, detail)
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+L, H, V, T, D, F = State
+
+TABLE: Table[ServerSession] = complete(
+    (
+        #   in  on            to  do                 when
+        row(L, Connected,     H, _open),
+        row(H, Hello,         F, violation,          when=_greeted_twice),
+        row(H, Hello,         F, _refuse_version,    when=_other_version),
+        row(H, Hello,         H, _challenge,         when=_needs_proof),
+        row(H, Hello,         F, _refuse_identity,   when=_differs),
+        row(H, Hello,         D, _describe,          when=_curious),
+        row(H, Hello,         F, _refuse_abilities,  when=_nothing_shared),
+        row(H, Hello,         V, _prepare),
+        row(H, Proof,         F, violation,          when=_unasked),
+        row(H, Proof,         F, _refuse_proof,      when=_wrong_proof),
+        row(H, Proof,         F, _refuse_identity,   when=_differs),
+        row(H, Proof,         D, _describe,          when=_curious),
+        row(H, Proof,         F, _refuse_abilities,  when=_nothing_shared),
+        row(H, Proof,         V, _prepare),
+        row(V, OfferReady,    V, _offer),
+        row(V, OfferRefused,  F, _turn_away),
+        row(V, Request,       T, _begin,             when=_offered_and_valid),
+        row(T, Transferred,   T, _say_complete),
+        row(T, Verified,      D, _succeed,           when=_all_sent_and_right),
+        row(T, Verified,      F, _disagree),
+        row(V, TransferFailed, F, failed),
+        row(T, TransferFailed, F, failed),
+        *every(LIVING, Reject,         F, rejected),
+        *every(LIVING, ConnectionLost, F, lost),
+        *every(LIVING, DeadlinePassed, F, expired),
+        *every(LIVING, StopRequested,  F, stopped),
+    ),
+    violation,
+)  # fmt: skip
+
+LIMITS: Mapping[State, Limit] = {
+    State.LISTEN: lambda deadlines, _: deadlines.handshake_s,
+    State.HANDSHAKE: lambda deadlines, _: deadlines.handshake_s,
+    State.VALIDATE: lambda deadlines, _: deadlines.validate_s,
+    State.TRANSFER: lambda deadlines, nbytes: deadlines.transfer_s(nbytes),
+}
+
+check(TABLE, LIMITS)
+MACHINE: Machine = build(TABLE)
+ServerSession.machine = MACHINE
+ServerSession.limits = LIMITS

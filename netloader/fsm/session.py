@@ -1,0 +1,215 @@
+"""One conversation. Law: all that happens enters by `step`, all there is to do leaves in a Step.
+
+A session has one owner, is fed one event at a time, and its effects are performed before the
+next event. Time is an argument: seconds of any monotonic clock.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from transitions import Machine
+
+from netloader.config import Deadlines
+from netloader.fsm.effects import AbortTransfer, Effect, Send, Settle, Verdict
+from netloader.fsm.events import (
+    ConnectionLost,
+    DeadlinePassed,
+    Event,
+    PeerEvent,
+    StopRequested,
+    TransferFailed,
+    Violated,
+)
+from netloader.fsm.identity import Difference
+from netloader.fsm.messages import Reject
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import INITIAL, TERMINAL, State
+from netloader.fsm.table import Limit, Row, fire
+
+FRAME_BEFORE_TRUST = 64 * 1024
+"""Bytes of one frame from a peer that has proven nothing: a hello is below 4 KiB."""
+FRAME_AFTER_TRUST = 64 * 1024 * 1024
+"""Bytes of one frame from a peer we chose or checked: a manifest of 200,000 tensors fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one event did. The driver performs `effects` in order."""
+
+    before: State
+    event: Event
+    after: State
+    effects: tuple[Effect, ...]
+    row: Row[Any]
+
+
+class Session:
+    """What both roles share; `ClientSession` and `ServerSession` bring table, limits and data."""
+
+    __slots__ = (
+        "_effects",
+        "_row",
+        "deadline",
+        "deadlines",
+        "entered",
+        "state",
+        "touched",
+        "verdict",
+    )
+
+    role: ClassVar[str]
+    machine: ClassVar[Machine]
+    limits: ClassVar[Mapping[State, Limit]]
+
+    def __init__(self, deadlines: Deadlines, now: float) -> None:
+        self.deadlines = deadlines
+        self.state = INITIAL
+        self.verdict: Verdict | None = None
+        self.touched = False
+        self._effects: tuple[Effect, ...] = ()
+        self._row: Row[Any] | None = None
+        self._arm(now)
+
+    @property
+    def name(self) -> str:
+        """The session's id, as the server chose it; empty while unknown."""
+        return ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this session has to move, as far as it knows."""
+        return 0
+
+    @property
+    def frame_limit(self) -> int:
+        """Largest frame, in bytes, to accept from the peer at this point."""
+        return FRAME_BEFORE_TRUST
+
+    def step(self, event: Event, now: float) -> Step:
+        """Take one event; perform every effect of the answer before the next call.
+
+        Raises:
+            LocalProtocolError: a local event that cannot happen here. Any exception out of
+                `step` is a bug on this side: abandon the session.
+
+        """
+        before = self.state
+        fire(self.machine, self, event)
+        if self._row is None:
+            raise AssertionError("a fired row always collects")
+        if self.state is not before:
+            self._arm(now)
+        done = Step(before, event, self.state, self._effects, self._row)
+        self._effects, self._row = (), None
+        return done
+
+    def next_timeout(self) -> float | None:
+        """When to call `handle_timeout`, in seconds of the caller's clock; None when over."""
+        return self.deadline
+
+    def handle_timeout(self, now: float) -> Step | None:
+        """Tell the session what time it is; answers with a step when its deadline has passed."""
+        if self.deadline is None or now < self.deadline:
+            return None
+        return self.step(DeadlinePassed(), now)
+
+    def collect(self, row: Row[Any], effects: tuple[Effect, ...]) -> None:
+        """For the table only: take what the fired row yielded."""
+        self._row, self._effects = row, effects
+        for effect in effects:
+            if isinstance(effect, Settle):
+                self.verdict = effect.verdict
+
+    def _arm(self, now: float) -> None:
+        self.entered = now
+        self.deadline: float | None = None
+        if self.state not in TERMINAL:
+            self.deadline = now + self.limits[self.state](self.deadlines, self.nbytes)
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        for kind in type(self).__mro__:
+            for name in getattr(kind, "__slots__", ()):
+                setattr(twin, name, getattr(self, name))
+        return twin
+
+
+def part(session: Session, verdict: Verdict) -> Iterable[Effect]:
+    """End without a word: stop what was started, then the verdict."""
+    if session.state in (State.VALIDATE, State.TRANSFER):
+        yield AbortTransfer()
+    yield Settle(verdict)
+
+
+def refuse(
+    session: Session,
+    reason: Reason,
+    detail: str = "",
+    differences: tuple[Difference, ...] = (),
+    retry_after_s: float = 0.0,
+) -> Iterable[Effect]:
+    """End and tell the peer why."""
+    theirs = tuple(d.swapped() for d in differences)
+    yield Send(Reject(reason.value, detail, theirs, retry_after_s))
+    yield from part(session, failure(session, reason, detail, differences, retry_after_s))
+
+
+def failure(
+    session: Session,
+    reason: Reason,
+    detail: str = "",
+    differences: tuple[Difference, ...] = (),
+    retry_after_s: float = 0.0,
+) -> Verdict:
+    """The verdict of a session that this side ends in FALLBACK."""
+    return Verdict(
+        state=State.FALLBACK,
+        reason=reason,
+        detail=detail,
+        weights_dirty=session.touched,
+        differences=differences,
+        retry_after_s=retry_after_s,
+    )
+
+
+def lost(session: Session, event: ConnectionLost) -> Iterable[Effect]:
+    """The peer is gone."""
+    return part(session, failure(session, Reason.CONNECTION_LOST, event.detail))
+
+
+def expired(session: Session, event: DeadlinePassed) -> Iterable[Effect]:
+    """The state lasted too long."""
+    del event
+    return refuse(session, Reason.DEADLINE_PASSED, f"in {session.state.value}")
+
+
+def stopped(session: Session, event: StopRequested) -> Iterable[Effect]:
+    """The owner wants an end."""
+    return refuse(session, event.reason, event.detail)
+
+
+def failed(session: Session, event: TransferFailed) -> Iterable[Effect]:
+    """The transport gave up."""
+    return refuse(session, event.reason, event.detail)
+
+
+def rejected(session: Session, event: Reject) -> Iterable[Effect]:
+    """The peer said no."""
+    verdict = Verdict(
+        state=State.FALLBACK,
+        reason=Reason.of(event.reason),
+        detail=event.detail,
+        weights_dirty=session.touched,
+        by_peer=True,
+        differences=event.differences,
+        retry_after_s=event.retry_after_s,
+    )
+    return part(session, verdict)
+
+
+def violation(session: Session, event: PeerEvent) -> Iterable[Effect]:
+    """The peer broke the protocol."""
+    said = event.detail if isinstance(event, Violated) else type(event).__name__.lower()
+    detail = f"{said} in {session.state.value}"
+    return refuse(session, Reason.PROTOCOL_VIOLATION, detail)

@@ -1,0 +1,279 @@
+"""Try sources in order until the weights are whole. Law: one session a source, one ledger for all.
+
+After a failure in the middle the next source is asked only for what is not verified yet. Sources
+that answered busy are asked again until `Deadlines.queue_s` is over. When no source is left the
+outcome is FALLBACK with the whole history.
+"""
+
+import math
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from netloader.config import Deadlines, Endpoint, Secret
+from netloader.errors import NetloaderError
+from netloader.fsm.client import ClientSession, Wish
+from netloader.fsm.effects import Verdict
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import Progress
+from netloader.fsm.messages import Description, Purpose
+from netloader.fsm.reasons import RETRYABLE, Reason
+from netloader.fsm.states import State
+from netloader.io.clock import monotonic
+from netloader.io.crew import ClientCrew, Crew, IdleCrew
+from netloader.io.digests import ALGORITHMS
+from netloader.io.driver import Link, Loop
+from netloader.io.intake import Ledger
+from netloader.io.observe import Observer
+from netloader.io.weights import Weights, WeightsError
+from netloader.log import Logger, emit, get_logger
+
+STOP_S = 10.0
+"""How long an aborted transfer may take to be gone; sockets take milliseconds."""
+MAX_RETRY_AFTER_S = 30.0
+"""Longest pause a server may ask for between two tries."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How to fill a model. `transports` and `layouts` are in order of preference."""
+
+    transports: tuple[str, ...] = ("tcp",)
+    layouts: tuple[str, ...] = ("raw",)
+    lanes: int = 2
+    token: Secret | None = None
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    report: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
+    """Called with bytes verified and bytes in all, from the receiving threads."""
+    logger: Logger = field(default_factory=lambda: get_logger("client"))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One session with one source. `nbytes` were verified in it, `seconds` were spent by state."""
+
+    source: Endpoint
+    reason: Reason
+    detail: str
+    nbytes: int
+    seconds: Mapping[State, float]
+    differences: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How filling ended. `state` is DONE (every byte verified) or FALLBACK."""
+
+    state: State
+    reason: Reason
+    attempts: tuple[Attempt, ...]
+    nbytes: int
+    """Bytes verified over all attempts."""
+    weights_dirty: bool
+    """Whether tensors may hold received bytes; after FALLBACK every one must be written again."""
+    progress: Progress
+    """What was verified, with its digests."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model now holds exactly the server's bytes."""
+        return self.state is State.DONE
+
+    @property
+    def source(self) -> Endpoint | None:
+        """The source that completed the model."""
+        return self.attempts[-1].source if self.ok else None
+
+    @property
+    def seconds(self) -> Mapping[State, float]:
+        """Seconds by state, over all attempts."""
+        spent = dict.fromkeys(State, 0.0)
+        for attempt in self.attempts:
+            for state, seconds in attempt.seconds.items():
+                spent[state] += seconds
+        return spent
+
+    def history(self) -> str:
+        """Every attempt in one line each, for people."""
+        return "; ".join(f"{a.source}: {a.reason.value} ({a.detail})" for a in self.attempts)
+
+
+def fill(
+    model: nn.Module | Weights,
+    sources: Sequence[Endpoint | str],
+    identity: Mapping[str, str] | Identity,
+    options: ClientOptions | None = None,
+) -> Outcome:
+    """Fill a model's parameters and persistent buffers from the first source that delivers.
+
+    Blocks; never longer than the deadlines of each phase for each source, plus `queue_s`.
+    `identity` must equal the server's field by field.
+
+    Raises:
+        WeightsError: the model has nothing to fill, or a tensor without memory.
+        ValueError: a source is not `host:port`.
+        NetloaderError: an aborted transfer did not end; the tensors must not be used.
+    """
+    options = options or ClientOptions()
+    weights = model if isinstance(model, Weights) else Weights.of(model)
+    if not weights.manifest.nbytes:
+        raise WeightsError("the model has no bytes to fill")
+    endpoints = [s if isinstance(s, Endpoint) else Endpoint.parse(s) for s in sources]
+    wish = Wish(
+        purpose=Purpose.WEIGHTS,
+        identity=identity if isinstance(identity, Identity) else Identity(identity),
+        manifest=weights.manifest,
+        layouts=options.layouts,
+        transports=options.transports,
+        digests=tuple(ALGORITHMS),
+        lanes=options.lanes,
+        token=options.token,
+    )
+    return _Filling(Ledger(weights, options.report), wish, options).run(endpoints)
+
+
+class _Filling:
+    """One call of `fill`."""
+
+    def __init__(self, ledger: Ledger, wish: Wish, options: ClientOptions) -> None:
+        self._ledger = ledger
+        self._wish = wish
+        self._options = options
+        self._attempts: list[Attempt] = []
+        self._dirty = False
+
+    def run(self, endpoints: Sequence[Endpoint]) -> Outcome:
+        patience = monotonic() + self._options.deadlines.queue_s
+        round_ = list(endpoints)
+        while round_:
+            again: list[Endpoint] = []
+            pause = MAX_RETRY_AFTER_S
+            for endpoint in round_:
+                verdict = self._ask(endpoint)
+                if verdict.state is State.DONE:
+                    return self._outcome(State.DONE, Reason.VERIFIED)
+                if verdict.reason in RETRYABLE:
+                    again.append(endpoint)
+                    pause = min(pause, _sane(verdict.retry_after_s))
+            left = patience - monotonic()
+            if not again or left <= 0:
+                break
+            round_ = again
+            self._wait(min(pause, left), again)
+        return self._outcome(State.FALLBACK, Reason.NO_SOURCE)
+
+    def _ask(self, endpoint: Endpoint) -> Verdict:
+        number = len(self._attempts) + 1
+        fields = {"netloader.source.attempt": number}
+        where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
+        emit(self._options.logger, "netloader.source.tried", {**fields, **where})
+        wish = replace(self._wish, progress=self._ledger.progress)
+        crew = ClientCrew(
+            self._ledger,
+            wish.lanes,
+            lambda: _connect(endpoint, self._options.deadlines.connect_s),
+            self._options.deadlines.stall_s,
+        )
+        before = self._ledger.verified_bytes
+        observer = Observer(self._options.logger, endpoint, fields)
+        session = _converse(endpoint, wish, crew, observer, self._options.deadlines)
+        verdict = _verdict(session)
+        self._dirty |= verdict.weights_dirty
+        moved = max(0, self._ledger.verified_bytes - before)
+        self._attempts.append(
+            Attempt(
+                endpoint,
+                verdict.reason,
+                verdict.detail,
+                moved,
+                dict(observer.seconds),
+                verdict.differences,
+            )
+        )
+        return verdict
+
+    def _wait(self, seconds: float, endpoints: Sequence[Endpoint]) -> None:
+        fields = {
+            "netloader.sources": ", ".join(map(str, endpoints)),
+            "netloader.wait_s": round(seconds, 3),
+        }
+        emit(self._options.logger, "netloader.source.waiting", fields)
+        threading.Event().wait(seconds)
+
+    def _outcome(self, state: State, reason: Reason) -> Outcome:
+        return Outcome(
+            state=state,
+            reason=reason,
+            attempts=tuple(self._attempts),
+            nbytes=self._ledger.verified_bytes,
+            weights_dirty=self._dirty,
+            progress=self._ledger.progress,
+        )
+
+
+def describe(
+    sources: Sequence[Endpoint], identity: Identity, options: ClientOptions
+) -> Description | None:
+    """Ask sources, in order, what they resolved when they loaded the model; None if none says.
+
+    Takes no place at the server. `identity` may name only what is known before a model is built.
+    """
+    wish = Wish(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
+    for number, endpoint in enumerate(sources, 1):
+        observer = Observer(options.logger, endpoint, {"netloader.source.attempt": number})
+        session = _converse(endpoint, wish, IdleCrew(), observer, options.deadlines)
+        if session.description is not None and _verdict(session).state is State.DONE:
+            return session.description
+    return None
+
+
+def _converse(
+    endpoint: Endpoint, wish: Wish, crew: Crew, observer: Observer, deadlines: Deadlines
+) -> ClientSession:
+    """Run one session from connect to verdict on this thread."""
+    loop = Loop()
+    session = ClientSession(wish, deadlines, secrets.token_hex(16), monotonic())
+    link = Link(loop, session, crew, observer, None)
+
+    def dial() -> None:
+        try:
+            sock = _connect(endpoint, deadlines.connect_s)
+        except OSError as error:
+            detail = error.strerror or type(error).__name__
+            loop.post(lambda: link.connect_failed(detail))
+        else:
+            loop.post(lambda: link.connected(sock))
+
+    # A name look-up has no time-out of its own, so dialling must not hold up the session's clock.
+    threading.Thread(target=dial, name="netloader-dial", daemon=True).start()
+    try:
+        loop.run(lambda: link.closed)
+    finally:
+        link.close()
+        stopped = crew.join(STOP_S)
+        loop.close()
+    if not stopped:
+        raise NetloaderError("an aborted transfer is still running; the tensors must not be used")
+    return session
+
+
+def _connect(endpoint: Endpoint, timeout_s: float) -> socket.socket:
+    return socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
+
+
+def _verdict(session: ClientSession) -> Verdict:
+    """The session's verdict; one that ended without has hit a bug of ours, already logged."""
+    if session.verdict is not None:
+        return session.verdict
+    return Verdict(State.FALLBACK, Reason.STOPPED, "internal error", session.touched)
+
+
+def _sane(seconds: float) -> float:
+    """A pause that a peer asked for, made harmless."""
+    if not math.isfinite(seconds):
+        return MAX_RETRY_AFTER_S
+    return min(max(seconds, 0.1), MAX_RETRY_AFTER_S)

@@ -1,0 +1,212 @@
+"""Work that takes long, on a thread of its own. Law: an order in, one event out, abort anywhere."""
+
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from socket import socket
+from typing import TypeAlias
+
+from netloader.config import Deadlines
+from netloader.errors import LocalProtocolError
+from netloader.fsm.effects import OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.events import (
+    Event,
+    OfferReady,
+    OfferRefused,
+    TransferFailed,
+    Transferred,
+    TransportReady,
+)
+from netloader.fsm.messages import Lane, Offer
+from netloader.fsm.reasons import Reason
+from netloader.io.framing import encode
+from netloader.io.intake import Intake, Ledger
+from netloader.io.publication import Publication
+from netloader.io.transports import Inlet, Outlet, Receiving, Sending, TransferError, named
+
+Order: TypeAlias = PrepareOffer | OpenTransport | StartTransfer
+
+RETRY_AFTER_S = 2.0
+"""When a client that was turned away may come again: a few gigabytes from now."""
+
+
+class Crew(ABC):
+    """Carries out one session's orders, one at a time, and posts what became of each."""
+
+    def __init__(self) -> None:
+        self.post: Callable[[Event], None] = lambda _: None
+        self.trouble: Callable[[Exception], None] = lambda _: None
+        self._thread: threading.Thread | None = None
+
+    def begin(self, order: Order) -> None:
+        """Start on an order; its event is posted when it is done or has failed."""
+        name = f"netloader-{type(order).__name__.lower()}"
+        self._thread = threading.Thread(target=self._work, args=(order,), name=name, daemon=True)
+        self._thread.start()
+
+    def _work(self, order: Order) -> None:
+        event: Event
+        try:
+            event = self.do(order)
+        except TransferError as error:
+            event = TransferFailed(error.reason, error.detail)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the session must hear of it
+            self.trouble(error)
+            event = TransferFailed(Reason.TRANSFER_FAILED, f"internal: {type(error).__name__}")
+        self.post(event)
+
+    @abstractmethod
+    def do(self, order: Order) -> Event:
+        """Carry out one order, on the worker thread."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Make the order at hand fail within a second (from any thread, any number of times)."""
+
+    def close(self) -> None:
+        """The session is over: let go of everything."""
+        self.abort()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the worker to be gone; False when it is still there."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+
+class IdleCrew(Crew):
+    """For sessions that never get as far as work: a client that only asks for a description."""
+
+    def do(self, order: Order) -> Event:
+        """Refuse: no order can come."""
+        raise LocalProtocolError(f"nobody carries out {type(order).__name__} here")
+
+    def abort(self) -> None:
+        """Do nothing: nothing runs."""
+
+
+class ServerCrew(Crew):
+    """Prepares offers and sends. `host` is this side's address on the control connection."""
+
+    def __init__(
+        self, publication: Publication, session: str, host: str, deadlines: Deadlines
+    ) -> None:
+        super().__init__()
+        self._publication = publication
+        self._outlet = Outlet(publication.weights, session, host, deadlines.stall_s)
+        self._patience_s = deadlines.validate_s / 2
+        self._sending: Sending | None = None
+        self._leaving = contextlib.ExitStack()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def do(self, order: Order) -> Event:
+        """Prepare an offer, or send what was asked for."""
+        match order:
+            case PrepareOffer():
+                return self._prepare(order)
+            case StartTransfer() if self._sending is not None:
+                segments = [self._publication.segments[i] for i in order.segments]
+                return Transferred(self._sending.run(segments, order.lanes))
+            case _:
+                raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
+
+    def _prepare(self, order: PrepareOffer) -> Event:
+        publication = self._publication
+        if publication.withdrawn:
+            return OfferRefused(Reason.NOT_SERVING, publication.withdrawn)
+        if not self._enter():
+            detail = f"all {publication.max_clients} places are taken"
+            return OfferRefused(Reason.BUSY, detail, RETRY_AFTER_S)
+        digests = publication.digests(self._patience_s)
+        if digests is None:
+            return OfferRefused(Reason.NOT_READY, "digests are being computed", RETRY_AFTER_S)
+        sending = named(order.transport).sending(self._outlet)
+        with self._lock:
+            self._sending = sending
+        return OfferReady(sending.rendezvous(), digests)
+
+    def _enter(self) -> bool:
+        """Take a place, which `close` gives back, even one that came first."""
+        with self._lock:
+            if self._closed or not self._publication.admit():
+                return False
+            self._leaving.callback(self._publication.leave)
+            return True
+
+    def attach(self, index: int, lane: socket) -> None:
+        """Take a data lane of this session."""
+        with self._lock:
+            sending = None if self._closed else self._sending
+        if sending is None:
+            lane.close()
+        else:
+            sending.attach(index, lane)
+
+    def abort(self) -> None:
+        """Stop sending."""
+        with self._lock:
+            sending = self._sending
+        if sending is not None:
+            sending.abort()
+
+    def close(self) -> None:
+        """Stop, and give the place back."""
+        with self._lock:
+            self._closed = True
+        self.abort()
+        self._leaving.close()
+
+
+class ClientCrew(Crew):
+    """Opens transports and receives. `connect` makes one more connection to the server's port."""
+
+    def __init__(
+        self, ledger: Ledger, lanes: int, connect: Callable[[], socket], stall_s: float
+    ) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._lanes = lanes
+        self._connect = connect
+        self._stall_s = stall_s
+        self._intake: Intake | None = None
+        self._receiving: Receiving | None = None
+        self._aborted = False
+        self._lock = threading.Lock()
+        self.host = ""
+
+    def do(self, order: Order) -> Event:
+        """Open this end, or receive what was asked for."""
+        match order:
+            case OpenTransport():
+                return self._open(order.offer)
+            case StartTransfer() if self._receiving is not None and self._intake is not None:
+                segments = [self._intake.segments[i] for i in order.segments]
+                return Transferred(self._receiving.run(segments))
+            case _:
+                raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
+
+    def _open(self, offer: Offer) -> Event:
+        def dial(index: int) -> socket:
+            lane = self._connect()
+            lane.sendall(encode(Lane(offer.session, index)))
+            return lane
+
+        self._intake = self._ledger.follow(offer)
+        inlet = Inlet(self._intake, offer.session, self.host, self._stall_s, dial, self._lanes)
+        receiving = named(offer.transport).receiving(inlet)
+        with self._lock:
+            self._receiving = receiving
+            if self._aborted:
+                raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+        receiving.open()
+        return TransportReady()
+
+    def abort(self) -> None:
+        """Stop receiving."""
+        with self._lock:
+            self._aborted = True
+            receiving = self._receiving
+        if receiving is not None:
+            receiving.abort()

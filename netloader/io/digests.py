@@ -1,0 +1,45 @@
+"""Digest algorithms by name. Law: the same bytes give the same hex word on every host.
+
+BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs) is collision resistant and, measured on one
+core with AVX-512, hashes 4.7 GiB/s: more than one TCP connection carries.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from blake3 import blake3
+
+
+class Hasher(Protocol):
+    """What is needed of a hash: feed it, then ask."""
+
+    def update(self, data: memoryview, /) -> object:
+        """Take more bytes."""
+
+    def hexdigest(self) -> str:
+        """The digest of everything taken so far."""
+
+
+ALGORITHMS: dict[str, Callable[[], Hasher]] = {"blake3": blake3}
+"""Every algorithm this side can do, best first."""
+
+STEP_BYTES = 1 << 20
+"""Bytes hashed per call: long enough to release the interpreter lock, short enough to share it."""
+
+
+def digest_of(algorithm: str, views: Iterable[memoryview]) -> str:
+    """The digest of some memory, in order."""
+    hasher = ALGORITHMS[algorithm]()
+    for view in views:
+        for start in range(0, len(view), STEP_BYTES):
+            hasher.update(view[start : start + STEP_BYTES])
+    return hasher.hexdigest()
+
+
+def digests_of(
+    algorithm: str, segments: Iterable[Callable[[], Iterable[memoryview]]], workers: int
+) -> tuple[str, ...]:
+    """The digests of many segments, `workers` at a time; each is read when its turn comes."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="netloader-digest") as pool:
+        return tuple(pool.map(lambda views: digest_of(algorithm, views()), segments))

@@ -1,0 +1,289 @@
+"""The loop: input, step, perform, observe. Law: a link has one owner thread, others use `post`.
+
+One `Loop` runs any number of control connections on one thread. Everything a link does comes from
+its session's effects; if a line here asks what the protocol means, it belongs in the table.
+"""
+
+import contextlib
+import queue
+import selectors
+import socket
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, assert_never
+
+from netloader.fsm.effects import (
+    AbortTransfer,
+    Effect,
+    OpenTransport,
+    PrepareOffer,
+    Send,
+    Settle,
+    StartTransfer,
+)
+from netloader.fsm.events import (
+    Connected,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlinePassed,
+    Event,
+    Violated,
+)
+from netloader.fsm.messages import Lane
+from netloader.fsm.session import Session
+from netloader.fsm.states import State
+from netloader.io.clock import monotonic
+from netloader.io.crew import Crew
+from netloader.io.framing import Decoder, encode
+from netloader.io.observe import Observer
+
+READ_BYTES = 256 * 1024
+"""One read: a manifest of ten thousand tensors in a handful."""
+LINGER_S = 1.0
+"""How long a settled link waits for the peer to take the last frame and hang up."""
+
+Router: TypeAlias = Callable[[Lane, socket.socket], None]
+
+
+class Timed(Protocol):
+    """Something in a loop that wants to be called at a time."""
+
+    def next_timeout(self) -> float | None:
+        """When, in seconds of the monotonic clock; None for never."""
+
+    def handle_timeout(self, now: float) -> None:
+        """It is that time."""
+
+
+class Loop:
+    """One selector, one inbox, any number of links; runs on the thread that calls `run`."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._bell, self._hammer = socket.socketpair()
+        self._hammer.setblocking(False)
+        self._bell.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ, lambda _: self._answer())
+        self.members: set[Timed] = set()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run `call` on the loop's thread soon; the only method for other threads."""
+        self._inbox.put(call)
+        with contextlib.suppress(OSError):  # a full bell rings anyway; a closed loop needs none
+            self._hammer.send(b"\0")
+
+    def watch(self, sock: socket.socket, mask: int, call: Callable[[int], None]) -> None:
+        """Call `call(ready_mask)` whenever a socket is ready; a mask of 0 stops it."""
+        known = sock.fileno() in self._selector.get_map()
+        if not mask:
+            if known:
+                self._selector.unregister(sock)
+        elif known:
+            self._selector.modify(sock, mask, call)
+        else:
+            self._selector.register(sock, mask, call)
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """Turn until `until()` is true."""
+        while not until():
+            self._turn()
+
+    def _turn(self) -> None:
+        for key, ready in self._selector.select(self._pause()):
+            key.data(ready)
+        while not self._inbox.empty():
+            self._inbox.get_nowait()()
+        now = monotonic()
+        for member in tuple(self.members):
+            due = member.next_timeout()
+            if due is not None and due <= now:
+                member.handle_timeout(now)
+
+    def _pause(self) -> float | None:
+        times = [due for m in self.members if (due := m.next_timeout()) is not None]
+        return max(0.0, min(times) - monotonic()) if times else None
+
+    def _answer(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._bell.recv(4096)
+
+    def close(self) -> None:
+        """Free the selector and the bell."""
+        self._selector.close()
+        self._bell.close()
+        self._hammer.close()
+
+
+class Link:
+    """One session with its connection, crew and observer."""
+
+    def __init__(
+        self, loop: Loop, session: Session, crew: Crew, observer: Observer, router: Router | None
+    ) -> None:
+        self.session = session
+        self.closed = False
+        self.on_close: Callable[[], None] = lambda: None
+        self._loop = loop
+        self._crew = crew
+        self._observer = observer
+        self._router = router
+        self._decoder = Decoder(session.frame_limit)
+        self._sock: socket.socket | None = None
+        self._out = bytearray()
+        self._silent = False
+        self._linger_until: float | None = None
+        crew.post = lambda event: loop.post(lambda: self.handle(event))
+        crew.trouble = observer.trouble
+        loop.members.add(self)
+
+    # -- input -----------------------------------------------------------------------------------
+
+    def connected(self, sock: socket.socket) -> None:
+        """The control connection is up."""
+        if self.closed:
+            sock.close()
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self._watch()
+        self.handle(Connected())
+
+    def connect_failed(self, detail: str) -> None:
+        """The control connection could not be made."""
+        if not self.closed and self._sock is None:
+            self.handle(ConnectFailed(detail))
+
+    def handle(self, event: Event) -> None:
+        """Take one event: step, observe, perform. Everything enters here."""
+        if self.closed:
+            return
+        try:
+            step = self.session.step(event, monotonic())
+        except Exception as error:  # noqa: BLE001 - our bug ends this session, never the loop
+            self._observer.trouble(error)
+            self.close()
+            return
+        self._decoder.limit = self.session.frame_limit
+        self._observer.saw(self.session, step)
+        for effect in step.effects:
+            self._perform(effect)
+
+    def next_timeout(self) -> float | None:
+        """When this link wants to be called."""
+        settled = self._linger_until is not None
+        return self._linger_until if settled else self.session.next_timeout()
+
+    def handle_timeout(self, now: float) -> None:
+        """Tell the session that its time is up."""
+        del now
+        if self._linger_until is not None:
+            self.close()
+        else:
+            self.handle(DeadlinePassed())
+
+    def _ready(self, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            self._flush()
+        if mask & selectors.EVENT_READ and self._sock is not None:
+            self._read(self._sock)
+
+    def _read(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(min(self._decoder.wanted, READ_BYTES))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._gone(type(error).__name__)
+            return
+        if not data:
+            self._gone("closed by the peer")
+            return
+        for heard in self._decoder.feed(data):
+            if isinstance(heard, Lane):
+                self._hand_over(heard)
+            else:
+                self.handle(heard)
+
+    def _gone(self, detail: str) -> None:
+        if self._linger_until is not None:
+            self.close()
+            return
+        self._silent = True
+        self._watch()
+        self.handle(ConnectionLost(detail))
+
+    def _hand_over(self, lane: Lane) -> None:
+        """A connection whose first words name a lane is no control connection: pass it on."""
+        sock = self._sock
+        if self._router is None or sock is None or self.session.state is not State.HANDSHAKE:
+            self.handle(Violated("a lane where none belongs"))
+            return
+        self._loop.watch(sock, 0, self._ready)
+        self._sock = None
+        self.close()
+        self._router(lane, sock)
+
+    # -- output ----------------------------------------------------------------------------------
+
+    def _perform(self, effect: Effect) -> None:
+        """Carry out one effect. Everything leaves here."""
+        match effect:
+            case Send():
+                self._out += encode(effect.message)
+                self._flush()
+            case PrepareOffer() | OpenTransport() | StartTransfer():
+                self._crew.begin(effect)
+            case AbortTransfer():
+                self._crew.abort()
+            case Settle():
+                self._linger_until = monotonic() + LINGER_S
+                self._crew.close()
+                self._flush()
+            case _:
+                assert_never(effect)
+
+    def _flush(self) -> None:
+        sock = self._sock
+        if sock is None or self._silent:
+            self._out.clear()
+        elif self._out:
+            try:
+                del self._out[: sock.send(self._out)]
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:
+                self._silent = True  # reading will tell why, as an event
+                self._out.clear()
+        if self._linger_until is not None and not self._out:
+            self._hang_up()
+        self._watch()
+
+    def _hang_up(self) -> None:
+        """Say goodbye and give the peer a moment to do the same: an RST would eat our words."""
+        if self._sock is None or self._silent:
+            self.close()
+            return
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def _watch(self) -> None:
+        if self._sock is None:
+            return
+        reading = 0 if self._silent else selectors.EVENT_READ
+        writing = selectors.EVENT_WRITE if self._out else 0
+        self._loop.watch(self._sock, reading | writing, self._ready)
+
+    def close(self) -> None:
+        """Let go of everything, without a word; a link closes itself when its session is over."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.members.discard(self)
+        self._crew.close()
+        if self._sock is not None:
+            self._loop.watch(self._sock, 0, self._ready)
+            self._sock.close()
+            self._sock = None
+        self._observer.closed(self.session)
+        self.on_close()

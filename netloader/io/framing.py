@@ -1,0 +1,121 @@
+"""Messages to frames and back. Law: bounded, incremental, and no byte of a peer ever raises.
+
+A frame is 4 bytes magic, 1 byte frame version, 4 bytes length (big-endian), then a JSON document
+`{"kind": ..., "body": ...}` that is validated against the message's dataclass. Unknown fields are
+ignored, so a newer peer may say more; a wrong type is a violation.
+"""
+
+import struct
+from typing import TypeAlias, get_args
+
+import msgspec
+
+from netloader.fsm.events import PeerEvent, Violated
+from netloader.fsm.messages import Lane, Message
+
+Spoken: TypeAlias = Message | Lane
+Heard: TypeAlias = PeerEvent | Lane
+
+MAGIC = b"NETL"
+FRAME_VERSION = 1
+HEADER = struct.Struct(">4sBI")
+PREFIX = MAGIC + bytes([FRAME_VERSION])
+
+_KINDS: dict[str, type[Spoken]] = {
+    kind.__name__.lower(): kind for kind in (*get_args(Message), Lane)
+}
+_BODIES = {name: msgspec.json.Decoder(kind) for name, kind in _KINDS.items()}
+_ENCODER = msgspec.json.Encoder()
+
+
+class _Envelope(msgspec.Struct):
+    kind: str
+    body: msgspec.Raw
+
+
+_ENVELOPES = msgspec.json.Decoder(_Envelope)
+
+
+def encode(message: Spoken) -> bytes:
+    """One whole frame."""
+    body = msgspec.Raw(_ENCODER.encode(message))
+    document = _ENCODER.encode(_Envelope(type(message).__name__.lower(), body))
+    return HEADER.pack(MAGIC, FRAME_VERSION, len(document)) + document
+
+
+class Decoder:
+    """Bytes in, messages out. After a violation everything further is discarded.
+
+    `limit` is the largest document in bytes; it may be changed between two calls, because a peer
+    that has proven itself may send a manifest.
+    """
+
+    __slots__ = ("_buffer", "_dead", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._buffer = bytearray()
+        self._dead = False
+
+    @property
+    def buffered(self) -> int:
+        """Bytes held back because their frame is not whole yet."""
+        return len(self._buffer)
+
+    @property
+    def wanted(self) -> int:
+        """Bytes that complete the frame at hand: reading no more leaves a lane's bytes alone."""
+        have = len(self._buffer)
+        if have < HEADER.size:
+            return HEADER.size - have
+        return HEADER.size + int(HEADER.unpack_from(self._buffer)[2]) - have
+
+    def feed(self, data: bytes) -> list[Heard]:
+        """Take bytes; answer with every message they complete, and a `Violated` at a bad one."""
+        if self._dead:
+            return []
+        self._buffer += data
+        heard: list[Heard] = []
+        while not self._dead and (item := self._next()) is not None:
+            heard.append(item)
+            if isinstance(item, Violated):
+                self._dead = True
+                self._buffer.clear()
+        return heard
+
+    def _next(self) -> Heard | None:
+        start = bytes(self._buffer[: len(PREFIX)])
+        if not PREFIX.startswith(start):
+            return Violated(_foreign(start))
+        if len(self._buffer) < HEADER.size:
+            return None
+        _, _, length = HEADER.unpack_from(self._buffer)
+        if length > self.limit:
+            return Violated(f"a frame of {length} bytes where {self.limit} are allowed")
+        end = HEADER.size + length
+        if len(self._buffer) < end:
+            return None
+        document = bytes(memoryview(self._buffer)[HEADER.size : end])
+        del self._buffer[:end]
+        return _read(document)
+
+
+def _foreign(start: bytes) -> str:
+    if start[: len(MAGIC)] == MAGIC:
+        return f"frame version {start[-1]}, this side reads {FRAME_VERSION}"
+    return "bytes of another protocol"
+
+
+def _read(document: bytes) -> Heard:
+    try:
+        envelope = _ENVELOPES.decode(document)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return Violated("a frame that is no message")
+    body = _BODIES.get(envelope.kind)
+    if body is None:
+        return Violated("a message of an unknown kind")
+    try:
+        heard: Heard = body.decode(envelope.body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return Violated(f"a {envelope.kind} with a field missing or of a wrong type")
+    return heard

@@ -1,0 +1,96 @@
+"""Verifying while receiving. Law: a segment counts only after its digest matched.
+
+The ledger outlives a source: what one source delivered and verified is not asked of the next,
+unless the next offers other digests, because bytes of two checkpoints are never mixed.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from netloader.fsm.manifest import Progress, Segment, plan
+from netloader.fsm.messages import Offer
+from netloader.fsm.reasons import Reason
+from netloader.io.digests import ALGORITHMS
+from netloader.io.transports.base import TransferError
+from netloader.io.weights import Weights, memory_of
+
+Report = Callable[[int, int], None]
+"""Called with bytes verified so far and bytes in all, from whatever thread moved them."""
+
+
+class Ledger:
+    """Which segments are verified, against which digests."""
+
+    def __init__(self, weights: Weights, report: Report) -> None:
+        self.weights = weights
+        self.total = weights.manifest.nbytes
+        self.verified_bytes = 0
+        self._report = report
+        self._against = Progress()
+        self._verified: set[int] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def progress(self) -> Progress:
+        """What is held so far."""
+        with self._lock:
+            return replace(self._against, verified=frozenset(self._verified))
+
+    def follow(self, offer: Offer) -> "Intake":
+        """Take an offer: keep what was verified against the same digests, else start over."""
+        held = self.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
+        segments = plan(self.weights.manifest, offer.segment_bytes)
+        with self._lock:
+            self._against, self._verified = held, set(held.verified)
+            self.verified_bytes = sum(segments[i].nbytes for i in held.verified)
+        return Intake(self, offer, segments)
+
+    def record(self, segment: Segment) -> None:
+        """Note a verified segment."""
+        with self._lock:
+            self._verified.add(segment.index)
+            self.verified_bytes += segment.nbytes
+            self._report(self.verified_bytes, self.total)
+
+
+class Intake:
+    """The receiving end of one source."""
+
+    def __init__(self, ledger: Ledger, offer: Offer, segments: Sequence[Segment]) -> None:
+        self.ledger = ledger
+        self.offer = offer
+        self.segments = segments
+
+    def expect(self, segment: Segment) -> "Incoming":
+        """Where the bytes of one segment go."""
+        return Incoming(self, segment)
+
+
+class Incoming:
+    """One segment on its way in: fill `views` in order, `update` with what came, then `finish`."""
+
+    def __init__(self, intake: Intake, segment: Segment) -> None:
+        self._intake = intake
+        self._segment = segment
+        self._hasher = ALGORITHMS[intake.offer.digest]()
+        self.tensors = [intake.ledger.weights.target(piece) for piece in segment.pieces]
+        self.views = [memory_of(tensor) for tensor in self.tensors]
+
+    def update(self, view: memoryview) -> None:
+        """Take the next bytes into the digest."""
+        self._hasher.update(view)
+
+    def finish(self) -> None:
+        """Compare, and count the segment.
+
+        Raises:
+            TransferError: DIGEST_MISMATCH; the segment does not count.
+        """
+        index = self._segment.index
+        if self._hasher.hexdigest() != self._intake.offer.digests[index]:
+            raise TransferError(
+                Reason.DIGEST_MISMATCH, f"segment {index} does not match its published digest"
+            )
+        self._intake.ledger.weights.arrived(self._segment)
+        self._intake.ledger.record(self._segment)

@@ -1,0 +1,153 @@
+"""One listening port, any number of clients. Law: nothing a client does reaches past its own link.
+
+The session id is what lets a client attach data lanes, so in a log or on the wire it is a name for
+a session only while that session lives.
+"""
+
+import secrets
+import selectors
+import socket
+import threading
+
+from netloader.config import Deadlines, Endpoint
+from netloader.fsm.events import StopRequested
+from netloader.fsm.messages import Lane
+from netloader.fsm.reasons import Reason
+from netloader.fsm.server import ServerSession
+from netloader.fsm.states import State
+from netloader.io.clock import monotonic
+from netloader.io.crew import ServerCrew
+from netloader.io.driver import Link, Loop
+from netloader.io.observe import Observer
+from netloader.io.publication import Publication
+from netloader.log import Logger, emit
+
+MAX_LINKS = 256
+"""Control connections at once. At the limit the oldest that has not introduced itself must go, so
+a flood of idle connections keeps nobody out for longer than it takes to say hello."""
+BACKLOG = 128
+CLOSE_S = 5.0
+"""How long `close` waits for sessions to say goodbye."""
+PAUSE_S = 1.0
+"""How long accepting rests when the process is out of file descriptors."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one, so no port is looked for first and bound later.
+
+    Raises:
+        OSError: the port is busy or the address is not this host's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+class Listener:
+    """Serves one publication on one socket, on a thread of its own."""
+
+    def __init__(
+        self, sock: socket.socket, publication: Publication, deadlines: Deadlines, logger: Logger
+    ) -> None:
+        host, port = sock.getsockname()[:2]
+        self.endpoint = Endpoint(host, port)
+        self._sock = sock
+        self._publication = publication
+        self._deadlines = deadlines
+        self._logger = logger
+        self._loop = Loop()
+        self._links: dict[Link, ServerCrew] = {}
+        self._crews: dict[str, ServerCrew] = {}
+        self._resume_at: float | None = None
+        self._stopping = False
+        sock.setblocking(False)
+        self._loop.watch(sock, selectors.EVENT_READ, self._accept)
+        self._loop.members.add(self)
+        self._thread = threading.Thread(target=self._run, name="netloader-listener", daemon=True)
+        self._thread.start()
+        self._log("netloader.listener.started")
+
+    def close(self) -> None:
+        """Turn every client away, free the port, the threads and the publication. Idempotent."""
+        if not self._stopping:
+            self._loop.post(self._stop)
+            self._thread.join(CLOSE_S + 1)
+            self._log("netloader.listener.stopped")
+
+    def next_timeout(self) -> float | None:
+        """When to accept again, or to stop waiting for goodbyes."""
+        return self._resume_at
+
+    def handle_timeout(self, now: float) -> None:
+        """Accept again."""
+        del now
+        self._resume_at = None
+        if not self._stopping:
+            self._loop.watch(self._sock, selectors.EVENT_READ, self._accept)
+
+    def _run(self) -> None:
+        self._loop.run(lambda: self._stopping and (not self._links or self._resume_at is None))
+        for link in tuple(self._links):
+            link.close()
+        self._loop.close()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._loop.watch(self._sock, 0, self._accept)
+        self._sock.close()
+        self._resume_at = monotonic() + CLOSE_S
+        for link in tuple(self._links):
+            link.handle(StopRequested(Reason.NOT_SERVING, "the server is closing"))
+
+    def _accept(self, ready: int) -> None:
+        del ready
+        try:
+            sock, address = self._sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError:
+            self._loop.watch(self._sock, 0, self._accept)
+            self._resume_at = monotonic() + PAUSE_S
+            self._make_room()
+            return
+        if len(self._links) >= MAX_LINKS:
+            self._make_room()
+        self._admit(sock, Endpoint(address[0], address[1]))
+
+    def _admit(self, sock: socket.socket, peer: Endpoint) -> None:
+        name = secrets.token_hex(16)
+        session = ServerSession(
+            self._publication.offering, self._deadlines, name, secrets.token_hex(16), monotonic()
+        )
+        crew = ServerCrew(self._publication, name, sock.getsockname()[0], self._deadlines)
+        observer = Observer(self._logger, peer, {})
+        link = Link(self._loop, session, crew, observer, self._route)
+        self._links[link] = crew
+        self._crews[name] = crew
+        link.on_close = lambda: self._forget(link, name)
+        link.connected(sock)
+
+    def _forget(self, link: Link, name: str) -> None:
+        self._links.pop(link, None)
+        self._crews.pop(name, None)
+
+    def _make_room(self) -> None:
+        """Let go of the connection that has been silent longest."""
+        for link in self._links:
+            if link.session.state is State.HANDSHAKE:
+                link.handle(StopRequested(Reason.BUSY, "too many connections that say nothing"))
+                return
+
+    def _route(self, lane: Lane, sock: socket.socket) -> None:
+        """Give a data lane to the session it names; one that names none is closed."""
+        crew = self._crews.get(lane.session)
+        if crew is None:
+            sock.close()
+        else:
+            crew.attach(lane.index, sock)
+
+    def _log(self, event: str) -> None:
+        fields = {
+            "network.local.address": self.endpoint.host,
+            "network.local.port": self.endpoint.port,
+        }
+        emit(self._logger, event, fields)

@@ -1,0 +1,110 @@
+"""Steps to log lines. Law: the machine does not log, the driver does not phrase; this file does."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from netloader.config import Endpoint
+from netloader.fsm.effects import AbortTransfer, StartTransfer
+from netloader.fsm.events import Connected, TransferFailed, Transferred
+from netloader.fsm.messages import PROTOCOL_VERSION
+from netloader.fsm.reasons import Reason
+from netloader.fsm.session import Session, Step
+from netloader.fsm.states import State
+from netloader.io.clock import monotonic
+from netloader.log import Level, Logger, emit
+
+
+class Observer:
+    """Watches one session: its log lines, and the seconds and bytes its owner reports."""
+
+    def __init__(self, logger: Logger, peer: Endpoint, fields: Mapping[str, object]) -> None:
+        self.seconds: dict[State, float] = defaultdict(float)
+        self.moved_bytes = 0
+        self._since = monotonic()
+        self._opened = False
+        self._logger = logger
+        self._fields = {
+            "network.peer.address": peer.host,
+            "network.peer.port": peer.port,
+            "network.transport": "tcp",
+            **fields,
+        }
+
+    def saw(self, session: Session, step: Step) -> None:
+        """Log one step."""
+        self._open(session, step)
+        if step.after is not step.before:
+            now = monotonic()
+            self.seconds[step.before] += now - self._since
+            self._since = now
+            self._say("session.transition", session, _move(step))
+        if isinstance(step.event, Transferred):
+            self.moved_bytes = step.event.nbytes
+            self._say("transfer.finished", session, {"netloader.transfer.bytes": self.moved_bytes})
+        if isinstance(step.event, TransferFailed):
+            self._say("transfer.aborted", session, {"netloader.detail": step.event.detail})
+        elif step.before is State.TRANSFER and any(
+            isinstance(e, AbortTransfer) for e in step.effects
+        ):
+            self._say("transfer.aborted", session, {})
+        for effect in step.effects:
+            if isinstance(effect, StartTransfer):
+                asked = {
+                    "netloader.segments": len(effect.segments),
+                    "netloader.lanes": effect.lanes,
+                }
+                self._say("transfer.started", session, asked)
+
+    def closed(self, session: Session) -> None:
+        """Log the canonical line: the whole session in one record."""
+        verdict = session.verdict
+        if verdict is None or not self._opened:
+            return
+        if verdict.reason is Reason.PROTOCOL_VIOLATION and not verdict.by_peer:
+            self._say("peer.violation", session, {"netloader.detail": verdict.detail})
+        spent = self.seconds[State.TRANSFER]
+        fields: dict[str, object] = {
+            "netloader.outcome": verdict.state.value,
+            "netloader.reason": verdict.reason.value,
+            "netloader.detail": verdict.detail,
+            "netloader.by_peer": verdict.by_peer,
+            "netloader.weights_dirty": verdict.weights_dirty,
+            "netloader.transfer.bytes": self.moved_bytes,
+            "netloader.transfer.duration_s": round(spent, 6),
+            "netloader.transfer.throughput_bytes_per_s": round(self.moved_bytes / spent)
+            if spent
+            else 0,
+            "network.protocol.name": "netloader",
+            "network.protocol.version": PROTOCOL_VERSION,
+        }
+        for state, seconds in self.seconds.items():
+            fields[f"netloader.phase.{state.value}.duration_s"] = round(seconds, 6)
+        for i, difference in enumerate(verdict.differences[:8]):
+            fields[f"netloader.difference.{i}"] = str(difference)
+        level: Level = "info" if verdict.state is State.DONE else "warning"
+        emit(self._logger, "netloader.session.closed", self._with(session, fields), level=level)
+
+    def trouble(self, error: Exception) -> None:
+        """Log a bug of ours, with its stack."""
+        emit(self._logger, "netloader.driver.error", self._fields, exc_info=error)
+
+    def _open(self, session: Session, step: Step) -> None:
+        """A server's session counts as open when its peer has spoken: a lane never does so here."""
+        if not self._opened and (session.role == "client" or not isinstance(step.event, Connected)):
+            self._opened = True
+            self._say("session.opened", session, {})
+
+    def _say(self, event: str, session: Session, fields: Mapping[str, object]) -> None:
+        emit(self._logger, f"netloader.{event}", self._with(session, fields))
+
+    def _with(self, session: Session, fields: Mapping[str, object]) -> dict[str, object]:
+        own = {"netloader.role": session.role, "netloader.session.id": session.name}
+        return {**self._fields, **own, **fields}
+
+
+def _move(step: Step) -> dict[str, object]:
+    return {
+        "netloader.state.from": step.before.value,
+        "netloader.state.to": step.after.value,
+        "netloader.trigger": type(step.event).__name__.lower(),
+    }

@@ -1,0 +1,87 @@
+"""What a transport is. Law: it moves the bytes of given segments, and nothing else.
+
+A transport is a pair of ends for one session. Each end runs on a worker thread, may be aborted
+from any other thread, and raises only TransferError.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from socket import socket
+from typing import TYPE_CHECKING, Protocol
+
+from netloader.errors import NetloaderError
+from netloader.fsm.manifest import Segment
+from netloader.fsm.reasons import Reason
+
+if TYPE_CHECKING:
+    from netloader.io.intake import Intake
+    from netloader.io.weights import Weights
+
+
+class TransferError(NetloaderError):
+    """The transport failed; `reason` and `detail` go into the verdict."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """What a sending end is given. `host` is this side's address on the control connection."""
+
+    weights: "Weights"
+    session: str
+    host: str
+    stall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inlet:
+    """What a receiving end is given. `dial(i)` opens data lane i to the server's one port."""
+
+    intake: "Intake"
+    session: str
+    host: str
+    stall_s: float
+    dial: Callable[[int], socket]
+    lanes: int
+
+
+class Sending(Protocol):
+    """The server's end."""
+
+    def rendezvous(self) -> Mapping[str, str]:
+        """What the client must know to open its end; goes into the offer."""
+
+    def attach(self, index: int, lane: socket) -> None:
+        """Take a data lane that the client opened (from the listener's thread)."""
+
+    def run(self, segments: Sequence[Segment], lanes: int) -> int:
+        """Send; returns the bytes sent."""
+
+    def abort(self) -> None:
+        """Make `run` end within a second (from any thread; twice does no harm)."""
+
+
+class Receiving(Protocol):
+    """The client's end."""
+
+    def open(self) -> None:
+        """Be ready to receive before the server is told to send."""
+
+    def run(self, segments: Sequence[Segment]) -> int:
+        """Receive and verify; returns the bytes received."""
+
+    def abort(self) -> None:
+        """Make `run` end within a second (from any thread; twice does no harm)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """A way to move bytes, by name."""
+
+    name: str
+    sending: Callable[[Outlet], Sending]
+    receiving: Callable[[Inlet], Receiving]

@@ -1,0 +1,100 @@
+"""A rendezvous store for two, over one data lane. Law: a key is set once, and told to the peer.
+
+`torch.distributed` needs a key-value store to introduce the members of a process group. A
+TCPStore would need a second port on the server; this store copies every key to the other side
+over a lane of the port that is already open, so there is no port to race for and nothing to
+expose. Frames: two 4-byte lengths (big-endian), then key and value.
+"""
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+
+from torch.distributed.distributed_c10d import Store
+
+LENGTHS = struct.Struct(">II")
+MAX_BYTES = 1 << 20
+"""Keys and values are addresses and identifiers of a few hundred bytes."""
+
+
+class LaneStore(Store):
+    """Both sides hold one; what either sets, both can get."""
+
+    def __init__(self, lane: socket.socket, timeout_s: float) -> None:
+        super().__init__()
+        self._lane = lane
+        self._timeout_s = timeout_s
+        self._values: dict[str, bytes] = {}
+        self._closed = False
+        self._change = threading.Condition()
+        threading.Thread(target=self._listen, name="netloader-store", daemon=True).start()
+
+    def set(self, key: str, value: bytes | str) -> None:
+        """Set a key here and on the other side."""
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        name = key.encode()
+        self._keep(key, data)
+        self._lane.sendall(LENGTHS.pack(len(name), len(data)) + name + data)
+
+    def get(self, key: str) -> bytes:
+        """The value of a key, waiting for it."""
+        self.wait([key])
+        return self._values[key]
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        """Wait until all keys are set.
+
+        Raises:
+            RuntimeError: not within the time-out, or the other side is gone.
+        """
+        seconds = timeout.total_seconds() if timeout else self._timeout_s
+
+        def here() -> bool:
+            return self._closed or all(key in self._values for key in keys)
+
+        with self._change:
+            arrived = self._change.wait_for(here, seconds)
+            if not arrived or not all(key in self._values for key in keys):
+                raise RuntimeError(f"the other side did not set {', '.join(keys)}")
+
+    def check(self, keys: Sequence[str]) -> bool:
+        """Whether all keys are set."""
+        return all(key in self._values for key in keys)
+
+    def close(self) -> None:
+        """Wake everybody who waits."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        with contextlib.suppress(OSError):
+            self._lane.shutdown(socket.SHUT_RDWR)
+
+    def _keep(self, key: str, value: bytes) -> None:
+        with self._change:
+            self._values[key] = value
+            self._change.notify_all()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                key_bytes, value_bytes = LENGTHS.unpack(self._read(LENGTHS.size))
+                if max(key_bytes, value_bytes) > MAX_BYTES:
+                    return
+                key = self._read(key_bytes).decode(errors="replace")
+                self._keep(key, self._read(value_bytes))
+        except OSError:
+            pass
+        finally:
+            self.close()
+
+    def _read(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            more = self._lane.recv(count - len(data))
+            if not more:
+                raise ConnectionResetError
+            data += more
+        return bytes(data)

@@ -1,0 +1,108 @@
+"""Data connections of one session. Law: whoever takes a lane waits with a deadline."""
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Sequence
+
+from netloader.fsm.reasons import Reason
+from netloader.io.transports.base import TransferError
+
+
+class Lanes:
+    """The lanes of one session by number: attached by one thread, taken by another."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, socket.socket] = {}
+        self._closed = False
+        self._taken = False
+        self._change = threading.Condition()
+
+    def attach(self, index: int, lane: socket.socket) -> None:
+        """Add a lane; a second one of the same number, or one too late, is closed."""
+        with self._change:
+            if self._closed or index in self._lanes:
+                lane.close()
+                return
+            self._lanes[index] = lane
+            self._change.notify_all()
+
+    def take(self, count: int, timeout_s: float) -> list[socket.socket]:
+        """Lanes 0 to count-1.
+
+        Raises:
+            TransferError: they were not all there after `timeout_s` seconds, or were aborted.
+        """
+
+        def here() -> bool:
+            return self._closed or all(i in self._lanes for i in range(count))
+
+        with self._change:
+            if not self._change.wait_for(here, timeout_s):
+                raise TransferError(Reason.TRANSFER_STALLED, f"fewer than {count} data lanes came")
+            if self._closed:
+                raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+            self._taken = True
+            return [self._lanes[i] for i in range(count)]
+
+    def abort(self) -> None:
+        """Wake every thread that waits on a lane, at once; whoever took the lanes closes them."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+            for lane in self._lanes.values():
+                with contextlib.suppress(OSError):
+                    lane.shutdown(socket.SHUT_RDWR)
+            if not self._taken:
+                self._close_all()
+
+    def close(self) -> None:
+        """Close every lane; for whoever took them, when no thread uses one any more."""
+        with self._change:
+            self._closed = True
+            self._close_all()
+
+    def _close_all(self) -> None:
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()
+
+
+def set_stall(lane: socket.socket, stall_s: float) -> None:
+    """Blocking calls that give up after `stall_s` seconds, enforced by the kernel.
+
+    A Python time-out would make the socket non-blocking and every call short; SO_RCVTIMEO and
+    SO_SNDTIMEO (socket(7)) keep calls large, so the interpreter lock is hardly ever held.
+    """
+    lane.settimeout(None)
+    seconds = int(stall_s)
+    interval = struct.pack("ll", seconds, int((stall_s - seconds) * 1_000_000))
+    lane.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+    lane.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+
+
+def side_by_side(jobs: Sequence[Callable[[], int]], abort: Callable[[], None]) -> int:
+    """Run jobs on a thread each and add up what they return; the first failure aborts the rest."""
+    results: list[int] = []
+    failures: list[Exception] = []
+
+    def run(job: Callable[[], int]) -> None:
+        try:
+            results.append(job())
+        except Exception as error:  # noqa: BLE001 - carried over to the caller's thread
+            failures.append(error)
+            abort()
+
+    threads = [
+        threading.Thread(target=run, args=(job,), name=f"netloader-lane-{i}", daemon=True)
+        for i, job in enumerate(jobs[1:], 1)
+    ]
+    for thread in threads:
+        thread.start()
+    run(jobs[0])
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return sum(results)

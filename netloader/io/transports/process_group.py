@@ -1,0 +1,239 @@
+"""Segments over a `torch.distributed` process group. Law: never the host's default group.
+
+One code path; what differs between backends is one `Backend`. The group has two members (server 0,
+client 1), its own store and the session in its name. A segment that is one tensor's memory is sent
+from and received into place; one made of several small tensors is packed into a staging buffer.
+"""
+
+import contextlib
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from netloader.errors import NetloaderError
+from netloader.fsm.manifest import Segment
+from netloader.fsm.reasons import Reason
+from netloader.io.transports.base import Inlet, Outlet, TransferError, Transport
+from netloader.io.transports.lane_store import LaneStore
+from netloader.io.transports.lanes import Lanes
+from netloader.io.weights import memory_of
+
+SERVER, CLIENT = 0, 1
+IN_FLIGHT = 2
+"""Segments under way at once: the next is on the wire while one is verified. Bounds staging memory
+to IN_FLIGHT times the segment size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What differs between the collective libraries.
+
+    `connect(store, rank, host, timeout_s)` makes a group of two; `abort(group, rank)` makes every
+    operation that waits on it fail at once.
+    """
+
+    name: str
+    connect: Callable[[Store, int, str, float], Any]
+    abort: Callable[[Any, int], None]
+
+
+class _Group:
+    """A process group of two with its lane, its store and an abort from any thread."""
+
+    def __init__(
+        self, backend: Backend, rank: int, session: str, host: str, stall_s: float
+    ) -> None:
+        self._backend = backend
+        self._rank = rank
+        self._session = session
+        self._host = host
+        self._timeout = timedelta(seconds=stall_s)
+        self._stall_s = stall_s
+        self._store: LaneStore | None = None
+        self._group: Any = None
+        self._aborted = False
+        self._lock = threading.Lock()
+        self.lanes = Lanes()
+
+    def __enter__(self) -> Self:
+        lane = self.lanes.take(1, self._stall_s)[0]
+        store = LaneStore(lane, self._stall_s)
+        with self._lock:
+            self._store = store
+        prefix = PrefixStore(f"netloader/{self._session}", store)
+        with self._translated():
+            group = self._backend.connect(prefix, self._rank, self._host, self._stall_s)
+        with self._lock:
+            self._group = group
+        if self._aborted:
+            raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.abort()  # a receive still under way must not write into the model any more
+        with self._lock:
+            self._group = None
+        if self._store is not None:
+            self._store.close()
+        self.lanes.close()
+
+    def post(self, buffer: Tensor) -> Any:
+        """Start to move one buffer to or from the other member."""
+        move = self._group.send if self._rank == SERVER else self._group.recv
+        with self._translated():
+            return move([buffer], 1 - self._rank, 0)
+
+    def wait(self, work: Any) -> None:
+        """Wait for one buffer, at most the stall deadline."""
+        with self._translated():
+            work.wait(self._timeout)
+
+    def abort(self) -> None:
+        """Make whatever runs on the group fail."""
+        with self._lock:
+            self._aborted = True
+            group, store = self._group, self._store
+        self.lanes.abort()
+        if store is not None:
+            store.close()
+        if group is not None:
+            self._backend.abort(group, self._rank)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Any:
+        try:
+            yield
+        except NetloaderError:
+            raise
+        except Exception as error:
+            stalled = "timed out" in str(error).lower() and not self._aborted
+            reason = Reason.TRANSFER_STALLED if stalled else Reason.TRANSFER_FAILED
+            detail = "aborted" if self._aborted else f"{self._backend.name}: {type(error).__name__}"
+            raise TransferError(reason, detail) from error
+
+
+class GroupSending:
+    """The server's end."""
+
+    def __init__(self, outlet: Outlet, backend: Backend) -> None:
+        self._weights = outlet.weights
+        self._group = _Group(backend, SERVER, outlet.session, outlet.host, outlet.stall_s)
+
+    def rendezvous(self) -> Mapping[str, str]:
+        """Nothing: the store travels over lane 0."""
+        return {}
+
+    def attach(self, index: int, lane: socket.socket) -> None:
+        """Take the lane of the store."""
+        lane.settimeout(None)
+        self._group.lanes.attach(index, lane)
+
+    def run(self, segments: Sequence[Segment], lanes: int) -> int:
+        """Send segment by segment, IN_FLIGHT at a time."""
+        del lanes
+        under_way: deque[tuple[Any, Tensor]] = deque()
+        with self._group as group:
+            for segment in segments:
+                buffer = self._pack(segment)
+                under_way.append((group.post(buffer), buffer))
+                if len(under_way) == IN_FLIGHT:
+                    group.wait(under_way.popleft()[0])
+            while under_way:
+                group.wait(under_way.popleft()[0])
+        return sum(segment.nbytes for segment in segments)
+
+    def _pack(self, segment: Segment) -> Tensor:
+        parts = [self._weights.read(piece) for piece in segment.pieces]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def abort(self) -> None:
+        """Fail whatever runs."""
+        self._group.abort()
+
+
+class GroupReceiving:
+    """The client's end."""
+
+    def __init__(self, inlet: Inlet, backend: Backend) -> None:
+        self._inlet = inlet
+        self._group = _Group(backend, CLIENT, inlet.session, inlet.host, inlet.stall_s)
+
+    def open(self) -> None:
+        """Open the lane of the store."""
+        try:
+            lane = self._inlet.dial(0)
+        except OSError as error:
+            raise TransferError(Reason.TRANSFER_FAILED, "no lane for the store") from error
+        lane.settimeout(None)
+        self._group.lanes.attach(0, lane)
+
+    def run(self, segments: Sequence[Segment]) -> int:
+        """Receive and verify segment by segment, IN_FLIGHT posted at a time."""
+        posted: deque[Callable[[], None]] = deque()
+        with self._group as group:
+            for segment in segments:
+                posted.append(self._expect(group, segment))
+                if len(posted) == IN_FLIGHT:
+                    posted.popleft()()
+            while posted:
+                posted.popleft()()
+        return sum(segment.nbytes for segment in segments)
+
+    def _expect(self, group: _Group, segment: Segment) -> Callable[[], None]:
+        incoming = self._inlet.intake.expect(segment)
+        alone = len(incoming.tensors) == 1
+        buffer = incoming.tensors[0] if alone else torch.empty(segment.nbytes, dtype=torch.uint8)
+        work = group.post(buffer)
+
+        def finish() -> None:
+            group.wait(work)
+            incoming.update(memory_of(buffer))
+            if not alone:
+                parts = torch.split(buffer, [len(view) for view in incoming.views])
+                for target, part in zip(incoming.tensors, parts, strict=True):
+                    target.copy_(part)
+            incoming.finish()
+
+        return finish
+
+    def abort(self) -> None:
+        """Fail whatever runs."""
+        self._group.abort()
+
+
+def process_group(backend: Backend) -> Transport:
+    """The transport of a backend."""
+    return Transport(
+        backend.name,
+        partial(GroupSending, backend=backend),
+        partial(GroupReceiving, backend=backend),
+    )
+
+
+def _connect_gloo(store: Store, rank: int, host: str, timeout_s: float) -> Any:
+    gloo: Any = dist.ProcessGroupGloo  # its stubs leave out what is needed to name the device
+    options = gloo._Options()  # noqa: SLF001 - there is no public name
+    options._timeout = timedelta(seconds=timeout_s)  # noqa: SLF001
+    options._devices = [gloo.create_device(hostname=host)]  # noqa: SLF001
+    return gloo(store, rank, 2, options)
+
+
+def _abort_gloo(group: Any, rank: int) -> None:
+    """Gloo has no abort; a receive that times out closes the pair, and that fails everything."""
+    with contextlib.suppress(RuntimeError):
+        nothing = torch.empty(1, dtype=torch.uint8)
+        group.recv([nothing], 1 - rank, 1).wait(timedelta(milliseconds=1))
+
+
+GLOO = process_group(Backend("gloo", _connect_gloo, _abort_gloo))

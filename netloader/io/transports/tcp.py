@@ -1,0 +1,157 @@
+"""Tensor memory straight into and out of sockets. Law: no copy on the way, few and large calls.
+
+Lane k of n carries segments k, k+n, k+2n ... of the request, back to back, without a header:
+both sides know the plan.
+"""
+
+import errno
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from netloader.fsm.manifest import Segment
+from netloader.fsm.reasons import Reason
+from netloader.io.transports.base import Inlet, Outlet, TransferError, Transport
+from netloader.io.transports.lanes import Lanes, set_stall, side_by_side
+
+IOV_MAX = 1024
+"""Buffers per system call (Linux UIO_MAXIOV)."""
+SEND_BYTES = 8 << 20
+"""Bytes per send call: large, yet a stall is noticed within a few megabytes."""
+RECEIVE_BYTES = 256 << 10
+"""Bytes per receive call: what was just received is hashed while it is still in the L2 cache."""
+
+
+def batches(views: Sequence[memoryview], size: int) -> Iterator[list[memoryview]]:
+    """Group memory into batches of at most `size` bytes and IOV_MAX buffers, in order."""
+    batch: list[memoryview] = []
+    room = size
+    for view in views:
+        start = 0
+        while start < len(view):
+            part = view[start : start + room]
+            batch.append(part)
+            start, room = start + len(part), room - len(part)
+            if not room or len(batch) == IOV_MAX:
+                yield batch
+                batch, room = [], size
+    if batch:
+        yield batch
+
+
+def after(batch: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of a batch when its first `done` bytes have moved."""
+    for i, view in enumerate(batch):
+        if done < len(view):
+            return [view[done:], *batch[i + 1 :]]
+        done -= len(view)
+    return []
+
+
+def send_batch(lane: socket.socket, batch: list[memoryview]) -> None:
+    """Send all of a batch."""
+    while batch:
+        batch = after(batch, lane.sendmsg(batch))
+
+
+def receive_batch(lane: socket.socket, batch: list[memoryview]) -> None:
+    """Fill all of a batch."""
+    while batch:
+        count, *_ = lane.recvmsg_into(batch, 0, socket.MSG_WAITALL)
+        if not count:
+            raise TransferError(Reason.TRANSFER_FAILED, "the data connection closed early")
+        batch = after(batch, count)
+
+
+def _as_transfer_error(error: OSError) -> TransferError:
+    if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ETIMEDOUT):
+        return TransferError(Reason.TRANSFER_STALLED, "no byte moved within the stall deadline")
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return TransferError(Reason.TRANSFER_FAILED, f"the data connection failed ({name})")
+
+
+class TcpSending:
+    """The server's end."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+        self._lanes = Lanes()
+
+    def rendezvous(self) -> Mapping[str, str]:
+        """Nothing: lanes come to the port the client already knows."""
+        return {}
+
+    def attach(self, index: int, lane: socket.socket) -> None:
+        """Take a data lane."""
+        set_stall(lane, self._outlet.stall_s)
+        self._lanes.attach(index, lane)
+
+    def run(self, segments: Sequence[Segment], lanes: int) -> int:
+        """Send, one thread a lane."""
+        try:
+            sockets = self._lanes.take(lanes, self._outlet.stall_s)
+            jobs = [partial(self._lane, s, segments[k::lanes]) for k, s in enumerate(sockets)]
+            return side_by_side(jobs, self._lanes.abort)
+        finally:
+            self._lanes.close()
+
+    def _lane(self, lane: socket.socket, segments: Sequence[Segment]) -> int:
+        try:
+            for segment in segments:
+                for batch in batches(self._outlet.weights.views(segment), SEND_BYTES):
+                    send_batch(lane, batch)
+        except OSError as error:
+            raise _as_transfer_error(error) from error
+        return sum(segment.nbytes for segment in segments)
+
+    def abort(self) -> None:
+        """Shut the lanes down; blocked calls return at once."""
+        self._lanes.abort()
+
+
+class TcpReceiving:
+    """The client's end."""
+
+    def __init__(self, inlet: Inlet) -> None:
+        self._inlet = inlet
+        self._lanes = Lanes()
+
+    def open(self) -> None:
+        """Open every lane to the server's port."""
+        for index in range(self._inlet.lanes):
+            try:
+                lane = self._inlet.dial(index)
+            except OSError as error:
+                raise _as_transfer_error(error) from error
+            set_stall(lane, self._inlet.stall_s)
+            self._lanes.attach(index, lane)
+
+    def run(self, segments: Sequence[Segment]) -> int:
+        """Receive and verify, one thread a lane."""
+        count = self._inlet.lanes
+        try:
+            sockets = self._lanes.take(count, self._inlet.stall_s)
+            jobs = [partial(self._lane, s, segments[k::count]) for k, s in enumerate(sockets)]
+            return side_by_side(jobs, self._lanes.abort)
+        finally:
+            self._lanes.close()
+
+    def _lane(self, lane: socket.socket, segments: Sequence[Segment]) -> int:
+        try:
+            for segment in segments:
+                incoming = self._inlet.intake.expect(segment)
+                for batch in batches(incoming.views, RECEIVE_BYTES):
+                    receive_batch(lane, batch)
+                    for view in batch:
+                        incoming.update(view)
+                incoming.finish()
+        except OSError as error:
+            raise _as_transfer_error(error) from error
+        return sum(segment.nbytes for segment in segments)
+
+    def abort(self) -> None:
+        """Shut the lanes down; blocked calls return at once."""
+        self._lanes.abort()
+
+
+TCP = Transport("tcp", TcpSending, TcpReceiving)

@@ -1,0 +1,298 @@
+"""Log lines: one catalogue of events, one way to write them. Law: the only import of structlog.
+
+A library logs and never configures: loggers are wrapped one by one, structlog's global
+configuration stays the host's. Inside vLLM the base name is "vllm.netloader", because vLLM shows
+only loggers below "vllm". Text form: `event key=value ...`; the same fields travel on the record
+as `record.netloader`, from which `JsonFormatter` writes one object a line.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import structlog
+from structlog.contextvars import merge_contextvars
+from structlog.typing import EventDict, Processor, ProcessorReturnValue
+
+from netloader.config import Secret
+
+Logger: TypeAlias = structlog.stdlib.BoundLogger
+"""What `get_logger` returns; `.bind(**fields)` gives one whose lines carry those fields."""
+
+Level: TypeAlias = Literal["debug", "info", "warning", "error"]
+LEVELS: Final[Mapping[Level, int]] = MappingProxyType(
+    {"debug": 10, "info": 20, "warning": 30, "error": 40}
+)
+
+
+class EventSpec(NamedTuple):
+    """One event: the levels it may have, the usual one first, and what it means."""
+
+    levels: tuple[Level, ...]
+    meaning: str
+
+
+_debug = partial(EventSpec, ("debug",))
+_info = partial(EventSpec, ("info",))
+_info_or_debug = partial(EventSpec, ("info", "debug"))
+_info_or_warning = partial(EventSpec, ("info", "warning"))
+_warning = partial(EventSpec, ("warning",))
+_error = partial(EventSpec, ("error",))
+
+EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
+    {
+        "netloader.plugin.registered": _debug("The load format is known to vLLM."),
+        "netloader.config.loaded": _info("The settings in force, secrets left out."),
+        "netloader.listener.started": _info("A server accepts clients at this address."),
+        "netloader.listener.stopped": _info("The port is free again."),
+        "netloader.listener.failed": _warning("The port cannot be opened; often it is busy."),
+        "netloader.server.offered": _info("Weights are published, and what that costs."),
+        "netloader.server.refused": _warning("No listener: why, and what would help."),
+        "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
+        "netloader.source.tried": _info("A client turns to a source."),
+        "netloader.source.waiting": _info("The source is busy and will be asked again."),
+        "netloader.session.opened": _info("The connection to a peer is up."),
+        "netloader.session.transition": _info_or_debug("The state changed (debug: it stayed)."),
+        "netloader.session.closed": _info_or_warning("The whole session in one line."),
+        "netloader.peer.violation": _warning("The peer broke the protocol."),
+        "netloader.transfer.started": _info("Bytes begin to move."),
+        "netloader.transfer.finished": _info("All bytes of the session have moved."),
+        "netloader.transfer.aborted": _warning("The transfer was stopped before its end."),
+        "netloader.loader.received": _info("The model was filled from a source."),
+        "netloader.loader.ordinary": _info("No source for this rank: ordinary loader."),
+        "netloader.fallback.engaged": _warning("The ordinary loader takes over, and why."),
+        "netloader.driver.error": _error("A bug of netloader itself, with its stack."),
+    }
+)
+"""Every event there is. No line outside this table; docs/operations.md is rendered from it."""
+
+REDACTED: Final = str(Secret(""))
+MAX_CHARS: Final = 500
+"""Longest text value: a sentence fits, and a peer cannot flood the log with one field."""
+
+_SECRET_KEY = re.compile(r"(^|[._])(token|secret|password)$", re.IGNORECASE)
+_BARE = re.compile(r'[^\s"=]+')
+_CALLER_OF_EMIT = 5  # frames: structlog's two proxies, its level method, emit, the caller
+
+
+def redact(_logger: object, _method: str, event_dict: EventDict) -> EventDict:
+    """Processor: make every field a short printable scalar, and secrets unreadable."""
+    kept = ("event", "exc_info")
+    return {k: v if k in kept else _scalar(k, v) for k, v in event_dict.items()}
+
+
+def _scalar(key: str, value: object) -> str | int | float | bool:
+    if _SECRET_KEY.search(key):
+        return REDACTED
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, int) and value.bit_length() <= 64:  # bool too
+        return value
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001 - whatever a foreign __str__ raises, the line must be written
+        text = f"<unprintable {type(value).__name__}>"
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """`text` in one line without control characters, at most MAX_CHARS long."""
+    head = text[: MAX_CHARS + 1]
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in head)
+    return line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 1] + "…"
+
+
+def to_record(_logger: object, _method: str, event_dict: EventDict) -> ProcessorReturnValue:
+    """Processor: the arguments for `logging`: the text form, and the fields in one attribute."""
+    fields = dict(event_dict)
+    exc_info = fields.pop("exc_info", None)
+    pairs = (f"{key}={_word(value)}" for key, value in fields.items() if key != "event")
+    text = " ".join((fields["event"], *pairs))
+    extra = {"netloader": fields}
+    return (text,), {"extra": extra, "exc_info": exc_info, "stacklevel": _CALLER_OF_EMIT}
+
+
+def _word(value: str | float) -> str:
+    """One value of the text form, quoted when a reader could not tell where it ends."""
+    if isinstance(value, str) and _BARE.fullmatch(value):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+PROCESSORS: Final[list[Processor]] = [
+    structlog.stdlib.filter_by_level,
+    merge_contextvars,
+    redact,
+    to_record,
+]
+
+
+def get_logger(name: str, base: str = "netloader", **context: object) -> Logger:
+    """Return the logger `base.name`, bound to `context`; a leading "netloader." is dropped."""
+    path = ".".join(part for part in (base, name.removeprefix("netloader").lstrip(".")) if part)
+    logger: Logger = structlog.wrap_logger(
+        logging.getLogger(path),
+        processors=PROCESSORS,
+        wrapper_class=structlog.stdlib.BoundLogger,
+    ).bind(**context)
+    return logger
+
+
+def emit(
+    logger: Logger,
+    event: str,
+    fields: Mapping[str, object] = MappingProxyType({}),
+    *,
+    level: Level | None = None,
+    exc_info: BaseException | bool = False,
+) -> None:
+    """Write one line; the only way to log.
+
+    The level is the event's usual one; `level` may name another of those in EVENTS. Raises
+    KeyError for an event outside EVENTS and ValueError for a level that the event does not have.
+    """
+    levels = EVENTS[event].levels
+    chosen = levels[0] if level is None else level
+    if chosen not in levels:
+        msg = f"{event} is logged at {' or '.join(levels)}, not at {chosen}"
+        raise ValueError(msg)
+    problem = {"exc_info": exc_info} if exc_info else {}
+    logger.log(LEVELS[chosen], event, **fields, **problem)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record: ours with all fields, a foreign one with its message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object as one line of ASCII, without the newline."""
+        foreign = {"event": "foreign", "message": _printable(record.getMessage())}
+        fields: dict[str, object] = getattr(record, "netloader", foreign)
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        envelope = {
+            "timestamp": moment.replace("+00:00", "Z"),
+            "severity": record.levelname,
+            "logger": record.name,
+            "event": fields["event"],
+            "process.pid": record.process,
+            "thread.name": record.threadName,
+        }
+        error = self._exception(record)
+        return json.dumps({**envelope, **fields, **error, **envelope})
+
+    def _exception(self, record: logging.LogRecord) -> dict[str, str]:
+        if not record.exc_info or record.exc_info[1] is None:
+            return {}
+        kind, error = type(record.exc_info[1]), record.exc_info[1]
+        return {
+            "exception.type": f"{kind.__module__}.{kind.__qualname__}",
+            "exception.message": str(_scalar("exception.message", error)),
+            "exception.stacktrace": self.formatException(record.exc_info),
+        }
+
+
+class _LineHandler(logging.Handler):
+    """Appends to a file, or to the process's standard error, with one write() per line.
+
+    So several processes can share the target. The file is opened for every line (ten or so a
+    session), so it may be rotated. Descriptor 2 is used rather than `sys.stderr`, which vLLM wraps
+    to put a prefix before every line.
+    """
+
+    def __init__(self, target: str, restore: int) -> None:
+        super().__init__()
+        self.target, self.restore = target, restore
+        self.setFormatter(JsonFormatter())
+        os.close(self._open())  # a path that cannot be written fails now, not at the first line
+
+    def _open(self) -> int:
+        if self.target == "stderr":
+            return os.dup(2)
+        # non-blocking: a pipe that nobody reads must be an error, not a hang
+        return os.open(self.target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record; a failure is reported as `logging` does it, and never raises."""
+        try:
+            line = self.format(record).encode() + b"\n"
+            descriptor = self._open()
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+        except Exception:  # noqa: BLE001 - the contract of logging.Handler
+            self.handleError(record)
+
+
+def configure_json(
+    target: str, base: str = "netloader", level: int = logging.INFO
+) -> Callable[[], None]:
+    """Write the lines of `base` from `level` up as JSON to `target`: a path, or "stderr".
+
+    For programs, never for libraries. A second call for the same target and base changes only the
+    level. Returns a function that undoes it. Raises OSError when the path cannot be written.
+    """
+    quiet_dependencies()
+    path = target if target == "stderr" else str(Path(target).absolute())
+    logger = logging.getLogger(base)
+    ours = _line_handlers(logger)
+    handler = next((known for known in ours if known.target == path), None)
+    if handler is None:
+        handler = _LineHandler(path, ours[0].restore if ours else logger.level)
+        logger.addHandler(handler)
+    handler.setLevel(level)
+    if logger.getEffectiveLevel() > level:
+        logger.setLevel(level)
+    return partial(_remove, logger, handler)
+
+
+def _line_handlers(logger: logging.Logger) -> list[_LineHandler]:
+    return [handler for handler in logger.handlers if isinstance(handler, _LineHandler)]
+
+
+def _remove(logger: logging.Logger, handler: _LineHandler) -> None:
+    """Take `handler` away; the last one restores the level that the logger had before the first."""
+    logger.removeHandler(handler)
+    if not _line_handlers(logger):
+        logger.setLevel(handler.restore)
+
+
+def quiet_dependencies() -> None:
+    """Stop `transitions` from logging three lines per event, unless the host set its level."""
+    logger = logging.getLogger("transitions")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
+
+
+@contextmanager
+def capture() -> Iterator[list[dict[str, Any]]]:
+    """For tests: collect the lines of all our loggers, at every level, instead of writing them.
+
+    Yields the list they arrive in: dicts with `event`, `severity` (as in "INFO") and the fields.
+    """
+    seen: list[dict[str, Any]] = []
+
+    def collect(_logger: object, method: str, event_dict: EventDict) -> ProcessorReturnValue:
+        seen.append({"severity": method.upper(), **event_dict})
+        raise structlog.DropEvent
+
+    usual = PROCESSORS[:]
+    PROCESSORS[:] = [merge_contextvars, redact, collect]
+    try:
+        yield seen
+    finally:
+        PROCESSORS[:] = usual
+
+
+def render_catalogue() -> str:
+    """EVENTS as a Markdown table."""
+    rows = (f"| `{name}` | {' / '.join(lv)} | {says} |" for name, (lv, says) in EVENTS.items())
+    return "\n".join(("| event | level | meaning |", "| --- | --- | --- |", *rows)) + "\n"

@@ -1,0 +1,299 @@
+"""The fields of `--model-loader-extra-config`. Law: one row per field; every problem, all at once.
+
+Reads the two files that fields may name (CONFIG_FILE, AUTH_TOKEN_FILE). A field that is null
+counts as absent. No error shows a secret, nor what might be one, such as a token written where
+the path of its file belongs.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, Self
+
+from netloader.config import (
+    DEADLINE_LIMITS,
+    Deadlines,
+    Endpoint,
+    Place,
+    Reader,
+    Secret,
+    choice,
+    each,
+    number,
+    one,
+    shown,
+    text_line,
+    whole,
+)
+from netloader.errors import ConfigError
+
+MAX_FILE_BYTES: Final = 2**20
+"""A thousand ranks with ten sources each need 300 KiB; more is a wrong path."""
+
+MIN_TOKEN_CHARS: Final = 16
+"""Whoever records a handshake can try tokens at leisure; shorter ones are found that way."""
+
+NOT_BUILT: Final = ("TLS_*", "MAX_BANDWIDTH", "METRICS_PORT")
+"""Announced fields that this version does not know."""
+
+HIDDEN: Final = Secret("")
+"""Shown in errors in place of a value that is, or might be, a secret."""
+
+
+class CachePolicy(Enum):
+    """Where the original of a parameter that post-processing replaced is kept."""
+
+    HBM = "hbm"
+    DRAM = "dram"
+    NO = "no"
+    AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """The loader that takes over when no source works: vLLM's load format and its extra config."""
+
+    load_format: str
+    extra: Mapping[str, object] = field(default_factory=dict, repr=False)  # may hold credentials
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator asked for; FIELDS says what each means. Made by `parse` only."""
+
+    sources: Mapping[int, tuple[Endpoint, ...]]
+    model: str | None
+    listen_port: int | None
+    int8_cache: CachePolicy
+    int8_cache_name: tuple[str, ...]
+    output_prefix: str | None
+    config_file: str | None
+    transport: str
+    listen_host: str | None
+    weight_cache: CachePolicy
+    fallback: Fallback | None
+    max_clients: int
+    token: Secret | None
+    lanes: int
+    segment_mib: int
+    deadlines: Deadlines
+    log_json: str | None
+
+    @classmethod
+    def parse(cls, extra: Mapping[str, object] | None) -> Self:
+        """Read the extra config as vLLM hands it over; ConfigError lists every problem."""
+        problems: list[str] = []
+        given = _given({} if extra is None else extra, problems)
+        values: dict[str, Any] = {}
+        for row in FIELDS:
+            at, value = given.get(row.name, (Place(row.name, problems), row.default))
+            option = None if value is None else row.read(at, value)
+            values[row.attribute or row.name.lower()] = option
+        if problems:
+            raise ConfigError(problems)
+        limits = {limit.name: values.pop(limit.name) for limit in fields(Deadlines)}
+        return cls(deadlines=Deadlines(**limits), **values)
+
+
+_port = one(  # any integer: one that is no usable port means "no listener", as the guide says
+    int | str,
+    lambda p: isinstance(p, int) or re.fullmatch("[0-9]{1,9}", p),
+    "give an integer, 1024 to 65535 (any other: no listener)",
+    int,
+)
+
+
+def _endpoint(at: Place, value: object) -> Endpoint | None:
+    try:
+        text = text_line(at, value)
+        return None if text is None else Endpoint.parse(text)
+    except ValueError as error:
+        at.problems.append(f"{at.path}: {error}")
+        return None
+
+
+def _source(at: Place, value: object) -> tuple[int | None, tuple[Endpoint, ...]]:
+    if not isinstance(value, Mapping):
+        at.refuse(value, 'give {"device_id": 0, "sources": ["host:port"]}')
+        return None, ()
+    at.refuse_unknown(value, ("device_id", "sources"))
+    rank = whole(0, 2**31 - 1)(at.inside(".device_id"), value.get("device_id"))
+    return rank, each(_endpoint)(at.inside(".sources"), value.get("sources"))
+
+
+def _sources(at: Place, value: object) -> dict[int, tuple[Endpoint, ...]]:
+    sources: dict[int, tuple[Endpoint, ...]] = {}
+    for rank, endpoints in each(_source)(at, value):
+        sources[rank] = sources.get(rank, ()) + endpoints
+    return {rank: endpoints for rank, endpoints in sources.items() if endpoints}
+
+
+_load_format = one(
+    str,
+    lambda t: t.isprintable() and t.strip().lower() not in ("", "netloader"),
+    'give a load format other than netloader itself, such as "auto", or "never"',
+    str.strip,
+)
+
+
+def _fallback(at: Place, value: object) -> Fallback | None:
+    given = {"load_format": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping):
+        at.refuse(value, 'give a load format, "never", or {"load_format": "..."}')
+        return None
+    at.refuse_unknown(given, ("load_format", "model_loader_extra_config"))
+    spot = at if given is not value else at.inside(".load_format")
+    name = _load_format(spot, given.get("load_format"))
+    extra = given.get("model_loader_extra_config")
+    if not isinstance(extra, Mapping | None):
+        at.inside(".model_loader_extra_config").refuse(HIDDEN, "give a JSON object")
+    elif name is not None and name.lower() != "never":
+        return Fallback(name, dict(extra or {}))
+    return None
+
+
+def _token(at: Place, value: object) -> Secret | None:
+    text = _file_text(at, value, HIDDEN)
+    token = None if text is None else Secret(text.strip())
+    if token is not None and len(token.reveal()) < MIN_TOKEN_CHARS:
+        at.refuse(HIDDEN, f"the file must hold {MIN_TOKEN_CHARS} characters or more")
+    return token
+
+
+def _file_text(at: Place, value: object, as_shown: object) -> str | None:
+    """What the UTF-8 file at the path `value` says, without its byte-order mark."""
+    path = Path(value if isinstance(value, str) and value.isprintable() else "")
+    problem = "give the path of a file"
+    try:
+        if path.is_file() or not path.exists():  # to open a pipe would be to wait for its writer
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+            if len(data) <= MAX_FILE_BYTES:
+                return data.decode("utf-8-sig")
+            problem = f"the file is larger than {MAX_FILE_BYTES} bytes"
+    except OSError as error:
+        problem = f"the file cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        problem = "the file must be UTF-8 text"
+    at.refuse(as_shown, problem)
+    return None
+
+
+def _json(at: Place, path: object) -> object:
+    """What CONFIG_FILE holds; no fields at all after noting a problem."""
+    try:
+        text = _file_text(at, path, path)
+        return {} if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        at.refuse(path, f"the file is no JSON: {error}")
+        return {}
+
+
+def _given(extra: object, problems: list[str]) -> dict[str, tuple[Place, object]]:
+    """Where each given field stands, and its value; CONFIG_FILE's lie over the inline ones."""
+    inline = _layer(Place("model_loader_extra_config", problems), extra, "")
+    if "CONFIG_FILE" not in inline:
+        return inline
+    at, path = inline["CONFIG_FILE"]
+    where = f"CONFIG_FILE {shown(path)}"
+    above = _layer(Place(where, problems), _json(at, path), f"{where}: ")
+    if "CONFIG_FILE" in above:
+        nested, inner = above.pop("CONFIG_FILE")
+        nested.refuse(inner, "a CONFIG_FILE cannot name another one")
+    return {**inline, **above}
+
+
+def _layer(at: Place, holder: object, prefix: str) -> dict[str, tuple[Place, object]]:
+    if not isinstance(holder, Mapping):
+        at.refuse("null" if holder is None else holder, "give a JSON object of fields")
+        return {}
+    names = [row.name for row in FIELDS]
+    planned = [k for k in holder if any(fnmatchcase(str(k).upper(), p) for p in NOT_BUILT)]
+    at.problems.extend(f"{at.path}: {shown(k)} is not supported by this version" for k in planned)
+    at.refuse_unknown([key for key in holder if key not in planned], names)
+    known = [name for name in names if holder.get(name) is not None]
+    return {name: (Place(prefix + name, at.problems), holder[name]) for name in known}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One row: a field, how it is read, and the default, as one would write it."""
+
+    name: str
+    read: Reader
+    type: str
+    default: object
+    meaning: str
+    attribute: str = ""
+    """Where Settings or Deadlines has it; empty: the name in lower case."""
+
+
+def _deadline(name: str, attribute: str, meaning: str, unit: float = 1.0) -> Field:
+    read = number(*DEADLINE_LIMITS[attribute], unit)
+    default = getattr(Deadlines(), attribute) / unit
+    return Field(name, read, "number", default, meaning, attribute)
+
+
+# fmt: off
+FIELDS: Final = (
+    Field("SOURCE", _sources, "list", [],
+          '`[{"device_id": 0, "sources": ["10.170.22.152:19374"]}, ...]`: each rank and its '
+          "endpoints, tried in order; `host:port` or `[IPv6]:port`. Empty: the ordinary loader",
+          "sources"),
+    Field("MODEL", text_line, "string", None,
+          "model name compared between client and server; default: `--model`"),
+    Field("LISTEN_PORT", _port, "integer", None,
+          "the port is `LISTEN_PORT + RANK`; absent: a free one; outside 1024-65535: no listener"),
+    Field("INT8_CACHE", choice(CachePolicy.HBM, CachePolicy.DRAM, CachePolicy.NO),
+          "`hbm`, `dram`, `no`", "no",
+          "keep the original int8 parameters of quantized models on the device, in DRAM, or not"),
+    Field("INT8_CACHE_NAME", each(text_line), "list of strings", [],
+          "parts of the parameter names that `INT8_CACHE` applies to; empty: all"),
+    Field("OUTPUT_PREFIX", text_line, "string", None,
+          "each rank writes its `IP:Port` to `{OUTPUT_PREFIX}{RANK}.txt`"),
+    Field("CONFIG_FILE", lambda _, path: path, "string", None,  # read before the rows, by _given
+          "JSON file with the same fields; what it says wins over the inline fields"),
+    Field("TRANSPORT", text_line, "string", "auto",
+          "how bytes move: `auto`, `tcp`, `gloo`, or the name of a registered transport"),
+    Field("LISTEN_HOST", text_line, "string", None, "address to listen at; absent: all of them"),
+    Field("WEIGHT_CACHE", choice(*CachePolicy), "`hbm`, `dram`, `no`, `auto`", "auto",
+          "as `INT8_CACHE`, for any other parameter that post-processing replaces"),
+    Field("FALLBACK", _fallback, "string or object", "auto",
+          "load format when no source works, or `never`, or "
+          '`{"load_format": "...", "model_loader_extra_config": {...}}`'),
+    Field("MAX_CLIENTS", whole(1, 2**31 - 1), "integer", 2,
+          "clients served at once; others are told when to come back"),
+    Field("AUTH_TOKEN_FILE", _token, "string", None,
+          f"file with a token of {MIN_TOKEN_CHARS} characters or more that both sides must know; "
+          "absent: no proof is asked for", "token"),
+    Field("LANES", whole(1, 16), "integer, 1-16", 2, "parallel connections of one TCP transfer"),
+    Field("SEGMENT_MIB", whole(1, 1024), "integer, 1-1024", 64,
+          "MiB that are sent, verified and resumed as one"),
+    _deadline("CONNECT_TIMEOUT_S", "connect_s", "seconds to reach a source"),
+    _deadline("HANDSHAKE_TIMEOUT_S", "handshake_s", "seconds for the handshake"),
+    _deadline("VALIDATE_TIMEOUT_S", "validate_s",
+              "seconds to compare the models and make the transport ready"),
+    _deadline("STALL_TIMEOUT_S", "stall_s", "seconds without one byte that end a transfer"),
+    _deadline("TRANSFER_TIMEOUT_S", "transfer_base_s",
+              "seconds any transfer may take, beside its bytes / `MIN_RATE_MIB_S`"),
+    _deadline("MIN_RATE_MIB_S", "min_rate_bytes_per_s",
+              "MiB per second; a transfer slower than this is given up", 2.0**20),
+    _deadline("QUEUE_TIMEOUT_S", "queue_s", "seconds to wait for busy sources; 0: do not wait"),
+    Field("LOG_JSON", text_line, "string", None,
+          "path, or `stderr`: write each log line there as one JSON object"),
+)
+# fmt: on
+"""Every field there is."""
+
+
+def render_fields() -> str:
+    """FIELDS as a Markdown table."""
+    lines = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for row in FIELDS:
+        default = "" if row.default is None else f"`{json.dumps(row.default)}`"
+        lines.append(f"| `{row.name}` | {row.type} | {default} | {row.meaning} |")
+    return "\n".join(lines) + "\n"
