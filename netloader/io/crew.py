@@ -87,14 +87,12 @@ class IdleCrew(Crew):
 
 
 class ServerCrew(Crew):
-    """Prepares offers and sends. `host` is this side's address on the control connection."""
+    """Prepares offers and sends."""
 
-    def __init__(
-        self, publication: Publication, session: str, host: str, deadlines: Deadlines
-    ) -> None:
+    def __init__(self, publication: Publication, session: str, deadlines: Deadlines) -> None:
         super().__init__()
         self._publication = publication
-        self._outlet = Outlet(publication.weights, session, host, deadlines.stall_s)
+        self._outlet = Outlet(publication.weights, session, deadlines.stall_s)
         self._patience_s = deadlines.validate_s / 2
         self._sending: Sending | None = None
         self._leaving = contextlib.ExitStack()
@@ -174,7 +172,6 @@ class ClientCrew(Crew):
         self._receiving: Receiving | None = None
         self._aborted = False
         self._lock = threading.Lock()
-        self.host = ""
 
     def do(self, order: Order) -> Event:
         """Open this end, or receive what was asked for."""
@@ -194,7 +191,7 @@ class ClientCrew(Crew):
             return lane
 
         self._intake = self._ledger.follow(offer)
-        inlet = Inlet(self._intake, offer.session, self.host, self._stall_s, dial, self._lanes)
+        inlet = Inlet(self._intake, offer.session, self._stall_s, dial, self._lanes)
         receiving = named(offer.transport).receiving(inlet)
         with self._lock:
             self._receiving = receiving

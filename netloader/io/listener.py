@@ -118,7 +118,7 @@ class Listener:
         session = ServerSession(
             self._publication.offering, self._deadlines, name, secrets.token_hex(16), monotonic()
         )
-        crew = ServerCrew(self._publication, name, sock.getsockname()[0], self._deadlines)
+        crew = ServerCrew(self._publication, name, self._deadlines)
         observer = Observer(self._logger, peer, {})
         link = Link(self._loop, session, crew, observer, self._route)
         self._links[link] = crew

@@ -37,7 +37,8 @@ class Observer:
             now = monotonic()
             self.seconds[step.before] += now - self._since
             self._since = now
-            self._say("session.transition", session, _move(step))
+            if self._opened:
+                self._say("session.transition", session, _move(step))
         if isinstance(step.event, Transferred):
             self.moved_bytes = step.event.nbytes
             self._say("transfer.finished", session, {"netloader.transfer.bytes": self.moved_bytes})

@@ -29,11 +29,10 @@ class TransferError(NetloaderError):
 
 @dataclass(frozen=True, slots=True)
 class Outlet:
-    """What a sending end is given. `host` is this side's address on the control connection."""
+    """What a sending end is given."""
 
     weights: "Weights"
     session: str
-    host: str
     stall_s: float
 
 
@@ -43,7 +42,6 @@ class Inlet:
 
     intake: "Intake"
     session: str
-    host: str
     stall_s: float
     dial: Callable[[int], socket]
     lanes: int

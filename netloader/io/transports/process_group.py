@@ -33,13 +33,16 @@ IN_FLIGHT = 2
 """Segments under way at once: the next is on the wire while one is verified. Bounds staging memory
 to IN_FLIGHT times the segment size."""
 
+SHOWN_CHARS = 200
+"""How much of a library's error goes into the verdict."""
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:
     """What differs between the collective libraries.
 
-    `connect(store, rank, host, timeout_s)` makes a group of two; `abort(group, rank)` makes every
-    operation that waits on it fail at once.
+    `connect(store, rank, host, timeout_s)` makes a group of two, `host` being the address of this
+    side that the peer can reach; `abort(group, rank)` makes all that waits on it fail at once.
     """
 
     name: str
@@ -50,13 +53,10 @@ class Backend:
 class _Group:
     """A process group of two with its lane, its store and an abort from any thread."""
 
-    def __init__(
-        self, backend: Backend, rank: int, session: str, host: str, stall_s: float
-    ) -> None:
+    def __init__(self, backend: Backend, rank: int, session: str, stall_s: float) -> None:
         self._backend = backend
         self._rank = rank
         self._session = session
-        self._host = host
         self._timeout = timedelta(seconds=stall_s)
         self._stall_s = stall_s
         self._store: LaneStore | None = None
@@ -72,7 +72,8 @@ class _Group:
             self._store = store
         prefix = PrefixStore(f"netloader/{self._session}", store)
         with self._translated():
-            group = self._backend.connect(prefix, self._rank, self._host, self._stall_s)
+            host = lane.getsockname()[0]
+            group = self._backend.connect(prefix, self._rank, host, self._stall_s)
         with self._lock:
             self._group = group
         if self._aborted:
@@ -119,7 +120,8 @@ class _Group:
         except Exception as error:
             stalled = "timed out" in str(error).lower() and not self._aborted
             reason = Reason.TRANSFER_STALLED if stalled else Reason.TRANSFER_FAILED
-            detail = "aborted" if self._aborted else f"{self._backend.name}: {type(error).__name__}"
+            said = (str(error).splitlines() or [type(error).__name__])[0][:SHOWN_CHARS]
+            detail = "aborted" if self._aborted else f"{self._backend.name}: {said}"
             raise TransferError(reason, detail) from error
 
 
@@ -128,7 +130,7 @@ class GroupSending:
 
     def __init__(self, outlet: Outlet, backend: Backend) -> None:
         self._weights = outlet.weights
-        self._group = _Group(backend, SERVER, outlet.session, outlet.host, outlet.stall_s)
+        self._group = _Group(backend, SERVER, outlet.session, outlet.stall_s)
 
     def rendezvous(self) -> Mapping[str, str]:
         """Nothing: the store travels over lane 0."""
@@ -167,7 +169,7 @@ class GroupReceiving:
 
     def __init__(self, inlet: Inlet, backend: Backend) -> None:
         self._inlet = inlet
-        self._group = _Group(backend, CLIENT, inlet.session, inlet.host, inlet.stall_s)
+        self._group = _Group(backend, CLIENT, inlet.session, inlet.stall_s)
 
     def open(self) -> None:
         """Open the lane of the store."""
