@@ -1,0 +1,86 @@
+"""Tables to Mermaid and Markdown. Law: docs show what the tables say, or the check fails.
+
+`python -m netloader.fsm.render docs/` writes docs/states.md; with `--check` it writes nothing and
+answers with exit status 1 when the file is stale.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from netloader.fsm import client, server
+from netloader.fsm.reasons import Reason
+from netloader.fsm.session import violation
+from netloader.fsm.states import ENDS, INITIAL, State
+from netloader.fsm.table import Row, Table, absorb
+
+FILE = "states.md"
+TOTAL = """Any peer event that a table does not name in a living state is a violation: the session
+ends in FALLBACK with reason `protocol_violation`. DONE and FALLBACK absorb everything."""
+
+
+def hand_written(table: Table[Any]) -> list[Row[Any]]:
+    """The rows a person wrote: without absorbing ones and without added violations."""
+    return [r for r in table if r.do is not absorb and not (r.do is violation and r.when is None)]
+
+
+def to_mermaid(table: Table[Any]) -> str:
+    """A Mermaid state diagram; one arrow per pair of states, labelled with its events."""
+    arrows: dict[tuple[State, State], dict[str, None]] = {}
+    for r in hand_written(table):
+        arrows.setdefault((r.source, r.dest), {})[r.on.__name__] = None
+    lines = ["stateDiagram-v2", f"    [*] --> {INITIAL.name}"]
+    lines += [
+        f"    {source.name} --> {dest.name}: {', '.join(events)}"
+        for (source, dest), events in arrows.items()
+    ]
+    lines += [f"    {state.name} --> [*]" for state in ENDS]
+    return "\n".join(lines)
+
+
+def to_markdown(table: Table[Any]) -> str:
+    """The rows as a Markdown table, in the order in which they are tried."""
+    lines = ["| in | on | when | do | to |", "| --- | --- | --- | --- | --- |"]
+    for r in hand_written(table):
+        cells = (r.source.name, r.on.__name__, _words(r.guard), _words(r.action), r.dest.name)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def page() -> str:
+    """The whole of docs/states.md."""
+    parts = [
+        "# States",
+        "Generated from the tables by `make docs`; do not edit.",
+        TOTAL,
+    ]
+    for title, table in (("Client", client.TABLE), ("Server", server.TABLE)):
+        parts += [f"## {title}", f"```mermaid\n{to_mermaid(table)}\n```", to_markdown(table)]
+    parts += ["## Reasons", _reasons()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _reasons() -> str:
+    lines = ["| reason | meaning |", "| --- | --- |"]
+    return "\n".join(lines + [f"| `{r.value}` | {r.sentence} |" for r in Reason])
+
+
+def main(arguments: Iterable[str]) -> int:
+    """Write the page into a folder, or compare it with what is there."""
+    words = list(arguments)
+    folders = [word for word in words if not word.startswith("-")]
+    target = Path(folders[0] if folders else "docs") / FILE
+    if "--check" in words:
+        fresh = target.exists() and target.read_text() == page()
+        return 0 if fresh else 1
+    target.write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
