@@ -24,7 +24,7 @@ class ConfigError(NetloaderError):
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems: tuple[str, ...] = tuple(problems)
-        super().__init__(self.problems)  # the argument, not the text: it must survive pickling
+        super().__init__(self.problems)
 
     def __str__(self) -> str:
         count = len(self.problems)

@@ -1,7 +1,7 @@
 """Serve a model's weights, fill a model from servers. `serve` and `fill` are the way in."""
 
 from netloader.config import Deadlines, Endpoint, Secret
-from netloader.io.client import Attempt, ClientOptions, Outcome, fill
+from netloader.io.client import Attempt, ClientOptions, Outcome, UnsafeError, fill
 from netloader.io.server import Server, ServerOptions, serve
 from netloader.io.weights import WeightsError
 
@@ -14,6 +14,7 @@ __all__ = [
     "Secret",
     "Server",
     "ServerOptions",
+    "UnsafeError",
     "WeightsError",
     "fill",
     "serve",

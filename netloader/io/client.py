@@ -38,6 +38,10 @@ MAX_RETRY_AFTER_S = 30.0
 """Longest pause a server may ask for between two tries."""
 
 
+class UnsafeError(NetloaderError):
+    """A transfer that was aborted may still write into the model: nobody may use or refill it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
     """How to fill a model. `transports` and `layouts` are in order of preference."""
@@ -116,7 +120,7 @@ def fill(
     Raises:
         WeightsError: the model has nothing to fill, or a tensor without memory.
         ValueError: a source is not `host:port`.
-        NetloaderError: an aborted transfer did not end; the tensors must not be used.
+        UnsafeError: an aborted transfer did not end; the tensors must not be used.
     """
     options = options or ClientOptions()
     weights = model if isinstance(model, Weights) else Weights.of(model)
@@ -257,7 +261,7 @@ def _converse(
         stopped = crew.join(STOP_S)
         loop.close()
     if not stopped:
-        raise NetloaderError("an aborted transfer is still running; the tensors must not be used")
+        raise UnsafeError("an aborted transfer is still running; the tensors must not be used")
     return session
 
 

@@ -6,7 +6,7 @@ were changed under the server and the publication is withdrawn.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from netloader.fsm.manifest import Segment, plan
@@ -78,8 +78,15 @@ class Publication:
         self._places.release()
 
     def _compute(self, workers: int) -> tuple[str, ...]:
-        readers = [partial(self.weights.views, segment) for segment in self.segments]
-        return digests_of(self.offering.digests[0], readers, workers)
+        return segment_digests(self.weights, self.segments, self.offering.digests[0], workers)
+
+
+def segment_digests(
+    weights: Weights, segments: Sequence[Segment], algorithm: str, workers: int
+) -> tuple[str, ...]:
+    """The digest of every segment of some weights, hashing `workers` segments at a time."""
+    readers = [partial(weights.views, segment) for segment in segments]
+    return digests_of(algorithm, readers, workers)
 
 
 def in_background(name: str, work: Callable[[], None]) -> threading.Thread:

@@ -1,0 +1,149 @@
+"""What makes two vLLM ranks interchangeable. Law: read from vLLM's configs, compared as words."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import ModelConfig, VllmConfig
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, parallel_state
+
+from netloader.fsm.identity import Identity
+
+TARGET, DRAFT = "target", "draft"
+
+VOLATILE = frozenset(
+    {
+        "_commit_hash",
+        "_name_or_path",
+        "dtype",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "transformers_version",
+    }
+)
+"""Keys of a Hugging Face config that differ between equal models, or that are compared by field."""
+
+UNTIED = "untied_by_checkpoint"
+"""The fact a client without checkpoint files cannot find out: the files hold an lm_head."""
+
+
+def role_of(model_config: ModelConfig) -> str:
+    """Draft models are told by their config; prefix and load config are the target's."""
+    return DRAFT if model_config.runner_type == "draft" else TARGET
+
+
+def rank() -> int:
+    """The `torch.distributed` global rank of this worker."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0
+
+
+def known_early(model_config: ModelConfig, name: str | None) -> Identity:
+    """What a client can say before its model is built."""
+    return Identity(
+        {
+            "model": name or str(model_config.model),
+            "role": role_of(model_config),
+            "dtype": str(model_config.dtype).removeprefix("torch."),
+            "config": config_hash(model_config),
+        }
+    )
+
+
+def identity_of(vllm_config: VllmConfig, model_config: ModelConfig, name: str | None) -> Identity:
+    """All that must be equal; `name` is the operator's MODEL, if given."""
+    parallel = vllm_config.parallel_config
+    architecture = ",".join(model_config.hf_config.architectures or [])
+    hard = {
+        **known_early(model_config, name).hard,
+        "architecture": architecture,
+        "tied_embeddings": str(bool(getattr(model_config.hf_config, "tie_word_embeddings", False))),
+        "quantization": str(model_config.quantization),
+        "tensor_parallel": f"{_tp_rank()} of {parallel.tensor_parallel_size}",
+        "pipeline_parallel": f"{_pp_rank()} of {parallel.pipeline_parallel_size}",
+        "data_parallel": f"{parallel.data_parallel_rank} of {parallel.data_parallel_size}",
+        "expert_parallel": str(bool(parallel.enable_expert_parallel)),
+        "device": str(torch.device(vllm_config.device_config.device).type),
+    }
+    return Identity(hard, dict(_fingerprint(model_config)))
+
+
+def config_hash(model_config: ModelConfig) -> str:
+    """SHA-256 (first 16 hex digits) over the model's normalised Hugging Face config."""
+    plain = _normal(model_config.hf_config.to_dict())
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _normal(v) for k, v in value.items() if k not in VOLATILE}
+    if isinstance(value, (list, tuple)):
+        return [_normal(v) for v in value]
+    return value
+
+
+def _fingerprint(model_config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The checkpoint's revision, as far as this side can see one."""
+    if commit := getattr(model_config.hf_config, "_commit_hash", None):
+        yield "checkpoint_commit", str(commit)
+    if headers := _headers_hash(Path(model_config.model)):
+        yield "checkpoint_headers", headers
+
+
+def _headers_hash(folder: Path) -> str:
+    """SHA-256 over the safetensors headers (names, dtypes, shapes), or '' without files."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            digest.update(stream.read(min(length, 1 << 27)))
+    return digest.hexdigest()[:16] if files else ""
+
+
+def _tp_rank() -> int:
+    return (
+        int(get_tensor_model_parallel_rank())
+        if parallel_state.model_parallel_is_initialized()
+        else 0
+    )
+
+
+def _pp_rank() -> int:
+    ready = parallel_state.model_parallel_is_initialized()
+    return int(get_pp_group().rank_in_group) if ready else 0
+
+
+def facts_of(model_config: ModelConfig) -> dict[str, str]:
+    """What this side resolved by looking into its checkpoint."""
+    return {UNTIED: str(bool(model_config.word_embeddings_untied_by_checkpoint))}
+
+
+def adopt(facts: Mapping[str, str], model_config: ModelConfig) -> bool:
+    """Resolve as the server did what only checkpoint files can tell; True when it changed anything.
+
+    vLLM decides whether `lm_head` is tied by looking into the files
+    (`ModelConfig.maybe_untie_word_embeddings`). A client with files of its own has decided
+    already; one without would build other parameters than its server.
+    """
+    config = model_config.hf_config
+    if facts.get(UNTIED) != "True" or not getattr(config, "tie_word_embeddings", False):
+        return False
+    if has_weight_files(model_config):
+        return False
+    config.tie_word_embeddings = False
+    config.get_text_config().tie_word_embeddings = False
+    model_config.word_embeddings_untied_by_checkpoint = True
+    return True
+
+
+def has_weight_files(model_config: ModelConfig) -> bool:
+    """Whether an ordinary loader would find weights; a hub id always may have some."""
+    folder = Path(model_config.model)
+    if not folder.is_dir():
+        return True
+    return any(next(folder.glob(f"*.{end}"), None) for end in ("safetensors", "bin", "pt", "pth"))
