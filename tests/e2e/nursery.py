@@ -25,7 +25,7 @@ def main(path: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(16)
-    print("ready", flush=True)  # noqa: T201 - tells the parent that connections are welcome
+    print("ready", flush=True)
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -45,7 +45,7 @@ def _child(connection: socket.socket) -> None:
         for answer in _engine(spec, stream):
             stream.write(json.dumps(answer) + "\n")
             stream.flush()
-    except BaseException as error:  # noqa: BLE001 - the test must hear of whatever it is
+    except BaseException as error:
         import traceback
 
         traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, made in a second: real architectures, hidden size 256, vocabulary 320."""
+"""Tiny random checkpoints, made in a second: real architectures, hidden size 256."""
 
 import json
 from pathlib import Path

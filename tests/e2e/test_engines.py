@@ -1,0 +1,202 @@
+"""Two real vLLM engines: the second answers token for token like the first."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.e2e import zoo
+from tests.e2e.engines import Nursery, free_port
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+Folders = tuple[Path, Path]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Folders]:
+    """A model folder and its twin without any weight file, by dtype."""
+    root = tmp_path_factory.mktemp("models")
+
+    def make(dtype: str) -> Folders:
+        config = zoo.llama_config(torch_dtype=dtype)
+        full, bare = root / dtype / "full", root / dtype / "bare"
+        if not full.exists():
+            zoo.write(full, config, zoo.llama_tensors(1, DTYPES[dtype]))
+            zoo.write(bare, config, None)
+        return full, bare
+
+    return make
+
+
+def source(*endpoints: str) -> dict[str, Any]:
+    """A SOURCE field: for rank i, in order, the endpoints at i, or all of them for rank 0."""
+    return {"SOURCE": [{"device_id": 0, "sources": list(endpoints)}]}
+
+
+def sources_by_rank(*endpoints: str) -> dict[str, Any]:
+    return {"SOURCE": [{"device_id": i, "sources": [e]} for i, e in enumerate(endpoints)]}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_client_without_weight_files_answers_like_its_server_and_serves_the_next(
+    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path, dtype: str
+) -> None:
+    full, bare = folders(dtype)
+    with (
+        nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}, dtype=dtype) as server,
+        nursery.engine(
+            bare,
+            {
+                **source((tmp_path / "a-0.txt").read_text()),
+                "OUTPUT_PREFIX": f"{tmp_path}/b-",
+                "FALLBACK": "never",
+            },
+            dtype=dtype,
+        ) as client,
+    ):
+        expected = server.generate()
+        assert client.generate() == expected
+        assert client.parameters() == server.parameters()
+        server.close()
+        second = {**source((tmp_path / "b-0.txt").read_text()), "FALLBACK": "never"}
+        with nursery.engine(bare, second, dtype=dtype) as grandchild:
+            assert grandchild.generate() == expected
+
+
+def test_tensor_parallel_two_fills_each_rank_from_its_own(
+    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+) -> None:
+    full, bare = folders("bfloat16")
+    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/tp-"}, ranks=2) as server:
+        endpoints = [(tmp_path / f"tp-{rank}.txt").read_text() for rank in range(2)]
+        extra = {**sources_by_rank(*endpoints), "FALLBACK": "never"}
+        with nursery.engine(bare, extra, ranks=2) as client:
+            assert client.generate() == server.generate()
+            assert client.parameters() == server.parameters()
+        shards = server.parameters()
+        swapped = {**sources_by_rank(*reversed(endpoints)), "FALLBACK": "never"}
+        assert shards[0] != shards[1]
+        with (
+            pytest.raises(AssertionError, match="tensor_parallel"),
+            nursery.engine(bare, swapped, ranks=2),
+        ):
+            pass
+
+
+def test_dead_first_source_costs_nothing_but_a_line(
+    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+) -> None:
+    full, bare = folders("bfloat16")
+    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
+        dead = f"127.0.0.1:{free_port()}"
+        extra = {**source(dead, (tmp_path / "a-0.txt").read_text()), "FALLBACK": "never"}
+        with nursery.engine(bare, extra) as client:
+            assert client.generate() == server.generate()
+            assert "netloader.reason=unreachable" in client.log()
+            assert "netloader.source.attempt=2" in client.log()
+
+
+def test_no_source_left_falls_back_to_the_checkpoint_and_answers_the_same(
+    nursery: Nursery, folders: Callable[[str], Folders]
+) -> None:
+    full, _ = folders("bfloat16")
+    with (
+        nursery.engine(full, {}) as ordinary,
+        nursery.engine(full, source(f"127.0.0.1:{free_port()}")) as client,
+    ):
+        assert client.generate() == ordinary.generate()
+        assert "netloader.fallback.engaged" in client.log()
+        assert "unreachable" in client.log()
+
+
+def test_another_model_is_refused_with_the_differing_field_named(
+    nursery: Nursery, tmp_path: Path, folders: Callable[[str], Folders]
+) -> None:
+    full, _ = folders("bfloat16")
+    other_config = zoo.llama_config(rope_theta=500000.0)
+    other = zoo.write(tmp_path / "other", other_config, zoo.llama_tensors(2, torch.bfloat16))
+    with (
+        nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}),
+        nursery.engine(other, {}) as ordinary,
+        nursery.engine(other, source((tmp_path / "a-0.txt").read_text())) as client,
+    ):
+        assert client.generate() == ordinary.generate()
+        assert "netloader.reason=identity_mismatch" in client.log()
+        assert "config: mine is" in client.log()
+        assert "netloader.fallback.engaged" in client.log()
+
+
+@pytest.mark.parametrize("identical", [True, False], ids=["same lm_head", "other lm_head"])
+def test_tied_config_with_an_lm_head_in_the_files(
+    nursery: Nursery, tmp_path: Path, identical: bool
+) -> None:
+    config = zoo.llama_config(tie_word_embeddings=True)
+    tensors = zoo.llama_tensors(3, torch.bfloat16)
+    if identical:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    full = zoo.write(tmp_path / "full", config, tensors)
+    bare = zoo.write(tmp_path / "bare", config, None)
+    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
+        extra = {**source((tmp_path / "a-0.txt").read_text()), "FALLBACK": "never"}
+        with nursery.engine(bare, extra) as client:
+            assert client.generate() == server.generate()
+
+
+def test_busy_port_and_bad_port_leave_the_engine_alone(
+    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+) -> None:
+    full, _ = folders("bfloat16")
+    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
+        port = int((tmp_path / "a-0.txt").read_text().rpartition(":")[2])
+        with nursery.engine(full, {"LISTEN_PORT": port}) as second:
+            assert second.generate() == server.generate()
+            assert "netloader.listener.failed" in second.log()
+        with nursery.engine(full, {"LISTEN_PORT": 80}) as third:
+            assert third.generate() == server.generate()
+            assert "outside 1024-65535" in third.log()
+
+
+def test_a_token_keeps_others_out(
+    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+) -> None:
+    full, bare = folders("bfloat16")
+    token = tmp_path / "token"
+    token.write_text("correct horse battery staple")
+    known = {"AUTH_TOKEN_FILE": str(token)}
+    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-", **known}) as server:
+        at = source((tmp_path / "a-0.txt").read_text())
+        with nursery.engine(bare, {**at, **known, "FALLBACK": "never"}) as client:
+            assert client.generate() == server.generate()
+            assert "correct horse" not in client.log() + server.log()
+        with nursery.engine(full, at) as stranger:
+            assert stranger.generate() == server.generate()
+            assert "netloader.reason=auth_required" in stranger.log()
+
+
+def test_the_cache_switched_off_means_no_offer_rather_than_a_wrong_one(
+    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+) -> None:
+    full, _ = folders("float32")
+    extra = {"WEIGHT_CACHE": "no", "OUTPUT_PREFIX": f"{tmp_path}/a-"}
+    with nursery.engine(full, extra, dtype="float32") as server:
+        server.generate()
+        assert "netloader.server.refused" in server.log()
+        assert "WEIGHT_CACHE" in server.log()
+        assert not (tmp_path / "a-0.txt").exists()
+
+
+def test_a_wrong_setting_is_refused_at_start_with_every_problem(
+    nursery: Nursery, folders: Callable[[str], Folders]
+) -> None:
+    full, _ = folders("bfloat16")
+    with (
+        pytest.raises(AssertionError) as refusal,
+        nursery.engine(full, {"SORCE": [], "MAX_CLIENTS": 0}),
+    ):
+        pass
+    assert "did you mean SOURCE" in str(refusal.value)
+    assert "MAX_CLIENTS" in str(refusal.value)
