@@ -24,9 +24,9 @@ from netloader.fsm.manifest import (
     MIN_SEGMENT_BYTES,
     Manifest,
     Progress,
-    plan,
     root_digest,
     segment_count,
+    span,
 )
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
@@ -117,8 +117,8 @@ class ClientSession(Session):
         """Bytes asked of this source."""
         if self.offer is None or self.request is None:
             return 0
-        segments = plan(self.wish.manifest, self.offer.segment_bytes)
-        return sum(segments[i].nbytes for i in self.request.segments)
+        total, size = self.wish.manifest.nbytes, self.offer.segment_bytes
+        return span(total, size, self.request.segments)
 
     @property
     def frame_limit(self) -> int:

@@ -5,7 +5,7 @@ The plan follows from the manifest and one number, so it is never sent.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -110,6 +110,13 @@ class Segment:
 def segment_count(nbytes: int, segment_bytes: int) -> int:
     """How many segments a manifest of `nbytes` has."""
     return -(-nbytes // segment_bytes)
+
+
+def span(nbytes: int, segment_bytes: int, segments: Sequence[int]) -> int:
+    """Bytes in some segments of a manifest of `nbytes`: all are full but, perhaps, the last."""
+    last = segment_count(nbytes, segment_bytes) - 1
+    missing = (last + 1) * segment_bytes - nbytes if last in segments else 0
+    return len(segments) * segment_bytes - missing
 
 
 def plan(manifest: Manifest, segment_bytes: int) -> tuple[Segment, ...]:

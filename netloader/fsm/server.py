@@ -21,7 +21,7 @@ from netloader.fsm.events import (
     Transferred,
 )
 from netloader.fsm.identity import Difference, Identity
-from netloader.fsm.manifest import Manifest, plan, root_digest
+from netloader.fsm.manifest import Manifest, root_digest, span
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
     Begin,
@@ -109,8 +109,8 @@ class ServerSession(Session):
         """Bytes this client asked for."""
         if self.request is None:
             return 0
-        segments = plan(self.offering.manifest, self.offering.segment_bytes)
-        return sum(segments[i].nbytes for i in self.request.segments)
+        total, size = self.offering.manifest.nbytes, self.offering.segment_bytes
+        return span(total, size, self.request.segments)
 
     @property
     def frame_limit(self) -> int:

@@ -250,6 +250,8 @@ def _converse(
             detail = error.strerror or type(error).__name__
             loop.post(lambda: link.connect_failed(detail))
         else:
+            if link.closed:  # too late: nobody turns this loop any more
+                sock.close()
             loop.post(lambda: link.connected(sock))
 
     # A name look-up has no time-out of its own, so dialling must not hold up the session's clock.

@@ -9,6 +9,7 @@ import queue
 import selectors
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeAlias, assert_never
 
 from netloader.fsm.effects import (
@@ -55,9 +56,13 @@ class Timed(Protocol):
 
 
 class Loop:
-    """One selector, one inbox, any number of links; runs on the thread that calls `run`."""
+    """One selector, one inbox, any number of links; runs on the thread that calls `run`.
 
-    def __init__(self) -> None:
+    What a callback raises goes to `trouble`, if there is one, and the loop turns on.
+    """
+
+    def __init__(self, trouble: Callable[[Exception], None] | None = None) -> None:
+        self._trouble = trouble
         self._selector = selectors.DefaultSelector()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._bell, self._hammer = socket.socketpair()
@@ -90,14 +95,22 @@ class Loop:
 
     def _turn(self) -> None:
         for key, ready in self._selector.select(self._pause()):
-            key.data(ready)
+            self._guard(partial(key.data, ready))
         while not self._inbox.empty():
-            self._inbox.get_nowait()()
+            self._guard(self._inbox.get_nowait())
         now = monotonic()
         for member in tuple(self.members):
             due = member.next_timeout()
             if due is not None and due <= now:
-                member.handle_timeout(now)
+                self._guard(partial(member.handle_timeout, now))
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            if self._trouble is None:
+                raise
+            self._trouble(error)
 
     def _pause(self) -> float | None:
         times = [due for m in self.members if (due := m.next_timeout()) is not None]

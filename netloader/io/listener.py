@@ -33,11 +33,17 @@ PAUSE_S = 1.0
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one, so no port is looked for first and bound later.
+    """A listening socket; an empty host is every address, of IPv4 and IPv6.
+
+    Port 0 takes a free one, so no port is looked for first and bound later.
 
     Raises:
         OSError: the port is busy or the address is not this host's.
     """
+    if not host and socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
@@ -54,7 +60,7 @@ class Listener:
         self._publication = publication
         self._deadlines = deadlines
         self._logger = logger
-        self._loop = Loop()
+        self._loop = Loop(self._trouble)
         self._links: dict[Link, ServerCrew] = {}
         self._crews: dict[str, ServerCrew] = {}
         self._resume_at: float | None = None
@@ -111,7 +117,7 @@ class Listener:
             return
         if len(self._links) >= MAX_LINKS:
             self._make_room()
-        self._admit(sock, Endpoint(address[0], address[1]))
+        self._admit(sock, Endpoint(address[0].removeprefix("::ffff:"), address[1]))
 
     def _admit(self, sock: socket.socket, peer: Endpoint) -> None:
         name = secrets.token_hex(16)
@@ -144,6 +150,10 @@ class Listener:
             sock.close()
         else:
             crew.attach(lane.index, sock)
+
+    def _trouble(self, error: Exception) -> None:
+        """Log a bug of ours: whatever one connection causes, the others are served on."""
+        emit(self._logger, "netloader.driver.error", exc_info=error)
 
     def _log(self, event: str) -> None:
         fields = {

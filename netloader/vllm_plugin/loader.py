@@ -81,8 +81,7 @@ class NetLoader(BaseModelLoader):
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
     ) -> nn.Module:
         """Create, load and post-process as vLLM does, then serve what was loaded."""
-        if self._settings.log_json:
-            configure_json(self._settings.log_json, base=LOG_BASE)
+        self._start_logging()
         if identities.role_of(model_config) == identities.DRAFT:
             fields = {"netloader.detail": "draft models are loaded by the ordinary loader"}
             emit(self._logger, "netloader.loader.ordinary", fields)
@@ -114,6 +113,25 @@ class NetLoader(BaseModelLoader):
             self._load_ordinary(model, model_config, outcome)
         if target is not None and target.serves:
             self._snapshot = self._take(model, outcome)
+
+    def _start_logging(self) -> None:
+        settings = self._settings
+        if settings.log_json:
+            try:
+                configure_json(settings.log_json, base=LOG_BASE)
+            except OSError as error:
+                raise ConfigError([f"LOG_JSON: cannot be written: {error.strerror}"]) from error
+        fields = {
+            "netloader.sources": sum(map(len, settings.sources.values())),
+            "netloader.transport": settings.transport,
+            "netloader.lanes": settings.lanes,
+            "netloader.weight_cache": settings.weight_cache.value,
+            "netloader.int8_cache": settings.int8_cache.value,
+            "netloader.fallback": settings.fallback.load_format if settings.fallback else "never",
+            "netloader.max_clients": settings.max_clients,
+            "netloader.asks_for_proof": settings.token is not None,
+        }
+        emit(self._logger, "netloader.config.loaded", fields)
 
     def _resolve(self, sources: tuple[Endpoint, ...], model_config: ModelConfig) -> None:
         """Ask the sources what they resolved, so that vLLM builds the same parameters here."""

@@ -73,13 +73,13 @@ class Shop:
     def _listen(
         self, model: nn.Module, publication: Publication, cached: int, logger: Logger
     ) -> None:
-        host = self.settings.listen_host or "0.0.0.0"  # noqa: S104 - other hosts are the point
+        host = self.settings.listen_host or ""  # other hosts are the point: every address
         port = self._port()
         try:
             sock = bind(host, port)
         except OSError as error:
             fields = {
-                "network.local.address": host,
+                "network.local.address": host or "every address",
                 "network.local.port": port,
                 "netloader.detail": error.strerror or type(error).__name__,
                 "netloader.remedy": "choose another LISTEN_PORT, or leave it out for a free one",

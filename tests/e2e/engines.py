@@ -24,7 +24,7 @@ ENVIRONMENT = {
 
 
 def free_port() -> int:
-    """A port for torch.distributed's own rendezvous, which cannot take an open socket."""
+    """A port on which nobody listens: a dead source."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
@@ -32,21 +32,24 @@ def free_port() -> int:
 class Engine:
     """One engine, of one or more ranks."""
 
-    def __init__(self, connections: list[socket.socket], logs: list[Path]) -> None:
-        self._connections = connections
-        self._streams: list[TextIO] = [c.makefile("rw") for c in connections]
-        self._logs = logs
+    def __init__(self, connection: socket.socket, log: Path) -> None:
+        self._connection = connection
+        self._stream: TextIO = connection.makefile("rw")
+        self._log = log
 
-    def tell(self, *commands: dict[str, Any]) -> list[dict[str, Any]]:
-        """Send each rank its command (or all the same one) and gather the answers."""
-        each = commands if len(commands) == len(self._streams) else commands * len(self._streams)
-        for stream, command in zip(self._streams, each, strict=True):
-            stream.write(json.dumps(command) + "\n")
-            stream.flush()
-        return [self._answer(stream) for stream in self._streams]
+    def tell(self, **command: Any) -> dict[str, Any]:
+        """Have a command carried out; `answer` is what comes back."""
+        self._stream.write(json.dumps(command) + "\n")
+        self._stream.flush()
+        return self.answer()
 
-    def _answer(self, stream: TextIO) -> dict[str, Any]:
-        line = stream.readline()
+    def answer(self) -> dict[str, Any]:
+        """The next answer.
+
+        Raises:
+            AssertionError: it is an error, or the engine is gone; with the end of its log.
+        """
+        line = self._stream.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": "the engine is gone"}
         if "error" in answer:
             raise AssertionError(f"{answer['error']}\n{self.log()[-6000:]}")
@@ -54,24 +57,24 @@ class Engine:
 
     def generate(self) -> list[list[int]]:
         """Greedy tokens for PROMPTS."""
-        tokens: list[list[int]] = self.tell({"do": "generate", "prompts": PROMPTS})[0]["tokens"]
+        tokens: list[list[int]] = self.tell(do="generate", prompts=PROMPTS)["tokens"]
         return tokens
 
-    def parameters(self) -> list[dict[str, str]]:
-        """SHA-256 of every parameter, after post-processing, by rank."""
-        return [answer["parameters"] for answer in self.tell({"do": "parameters"})]
+    def checksums(self) -> list[dict[str, str]]:
+        """vLLM's checksum of every parameter, by rank."""
+        sums: list[dict[str, str]] = self.tell(do="checksums")["checksums"]
+        return sums
 
     def log(self) -> str:
         """Everything the engine has printed."""
-        return "\n".join(log.read_text(errors="replace") for log in self._logs if log.exists())
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def close(self) -> None:
         """Let the engine's processes end."""
-        for stream, connection in zip(self._streams, self._connections, strict=True):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            stream.close()
-            connection.close()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._stream.close()
+        self._connection.close()
 
 
 class Nursery:
@@ -97,34 +100,23 @@ class Nursery:
         self, model: Path, extra: dict[str, Any], ranks: int = 1, **options: Any
     ) -> Iterator[Engine]:
         """A running engine on `model` with load format netloader and this extra config."""
-        engine = self._start(model, extra, ranks, options)
+        self._count += 1
+        log = self.folder / f"engine-{self._count}.log"
+        spec = {
+            "log": str(log),
+            "env": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"} if ranks > 1 else {},
+            "llm": _arguments(model, extra, ranks, options),
+        }
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(START_S)
+        connection.connect(self._address)
+        connection.sendall((json.dumps(spec) + "\n").encode())
+        engine = Engine(connection, log)
         try:
-            for answer in [engine._answer(stream) for stream in engine._streams]:
-                assert answer == {"ready": True}
+            assert engine.answer() == {"ready": True}
             yield engine
         finally:
             engine.close()
-
-    def _start(
-        self, model: Path, extra: dict[str, Any], ranks: int, options: dict[str, Any]
-    ) -> Engine:
-        self._count += 1
-        port = str(free_port())
-        connections, logs = [], []
-        for rank in range(ranks):
-            log = self.folder / f"engine-{self._count}-{rank}.log"
-            spec = {
-                "log": str(log),
-                "env": _environment(rank, ranks, port) if ranks > 1 else {},
-                "llm": _arguments(model, extra, ranks, options),
-            }
-            connection = socket.socket(socket.AF_UNIX)
-            connection.settimeout(START_S)
-            connection.connect(self._address)
-            connection.sendall((json.dumps(spec) + "\n").encode())
-            connections.append(connection)
-            logs.append(log)
-        return Engine(connections, logs)
 
     def close(self) -> None:
         """End the nursery."""
@@ -132,23 +124,10 @@ class Nursery:
         self._process.communicate()
 
 
-def _environment(rank: int, ranks: int, port: str) -> dict[str, str]:
-    """As torchrun sets it: vLLM's external launcher reads these."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "VLLM_CPU_OMP_THREADS_BIND": "0|1",
-    }
-
-
 def _arguments(
     model: Path, extra: dict[str, Any], ranks: int, options: dict[str, Any]
 ) -> dict[str, Any]:
-    parallel = {"tensor_parallel_size": ranks, "distributed_executor_backend": "external_launcher"}
+    parallel = {"tensor_parallel_size": ranks, "distributed_executor_backend": "mp"}
     return {
         "model": str(model),
         "skip_tokenizer_init": True,

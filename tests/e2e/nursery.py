@@ -5,14 +5,12 @@ the first line is its specification, every further line a command; end of file e
 `python nursery.py SOCKET`.
 """
 
-import hashlib
 import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 Command = dict[str, Any]
@@ -62,18 +60,15 @@ def _engine(spec: Command, stream: Any) -> Iterator[Command]:
     yield {"ready": True}
     for line in stream:
         yield _obey(llm, json.loads(line))
+    llm.llm_engine.engine_core.shutdown()
 
 
 def _obey(llm: Any, command: Command) -> Command:
     match command:
         case {"do": "generate", "prompts": prompts}:
             return {"tokens": _generate(llm, prompts)}
-        case {"do": "parameters"}:
-            return {"parameters": _parameters(llm)}
-        case {"do": "memory"}:
-            status = Path("/proc/self/status").read_text()
-            fields = dict(line.split(":", 1) for line in status.splitlines())
-            return {"peak_kib": int(fields["VmHWM"].split()[0])}
+        case {"do": "checksums"}:
+            return {"checksums": llm.collective_rpc("compute_weight_checksums")}
         case _:
             return {"error": f"unknown command {command}"}
 
@@ -84,17 +79,6 @@ def _generate(llm: Any, prompts: list[list[int]]) -> list[list[int]]:
     greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
     inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
     return [list(o.outputs[0].token_ids) for o in llm.generate(inputs, greedy, use_tqdm=False)]
-
-
-def _parameters(llm: Any) -> dict[str, str]:
-    model = llm.llm_engine.model_executor.driver_worker.get_model()
-    import torch
-
-    def digest(tensor: torch.Tensor) -> str:
-        plain = tensor.detach().contiguous().flatten()
-        return hashlib.sha256(plain.view(torch.uint8).numpy().tobytes()).hexdigest()
-
-    return {name: digest(p) for name, p in model.named_parameters() if p.numel()}
 
 
 if __name__ == "__main__":

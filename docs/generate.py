@@ -1,0 +1,43 @@
+"""Write the generated parts of the docs, or check that they are fresh.
+
+`python docs/generate.py` writes docs/states.md whole and the tables between `<!-- generated: X -->`
+and `<!-- end -->` of the other pages; with `--check` it only compares.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from netloader.fsm.render import page
+from netloader.log import render_catalogue
+from netloader.vllm_plugin.settings import render_fields
+
+HERE = Path(__file__).parent
+PARTS = {"fields": ("vllm.md", render_fields), "events": ("operations.md", render_catalogue)}
+
+
+def pages() -> dict[Path, str]:
+    """Every page with a generated part, as it should be."""
+    wanted = {HERE / "states.md": page()}
+    for name, (file, render) in PARTS.items():
+        path = HERE / file
+        marks = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        table = render().strip()
+        wanted[path] = marks.sub(lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", path.read_text())
+    return wanted
+
+
+def main() -> int:
+    """Write, or with --check answer 1 and name the stale pages."""
+    stale = [p for p, text in pages().items() if not p.exists() or p.read_text() != text]
+    if "--check" in sys.argv:
+        for path in stale:
+            sys.stderr.write(f"{path.name} is stale; run `make docs`\n")
+        return 1 if stale else 0
+    for path, text in pages().items():
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
