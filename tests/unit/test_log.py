@@ -1,0 +1,447 @@
+"""Log lines as an operator sees them: in a host's own format, as JSON, and never with a secret."""
+
+import io
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netloader.config import Secret
+from netloader.log import (
+    EVENTS,
+    LEVELS,
+    MAX_CHARS,
+    JsonFormatter,
+    capture,
+    configure_json,
+    emit,
+    get_logger,
+    quiet_dependencies,
+    render_catalogue,
+)
+
+OPENED = "netloader.session.opened"
+CLOSED = "netloader.session.closed"
+FAILED = "netloader.driver.error"
+PLANTED = "hunter2-hunter2-hunter2"
+
+
+class Host:
+    """A host that shows the lines of one logger as text and as JSON, as vLLM does."""
+
+    def __init__(self, name: str) -> None:
+        self.logger = logging.getLogger(name)
+        self.texts, self.jsons = io.StringIO(), io.StringIO()
+        text, jsons = logging.StreamHandler(self.texts), logging.StreamHandler(self.jsons)
+        text.setFormatter(
+            logging.Formatter("%(levelname)s [%(filename)s:%(lineno)d] %(name)s %(message)s")
+        )
+        jsons.setFormatter(JsonFormatter())
+        self.handlers = (text, jsons)
+
+    def lines(self) -> list[str]:
+        return self.texts.getvalue().splitlines()
+
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.jsons.getvalue().splitlines()]
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    host = Host("vllm")
+    saved = host.logger.level, host.logger.propagate
+    for handler in host.handlers:
+        host.logger.addHandler(handler)
+    host.logger.setLevel(logging.INFO)
+    host.logger.propagate = False
+    yield host
+    for handler in host.handlers:
+        host.logger.removeHandler(handler)
+    host.logger.setLevel(saved[0])
+    host.logger.propagate = saved[1]
+
+
+def here() -> int:
+    """The line number of the caller."""
+    return sys._getframe(1).f_lineno
+
+
+# In a host's own format
+
+
+def test_a_line_shows_where_it_was_emitted_its_logger_event_and_fields(host: Host) -> None:
+    log = get_logger("netloader.io.server", base="vllm.netloader", **{"netloader.rank": 3})
+
+    emit(log, OPENED, {"network.peer.address": "10.0.0.1", "note": 'two "words"', "ok": True})
+    line = here() - 1
+
+    where = f"INFO [test_log.py:{line}] vllm.netloader.io.server "
+    fields = r'netloader.rank=3 network.peer.address=10.0.0.1 note="two \"words\"" ok=true'
+    assert host.lines() == [f"{where}{OPENED} {fields}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "full"),
+    [
+        ("netloader.io.client", "netloader", "netloader.io.client"),
+        ("io.client", "netloader", "netloader.io.client"),
+        ("netloader", "vllm.netloader", "vllm.netloader"),
+        ("", "vllm.netloader", "vllm.netloader"),
+    ],
+)
+def test_a_logger_is_named_below_its_base(name: str, base: str, full: str) -> None:
+    assert get_logger(name, base=base).name == full
+
+
+def test_the_fields_travel_on_the_record_in_one_attribute(host: Host) -> None:
+    host.handlers[0].setFormatter(logging.Formatter("%(name)s %(netloader)s"))
+
+    emit(get_logger("x", base="vllm.netloader"), OPENED, {"name": "a", "module": "b"})
+
+    fields = {"name": "a", "module": "b", "event": OPENED}
+    assert host.lines() == [f"vllm.netloader.x {fields}"]
+
+
+def test_the_level_is_the_one_of_the_catalogue_or_its_second_one(host: Host) -> None:
+    log = get_logger("x", base="vllm.netloader")
+
+    emit(log, CLOSED)
+    emit(log, CLOSED, level="warning")
+
+    assert [line.split()[0] for line in host.lines()] == ["INFO", "WARNING"]
+    with pytest.raises(ValueError, match=f"{CLOSED} is logged at info or warning, not at error"):
+        emit(log, CLOSED, level="error")
+
+
+def test_an_event_outside_the_catalogue_is_our_bug() -> None:
+    with pytest.raises(KeyError):
+        emit(get_logger("x"), "netloader.something.else")
+
+
+def test_a_disabled_level_writes_nothing(host: Host) -> None:
+    emit(get_logger("x", base="vllm.netloader"), "netloader.plugin.registered")
+
+    assert host.lines() == []
+
+
+def test_an_exception_comes_with_its_stack(host: Host) -> None:
+    log = get_logger("x", base="vllm.netloader")
+    try:
+        raise RuntimeError("broken\nbadly")
+    except RuntimeError as error:
+        emit(log, FAILED, exc_info=error)
+        emit(log, FAILED, exc_info=True)
+
+    assert host.lines()[1] == "Traceback (most recent call last):"
+    for line in host.objects():
+        assert line["exception.type"] == "builtins.RuntimeError"
+        assert line["exception.message"] == r"broken\nbadly"
+        assert "Traceback" in line["exception.stacktrace"]
+
+
+def test_asking_for_the_current_exception_when_there_is_none_is_no_error(host: Host) -> None:
+    emit(get_logger("x", base="vllm.netloader"), FAILED, exc_info=True)
+
+    assert not any(key.startswith("exception") for key in host.objects()[0])
+
+
+def test_the_host_s_structlog_is_left_alone_and_its_bound_context_is_shown(host: Host) -> None:
+    with structlog.contextvars.bound_contextvars(request="r1"):
+        emit(get_logger("x", base="vllm.netloader"), OPENED)
+
+    assert host.objects()[0]["request"] == "r1"
+    assert not structlog.is_configured()
+
+
+# Values
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("plain", "plain"),
+        ("", ""),
+        ("line\nbreak\r\x1b[31m\u2028\u202e\x85", r"line\nbreak\r\x1b[31m\u2028\u202e\x85"),
+        ("\ud800", r"\ud800"),
+        ("grüße 世界", "grüße 世界"),
+        ("x" * 600, "x" * (MAX_CHARS - 1) + "…"),
+        ("\n" * 600, (r"\n" * 300)[: MAX_CHARS - 1] + "…"),
+        (7, 7),
+        (False, False),
+        (0.5, 0.5),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (2**80, str(2**80)),
+        pytest.param(10**5000, "<unprintable int>", id="huge"),
+        (None, "None"),
+        ([1, "a"], "[1, 'a']"),
+        (Secret(PLANTED), "Secret(***)"),
+        ([Secret(PLANTED)], "[Secret(***)]"),
+        (Unprintable(), "<unprintable Unprintable>"),
+    ],
+)
+def test_any_value_becomes_a_short_printable_scalar(
+    host: Host, value: object, written: object
+) -> None:
+    emit(get_logger("x", base="vllm.netloader"), OPENED, {"v": value})
+
+    assert host.objects()[0]["v"] == written
+    assert len(host.lines()) == 1
+
+
+@pytest.mark.parametrize(
+    "key", ["netloader.auth.token", "a.secret", "db.password", "token", "auth_token", "A.TOKEN"]
+)
+def test_a_field_named_as_a_secret_is_hidden(host: Host, key: str) -> None:
+    emit(get_logger("x", base="vllm.netloader"), OPENED, {key: PLANTED})
+
+    assert PLANTED not in host.texts.getvalue() + host.jsons.getvalue()
+    assert host.objects()[0][key] == "Secret(***)"
+
+
+KEYS = st.sampled_from(["peer", "reason", "a.token", "b.secret", "c.password", "detail"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(Secret(PLANTED)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@settings(deadline=None)
+@given(fields=st.dictionaries(KEYS, VALUES), bound=st.dictionaries(KEYS, VALUES))
+def test_no_field_can_break_a_line_or_show_a_secret(
+    fields: Mapping[str, object], bound: Mapping[str, object]
+) -> None:
+    secret = dict.fromkeys(("a.token", "b.secret", "c.password"), PLANTED)
+    host = Host("nlprop")
+    try:
+        host.logger.setLevel(logging.INFO)
+        host.logger.propagate = False
+        for handler in host.handlers:
+            host.logger.addHandler(handler)
+        log = get_logger("x", base="nlprop", **bound)
+        emit(log, OPENED, {**fields, **secret})
+        try:
+            raise ValueError(Secret(PLANTED))
+        except ValueError:
+            emit(log, FAILED, fields, exc_info=True)
+    finally:
+        for handler in host.handlers:
+            host.logger.removeHandler(handler)
+
+    assert PLANTED not in host.texts.getvalue() + host.jsons.getvalue()
+    assert len(host.objects()) == 2
+    assert host.lines()[0].isprintable()
+    assert host.lines()[0].startswith("INFO [test_log.py")
+
+
+# JSON lines
+
+
+def test_a_json_line_has_the_promised_fields(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    undo = configure_json(str(path), base="nljson")
+    emit(
+        get_logger("io", base="nljson"),
+        CLOSED,
+        {"netloader.role": "client", "netloader.transfer.bytes": 5, "severity": "forged"},
+        level="warning",
+    )
+    undo()
+    line = json.loads(path.read_text())
+
+    stamp = line.pop("timestamp")
+    assert stamp.endswith("Z")
+    assert len(stamp) == len("2026-01-01T00:00:00.000Z")
+    assert line == {
+        "severity": "WARNING",
+        "logger": "nljson.io",
+        "event": CLOSED,
+        "process.pid": os.getpid(),
+        "thread.name": threading.current_thread().name,
+        "netloader.role": "client",
+        "netloader.transfer.bytes": 5,
+    }
+
+
+def test_a_record_of_somebody_else_becomes_json_too() -> None:
+    record = logging.LogRecord("other", logging.INFO, "f.py", 1, "hello %s\n", ("x",), None)
+
+    line = json.loads(JsonFormatter().format(record))
+
+    assert (line["event"], line["message"], line["logger"]) == ("foreign", r"hello x\n", "other")
+
+
+def test_info_lines_reach_the_file_though_the_host_shows_warnings_only(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    logger = logging.getLogger("nllevel")
+    log = get_logger("x", base="nllevel")
+
+    undo = configure_json(str(path), base="nllevel")
+    emit(log, OPENED)
+    emit(log, "netloader.plugin.registered")
+    undo()
+    emit(log, OPENED)
+
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == [OPENED]
+    assert logger.level == logging.NOTSET
+    assert logger.handlers == []
+
+
+def test_configuring_twice_writes_each_line_once_and_can_change_the_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = get_logger("x", base="nltwice")
+    first = configure_json("log.jsonl", base="nltwice")
+    second = configure_json(str(tmp_path / "log.jsonl"), base="nltwice", level=logging.DEBUG)
+    emit(log, "netloader.plugin.registered")
+    monkeypatch.chdir("/")
+    emit(log, OPENED)
+
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+    second()
+    first()
+    first()
+    assert logging.getLogger("nltwice").handlers == []
+
+
+def test_two_targets_are_undone_in_any_order(tmp_path: Path) -> None:
+    logger = logging.getLogger("nlpair")
+    logger.setLevel(logging.ERROR)
+    one = configure_json(str(tmp_path / "1"), base="nlpair")
+    two = configure_json(str(tmp_path / "2"), base="nlpair")
+
+    one()
+    emit(get_logger("x", base="nlpair"), OPENED)
+    two()
+
+    assert (tmp_path / "1").read_text() == ""
+    assert len((tmp_path / "2").read_text().splitlines()) == 1
+    assert logger.level == logging.ERROR
+
+
+def test_stderr_is_the_process_s_own_however_sys_stderr_is_wrapped(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    undo = configure_json("stderr", base="nlerr")
+    emit(get_logger("x", base="nlerr"), OPENED)
+    undo()
+
+    assert json.loads(capfd.readouterr().err)["event"] == OPENED
+
+
+def test_a_path_that_cannot_be_written_fails_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "missing" / "log", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OSError, match=str(path)):
+            configure_json(str(path), base="nlbad")
+    assert logging.getLogger("nlbad").handlers == []
+
+
+def test_a_file_that_fails_later_never_raises_into_the_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    undo = configure_json(str(folder / "log"), base="nllater")
+    (folder / "log").unlink()
+    folder.rmdir()
+
+    emit(get_logger("x", base="nllater"), OPENED)
+    undo()
+
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_a_rotated_file_is_opened_anew(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = get_logger("x", base="nlrotate")
+    undo = configure_json(str(path), base="nlrotate")
+    emit(log, OPENED)
+    path.rename(tmp_path / "log.1")
+    emit(log, CLOSED)
+    undo()
+
+    assert json.loads((tmp_path / "log.1").read_text())["event"] == OPENED
+    assert json.loads(path.read_text())["event"] == CLOSED
+
+
+WRITER = """
+import sys
+from netloader.log import configure_json, emit, get_logger
+configure_json(sys.argv[1])
+log = get_logger("x")
+for number in range(200):
+    emit(log, "netloader.session.opened", {f"field{i}": "x" * 490 for i in range(40)})
+"""
+
+
+def test_processes_share_one_file_without_mixing_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) for _ in range(3)]
+
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 600
+    assert {line["process.pid"] for line in lines} == {writer.pid for writer in writers}
+
+
+# Helpers
+
+
+def test_dependencies_are_quiet_unless_the_host_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("transitions")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    quiet_dependencies()
+    assert logger.level == logging.WARNING
+
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    quiet_dependencies()
+    assert logger.level == logging.DEBUG
+
+
+def test_capture_sees_every_level_and_thread_and_keeps_the_host_silent(host: Host) -> None:
+    log = get_logger("x", base="vllm.netloader", **{"netloader.rank": 0, "a.token": PLANTED})
+    with capture() as seen:
+        emit(log, "netloader.plugin.registered")
+        thread = threading.Thread(target=emit, args=(log, CLOSED), kwargs={"level": "warning"})
+        thread.start()
+        thread.join()
+    emit(log, OPENED)
+
+    bound = {"netloader.rank": 0, "a.token": "Secret(***)"}
+    assert seen == [
+        {"event": "netloader.plugin.registered", "severity": "DEBUG", **bound},
+        {"event": CLOSED, "severity": "WARNING", **bound},
+    ]
+    assert [line["event"] for line in host.objects()] == [OPENED]
+
+
+def test_the_catalogue_can_be_read_by_people() -> None:
+    text = render_catalogue()
+
+    assert text.startswith("| event | level | meaning |\n| --- | --- | --- |\n")
+    assert "| `netloader.session.closed` | info / warning | " in text
+    assert len(text.splitlines()) == len(EVENTS) + 2
+    for name, (levels, meaning) in EVENTS.items():
+        assert name.startswith("netloader.")
+        assert set(levels) <= set(LEVELS)
+        assert meaning.endswith(".")

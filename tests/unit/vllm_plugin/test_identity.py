@@ -1,0 +1,78 @@
+"""Which configurations are interchangeable, read from vLLM's own config objects."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+
+from netloader.vllm_plugin import identity as identities
+from tests.e2e import zoo
+
+
+def config(folder: Path, **changes: Any) -> VllmConfig:
+    options = {"enforce_eager": True, "skip_tokenizer_init": True, "max_model_len": 128}
+    return EngineArgs(model=str(folder), **{**options, **changes}).create_engine_config()
+
+
+def checkpoint(folder: Path, with_files: bool = True, **changes: Any) -> Path:
+    dtype = zoo.torch.bfloat16
+    tensors = zoo.llama_tensors(1, dtype) if with_files else None
+    return zoo.write(folder, zoo.llama_config(**changes), tensors)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("VLLM_HOST_IP", "127.0.0.1")
+
+
+def test_the_same_model_under_another_path_is_the_same(tmp_path: Path) -> None:
+    first = config(checkpoint(tmp_path / "a"))
+    second = config(checkpoint(tmp_path / "b", with_files=False))
+    mine = identities.identity_of(first, first.model_config, "tiny")
+    theirs = identities.identity_of(second, second.model_config, "tiny")
+    assert mine.differences(theirs) == ()
+    assert mine.soft.keys() == {"checkpoint_headers"}
+    unnamed = identities.identity_of(second, second.model_config, None)
+    assert [d.field for d in mine.differences(unnamed)] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"rope_theta": 500000.0}, "config"), ({"rms_norm_eps": 1e-6}, "config")],
+)
+def test_another_setting_of_the_model_is_another_model(
+    tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    first = config(checkpoint(tmp_path / "a"))
+    second = config(checkpoint(tmp_path / "b", **change))
+    mine = identities.identity_of(first, first.model_config, "tiny")
+    theirs = identities.identity_of(second, second.model_config, "tiny")
+    assert [d.field for d in mine.differences(theirs)] == [field]
+
+
+def test_another_dtype_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a")
+    first, second = config(folder), config(folder, dtype="float16")
+    mine = identities.identity_of(first, first.model_config, "tiny")
+    theirs = identities.identity_of(second, second.model_config, "tiny")
+    assert [d.field for d in mine.differences(theirs)] == ["dtype"]
+
+
+def test_a_client_without_files_adopts_what_the_server_found(tmp_path: Path) -> None:
+    server = config(checkpoint(tmp_path / "a", tie_word_embeddings=True))
+    bare = config(checkpoint(tmp_path / "b", with_files=False, tie_word_embeddings=True))
+    facts = identities.facts_of(server.model_config)
+    assert facts == {"untied_by_checkpoint": "True"}
+    assert identities.adopt(facts, bare.model_config)
+    mine = identities.identity_of(server, server.model_config, "tiny")
+    theirs = identities.identity_of(bare, bare.model_config, "tiny")
+    assert mine.differences(theirs) == ()
+
+
+def test_a_client_with_files_keeps_what_it_found_itself(tmp_path: Path) -> None:
+    tied = config(checkpoint(tmp_path / "a", tie_word_embeddings=False))
+    assert not identities.adopt({"untied_by_checkpoint": "True"}, tied.model_config)
+    assert identities.has_weight_files(tied.model_config)

@@ -1,0 +1,113 @@
+"""The raw snapshot offers what was loaded, or names what it lost."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from netloader.fsm.manifest import plan
+from netloader.io.publication import segment_digests
+from netloader.io.weights import Weights, WeightsError
+from netloader.vllm_plugin.layout import Backup, GoneError, RawSnapshot, policy_for
+from netloader.vllm_plugin.settings import CachePolicy, Settings
+
+AUTO = Settings.parse(None)
+NOTHING_KEPT = replace(AUTO, weight_cache=CachePolicy.NO)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+
+
+def replaced(layer: nn.Linear) -> torch.Tensor:
+    """What kernels do: the same name, shape and dtype, other bytes in other memory."""
+    before = layer.weight.detach().clone()
+    layer.weight = nn.Parameter(before.flip(0).contiguous(), requires_grad=False)
+    return before
+
+
+def first_layer(module: nn.Module) -> nn.Linear:
+    layer = module.get_submodule("0")
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def content(weights: Weights, module: nn.Module) -> tuple[str, ...]:
+    del module
+    return segment_digests(weights, plan(weights.manifest, 64 << 20), "blake3", 1)
+
+
+def test_untouched_parameters_cost_nothing() -> None:
+    module = model()
+    weights, cached = RawSnapshot(module, AUTO, ()).after(module)
+    assert cached == 0
+    assert content(weights, module) == RawSnapshot(module, AUTO, ()).digests
+
+
+def test_a_replaced_parameter_is_offered_as_it_was_loaded() -> None:
+    module = model()
+    snapshot = RawSnapshot(module, AUTO, ())
+    before = replaced(first_layer(module))
+    weights, cached = snapshot.after(module)
+    assert cached == before.numel() * before.element_size()
+    assert content(weights, module) == snapshot.digests
+
+
+def test_without_a_cache_a_replaced_parameter_is_named_with_the_setting() -> None:
+    module = model()
+    snapshot = RawSnapshot(module, NOTHING_KEPT, ())
+    replaced(first_layer(module))
+    with pytest.raises(GoneError, match=r"0\.weight") as gone:
+        snapshot.after(module)
+    assert gone.value.names == ("0.weight",)
+    assert gone.value.setting == "WEIGHT_CACHE"
+
+
+def test_without_a_cache_a_parameter_wrapped_anew_is_found_by_its_storage() -> None:
+    module = model()
+    snapshot = RawSnapshot(module, NOTHING_KEPT, ())
+    layer = first_layer(module)
+    layer.weight = nn.Parameter(layer.weight.data.t(), requires_grad=False)
+    weights, cached = snapshot.after(module)
+    assert cached == 0
+    assert content(weights, module) == snapshot.digests
+
+
+def test_digests_a_client_verified_are_not_computed_again() -> None:
+    assert RawSnapshot(model(), AUTO, ("known",)).digests == ("known",)
+
+
+def test_a_model_without_memory_cannot_be_remembered() -> None:
+    with pytest.raises(WeightsError, match=r"weight"):
+        RawSnapshot(nn.Linear(2, 2, device="meta"), AUTO, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "policy", "setting"),
+    [
+        ("a.weight", torch.bfloat16, CachePolicy.AUTO, "WEIGHT_CACHE"),
+        ("a.weight", torch.int8, CachePolicy.DRAM, "INT8_CACHE"),
+        ("b.weight", torch.int8, CachePolicy.NO, "INT8_CACHE_NAME"),
+    ],
+)
+def test_which_setting_rules_a_tensor(
+    name: str, dtype: torch.dtype, policy: CachePolicy, setting: str
+) -> None:
+    settings = replace(AUTO, int8_cache=CachePolicy.DRAM, int8_cache_name=("a.",))
+    tensor = torch.zeros(1, dtype=dtype)
+    assert policy_for(name, tensor, settings) == (policy, setting)
+
+
+def test_a_backup_puts_back_small_tensors_only() -> None:
+    module = nn.ParameterDict(
+        {"scale": nn.Parameter(torch.tensor(-1.0)), "big": nn.Parameter(torch.zeros(20_000))}
+    )
+    backup = Backup(module)
+    with torch.no_grad():
+        for parameter in module.values():
+            parameter.fill_(7)
+    backup.restore()
+    assert module["scale"].item() == -1.0
+    assert module["big"][0].item() == 7.0
