@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from transitions import Machine
-
 from netloader.config import Deadlines, Secret
 from netloader.fsm import auth
 from netloader.fsm.effects import Effect, OpenTransport, Send, Settle, StartTransfer, Verdict
@@ -58,7 +56,7 @@ from netloader.fsm.session import (
     violation,
 )
 from netloader.fsm.states import LIVING, State
-from netloader.fsm.table import Limit, Table, build, check, complete, every, row
+from netloader.fsm.table import Limit, Program, Table, build, check, complete, every, row
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +366,6 @@ LIMITS: Mapping[State, Limit] = {
 }
 
 check(TABLE, LIMITS)
-MACHINE: Machine = build(TABLE)
+MACHINE: Program = build(TABLE)
 ClientSession.machine = MACHINE
 ClientSession.limits = LIMITS

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
-from transitions import Machine
-
 from netloader.config import Deadlines, Secret
 from netloader.fsm import auth
 from netloader.fsm.effects import Effect, PrepareOffer, Send, Settle, StartTransfer, Verdict
@@ -50,7 +48,7 @@ from netloader.fsm.session import (
     violation,
 )
 from netloader.fsm.states import LIVING, State
-from netloader.fsm.table import Limit, Table, build, check, complete, every, row
+from netloader.fsm.table import Limit, Program, Table, build, check, complete, every, row
 
 MAX_LANES = 16
 """More connections than this only fight for the same link."""
@@ -355,6 +353,6 @@ LIMITS: Mapping[State, Limit] = {
 }
 
 check(TABLE, LIMITS)
-MACHINE: Machine = build(TABLE)
+MACHINE: Program = build(TABLE)
 ServerSession.machine = MACHINE
 ServerSession.limits = LIMITS

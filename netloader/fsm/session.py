@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from transitions import Machine
-
 from netloader.config import Deadlines
 from netloader.fsm.effects import AbortTransfer, Effect, Send, Settle, Verdict
 from netloader.fsm.events import (
@@ -25,7 +23,7 @@ from netloader.fsm.identity import Difference
 from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import INITIAL, TERMINAL, State
-from netloader.fsm.table import Limit, Row, fire
+from netloader.fsm.table import Limit, Program, Row, fire
 
 FRAME_BEFORE_TRUST = 64 * 1024
 """Bytes of one frame from a peer that has proven nothing: a hello is below 4 KiB."""
@@ -59,7 +57,7 @@ class Session:
     )
 
     role: ClassVar[str]
-    machine: ClassVar[Machine]
+    machine: ClassVar[Program]
     limits: ClassVar[Mapping[State, Limit]]
 
     def __init__(self, deadlines: Deadlines, now: float) -> None:

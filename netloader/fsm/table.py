@@ -17,6 +17,8 @@ from netloader.fsm.effects import Effect
 from netloader.fsm.events import EVENTS, PEER_EVENTS, Event
 from netloader.fsm.states import ENDS, INITIAL, LIVING, TERMINAL, State
 
+Program: TypeAlias = Machine
+"""What a table becomes; nobody but this module needs to know whose class it is."""
 Limit: TypeAlias = Callable[[Deadlines, int], float]
 """How many seconds a state may last, given the deadlines and the bytes to move."""
 
@@ -152,7 +154,7 @@ def _reachable(table: Table[S]) -> set[State]:
     return seen
 
 
-def build(table: Table[S]) -> Machine:
+def build(table: Table[S]) -> Program:
     """Make the `transitions` machine of one role; it holds no model and no queue."""
     return Machine(
         model=None,
@@ -188,7 +190,7 @@ def _parts(data: EventData) -> tuple[Any, Any]:
     return data.model, event
 
 
-def fire(machine: Machine, session: Fired, event: Event) -> None:
+def fire(machine: Program, session: Fired, event: Event) -> None:
     """Run one event on one session.
 
     Raises:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
@@ -17,8 +18,7 @@ def config(folder: Path, **changes: Any) -> VllmConfig:
 
 
 def checkpoint(folder: Path, with_files: bool = True, **changes: Any) -> Path:
-    dtype = zoo.torch.bfloat16
-    tensors = zoo.llama_tensors(1, dtype) if with_files else None
+    tensors = zoo.llama_tensors(1, torch.bfloat16) if with_files else None
     return zoo.write(folder, zoo.llama_config(**changes), tensors)
 
 
