@@ -1,6 +1,6 @@
 """Two real vLLM engines: the second answers token for token like the first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.e2e import zoo
-from tests.e2e.engines import Nursery, free_port
+from tests.e2e.engines import Engine, Nursery, free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -30,6 +30,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Folders
         return full, bare
 
     return make
+
+
+@pytest.fixture(scope="module")
+def server(
+    nursery: Nursery, folders: Callable[[str], Folders], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Engine, str]]:
+    """A running bfloat16 engine with weights on offer, and its endpoint."""
+    prefix = tmp_path_factory.mktemp("server") / "rank-"
+    full, _ = folders("bfloat16")
+    with nursery.engine(full, {"OUTPUT_PREFIX": str(prefix)}) as engine:
+        yield engine, Path(f"{prefix}0.txt").read_text()
 
 
 def source(*endpoints: str) -> dict[str, Any]:
@@ -88,41 +99,36 @@ def test_tensor_parallel_two_fills_each_rank_from_its_own(
 
 
 def test_dead_first_source_costs_nothing_but_a_line(
-    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+    nursery: Nursery, folders: Callable[[str], Folders], server: tuple[Engine, str]
 ) -> None:
-    full, bare = folders("bfloat16")
-    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
-        dead = f"127.0.0.1:{free_port()}"
-        extra = {**source(dead, (tmp_path / "a-0.txt").read_text()), "FALLBACK": "never"}
-        with nursery.engine(bare, extra) as client:
-            assert client.generate() == server.generate()
-            assert "netloader.reason=unreachable" in client.log()
-            assert "netloader.source.attempt=2" in client.log()
+    _, bare = folders("bfloat16")
+    engine, endpoint = server
+    dead = f"127.0.0.1:{free_port()}"
+    with nursery.engine(bare, {**source(dead, endpoint), "FALLBACK": "never"}) as client:
+        assert client.generate() == engine.generate()
+        assert "netloader.reason=unreachable" in client.log()
+        assert "netloader.source.attempt=2" in client.log()
+        assert "Receiving weights: 100% Completed" in client.log()
 
 
 def test_no_source_left_falls_back_to_the_checkpoint_and_answers_the_same(
-    nursery: Nursery, folders: Callable[[str], Folders]
+    nursery: Nursery, folders: Callable[[str], Folders], server: tuple[Engine, str]
 ) -> None:
     full, _ = folders("bfloat16")
-    with (
-        nursery.engine(full, {}) as ordinary,
-        nursery.engine(full, source(f"127.0.0.1:{free_port()}")) as client,
-    ):
-        assert client.generate() == ordinary.generate()
+    with nursery.engine(full, source(f"127.0.0.1:{free_port()}")) as client:
+        assert client.generate() == server[0].generate()
         assert "netloader.fallback.engaged" in client.log()
         assert "unreachable" in client.log()
 
 
 def test_another_model_is_refused_with_the_differing_field_named(
-    nursery: Nursery, tmp_path: Path, folders: Callable[[str], Folders]
+    nursery: Nursery, tmp_path: Path, server: tuple[Engine, str]
 ) -> None:
-    full, _ = folders("bfloat16")
-    other_config = zoo.llama_config(rope_theta=500000.0)
-    other = zoo.write(tmp_path / "other", other_config, zoo.llama_tensors(2, torch.bfloat16))
+    config = zoo.llama_config(rope_theta=500000.0)
+    other = zoo.write(tmp_path / "other", config, zoo.llama_tensors(2, torch.bfloat16))
     with (
-        nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}),
         nursery.engine(other, {}) as ordinary,
-        nursery.engine(other, source((tmp_path / "a-0.txt").read_text())) as client,
+        nursery.engine(other, source(server[1])) as client,
     ):
         assert client.generate() == ordinary.generate()
         assert "netloader.reason=identity_mismatch" in client.log()
@@ -146,18 +152,17 @@ def test_tied_config_with_an_lm_head_in_the_files(
             assert client.generate() == server.generate()
 
 
-def test_busy_port_and_bad_port_leave_the_engine_alone(
-    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+@pytest.mark.parametrize("bad", ["busy", "reserved"])
+def test_a_bad_port_leaves_the_engine_alone(
+    nursery: Nursery, folders: Callable[[str], Folders], server: tuple[Engine, str], bad: str
 ) -> None:
     full, _ = folders("bfloat16")
-    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
-        port = int((tmp_path / "a-0.txt").read_text().rpartition(":")[2])
-        with nursery.engine(full, {"LISTEN_PORT": port}) as second:
-            assert second.generate() == server.generate()
-            assert "netloader.listener.failed" in second.log()
-        with nursery.engine(full, {"LISTEN_PORT": 80}) as third:
-            assert third.generate() == server.generate()
-            assert "outside 1024-65535" in third.log()
+    engine, endpoint = server
+    port = int(endpoint.rpartition(":")[2]) if bad == "busy" else 80
+    with nursery.engine(full, {"LISTEN_PORT": port}) as second:
+        assert second.generate() == engine.generate()
+        said = "netloader.listener.failed" if bad == "busy" else "outside 1024-65535"
+        assert said in second.log()
 
 
 def test_a_token_keeps_others_out(
