@@ -19,7 +19,7 @@ from netloader.fsm.events import (
     Transferred,
 )
 from netloader.fsm.identity import Difference, Identity
-from netloader.fsm.manifest import Manifest, root_digest, span
+from netloader.fsm.manifest import MIN_SEGMENT_BYTES, Manifest, root_digest, span
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
     Begin,
@@ -56,7 +56,10 @@ MAX_LANES = 16
 
 @dataclass(frozen=True, slots=True)
 class Offering:
-    """What a server publishes: everything its sessions need to know, in order of preference."""
+    """What a server publishes: everything its sessions need to know, in order of preference.
+
+    Raises ValueError for a `segment_bytes` that no client would take.
+    """
 
     identity: Identity
     manifest: Manifest
@@ -66,6 +69,11 @@ class Offering:
     digests: tuple[str, ...]
     facts: Mapping[str, str] = field(default_factory=dict)
     token: Secret | None = None
+
+    def __post_init__(self) -> None:
+        if self.segment_bytes < MIN_SEGMENT_BYTES:
+            least, given = MIN_SEGMENT_BYTES, self.segment_bytes
+            raise ValueError(f"segment_bytes is {given}; clients take no less than {least}")
 
 
 class ServerSession(Session):

@@ -140,8 +140,8 @@ def _bad_order(table: Table[S]) -> Iterable[str]:
             yield f"{source.name} has a row after its last word on {on.__name__}"
         elif guards[-1] is not None:
             yield f"{source.name} has no last word on {on.__name__}"
-    for state in LIVING:
-        for on in PEER_EVENTS:
+    for state in State:
+        for on in EVENTS if state in TERMINAL else PEER_EVENTS:
             if (state, on) not in groups:
                 yield f"{state.name} has no answer to {on.__name__}"
 

@@ -93,7 +93,7 @@ class ServerCrew(Crew):
         super().__init__()
         self._publication = publication
         self._outlet = Outlet(publication.weights, session, deadlines.stall_s)
-        self._patience_s = deadlines.validate_s / 2
+        self._patience_s = deadlines.handshake_s / 2  # the client waits in its handshake
         self._sending: Sending | None = None
         self._leaving = contextlib.ExitStack()
         self._closed = False

@@ -173,14 +173,13 @@ class Link:
             return
         try:
             step = self.session.step(event, monotonic())
+            self._decoder.limit = self.session.frame_limit
+            self._observer.saw(self.session, step)
+            for effect in step.effects:
+                self._perform(effect)
         except Exception as error:  # noqa: BLE001 - our bug ends this session, never the loop
             self._observer.trouble(error)
             self.close()
-            return
-        self._decoder.limit = self.session.frame_limit
-        self._observer.saw(self.session, step)
-        for effect in step.effects:
-            self._perform(effect)
 
     def next_timeout(self) -> float | None:
         """When this link wants to be called."""

@@ -1,15 +1,15 @@
 """Segments over a `torch.distributed` process group. Law: never the host's default group.
 
 One code path; what differs between backends is one `Backend`. The group has two members (server 0,
-client 1), its own store and the session in its name. A segment that is one tensor's memory is sent
-from and received into place; one made of several small tensors is packed into a staging buffer.
+client 1), its own store and the session in its name. Large pieces are sent from and received into
+place; small ones are packed into a staging buffer. Both sides cut segments into the same parcels.
 """
 
 import contextlib
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -21,18 +21,21 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from netloader.errors import NetloaderError
-from netloader.fsm.manifest import Segment
+from netloader.fsm.manifest import Piece, Segment
 from netloader.fsm.reasons import Reason
+from netloader.io.intake import Incoming
 from netloader.io.transports.base import Inlet, Outlet, TransferError, Transport
 from netloader.io.transports.lane_store import LaneStore
 from netloader.io.transports.lanes import Lanes
 from netloader.io.weights import memory_of
 
 SERVER, CLIENT = 0, 1
-IN_FLIGHT = 2
-"""Segments under way at once: the next is on the wire while one is verified. Bounds staging memory
-to IN_FLIGHT times the segment size."""
-
+IN_FLIGHT = 4
+"""Parcels under way at once: the next are on the wire while one is verified."""
+PACK_BELOW = 1 << 20
+"""Pieces smaller than this share a parcel: an operation costs about as much as moving 100 KiB."""
+PARCEL_BYTES = 8 << 20
+"""Largest packed parcel; IN_FLIGHT of them bound the staging memory to 32 MiB."""
 SHOWN_CHARS = 200
 """How much of a library's error goes into the verdict."""
 
@@ -142,22 +145,29 @@ class GroupSending:
         self._group.lanes.attach(index, lane)
 
     def run(self, segments: Sequence[Segment], lanes: int) -> int:
-        """Send segment by segment, IN_FLIGHT at a time."""
+        """Send parcel by parcel, IN_FLIGHT at a time."""
         del lanes
         under_way: deque[tuple[Any, Tensor]] = deque()
         with self._group as group:
             for segment in segments:
-                buffer = self._pack(segment)
-                under_way.append((group.post(buffer), buffer))
-                if len(under_way) == IN_FLIGHT:
-                    group.wait(under_way.popleft()[0])
+                for parcel in parcels(segment):
+                    buffer = self._pack(parcel)
+                    under_way.append((group.post(buffer), buffer))
+                    if len(under_way) == IN_FLIGHT:
+                        group.wait(under_way.popleft()[0])
             while under_way:
                 group.wait(under_way.popleft()[0])
         return sum(segment.nbytes for segment in segments)
 
-    def _pack(self, segment: Segment) -> Tensor:
-        parts = [self._weights.read(piece) for piece in segment.pieces]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _pack(self, parcel: Sequence[Piece]) -> Tensor:
+        if len(parcel) == 1:
+            return self._weights.read(parcel[0])
+        buffer = _staging(parcel)
+        room = memory_of(buffer)
+        for piece in parcel:
+            room[: piece.length] = memory_of(self._weights.read(piece))
+            room = room[piece.length :]
+        return buffer
 
     def abort(self) -> None:
         """Fail whatever runs."""
@@ -181,37 +191,64 @@ class GroupReceiving:
         self._group.lanes.attach(0, lane)
 
     def run(self, segments: Sequence[Segment]) -> int:
-        """Receive and verify segment by segment, IN_FLIGHT posted at a time."""
+        """Receive and verify parcel by parcel, IN_FLIGHT posted at a time."""
         posted: deque[Callable[[], None]] = deque()
         with self._group as group:
             for segment in segments:
-                posted.append(self._expect(group, segment))
-                if len(posted) == IN_FLIGHT:
-                    posted.popleft()()
+                incoming = self._inlet.intake.expect(segment)
+                targets = iter(incoming.tensors)
+                for parcel in parcels(segment):
+                    posted.append(self._expect(group, incoming, parcel, targets))
+                    if len(posted) == IN_FLIGHT:
+                        posted.popleft()()
+                posted.append(incoming.finish)
             while posted:
                 posted.popleft()()
         return sum(segment.nbytes for segment in segments)
 
-    def _expect(self, group: _Group, segment: Segment) -> Callable[[], None]:
-        incoming = self._inlet.intake.expect(segment)
-        alone = len(incoming.tensors) == 1
-        buffer = incoming.tensors[0] if alone else torch.empty(segment.nbytes, dtype=torch.uint8)
+    def _expect(
+        self, group: _Group, incoming: Incoming, parcel: Sequence[Piece], targets: Iterator[Tensor]
+    ) -> Callable[[], None]:
+        """Post one parcel; calling the answer waits for it, and puts it where it belongs."""
+        places = [next(targets) for _ in parcel]
+        alone = len(places) == 1
+        buffer = places[0] if alone else _staging(parcel)
         work = group.post(buffer)
 
-        def finish() -> None:
+        def settle() -> None:
             group.wait(work)
-            incoming.update(memory_of(buffer))
-            if not alone:
-                parts = torch.split(buffer, [len(view) for view in incoming.views])
-                for target, part in zip(incoming.tensors, parts, strict=True):
-                    target.copy_(part)
-            incoming.finish()
+            arrived = memory_of(buffer)
+            incoming.update(arrived)
+            for piece, place in zip(parcel, () if alone else places, strict=False):
+                memory_of(place)[:] = arrived[: piece.length]
+                arrived = arrived[piece.length :]
 
-        return finish
+        return settle
 
     def abort(self) -> None:
         """Fail whatever runs."""
         self._group.abort()
+
+
+def parcels(segment: Segment) -> Iterator[list[Piece]]:
+    """The pieces of a segment by operation: each large one alone, small neighbours together."""
+    packed: list[Piece] = []
+    room = PARCEL_BYTES
+    for piece in segment.pieces:
+        if packed and (piece.length >= PACK_BELOW or piece.length > room):
+            yield packed
+            packed, room = [], PARCEL_BYTES
+        if piece.length >= PACK_BELOW:
+            yield [piece]
+        else:
+            packed.append(piece)
+            room -= piece.length
+    if packed:
+        yield packed
+
+
+def _staging(parcel: Sequence[Piece]) -> Tensor:
+    return torch.empty(sum(piece.length for piece in parcel), dtype=torch.uint8)
 
 
 def process_group(backend: Backend) -> Transport:

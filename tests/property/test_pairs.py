@@ -1,0 +1,200 @@
+"""Every state and every event of both roles: an answer, one verdict, no surprise."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+
+from netloader.errors import LocalProtocolError
+from netloader.fsm import client, server
+from netloader.fsm.effects import AbortTransfer, Settle
+from netloader.fsm.events import (
+    EVENTS,
+    LOCAL_EVENTS,
+    PEER_EVENTS,
+    Connected,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlinePassed,
+    Event,
+    OfferReady,
+    OfferRefused,
+    StopRequested,
+    TransferFailed,
+    Transferred,
+    TransportReady,
+    Violated,
+)
+from netloader.fsm.manifest import Manifest
+from netloader.fsm.messages import (
+    Begin,
+    Challenge,
+    Complete,
+    Description,
+    Hello,
+    Offer,
+    Proof,
+    Reject,
+    Request,
+    Verified,
+)
+from netloader.fsm.reasons import Reason
+from netloader.fsm.server import MAX_LANES
+from netloader.fsm.session import Session, Step
+from netloader.fsm.states import LIVING, TERMINAL, State
+from tests.property.world import (
+    CHALLENGE,
+    CURIOUS,
+    IDENTITY,
+    LIVES,
+    MANIFEST,
+    NBYTES,
+    OFFER,
+    OFFER_READY,
+    OTHER_IDENTITY,
+    PROOF,
+    RECEIVED,
+    REFUSAL,
+    REQUEST,
+    SERVER_NONCE,
+    VERIFIED,
+    WISH,
+    hello,
+    lawful,
+    lived,
+)
+
+# -- every kind of event, right and wrong ones ---------------------------------------------------
+
+OTHER_MANIFEST: Final = Manifest(MANIFEST.tensors[:1])
+
+SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
+    Hello: (
+        hello(),
+        hello(CURIOUS),
+        replace(hello(), versions=(7, 9)),
+        replace(hello(), versions=()),
+        hello(replace(WISH, identity=OTHER_IDENTITY)),
+        hello(replace(CURIOUS, identity=OTHER_IDENTITY)),
+        hello(replace(WISH, transports=("hccl",))),
+    ),
+    Challenge: (CHALLENGE, Challenge(SERVER_NONCE, "forged")),
+    Proof: (PROOF, Proof("forged"), Proof(CHALLENGE.mac)),
+    Description: (Description(IDENTITY, {"tied": "yes"}),),
+    Offer: (
+        OFFER,
+        replace(OFFER, identity=OTHER_IDENTITY),
+        replace(OFFER, manifest=OTHER_MANIFEST),
+        replace(OFFER, transport="gloo"),
+    ),
+    Request: (REQUEST, Request(()), Request((1, 0)), Request((0,), MAX_LANES + 1)),
+    Begin: (Begin(),),
+    Complete: (Complete(NBYTES), Complete(0)),
+    Verified: (VERIFIED, Verified(3, NBYTES, "another"), Verified(0, 0, "")),
+    Reject: (REFUSAL, Reject("a word of the year 2040")),
+    Violated: (Violated("bytes of another protocol"),),
+    Connected: (Connected(),),
+    ConnectFailed: (ConnectFailed("refused"),),
+    ConnectionLost: (ConnectionLost("reset"),),
+    DeadlinePassed: (DeadlinePassed(),),
+    StopRequested: (StopRequested(), StopRequested(Reason.NOT_SERVING, "sleeping")),
+    OfferReady: (OFFER_READY,),
+    OfferRefused: (OfferRefused(Reason.BUSY, "full", 2.0),),
+    TransportReady: (TransportReady(),),
+    Transferred: (RECEIVED,),
+    TransferFailed: (TransferFailed(Reason.TRANSFER_STALLED, "silence"),),
+}
+
+# -- what copies of a session answer to them -----------------------------------------------------
+
+LATER = 1.0
+ALWAYS_POSSIBLE = (ConnectionLost, DeadlinePassed, StopRequested)
+
+SESSIONS = {name: lived(name) for name in LIVES}
+
+
+def answers(name: str, kind: type[Event]) -> list[tuple[Session, Step]]:
+    """What copies of a session with this life answer to each sample of an event."""
+    found: list[tuple[Session, Step]] = []
+    for event in SAMPLES[kind]:
+        session = copy.copy(SESSIONS[name])
+        found.append((session, session.step(event, LATER)))
+    return found
+
+
+def test_the_lives_cover_every_state_and_the_samples_every_event() -> None:
+    for role in ("client", "server"):
+        states = {s.state for name, s in SESSIONS.items() if name.startswith(role)}
+        assert states == set(State)
+    assert set(SAMPLES) == set(EVENTS)
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_whatever_comes_is_answered_by_the_laws_or_refused_whole(name: str) -> None:
+    before = SESSIONS[name].state
+    for event in (event for samples in SAMPLES.values() for event in samples):
+        session = copy.copy(SESSIONS[name])
+        try:
+            step = session.step(event, LATER)
+        except LocalProtocolError:
+            # Whatever a peer says is answered; a local event may be impossible, without a trace.
+            assert isinstance(event, LOCAL_EVENTS)
+            assert before in LIVING
+            assert (session.state, session.verdict) == (before, None)
+            assert session.next_timeout() == SESSIONS[name].next_timeout()
+        else:
+            assert (step.before, step.event, step.after) == (before, event, session.state)
+            lawful(session, step, LATER)
+
+
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n in LIVES for k in ALWAYS_POSSIBLE])
+def test_time_loss_and_stop_may_come_at_any_moment(name: str, kind: type[Event]) -> None:
+    for session, _ in answers(name, kind):
+        carries_on = kind is ConnectionLost and session.state is State.TRANSFER
+        assert session.state in TERMINAL or carries_on
+
+
+@pytest.mark.parametrize("name", [n for n, s in SESSIONS.items() if s.state in TERMINAL])
+def test_after_the_verdict_nothing_changes_and_nothing_is_said(name: str) -> None:
+    session = SESSIONS[name]
+    verdict = session.verdict
+    assert verdict is not None
+    for kind in EVENTS:
+        for twin, step in answers(name, kind):
+            assert (twin.state, twin.verdict) == (session.state, verdict)
+            assert step.effects == ()
+            assert twin.handle_timeout(1e9) is None
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, s in SESSIONS.items() if s.state in (State.VALIDATE, State.TRANSFER)]
+)
+def test_what_was_started_is_stopped_once_before_the_verdict(name: str) -> None:
+    fell_back = 0
+    for kind in (*PEER_EVENTS, *ALWAYS_POSSIBLE):
+        for session, step in answers(name, kind):
+            if session.state is State.FALLBACK:
+                fell_back += 1
+                assert step.effects.count(AbortTransfer()) == 1
+                assert isinstance(step.effects[-1], Settle)
+                assert step.effects[-2] == AbortTransfer()
+    assert fell_back
+
+
+def test_every_row_that_a_person_wrote_fires_for_some_pair() -> None:
+    """Samples and lives that miss a row would prove nothing about it."""
+    fired: set[int] = set()
+    for name in LIVES:
+        for event in (sample for samples in SAMPLES.values() for sample in samples):
+            session = copy.copy(SESSIONS[name])
+            try:
+                fired.add(id(session.step(event, LATER).row))
+            except LocalProtocolError:
+                continue
+    rows: list[Any] = [*client.TABLE, *server.TABLE]
+    silent = [
+        f"{r.source.name} {r.on.__name__} {r.guard} {r.action}" for r in rows if id(r) not in fired
+    ]
+    assert silent == []

@@ -1,0 +1,382 @@
+"""Two parties without a socket: matching data, lives of sessions, and a world of choices.
+
+The `World` owns two sessions, two ordered pipes and virtual time. Whatever may happen next (a
+message is heard, a piece of local work is done) is a choice, so a test decides every interleaving.
+`World.take` checks what must hold after any step at all.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, NamedTuple, TypeAlias, assert_never
+
+from netloader.config import Deadlines, Secret
+from netloader.fsm import auth
+from netloader.fsm.client import ClientSession, Wish
+from netloader.fsm.effects import (
+    AbortTransfer,
+    Effect,
+    OpenTransport,
+    PrepareOffer,
+    Send,
+    Settle,
+    StartTransfer,
+)
+from netloader.fsm.events import (
+    Connected,
+    ConnectionLost,
+    DeadlinePassed,
+    Event,
+    OfferReady,
+    StopRequested,
+    TransferFailed,
+    Transferred,
+    TransportReady,
+)
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import (
+    MIN_SEGMENT_BYTES,
+    Manifest,
+    Progress,
+    TensorSpec,
+    plan,
+    root_digest,
+)
+from netloader.fsm.messages import (
+    Begin,
+    Challenge,
+    Complete,
+    Description,
+    Hello,
+    Message,
+    Offer,
+    Proof,
+    Purpose,
+    Reject,
+    Request,
+    Verified,
+)
+from netloader.fsm.reasons import Reason
+from netloader.fsm.server import Offering, ServerSession
+from netloader.fsm.session import Session, Step
+from netloader.fsm.states import LIVING, TERMINAL, State
+
+# -- matching data -------------------------------------------------------------------------------
+
+DEADLINES: Final = Deadlines()
+TOKEN: Final = Secret("correct horse battery staple")
+CLIENT_NONCE: Final = "c" * 32
+SERVER_NONCE: Final = "5" * 32
+SEGMENT_BYTES: Final = MIN_SEGMENT_BYTES
+
+IDENTITY: Final = Identity({"model": "llama", "tp_size": "1"}, {"checkpoint": "rev-1"})
+OTHER_IDENTITY: Final = Identity({"model": "mamba", "tp_size": "1"})
+MANIFEST: Final = Manifest(
+    (
+        TensorSpec("embed", "bfloat16", (300, 256), (256, 1), 153_600),
+        TensorSpec("empty", "bfloat16", (0, 256), (256, 1), 0),
+        TensorSpec("scale", "float32", (), (), 4),
+        TensorSpec("lm_head", "bfloat16", (300, 256), (256, 1), 153_600, shares=0),
+    )
+)
+NBYTES: Final = 153_604
+DIGESTS: Final = ("digest-0", "digest-1", "digest-2")
+ROOT: Final = root_digest(DIGESTS)
+
+WISH: Final = Wish(
+    purpose=Purpose.WEIGHTS,
+    identity=IDENTITY,
+    manifest=MANIFEST,
+    layouts=("raw",),
+    transports=("hccl", "tcp"),
+    digests=("blake3", "sha256"),
+    lanes=2,
+)
+SECURED: Final = replace(WISH, token=TOKEN)
+CURIOUS: Final = Wish(Purpose.DESCRIPTION, Identity({"model": "llama"}))
+HELD: Final = Progress("sha256", SEGMENT_BYTES, DIGESTS, frozenset({1}))
+RESUMING: Final = replace(WISH, progress=HELD)
+FINISHED: Final = replace(WISH, progress=replace(HELD, verified=frozenset({0, 1, 2})))
+
+OFFERING: Final = Offering(
+    identity=IDENTITY,
+    manifest=MANIFEST,
+    segment_bytes=SEGMENT_BYTES,
+    layouts=("raw", "processed"),
+    transports=("tcp", "gloo"),
+    digests=("sha256",),
+    facts={"tied": "yes"},
+)
+GUARDED: Final = replace(OFFERING, token=TOKEN)
+
+
+def client(wish: Wish = WISH, now: float = 0.0) -> ClientSession:
+    """A client that waits for its connection."""
+    return ClientSession(wish, DEADLINES, CLIENT_NONCE, now)
+
+
+def server(offering: Offering = OFFERING, now: float = 0.0) -> ServerSession:
+    """A server that waits for its connection."""
+    return ServerSession(offering, DEADLINES, "session-1", SERVER_NONCE, now)
+
+
+def said(step: Step) -> list[Message]:
+    """What a step tells the peer."""
+    return [effect.message for effect in step.effects if isinstance(effect, Send)]
+
+
+def hello(wish: Wish = WISH) -> Hello:
+    """The first words of a client with this wish."""
+    (message,) = said(client(wish).step(Connected(), 0.0))
+    assert isinstance(message, Hello)
+    return message
+
+
+OFFER: Final = Offer(
+    session="session-1",
+    identity=IDENTITY,
+    layout="raw",
+    transport="tcp",
+    digest="sha256",
+    manifest=MANIFEST,
+    segment_bytes=SEGMENT_BYTES,
+    digests=DIGESTS,
+    rendezvous={"port": "1"},
+)
+CHALLENGE: Final = Challenge(SERVER_NONCE, auth.proof(TOKEN, "server", CLIENT_NONCE, SERVER_NONCE))
+PROOF: Final = Proof(auth.proof(TOKEN, "client", CLIENT_NONCE, SERVER_NONCE))
+REFUSAL: Final = Reject("busy", "full", (Difference("model", "a", "b"),), 2.5)
+OFFER_READY: Final = OfferReady({"port": "1"}, DIGESTS)
+REQUEST: Final = Request((0, 1, 2), 2)
+RECEIVED: Final = Transferred(NBYTES)
+VERIFIED: Final = Verified(3, NBYTES, ROOT)
+
+# -- lives: how a session gets where it is -------------------------------------------------------
+
+Life: TypeAlias = tuple[Callable[[], Session], tuple[Event, ...]]
+
+_asked: Final = (Connected(), OFFER, TransportReady())
+_moving: Final = (*_asked, Begin())
+_requested: Final = (Connected(), hello(), OFFER_READY, REQUEST)
+
+LIVES: Final[Mapping[str, Life]] = {
+    "client listens": (client, ()),
+    "client greeted": (client, (Connected(),)),
+    "client with a token greeted": (lambda: client(SECURED), (Connected(),)),
+    "client proved": (lambda: client(SECURED), (Connected(), CHALLENGE)),
+    "client is curious": (lambda: client(CURIOUS), (Connected(),)),
+    "client opens its transport": (client, _asked[:-1]),
+    "client asked": (client, _asked),
+    "client receives": (client, _moving),
+    "client resumes": (lambda: client(RESUMING), _moving),
+    "client received all": (client, (*_moving, RECEIVED)),
+    "client was told all is sent": (client, (*_moving, Complete(NBYTES))),
+    "client carries on alone": (client, (*_moving, Complete(NBYTES), ConnectionLost("reset"))),
+    "client is done": (client, (*_moving, RECEIVED, Complete(NBYTES))),
+    "client learned": (
+        lambda: client(CURIOUS),
+        (Connected(), Description(IDENTITY, {"tied": "yes"})),
+    ),
+    "client fell back": (client, (Connected(), REFUSAL)),
+    "client fell back dirty": (client, (*_moving, ConnectionLost("reset"))),
+    "server listens": (server, ()),
+    "server is connected": (server, (Connected(),)),
+    "server with a token is connected": (lambda: server(GUARDED), (Connected(),)),
+    "server challenged": (lambda: server(GUARDED), (Connected(), hello(SECURED))),
+    "server challenged the curious": (
+        lambda: server(GUARDED),
+        (Connected(), hello(replace(CURIOUS, token=TOKEN))),
+    ),
+    "server challenged another model": (
+        lambda: server(GUARDED),
+        (Connected(), hello(replace(SECURED, identity=OTHER_IDENTITY))),
+    ),
+    "server challenged the unable": (
+        lambda: server(GUARDED),
+        (Connected(), hello(replace(SECURED, layouts=()))),
+    ),
+    "server prepares": (server, _requested[:2]),
+    "server offered": (server, _requested[:3]),
+    "server sends": (server, _requested),
+    "server sent all": (server, (*_requested, RECEIVED)),
+    "server is done": (server, (*_requested, RECEIVED, VERIFIED)),
+    "server described": (server, (Connected(), hello(CURIOUS))),
+    "server fell back": (server, (*_requested, Verified(0, 0, ""))),
+}
+
+
+def lived(name: str) -> Session:
+    """A session that has had this life, at time 0."""
+    make, events = LIVES[name]
+    session = make()
+    for happened in events:
+        session.step(happened, 0.0)
+    return session
+
+
+# -- the world -----------------------------------------------------------------------------------
+
+HUNG_UP: Final = None
+WORK: Final = (OfferReady, TransportReady, Transferred)
+
+
+class Party:
+    """One side: its session, what is on the way to it, and what its own work will report."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.inbox: deque[Message | None] = deque()
+        self.work: deque[Event] = deque([Connected()])
+        self.steps: list[Step] = []
+        self.moves = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether its verdict is out."""
+        return self.session.state in TERMINAL
+
+
+class Choice(NamedTuple):
+    """One thing that may happen next."""
+
+    who: str
+    what: str
+
+
+class World:
+    """A client and a server, and all that may happen between them."""
+
+    def __init__(self, wish: Wish = WISH, offering: Offering = OFFERING) -> None:
+        self.now = 0.0
+        self.client_session, self.server_session = client(wish), server(offering)
+        both: dict[str, Session] = {"client": self.client_session, "server": self.server_session}
+        self.parties = {who: Party(session) for who, session in both.items()}
+        self.wire = True
+
+    # -- honest ----------------------------------------------------------------------------------
+
+    def choices(self) -> list[Choice]:
+        """Everything that can happen now without a fault and without a deadline passing."""
+        found: list[Choice] = []
+        for who, party in self.parties.items():
+            first = party.work[0] if party.work else None
+            if first is not None and (who == "server" or self._can_finish(first)):
+                found.append(Choice(who, "works"))
+            if party.inbox and not isinstance(first, Connected):
+                found.append(Choice(who, "hears"))
+        return found
+
+    def _can_finish(self, work: Event) -> bool:
+        """A client receives only while the server sends, or after it has sent everything."""
+        sends = self.parties["server"].moves or self.server_session.sent
+        return sends or not isinstance(work, Transferred)
+
+    def do(self, choice: Choice, pause: float = 0.0) -> None:
+        """Let it happen, `pause` seconds from now."""
+        self.now += pause
+        party = self.parties[choice.who]
+        if choice.what == "works":
+            self.take(choice.who, party.work.popleft())
+        else:
+            heard = party.inbox.popleft()
+            self.take(choice.who, heard or ConnectionLost("closed by the peer"))
+
+    def take(self, who: str, event: Event) -> None:
+        """One event for one party, and what must hold after every step."""
+        party = self.parties[who]
+        before = party.session.verdict
+        step = party.session.step(event, self.now)
+        party.steps.append(step)
+        lawful(party.session, step, self.now)
+        assert before is None or party.session.verdict is before
+        for effect in step.effects:
+            self._perform(who, party, effect)
+
+    def _perform(self, who: str, party: Party, effect: Effect) -> None:
+        match effect:
+            case Send():
+                self._post(who, effect.message)
+            case PrepareOffer():
+                party.work.append(OFFER_READY)
+            case OpenTransport():
+                party.work.append(TransportReady())
+            case StartTransfer():
+                segments = plan(MANIFEST, SEGMENT_BYTES)
+                party.moves = True
+                party.work.append(Transferred(sum(segments[i].nbytes for i in effect.segments)))
+            case AbortTransfer():
+                party.moves = False
+                if party.work:
+                    party.work = deque([TransferFailed(Reason.TRANSFER_FAILED, "aborted")])
+            case Settle():
+                party.moves = False
+                self._post(who, HUNG_UP)
+            case _:
+                assert_never(effect)
+
+    def _post(self, who: str, item: Message | None) -> None:
+        if self.wire:
+            self.parties["server" if who == "client" else "client"].inbox.append(item)
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    def faults(self) -> list[Choice]:
+        """Everything that can go wrong now, once."""
+        found = [Choice("both", "reset"), Choice("both", "closed")]
+        for who, party in self.parties.items():
+            if not party.settled:
+                found += [Choice(who, "stopped"), Choice(who, "too late")]
+                if party.work and isinstance(party.work[0], WORK):
+                    found.append(Choice(who, "fails"))
+        return found
+
+    def hurt(self, fault: Choice) -> None:
+        """Let it go wrong."""
+        if fault.who == "both":
+            self.wire = False
+            for party in self.parties.values():
+                if fault.what == "reset":
+                    party.inbox.clear()
+                party.inbox.append(HUNG_UP)
+        elif fault.what == "stopped":
+            self.take(fault.who, StopRequested())
+        elif fault.what == "fails":
+            self.parties[fault.who].work.popleft()
+            self.take(fault.who, TransferFailed(Reason.TRANSFER_FAILED, "cut"))
+        else:
+            due = self.parties[fault.who].session.next_timeout()
+            assert due is not None
+            self.now = max(self.now, due)
+            self.take(fault.who, DeadlinePassed())
+
+    def only_time_passes(self) -> None:
+        """Nothing is heard and no work ends any more; clocks go on until both have settled."""
+        while not all(party.settled for party in self.parties.values()):
+            dues = [party.session.next_timeout() for party in self.parties.values()]
+            self.now = max(self.now, min(due for due in dues if due is not None))
+            for who, party in self.parties.items():
+                due = party.session.next_timeout()
+                if due is not None and due <= self.now:
+                    self.take(who, DeadlinePassed())
+
+
+def lawful(session: Session, step: Step, now: float) -> None:
+    """What holds after every step of any session: one-verdict, absorbing, always-a-deadline."""
+    ended = step.after in TERMINAL and step.before in LIVING
+    verdicts = [effect.verdict for effect in step.effects if isinstance(effect, Settle)]
+    assert len(verdicts) == ended, "one verdict, exactly on entering a terminal state"
+    if ended:
+        assert isinstance(step.effects[-1], Settle), "the verdict is the last effect"
+        assert verdicts == [session.verdict]
+        assert verdicts[0].state is step.after
+    if step.before in TERMINAL:
+        assert (step.after, step.effects) == (step.before, ()), "terminal states absorb"
+    if step.after is State.FALLBACK and step.before in (State.VALIDATE, State.TRANSFER):
+        assert AbortTransfer() in step.effects, "stop what you started"
+    if session.state in TERMINAL:
+        assert session.next_timeout() is None
+    else:
+        longest = DEADLINES.transfer_s(NBYTES)
+        due = session.next_timeout()
+        assert due is not None
+        assert due <= now + longest, "always a deadline"

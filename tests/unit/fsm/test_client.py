@@ -1,0 +1,354 @@
+"""The client: what it says, whom it believes, when it is done."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+
+from netloader.fsm.client import TABLE, ClientSession, Wish
+from netloader.fsm.effects import AbortTransfer, OpenTransport, Send, Settle, StartTransfer, Verdict
+from netloader.fsm.events import (
+    Connected,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlinePassed,
+    Event,
+    TransferFailed,
+    TransportReady,
+)
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import Manifest
+from netloader.fsm.messages import (
+    Begin,
+    Challenge,
+    Complete,
+    Description,
+    Hello,
+    Offer,
+    Proof,
+    Purpose,
+    Reject,
+    Request,
+    Verified,
+)
+from netloader.fsm.reasons import Reason
+from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Step
+from netloader.fsm.states import State
+from tests.property.world import (
+    CHALLENGE,
+    CLIENT_NONCE,
+    CURIOUS,
+    DEADLINES,
+    DIGESTS,
+    FINISHED,
+    IDENTITY,
+    MANIFEST,
+    NBYTES,
+    OFFER,
+    PROOF,
+    RECEIVED,
+    RESUMING,
+    ROOT,
+    SECURED,
+    VERIFIED,
+    WISH,
+    client,
+    lived,
+    said,
+)
+
+DESCRIPTION = Description(IDENTITY, {"tied": "yes"})
+DONE = Settle(Verdict(State.DONE, Reason.VERIFIED, weights_dirty=True))
+
+
+def after(*events: Event, wish: Wish = WISH) -> tuple[ClientSession, Step]:
+    """A connected client after these events, and its last step."""
+    session = client(wish)
+    step = session.step(Connected(), 0.0)
+    for event in events:
+        step = session.step(event, 0.0)
+    return session, step
+
+
+def verdict(step: Step) -> Verdict:
+    settled = step.effects[-1]
+    assert isinstance(settled, Settle)
+    return settled.verdict
+
+
+# -- connecting ----------------------------------------------------------------------------------
+
+
+def test_a_client_introduces_itself_as_soon_as_it_is_connected() -> None:
+    session, step = after()
+
+    assert session.state is State.HANDSHAKE
+    hello = Hello(
+        versions=(1,),
+        purpose=Purpose.WEIGHTS,
+        identity=IDENTITY,
+        layouts=("raw",),
+        transports=("hccl", "tcp"),
+        digests=("blake3", "sha256"),
+        nonce=CLIENT_NONCE,
+    )
+    assert step.effects == (Send(hello),)
+
+
+@pytest.mark.parametrize(
+    ("event", "detail"),
+    [(ConnectFailed("refused"), "refused"), (DeadlinePassed(), "no answer to connect")],
+)
+def test_a_source_that_cannot_be_reached_is_given_up_without_a_word(
+    event: Event, detail: str
+) -> None:
+    step = client().step(event, 5.0)
+
+    assert step.effects == (Settle(Verdict(State.FALLBACK, Reason.UNREACHABLE, detail)),)
+
+
+def test_a_client_waits_as_long_as_each_phase_may_take() -> None:
+    timeouts = [lived("client listens").next_timeout(), lived("client greeted").next_timeout()]
+    timeouts += [lived("client asked").next_timeout(), lived("client receives").next_timeout()]
+
+    transfer = DEADLINES.transfer_s(NBYTES)
+    assert timeouts == [DEADLINES.connect_s, DEADLINES.handshake_s, DEADLINES.validate_s, transfer]
+
+
+# -- the shared token ----------------------------------------------------------------------------
+
+
+def test_a_client_proves_itself_to_a_server_that_has_proven_itself() -> None:
+    session, step = after(CHALLENGE, wish=SECURED)
+
+    assert session.state is State.HANDSHAKE
+    assert step.effects == (Send(PROOF),)
+    assert session.step(OFFER, 0.0).after is State.VALIDATE
+
+
+def test_a_client_without_a_token_says_how_to_get_one() -> None:
+    _, step = after(CHALLENGE)
+
+    assert verdict(step).reason is Reason.AUTH_REQUIRED
+    assert "AUTH_TOKEN_FILE" in verdict(step).detail
+    (reject,) = said(step)
+    assert isinstance(reject, Reject)
+    assert reject.reason == "auth_required"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [Challenge("5" * 32, "forged"), Challenge("6" * 32, CHALLENGE.mac), OFFER],
+    ids=["forged", "replayed", "no challenge at all"],
+)
+def test_a_server_that_proves_nothing_gets_no_proof_and_no_trust(event: Event) -> None:
+    session, step = after(event, wish=SECURED)
+
+    assert session.state is State.FALLBACK
+    assert verdict(step).reason is Reason.AUTH_FAILED
+    assert not any(isinstance(message, Proof) for message in said(step))
+
+
+def test_a_description_needs_the_servers_proof_as_well() -> None:
+    curious = replace(CURIOUS, token=SECURED.token)
+
+    assert verdict(after(DESCRIPTION, wish=curious)[1]).reason is Reason.AUTH_FAILED
+    assert after(CHALLENGE, DESCRIPTION, wish=curious)[0].state is State.DONE
+
+
+def test_a_second_challenge_is_a_violation() -> None:
+    _, step = after(CHALLENGE, CHALLENGE, wish=SECURED)
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_large_frames_are_for_servers_that_are_trusted() -> None:
+    assert after(wish=SECURED)[0].frame_limit == FRAME_BEFORE_TRUST
+    assert after(CHALLENGE, wish=SECURED)[0].frame_limit == FRAME_AFTER_TRUST
+    assert after()[0].frame_limit == FRAME_AFTER_TRUST
+
+
+# -- a description -------------------------------------------------------------------------------
+
+
+def test_a_curious_client_is_done_with_the_description() -> None:
+    session, step = after(DESCRIPTION, wish=CURIOUS)
+
+    assert session.description == DESCRIPTION
+    assert step.effects == (Settle(Verdict(State.DONE, Reason.DESCRIBED)),)
+
+
+@pytest.mark.parametrize(("wish", "event"), [(CURIOUS, OFFER), (WISH, DESCRIPTION)])
+def test_what_was_not_asked_for_is_a_violation(wish: Wish, event: Event) -> None:
+    session, step = after(event, wish=wish)
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+    assert session.description is None
+
+
+# -- the offer -----------------------------------------------------------------------------------
+
+
+def test_a_good_offer_is_taken_up() -> None:
+    session, step = after(OFFER)
+
+    assert (session.state, session.name) == (State.VALIDATE, "session-1")
+    assert step.effects == (OpenTransport(OFFER),)
+    assert client().name == ""
+
+
+def test_another_identity_is_refused_with_every_differing_field() -> None:
+    other = Identity({"model": "mamba", "tp_size": "2"}, IDENTITY.soft)
+
+    _, step = after(replace(OFFER, identity=other))
+
+    assert verdict(step).reason is Reason.IDENTITY_MISMATCH
+    assert verdict(step).detail == "differing: model, tp_size"
+    seen = [(d.field, d.mine, d.theirs) for d in verdict(step).differences]
+    assert seen == [("model", "llama", "mamba"), ("tp_size", "1", "2")]
+    (reject,) = said(step)
+    assert isinstance(reject, Reject)
+    assert [(d.mine, d.theirs) for d in reject.differences] == [("mamba", "llama"), ("2", "1")]
+
+
+def test_another_manifest_is_refused_with_the_first_difference() -> None:
+    tensors = (replace(MANIFEST.tensors[0], dtype="float16"), *MANIFEST.tensors[1:])
+
+    _, step = after(replace(OFFER, manifest=Manifest(tensors)))
+
+    difference = Difference("embed dtype", "bfloat16", "float16", "build the same model")
+    assert verdict(step).reason is Reason.MANIFEST_MISMATCH
+    assert verdict(step).differences == (difference,)
+    assert "embed dtype: mine is 'bfloat16', theirs is 'float16'" in verdict(step).detail
+
+
+@pytest.mark.parametrize(
+    ("offer", "detail"),
+    [
+        (replace(OFFER, layout="processed"), "the server chose a layout that was not asked for"),
+        (replace(OFFER, transport="gloo"), "the server chose a transport that was not asked for"),
+        (replace(OFFER, digest="md5"), "the server chose a digest that was not asked for"),
+        (replace(OFFER, segment_bytes=1), "segments below 65536 bytes"),
+        (replace(OFFER, segment_bytes=0), "segments below 65536 bytes"),
+        (replace(OFFER, segment_bytes=-(2**70)), "segments below 65536 bytes"),
+        (replace(OFFER, digests=DIGESTS[:2]), "2 digests for 3 segments"),
+        (replace(OFFER, digests=()), "0 digests for 3 segments"),
+        (replace(OFFER, segment_bytes=2**70), "3 digests for 1 segments"),
+    ],
+)
+def test_an_offer_that_cannot_be_right_is_refused(offer: Offer, detail: str) -> None:
+    _, step = after(offer)
+
+    assert (verdict(step).reason, verdict(step).detail) == (Reason.PROTOCOL_VIOLATION, detail)
+
+
+# -- asking and receiving ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wish", "missing", "nbytes"),
+    [(WISH, (0, 1, 2), NBYTES), (RESUMING, (0, 2), NBYTES - 65_536), (FINISHED, (), 0)],
+    ids=["all", "the rest", "nothing"],
+)
+def test_a_client_asks_for_what_it_does_not_hold(
+    wish: Wish, missing: tuple[int, ...], nbytes: int
+) -> None:
+    session, step = after(OFFER, TransportReady(), wish=wish)
+
+    assert session.state is State.VALIDATE
+    assert step.effects == (Send(Request(missing, 2)),)
+    assert session.nbytes == nbytes
+    assert session.step(Begin(), 0.0).effects == (StartTransfer(missing, 2),)
+
+
+def test_what_is_held_from_other_bytes_is_asked_for_again() -> None:
+    offer = replace(OFFER, digests=("digest-0", "digest-1", "changed"))
+
+    _, step = after(offer, TransportReady(), wish=RESUMING)
+
+    assert said(step) == [Request((0, 1, 2), 2)]
+
+
+def test_a_transfer_that_was_not_asked_for_is_a_violation() -> None:
+    _, step = after(OFFER, Begin())
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+    assert not verdict(step).weights_dirty
+
+
+def test_nothing_is_known_of_bytes_before_the_offer() -> None:
+    assert (client().nbytes, after(OFFER)[0].nbytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "ends", [(RECEIVED, Complete(NBYTES)), (Complete(NBYTES), RECEIVED)], ids=["first", "last"]
+)
+def test_a_client_is_done_when_all_is_sent_and_all_has_arrived(ends: tuple[Event, Event]) -> None:
+    session, step = after(OFFER, TransportReady(), Begin(), ends[0])
+    assert (session.state, step.effects) == (State.TRANSFER, ())
+
+    step = session.step(ends[1], 0.0)
+
+    assert step.effects == (Send(VERIFIED), DONE)
+    assert Verified(3, NBYTES, ROOT) == VERIFIED
+
+
+def test_a_connection_lost_after_the_last_byte_left_does_not_matter() -> None:
+    session, step = after(
+        *(OFFER, TransportReady(), Begin(), Complete(NBYTES)), ConnectionLost("reset")
+    )
+    assert (session.state, step.effects) == (State.TRANSFER, ())
+
+    assert session.step(RECEIVED, 0.0).after is State.DONE
+
+
+def test_a_connection_lost_before_that_ends_it_with_dirty_weights() -> None:
+    _, step = after(OFFER, TransportReady(), Begin(), RECEIVED, ConnectionLost("reset"))
+
+    lost = Verdict(State.FALLBACK, Reason.CONNECTION_LOST, "reset", weights_dirty=True)
+    assert step.effects == (AbortTransfer(), Settle(lost))
+
+
+def test_saying_complete_twice_is_a_violation() -> None:
+    _, step = after(OFFER, TransportReady(), Begin(), Complete(NBYTES), Complete(NBYTES))
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+
+
+@pytest.mark.parametrize("begun", [(), (TransportReady(), Begin())])
+def test_a_failed_transport_says_why_and_whether_bytes_came(begun: tuple[Event, ...]) -> None:
+    _, step = after(OFFER, *begun, TransferFailed(Reason.DIGEST_MISMATCH, "segment 1"))
+
+    failed = Verdict(
+        *(State.FALLBACK, Reason.DIGEST_MISMATCH, "segment 1"), weights_dirty=bool(begun)
+    )
+    told = Send(Reject("digest_mismatch", "segment 1"))
+    assert step.effects == (told, AbortTransfer(), Settle(failed))
+
+
+# -- a session that somebody tampered with -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "event"),
+    [(State.VALIDATE, TransportReady()), (State.TRANSFER, RECEIVED)],
+)
+def test_a_state_set_by_hand_is_found_out_and_says_nothing(source: State, event: Event) -> None:
+    session = client()
+    session.state = source
+    session.completed = True
+
+    with pytest.raises(AssertionError):
+        session.step(event, 0.0)
+
+    assert (session.state, session.verdict) == (source, None)
+    session.completed = False
+    assert copy.copy(session).step(ConnectionLost("reset"), 0.0).after is State.FALLBACK
+
+
+@pytest.mark.parametrize(("action", "event"), [("prove", CHALLENGE), ("start", Begin())])
+def test_an_action_whose_guard_was_taken_away_does_not_go_on(action: str, event: Event) -> None:
+    (unguarded,) = (r for r in TABLE if r.action == action)
+
+    with pytest.raises(AssertionError, match="guarded by"):
+        list(unguarded.do(client(), event))

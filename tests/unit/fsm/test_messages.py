@@ -1,0 +1,48 @@
+"""Messages: plain data that nobody can change after it was said."""
+
+import dataclasses
+from typing import Any, get_args
+
+import pytest
+
+from netloader.fsm import messages
+from netloader.fsm.identity import Identity
+from netloader.fsm.messages import Hello, Lane, Message, Offer, Purpose, Reject, Request
+from tests.property.world import OFFER
+
+KINDS: tuple[type[Any], ...] = (*get_args(Message), Lane)
+
+
+def test_every_message_of_the_module_is_in_the_union_and_no_lane_is() -> None:
+    defined = {
+        kind
+        for kind in vars(messages).values()
+        if dataclasses.is_dataclass(kind) and kind.__module__ == messages.__name__
+    }
+
+    assert defined == {*KINDS}
+    assert Lane not in get_args(Message)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_message_is_frozen_and_has_no_room_for_more(kind: type[Any]) -> None:
+    assert kind.__dataclass_params__.frozen
+    assert kind.__slots__ == tuple(field.name for field in dataclasses.fields(kind))
+
+
+def test_a_message_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        OFFER.session = "another"  # type: ignore[misc]
+
+
+def test_what_need_not_be_said_has_a_harmless_default() -> None:
+    hello = Hello((1,), Purpose.DESCRIPTION, Identity())
+
+    assert (hello.layouts, hello.transports, hello.digests, hello.nonce) == ((), (), (), "")
+    assert Request((0,)).lanes == 1
+    assert (Reject("busy").detail, Reject("busy").retry_after_s) == ("", 0.0)
+    assert (OFFER.wait_s, Offer.__dataclass_fields__["rendezvous"].default_factory) == (0.0, dict)
+
+
+def test_purposes_are_the_words_on_the_wire() -> None:
+    assert [purpose.value for purpose in Purpose] == ["weights", "description"]

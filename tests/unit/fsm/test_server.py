@@ -1,0 +1,349 @@
+"""The server: whom it lets in, what it offers, when it is done."""
+
+from dataclasses import replace
+
+import pytest
+
+from netloader.fsm.effects import PrepareOffer, Send, Settle, StartTransfer, Verdict
+from netloader.fsm.events import (
+    Connected,
+    ConnectionLost,
+    Event,
+    OfferReady,
+    OfferRefused,
+    TransferFailed,
+    Transferred,
+)
+from netloader.fsm.identity import Identity
+from netloader.fsm.messages import (
+    Begin,
+    Complete,
+    Description,
+    Hello,
+    Proof,
+    Reject,
+    Request,
+    Verified,
+)
+from netloader.fsm.reasons import Reason
+from netloader.fsm.server import MAX_LANES, TABLE, Offering, ServerSession
+from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Step
+from netloader.fsm.states import State
+from tests.property.world import (
+    CHALLENGE,
+    CURIOUS,
+    DEADLINES,
+    DIGESTS,
+    GUARDED,
+    IDENTITY,
+    NBYTES,
+    OFFER,
+    OFFER_READY,
+    OFFERING,
+    OTHER_IDENTITY,
+    PROOF,
+    RECEIVED,
+    REQUEST,
+    ROOT,
+    SECURED,
+    VERIFIED,
+    WISH,
+    hello,
+    lived,
+    said,
+    server,
+)
+
+OTHER = hello(replace(WISH, identity=OTHER_IDENTITY))
+UNABLE = hello(replace(WISH, transports=("hccl",), digests=()))
+
+
+def after(*events: Event, offering: Offering = OFFERING) -> tuple[ServerSession, Step]:
+    """A connected server after these events, and its last step."""
+    session = server(offering)
+    step = session.step(Connected(), 0.0)
+    for event in events:
+        step = session.step(event, 0.0)
+    return session, step
+
+
+def verdict(step: Step) -> Verdict:
+    settled = step.effects[-1]
+    assert isinstance(settled, Settle)
+    return settled.verdict
+
+
+def test_a_server_lets_the_client_speak_first() -> None:
+    session, step = after()
+
+    assert (session.state, session.name, step.effects) == (State.HANDSHAKE, "session-1", ())
+
+
+def test_a_server_waits_as_long_as_each_phase_may_take() -> None:
+    names = ("server listens", "server is connected", "server offered", "server sends")
+
+    timeouts = [lived(name).next_timeout() for name in names]
+
+    handshake, transfer = DEADLINES.handshake_s, DEADLINES.transfer_s(NBYTES)
+    assert timeouts == [handshake, handshake, DEADLINES.validate_s, transfer]
+
+
+# -- hello ---------------------------------------------------------------------------------------
+
+
+def test_a_good_hello_gets_an_offer_prepared_by_the_clients_preference() -> None:
+    session, step = after(hello())
+
+    assert session.state is State.VALIDATE
+    assert step.effects == (PrepareOffer("tcp", "sha256"),)
+    first_choice = replace(WISH, transports=("gloo", "tcp"))
+    assert after(hello(first_choice))[1].effects == (PrepareOffer("gloo", "sha256"),)
+
+
+@pytest.mark.parametrize(("versions", "theirs"), [((2, 3), "2, 3"), ((), "none")])
+def test_an_unknown_version_is_refused_with_both_sides_versions(
+    versions: tuple[int, ...], theirs: str
+) -> None:
+    _, step = after(replace(hello(), versions=versions))
+
+    assert verdict(step).reason is Reason.UNSUPPORTED_VERSION
+    assert verdict(step).detail == f"the server speaks version 1, the client {theirs}"
+
+
+def test_a_newer_client_that_still_speaks_ours_is_served() -> None:
+    assert after(replace(hello(), versions=(2, 1)))[0].state is State.VALIDATE
+
+
+def test_another_model_is_refused_with_every_differing_field() -> None:
+    _, step = after(OTHER)
+
+    assert verdict(step).reason is Reason.IDENTITY_MISMATCH
+    assert verdict(step).detail == "differing: model"
+    (reject,) = said(step)
+    assert isinstance(reject, Reject)
+    ((found),) = reject.differences
+    assert (found.field, found.mine, found.theirs) == ("model", "mamba", "llama")
+    assert "SOURCE" in found.remedy
+
+
+def test_nothing_in_common_is_refused_with_what_both_sides_have() -> None:
+    _, step = after(UNABLE)
+
+    assert verdict(step).reason is Reason.NOTHING_IN_COMMON
+    assert verdict(step).detail == (
+        "transports: server has tcp, gloo, client has hccl; "
+        "digests: server has sha256, client has none"
+    )
+
+
+def test_who_asks_for_a_description_gets_it_and_takes_no_place() -> None:
+    _, step = after(hello(CURIOUS))
+
+    described = Settle(Verdict(State.DONE, Reason.DESCRIBED))
+    assert step.effects == (Send(Description(IDENTITY, {"tied": "yes"})), described)
+
+
+def test_a_description_is_for_the_same_model_only() -> None:
+    _, step = after(hello(replace(CURIOUS, identity=Identity({"model": "mamba"}))))
+
+    assert verdict(step).reason is Reason.IDENTITY_MISMATCH
+
+
+# -- the shared token ----------------------------------------------------------------------------
+
+
+def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
+    session, step = after(hello(SECURED), offering=GUARDED)
+
+    assert (session.state, step.effects) == (State.HANDSHAKE, (Send(CHALLENGE),))
+    assert session.step(PROOF, 0.0).effects == (PrepareOffer("tcp", "sha256"),)
+
+
+@pytest.mark.parametrize("mac", ["", "forged", CHALLENGE.mac], ids=["none", "forged", "mirrored"])
+def test_a_wrong_proof_is_refused(mac: str) -> None:
+    _, step = after(hello(SECURED), Proof(mac), offering=GUARDED)
+
+    assert verdict(step).reason is Reason.AUTH_FAILED
+
+
+@pytest.mark.parametrize("words", [OTHER, UNABLE, hello(CURIOUS), hello()])
+def test_who_has_proven_nothing_learns_nothing(words: Hello) -> None:
+    _, step = after(words, offering=GUARDED)
+
+    assert step.effects == (Send(CHALLENGE),)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (OTHER, Reason.IDENTITY_MISMATCH),
+        (UNABLE, Reason.NOTHING_IN_COMMON),
+        (hello(CURIOUS), Reason.DESCRIBED),
+    ],
+)
+def test_after_the_proof_a_hello_is_weighed_as_ever(words: Hello, reason: Reason) -> None:
+    _, step = after(words, PROOF, offering=GUARDED)
+
+    assert verdict(step).reason is reason
+
+
+def test_a_proof_that_nobody_asked_for_is_a_violation() -> None:
+    for offering in (OFFERING, GUARDED):
+        assert verdict(after(PROOF, offering=offering)[1]).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_greeting_twice_is_a_violation() -> None:
+    _, step = after(hello(SECURED), hello(SECURED), offering=GUARDED)
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_large_frames_are_for_clients_that_passed_the_handshake() -> None:
+    limits = [server().frame_limit, after()[0].frame_limit]
+    limits += [after(hello(SECURED), offering=GUARDED)[0].frame_limit]
+
+    assert limits == [FRAME_BEFORE_TRUST] * 3
+    assert after(hello())[0].frame_limit == FRAME_AFTER_TRUST
+
+
+# -- the offer -----------------------------------------------------------------------------------
+
+
+def test_an_offer_says_all_that_a_client_must_know() -> None:
+    session, step = after(hello(), OFFER_READY)
+
+    assert (session.state, step.effects) == (State.VALIDATE, (Send(OFFER),))
+
+
+def test_a_full_server_says_when_to_come_again() -> None:
+    _, step = after(hello(), OfferRefused(Reason.BUSY, "all 2 places are taken", 2.5))
+
+    assert said(step) == [Reject("busy", "all 2 places are taken", (), 2.5)]
+    assert (verdict(step).reason, verdict(step).retry_after_s) == (Reason.BUSY, 2.5)
+
+
+def test_a_transport_that_cannot_be_prepared_ends_the_session() -> None:
+    _, step = after(hello(), TransferFailed(Reason.TRANSFER_FAILED, "no port"))
+
+    assert said(step) == [Reject("transfer_failed", "no port")]
+
+
+# -- the request ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("segments", "nbytes"),
+    [((0, 1, 2), NBYTES), ((1,), 65_536), ((2,), NBYTES - 131_072), ((), 0)],
+)
+def test_exactly_what_is_asked_for_is_sent(segments: tuple[int, ...], nbytes: int) -> None:
+    session, step = after(hello(), OFFER_READY, Request(segments, 3))
+
+    assert session.state is State.TRANSFER
+    assert step.effects == (Send(Begin()), StartTransfer(segments, 3))
+    assert session.nbytes == nbytes
+    assert session.next_timeout() == DEADLINES.transfer_s(nbytes)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request((0, 0)),
+        Request((1, 0)),
+        Request((-1,)),
+        Request((3,)),
+        Request((0, 2**70)),
+        Request((0,), 0),
+        Request((0,), MAX_LANES + 1),
+    ],
+    ids=str,
+)
+def test_a_request_for_what_was_not_offered_is_a_violation(request_: Request) -> None:
+    session, step = after(hello(), OFFER_READY, request_)
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+    assert (session.request, session.nbytes) == (None, 0)
+
+
+@pytest.mark.parametrize("request_", [REQUEST, Request(())], ids=["for all", "for nothing"])
+def test_a_request_before_the_offer_is_a_violation(request_: Request) -> None:
+    assert verdict(after(hello(), request_)[1]).reason is Reason.PROTOCOL_VIOLATION
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+def test_a_server_says_when_everything_has_been_sent() -> None:
+    session, step = after(hello(), OFFER_READY, REQUEST, RECEIVED)
+
+    assert (session.state, session.sent) == (State.TRANSFER, True)
+    assert step.effects == (Send(Complete(NBYTES)),)
+
+
+def test_a_server_is_done_when_the_client_has_verified_all_of_it() -> None:
+    session, step = after(hello(), OFFER_READY, REQUEST, RECEIVED, VERIFIED)
+
+    assert step.effects == (Settle(Verdict(State.DONE, Reason.VERIFIED)),)
+    assert session.step(ConnectionLost("closed"), 0.0).after is State.DONE
+
+
+def test_a_client_that_held_everything_is_done_as_well() -> None:
+    nothing = (Request((), 1), Transferred(0), Verified(0, 0, ROOT))
+
+    assert after(hello(), OFFER_READY, *nothing)[0].state is State.DONE
+
+
+@pytest.mark.parametrize(
+    "verified",
+    [Verified(2, NBYTES, ROOT), Verified(3, NBYTES - 1, ROOT), Verified(3, NBYTES, "other")],
+)
+def test_a_client_that_counts_otherwise_is_told(verified: Verified) -> None:
+    _, step = after(hello(), OFFER_READY, REQUEST, RECEIVED, verified)
+
+    detail = f"the client verified {verified.segments} segments, {verified.nbytes} bytes"
+    assert said(step) == [Reject("disagreement", detail)]
+    assert verdict(step).reason is Reason.DISAGREEMENT
+
+
+def test_a_client_cannot_have_verified_what_was_not_sent_yet() -> None:
+    _, step = after(hello(), OFFER_READY, REQUEST, VERIFIED)
+
+    assert verdict(step).reason is Reason.DISAGREEMENT
+
+
+def test_a_failing_transfer_is_told_to_the_client() -> None:
+    _, step = after(hello(), OFFER_READY, REQUEST, TransferFailed(Reason.TRANSFER_STALLED, "x"))
+
+    assert said(step) == [Reject("transfer_stalled", "x")]
+
+
+# -- a session that somebody tampered with -------------------------------------------------------
+
+
+def test_a_state_set_by_hand_is_found_out_and_says_nothing() -> None:
+    session = server()
+    session.state = State.VALIDATE
+
+    with pytest.raises(AssertionError, match="after a hello"):
+        session.step(OfferReady({}, DIGESTS), 0.0)
+
+    assert (session.state, session.verdict, session.offered) == (State.VALIDATE, None, False)
+
+
+def test_a_server_without_a_token_believes_no_proof() -> None:
+    session, _ = after()
+    session.hello = hello()
+
+    assert verdict(session.step(PROOF, 0.0)).reason is Reason.AUTH_FAILED
+
+
+@pytest.mark.parametrize(
+    ("action", "event", "told"),
+    [("challenge", hello(), "guarded by"), ("prepare", PROOF, "after a hello")],
+)
+def test_an_action_whose_guard_was_taken_away_does_not_go_on(
+    action: str, event: Event, told: str
+) -> None:
+    unguarded = next(r for r in TABLE if (r.action, r.on) == (action, type(event)))
+
+    with pytest.raises(AssertionError, match=told):
+        list(unguarded.do(server(), event))
