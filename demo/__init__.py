@@ -1,0 +1,1 @@
+"""The demo: one vLLM server starts from the weights of another. Run it with `make demo`."""
