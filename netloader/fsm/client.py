@@ -175,6 +175,10 @@ def _received_all(session: ClientSession, event: Complete) -> bool:
     return session.received is not None
 
 
+def _miscounted(session: ClientSession, event: Complete) -> bool:
+    return event.nbytes != session.nbytes
+
+
 def _told_complete(session: ClientSession, event: Complete | Transferred | ConnectionLost) -> bool:
     del event
     return session.completed
@@ -296,6 +300,11 @@ def _hold(session: ClientSession, event: Transferred) -> Iterable[Effect]:
     return ()
 
 
+def _disagree(session: ClientSession, event: Complete) -> Iterable[Effect]:
+    detail = f"the server sent {event.nbytes} bytes, {session.nbytes} were asked for"
+    return refuse(session, Reason.DISAGREEMENT, detail)
+
+
 def _note_complete(session: ClientSession, event: Complete) -> Iterable[Effect]:
     del event
     session.completed = True
@@ -345,6 +354,7 @@ TABLE: Table[ClientSession] = complete(
         row(T, Transferred,     D, _confirm,          when=_told_complete),
         row(T, Transferred,     T, _hold),
         row(T, Complete,        F, violation,         when=_told_complete),
+        row(T, Complete,        F, _disagree,         when=_miscounted),
         row(T, Complete,        D, _confirm,          when=_received_all),
         row(T, Complete,        T, _note_complete),
         row(T, TransferFailed,  F, failed),

@@ -309,6 +309,13 @@ def test_a_connection_lost_before_that_ends_it_with_dirty_weights() -> None:
     assert step.effects == (AbortTransfer(), Settle(lost))
 
 
+def test_a_server_that_counts_other_bytes_disagrees() -> None:
+    _, step = after(OFFER, TransportReady(), Begin(), Complete(NBYTES - 1))
+
+    assert verdict(step).reason is Reason.DISAGREEMENT
+    assert str(NBYTES - 1) in verdict(step).detail
+
+
 def test_saying_complete_twice_is_a_violation() -> None:
     _, step = after(OFFER, TransportReady(), Begin(), Complete(NBYTES), Complete(NBYTES))
 
