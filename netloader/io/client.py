@@ -5,6 +5,7 @@ that answered busy are asked again until `Deadlines.queue_s` is over. When no so
 outcome is FALLBACK with the whole history.
 """
 
+import errno
 import math
 import secrets
 import socket
@@ -182,12 +183,12 @@ class _Filling:
             lambda: _connect(endpoint, self._options.deadlines.connect_s),
             self._options.deadlines.stall_s,
         )
-        before = self._ledger.verified_bytes
+        before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
         session = _converse(endpoint, wish, crew, observer, self._options.deadlines)
         verdict = _verdict(session)
         self._dirty |= verdict.weights_dirty
-        moved = max(0, self._ledger.verified_bytes - before)
+        moved = self._ledger.counted_bytes - before
         self._attempts.append(
             Attempt(
                 endpoint,
@@ -268,7 +269,10 @@ def _converse(
 
 
 def _connect(endpoint: Endpoint, timeout_s: float) -> socket.socket:
-    return socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
+    try:
+        return socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
+    except UnicodeError as error:  # names that the codec refuses never get as far as a resolver
+        raise OSError(errno.EINVAL, "not a host name") from error
 
 
 def _verdict(session: ClientSession) -> Verdict:

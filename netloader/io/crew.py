@@ -20,6 +20,7 @@ from netloader.fsm.events import (
 )
 from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import Reason
+from netloader.fsm.server import MAX_LANES
 from netloader.io.framing import encode
 from netloader.io.intake import Intake, Ledger
 from netloader.io.publication import Publication
@@ -93,7 +94,8 @@ class ServerCrew(Crew):
         super().__init__()
         self._publication = publication
         self._outlet = Outlet(publication.weights, session, deadlines.stall_s)
-        self._patience_s = deadlines.handshake_s / 2  # the client waits in its handshake
+        # The client waits in its handshake, this side in VALIDATE: answer before either is over.
+        self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
         self._sending: Sending | None = None
         self._leaving = contextlib.ExitStack()
         self._closed = False
@@ -112,14 +114,14 @@ class ServerCrew(Crew):
 
     def _prepare(self, order: PrepareOffer) -> Event:
         publication = self._publication
-        if publication.withdrawn:
-            return OfferRefused(Reason.NOT_SERVING, publication.withdrawn)
         if not self._enter():
             detail = f"all {publication.max_clients} places are taken"
             return OfferRefused(Reason.BUSY, detail, RETRY_AFTER_S)
         digests = publication.digests(self._patience_s)
         if digests is None:
             return OfferRefused(Reason.NOT_READY, "digests are being computed", RETRY_AFTER_S)
+        if publication.withdrawn:
+            return OfferRefused(Reason.NOT_SERVING, publication.withdrawn)
         sending = named(order.transport).sending(self._outlet)
         with self._lock:
             self._sending = sending
@@ -137,7 +139,7 @@ class ServerCrew(Crew):
         """Take a data lane of this session."""
         with self._lock:
             sending = None if self._closed else self._sending
-        if sending is None:
+        if sending is None or not 0 <= index < MAX_LANES:
             lane.close()
         else:
             sending.attach(index, lane)

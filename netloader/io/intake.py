@@ -20,12 +20,16 @@ Report = Callable[[int, int], None]
 
 
 class Ledger:
-    """Which segments are verified, against which digests."""
+    """Which segments are verified, against which digests.
+
+    `verified_bytes` are held now; `counted_bytes` were ever verified, also those given up since.
+    """
 
     def __init__(self, weights: Weights, report: Report) -> None:
         self.weights = weights
         self.total = weights.manifest.nbytes
         self.verified_bytes = 0
+        self.counted_bytes = 0
         self._report = report
         self._against = Progress()
         self._verified: set[int] = set()
@@ -41,6 +45,8 @@ class Ledger:
         """Take an offer: keep what was verified against the same digests, else start over."""
         held = self.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
         segments = plan(self.weights.manifest, offer.segment_bytes)
+        if not held.verified:
+            self.weights.restart()
         with self._lock:
             self._against, self._verified = held, set(held.verified)
             self.verified_bytes = sum(segments[i].nbytes for i in held.verified)
@@ -51,6 +57,7 @@ class Ledger:
         with self._lock:
             self._verified.add(segment.index)
             self.verified_bytes += segment.nbytes
+            self.counted_bytes += segment.nbytes
             self._report(self.verified_bytes, self.total)
 
 

@@ -98,6 +98,7 @@ class Listener:
 
     def _stop(self) -> None:
         self._stopping = True
+        self._publication.withdraw("the server is closing")
         self._loop.watch(self._sock, 0, self._accept)
         self._sock.close()
         self._resume_at = monotonic() + CLOSE_S

@@ -4,11 +4,13 @@ Digests are computed once. An audit may compute them again later: when they diff
 were changed under the server and the publication is withdrawn.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from netloader.errors import NetloaderError
 from netloader.fsm.manifest import Segment, plan
 from netloader.fsm.server import Offering
 from netloader.io.digests import digests_of
@@ -18,6 +20,10 @@ NICE = 10
 """Background hashing yields to the engine's threads."""
 SHOWN_NAMES = 5
 """How many changed tensors a message names."""
+
+
+class WithdrawnError(NetloaderError):
+    """Nobody needs these digests any more."""
 
 
 class Publication:
@@ -42,14 +48,20 @@ class Publication:
         """Compute the digests in the background, without slowing anybody."""
 
         def work() -> None:
-            self._digests = self._compute(1)
-            self._ready.set()
+            with contextlib.suppress(WithdrawnError):
+                self._digests = self._compute(1)
+                self._ready.set()
 
         return in_background("netloader-seal", work)
 
     def audit(self) -> None:
         """Hash again and compare with the sealed digests; withdraw if they differ."""
-        now = self._compute(1)
+        if not self._digests:
+            return
+        try:
+            now = self._compute(1)
+        except WithdrawnError:
+            return
         changed = [i for i, digest in enumerate(now) if digest != self._digests[i]]
         names = {
             self.offering.manifest.tensors[piece.tensor].name: None
@@ -78,7 +90,13 @@ class Publication:
         self._places.release()
 
     def _compute(self, workers: int) -> tuple[str, ...]:
-        return segment_digests(self.weights, self.segments, self.offering.digests[0], workers)
+        readers = [partial(self._views, segment) for segment in self.segments]
+        return digests_of(self.offering.digests[0], readers, workers)
+
+    def _views(self, segment: Segment) -> list[memoryview]:
+        if self.withdrawn:
+            raise WithdrawnError(self.withdrawn)
+        return self.weights.views(segment)
 
 
 def segment_digests(

@@ -125,6 +125,11 @@ class Weights:
                 self._staged[piece.tensor] = (torch.empty(nbytes, dtype=torch.uint8), nbytes)
             return self._staged[piece.tensor][0][piece.start : end]
 
+    def restart(self) -> None:
+        """Forget half-received tensors: what comes next is of another checkpoint."""
+        with self._lock:
+            self._staged.clear()
+
     def arrived(self, segment: Segment) -> None:
         """A segment is in its targets and verified: staged tensors that are whole move in."""
         for piece in segment.pieces:
@@ -140,8 +145,12 @@ class Weights:
                 return
             del self._staged[piece.tensor]
         tensor = self._tensors[piece.tensor]
+        whole = staging.view(tensor.dtype).view(tensor.shape)
+        for dimension, stride in enumerate(tensor.stride()):
+            if not stride:  # expanded: one element is stored, and shown many times
+                tensor, whole = tensor.narrow(dimension, 0, 1), whole.narrow(dimension, 0, 1)
         with torch.no_grad():
-            tensor.copy_(staging.view(tensor.dtype).view(tensor.shape))
+            tensor.copy_(whole)
 
     def views(self, segment: Segment) -> list[memoryview]:
         """The memory of a segment, to read from."""

@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import Store
 
 LENGTHS = struct.Struct(">II")
 MAX_BYTES = 1 << 20
-"""Keys and values are addresses and identifiers of a few hundred bytes."""
+"""All that a peer may store: a few keys of a few hundred bytes are what it takes."""
 
 
 class LaneStore(Store):
@@ -78,10 +78,12 @@ class LaneStore(Store):
             self._change.notify_all()
 
     def _listen(self) -> None:
+        room = MAX_BYTES
         try:
             while True:
                 key_bytes, value_bytes = LENGTHS.unpack(self._read(LENGTHS.size))
-                if max(key_bytes, value_bytes) > MAX_BYTES:
+                room -= key_bytes + value_bytes
+                if room < 0:
                     return
                 key = self._read(key_bytes).decode(errors="replace")
                 self._keep(key, self._read(value_bytes))

@@ -198,9 +198,9 @@ class GroupReceiving:
                 incoming = self._inlet.intake.expect(segment)
                 targets = iter(incoming.tensors)
                 for parcel in parcels(segment):
-                    posted.append(self._expect(group, incoming, parcel, targets))
-                    if len(posted) == IN_FLIGHT:
+                    while len(posted) >= IN_FLIGHT:
                         posted.popleft()()
+                    posted.append(self._expect(group, incoming, parcel, targets))
                 posted.append(incoming.finish)
             while posted:
                 posted.popleft()()

@@ -48,19 +48,25 @@ def after(batch: list[memoryview], done: int) -> list[memoryview]:
     return []
 
 
+# A blocking call that moves less than it was given has used up its time (see set_stall): what is
+# left may move at once, or the peer has stalled. Waiting again would double the deadline.
+
+
 def send_batch(lane: socket.socket, batch: list[memoryview]) -> None:
     """Send all of a batch."""
+    flags = 0
     while batch:
-        batch = after(batch, lane.sendmsg(batch))
+        batch, flags = after(batch, lane.sendmsg(batch, (), flags)), socket.MSG_DONTWAIT
 
 
 def receive_batch(lane: socket.socket, batch: list[memoryview]) -> None:
     """Fill all of a batch."""
+    flags = socket.MSG_WAITALL
     while batch:
-        count, *_ = lane.recvmsg_into(batch, 0, socket.MSG_WAITALL)
+        count, *_ = lane.recvmsg_into(batch, 0, flags)
         if not count:
             raise TransferError(Reason.TRANSFER_FAILED, "the data connection closed early")
-        batch = after(batch, count)
+        batch, flags = after(batch, count), socket.MSG_DONTWAIT
 
 
 def _as_transfer_error(error: OSError) -> TransferError:
