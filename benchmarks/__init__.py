@@ -1,0 +1,1 @@
+"""How fast netloader is, beside what the machine itself can do. `make bench-quick` is the start."""

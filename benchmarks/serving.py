@@ -1,0 +1,96 @@
+"""The serving process of the benchmarks: one that sends, in every way that is compared."""
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from benchmarks.workload import IDENTITY, Llama, block, scramble, tensors_of
+from netloader.fsm.identity import Identity
+from netloader.io.listener import Listener, bind
+from netloader.io.publication import Publication
+from netloader.io.server import ServerOptions, publish
+from netloader.io.weights import Weights
+
+HOST: Final = "127.0.0.1"
+TIMEOUT: Final = timedelta(seconds=60)
+SEED: Final = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the serving process listens: netloader, the plain socket, the store of bare gloo."""
+
+    netloader: int
+    plain: int
+    store: int
+
+
+def bare_gloo(store: Store, rank: int, name: str) -> Any:
+    """A group of two without netloader, its device named as netloader does it."""
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()  # noqa: SLF001 - there is no public name
+    options._timeout = TIMEOUT  # noqa: SLF001
+    options._devices = [gloo.create_device(hostname=HOST)]  # noqa: SLF001
+    return gloo(PrefixStore(name, store), rank, 2, options)
+
+
+def publication_of(model: Llama) -> Publication:
+    """A model on offer, its digests sealed."""
+    publication = publish(Weights.of(model), Identity(IDENTITY), ServerOptions(max_clients=1))
+    publication.seal()
+    return publication
+
+
+def serve_all(pipe: Connection) -> None:
+    """Serve in every way until the pipe closes; each name received is one bare gloo group."""
+    model = Llama()
+    scramble(model, SEED)
+    options = ServerOptions()
+    listener = Listener(bind(HOST, 0), publication_of(model), options.deadlines, options.logger)
+    plain = socket.create_server((HOST, 0))
+    _in_background(lambda: _serve_plain(plain, block()))
+    store = TCPStore(HOST, 0, 2, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+    pipe.send(Ports(listener.endpoint.port, plain.getsockname()[1], store.port))
+    try:
+        while True:
+            _serve_bare_gloo(store, pipe.recv(), model)
+    except EOFError:
+        listener.close()
+
+
+def serve_model(pipe: Connection) -> None:
+    """Serve one model over netloader until the pipe closes."""
+    model = Llama()
+    scramble(model, SEED)
+    options = ServerOptions()
+    listener = Listener(bind(HOST, 0), publication_of(model), options.deadlines, options.logger)
+    pipe.send(listener.endpoint.port)
+    try:
+        pipe.recv()
+    except EOFError:
+        listener.close()
+
+
+def _serve_plain(server: socket.socket, memory: memoryview) -> None:
+    while True:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(memory)
+
+
+def _serve_bare_gloo(store: Store, name: str, model: Llama) -> None:
+    group = bare_gloo(store, 0, name)
+    for tensor in tensors_of(model):
+        group.send([tensor], 1, 0).wait()
+
+
+def _in_background(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, daemon=True).start()

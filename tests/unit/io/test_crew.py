@@ -1,0 +1,330 @@
+"""Work on a thread of its own: an order in, one event out, whatever happens."""
+
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from torch import nn
+
+from netloader.errors import LocalProtocolError
+from netloader.fsm.effects import OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.events import (
+    Event,
+    OfferReady,
+    OfferRefused,
+    TransferFailed,
+    Transferred,
+    TransportReady,
+)
+from netloader.fsm.identity import Identity
+from netloader.fsm.reasons import Reason
+from netloader.io.crew import ClientCrew, Crew, IdleCrew, Order, ServerCrew
+from netloader.io.intake import Ledger
+from netloader.io.publication import Publication
+from netloader.io.server import ServerOptions, publish
+from netloader.io.transports import TransferError
+from netloader.io.weights import Weights
+from tests.unit.io.helpers import (
+    FAST,
+    IDENTITY,
+    KIB,
+    SOON_S,
+    connected_pair,
+    contents,
+    offer_of,
+    zoo,
+)
+
+PREPARE = PrepareOffer("tcp", "blake3")
+SESSION = "s" * 32
+
+
+@dataclass
+class Heard:
+    """What a crew reported."""
+
+    crew: Crew
+    events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
+    troubles: list[Exception] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.crew.post = self.events.put
+        self.crew.trouble = self.troubles.append
+
+    def after(self, order: Order) -> Event:
+        """Give an order and wait for its event."""
+        self.crew.begin(order)
+        event = self.events.get(timeout=SOON_S)
+        assert self.crew.join(SOON_S)
+        assert self.events.empty()
+        return event
+
+
+class Scripted(Crew):
+    """Does what a test says."""
+
+    def __init__(self, work: Callable[[], Event]) -> None:
+        super().__init__()
+        self._work_of_test = work
+        self.aborts = 0
+
+    def do(self, order: Order) -> Event:
+        return self._work_of_test()
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+
+# -- every crew ----------------------------------------------------------------------------------
+
+
+def test_an_order_is_carried_out_on_a_thread_named_after_it() -> None:
+    names: list[str] = []
+
+    def work() -> Event:
+        names.append(threading.current_thread().name)
+        return Transferred(7)
+
+    assert Heard(Scripted(work)).after(PREPARE) == Transferred(7)
+    assert names == ["netloader-prepareoffer"]
+
+
+def test_a_failed_transfer_is_reported_with_its_reason() -> None:
+    def work() -> Event:
+        raise TransferError(Reason.TRANSFER_STALLED, "no byte moved")
+
+    heard = Heard(Scripted(work))
+
+    assert heard.after(PREPARE) == TransferFailed(Reason.TRANSFER_STALLED, "no byte moved")
+    assert heard.troubles == []
+
+
+def test_a_bug_ends_the_session_with_a_word_and_a_stack() -> None:
+    bug = ZeroDivisionError("secret detail")
+
+    def work() -> Event:
+        raise bug
+
+    heard = Heard(Scripted(work))
+
+    assert heard.after(PREPARE) == TransferFailed(
+        Reason.TRANSFER_FAILED, "internal: ZeroDivisionError"
+    )
+    assert heard.troubles == [bug]
+
+
+def test_closing_aborts_and_joining_tells_whether_the_thread_is_gone() -> None:
+    let_go = threading.Event()
+
+    def work() -> Event:
+        let_go.wait(SOON_S)
+        return Transferred(0)
+
+    crew = Scripted(work)
+    assert crew.join(0)
+    crew.begin(PREPARE)
+    crew.close()
+
+    assert crew.aborts == 1
+    assert not crew.join(0.01)
+    let_go.set()
+    assert crew.join(SOON_S)
+
+
+def test_a_crew_for_questions_carries_out_nothing() -> None:
+    crew = IdleCrew()
+    crew.close()
+
+    with pytest.raises(LocalProtocolError, match="PrepareOffer"):
+        crew.do(PREPARE)
+
+
+# -- the server's --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def publication() -> Publication:
+    options = ServerOptions(segment_bytes=64 * KIB, max_clients=1)
+    made = publish(Weights.of(zoo(1)), Identity(IDENTITY), options)
+    made.seal()
+    return made
+
+
+def test_a_place_is_taken_with_the_offer_and_given_back_at_the_end(
+    publication: Publication,
+) -> None:
+    crew = ServerCrew(publication, SESSION, FAST)
+    ready = Heard(crew).after(PREPARE)
+
+    assert isinstance(ready, OfferReady)
+    assert ready.digests == publication.digests(0)
+    assert not publication.admit()
+    crew.close()
+    crew.close()
+    assert publication.admit()
+    assert not publication.admit()
+
+
+def test_without_a_place_the_offer_is_refused_for_now(publication: Publication) -> None:
+    assert publication.admit()
+    refused = Heard(ServerCrew(publication, SESSION, FAST)).after(PREPARE)
+
+    assert isinstance(refused, OfferRefused)
+    assert (refused.reason, refused.detail) == (Reason.BUSY, "all 1 places are taken")
+    assert refused.retry_after_s > 0
+
+
+def test_a_refused_client_gives_no_place_back_that_it_did_not_take(
+    publication: Publication,
+) -> None:
+    assert publication.admit()
+    crew = ServerCrew(publication, SESSION, FAST)
+    Heard(crew).after(PREPARE)
+    crew.close()
+
+    assert not publication.admit()
+
+
+def test_withdrawn_weights_are_not_offered(publication: Publication) -> None:
+    publication.withdraw("weights were updated")
+    refused = Heard(ServerCrew(publication, SESSION, FAST)).after(PREPARE)
+
+    assert refused == OfferRefused(Reason.NOT_SERVING, "weights were updated")
+
+
+def test_weights_withdrawn_while_a_client_waits_for_digests_are_not_offered() -> None:
+    made = publish(Weights.of(zoo(1)), Identity(IDENTITY), ServerOptions())
+    crew = ServerCrew(made, SESSION, FAST)
+    heard = Heard(crew)
+    crew.begin(PREPARE)
+    made.withdraw("the engine sleeps")
+    refused = heard.events.get(timeout=SOON_S)
+    crew.close()
+
+    assert refused == OfferRefused(Reason.NOT_SERVING, "the engine sleeps")
+
+
+def test_a_session_that_ended_before_its_place_takes_none(publication: Publication) -> None:
+    crew = ServerCrew(publication, SESSION, FAST)
+    crew.close()
+    Heard(crew).after(PREPARE)
+
+    assert publication.admit()
+
+
+def test_lanes_are_closed_before_the_offer_and_after_the_end(publication: Publication) -> None:
+    crew = ServerCrew(publication, SESSION, FAST)
+    pairs = [connected_pair() for _ in range(2)]
+    crew.attach(0, pairs[0][1])
+    Heard(crew).after(PREPARE)
+    crew.close()
+    crew.attach(0, pairs[1][1])
+
+    assert [far.fileno() for _, far in pairs] == [-1, -1]
+    for near, _ in pairs:
+        near.close()
+
+
+def test_a_transfer_before_an_offer_is_our_own_mistake(publication: Publication) -> None:
+    heard = Heard(ServerCrew(publication, SESSION, FAST))
+
+    assert isinstance(heard.after(StartTransfer((0,), 1)), TransferFailed)
+    assert isinstance(heard.troubles[0], LocalProtocolError)
+
+
+# -- the client's --------------------------------------------------------------------------------
+
+
+class Two:
+    """A server's and a client's crew, joined by lanes."""
+
+    def __init__(self, publication: Publication, target: nn.Module, lanes: int) -> None:
+        self.server = ServerCrew(publication, SESSION, FAST)
+        self.ready = Heard(self.server).after(PREPARE)
+        assert isinstance(self.ready, OfferReady)
+        offering = publication.offering
+        self.offer = offer_of(offering.manifest, self.ready.digests, offering.segment_bytes)
+        ledger = Ledger(Weights.of(target), lambda done, total: None)
+        self.client = ClientCrew(ledger, lanes, self._connect, SOON_S)
+        self.far: list[socket.socket] = []
+
+    def _connect(self) -> socket.socket:
+        near, far = connected_pair()
+        self.far.append(far)
+        return near
+
+    def join_lanes(self) -> None:
+        """Do what the listener does: read each lane's first words and pass it on."""
+        for index, far in enumerate(self.far):
+            size = len(far.recv(1, socket.MSG_PEEK)) and 9
+            header = far.recv(size, socket.MSG_WAITALL)
+            far.recv(int.from_bytes(header[5:], "big"), socket.MSG_WAITALL)
+            self.server.attach(index, far)
+
+
+@pytest.fixture
+def two(publication: Publication) -> Iterator[Callable[..., Two]]:
+    made: list[Two] = []
+
+    def make(target: nn.Module, lanes: int = 1) -> Two:
+        made.append(Two(publication, target, lanes))
+        return made[-1]
+
+    yield make
+    for pair in made:
+        pair.client.close()
+        pair.server.close()
+        for far in pair.far:
+            far.close()
+
+
+def test_both_crews_move_what_was_asked_for(two: Callable[..., Two]) -> None:
+    target = zoo(50)
+    pair = two(target, lanes=2)
+    client, server = Heard(pair.client), Heard(pair.server)
+    assert client.after(OpenTransport(pair.offer)) == TransportReady()
+    pair.join_lanes()
+    everything = StartTransfer(tuple(range(len(pair.offer.digests))), 2)
+
+    pair.server.begin(everything)
+    received = client.after(everything)
+
+    assert received == server.events.get(timeout=SOON_S)
+    assert received == Transferred(pair.offer.manifest.nbytes)
+    assert contents(target) == contents(zoo(1))
+
+
+def test_a_client_crew_that_was_aborted_opens_nothing(two: Callable[..., Two]) -> None:
+    pair = two(zoo(50))
+    pair.client.abort()
+
+    assert Heard(pair.client).after(OpenTransport(pair.offer)) == TransferFailed(
+        Reason.TRANSFER_FAILED, "aborted"
+    )
+    assert pair.far == []
+
+
+@pytest.mark.parametrize("aborted", ["client", "server"])
+def test_an_abort_ends_a_transfer(two: Callable[..., Two], aborted: str) -> None:
+    pair = two(zoo(50))
+    client, server = Heard(pair.client), Heard(pair.server)
+    client.after(OpenTransport(pair.offer))
+    pair.join_lanes()
+    order = StartTransfer(tuple(range(len(pair.offer.digests))), 1)
+    ours, crew = (client, pair.client) if aborted == "client" else (server, pair.server)
+
+    crew.abort()
+
+    assert isinstance(ours.after(order), TransferFailed)
+
+
+def test_a_transfer_before_the_transport_is_open_is_our_own_mistake(
+    two: Callable[..., Two],
+) -> None:
+    heard = Heard(two(zoo(50)).client)
+
+    assert isinstance(heard.after(StartTransfer((0,), 1)), TransferFailed)
+    assert isinstance(heard.troubles[0], LocalProtocolError)

@@ -1,0 +1,215 @@
+"""A model's tensors as manifest and memory: which ones, what they are, and where bytes end."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from netloader.fsm.manifest import plan
+from netloader.io.weights import Weights, WeightsError, manifest_of, memory_of, named_tensors
+from tests.unit.io.helpers import KIB, bytes_of, contents, module_of, places, random, zoo
+
+DTYPES = (
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+    torch.float4_e2m1fn_x2,
+    torch.complex64,
+    torch.complex128,
+)
+"""Every dtype whose elements are whole bytes, but complex32, of which torch itself warns."""
+
+
+def carry(source: nn.Module, target: nn.Module, segment_bytes: int = 64 * KIB) -> None:
+    """Move everything between two modules as a transport does, without one."""
+    giving, taking = Weights.of(source), Weights.of(target)
+    assert giving.manifest == taking.manifest
+    for segment in plan(giving.manifest, segment_bytes):
+        for view, piece in zip(giving.views(segment), segment.pieces, strict=True):
+            memory_of(taking.target(piece))[:] = view
+        taking.arrived(segment)
+
+
+# -- which tensors -------------------------------------------------------------------------------
+
+
+def test_parameters_and_persistent_buffers_come_in_model_order() -> None:
+    inner = module_of(weight=random(2))
+    inner.register_parameter("absent", None)
+    inner.register_buffer("unset", None)
+    inner.register_buffer("scale", random(1))
+    inner.register_buffer("scratch", random(1), persistent=False)
+    outer = module_of(first=random(2))
+    outer.add_module("inner", inner)
+
+    assert [name for name, _ in named_tensors(outer)] == ["first", "inner.weight", "inner.scale"]
+
+
+def test_tied_tensors_and_shared_modules_appear_under_each_name_and_travel_once() -> None:
+    module = module_of(embed=random(8, 4))
+    module.register_parameter("head", module.get_parameter("embed"))
+    block = module_of(weight=random(10))
+    module.add_module("one", block)
+    module.add_module("two", block)
+
+    manifest = Weights.of(module).manifest
+
+    assert [t.name for t in manifest.tensors] == ["embed", "head", "one.weight", "two.weight"]
+    assert [manifest.tensors[i].name for i in manifest.payload] == ["embed", "one.weight"]
+    assert manifest.nbytes == 8 * 4 * 4 + 10 * 4
+
+
+def test_a_tensor_without_memory_is_refused_by_name() -> None:
+    module = module_of(good=random(2), ghost=torch.empty(3, device="meta"))
+
+    with pytest.raises(WeightsError, match=r"^ghost has no plain memory \(meta"):
+        Weights.of(module)
+
+
+def test_a_sparse_tensor_is_refused_by_name() -> None:
+    with pytest.raises(WeightsError, match=r"^sparse has no plain memory"):
+        manifest_of([("sparse", torch.eye(3).to_sparse())])
+
+
+# -- what the manifest says ----------------------------------------------------------------------
+
+
+def test_a_tensor_is_described_as_it_lies_in_memory() -> None:
+    (spec,) = manifest_of([("w", random(3, 5, dtype=torch.bfloat16).t())]).tensors
+
+    assert (spec.name, spec.dtype, spec.shape) == ("w", "bfloat16", (5, 3))
+    assert (spec.stride, spec.nbytes, spec.shares) == ((1, 5), 30, -1)
+
+
+def test_views_of_one_storage_name_the_first_of_them_and_their_distance() -> None:
+    base = random(10, 4)
+    manifest = manifest_of([("rows", base[2:4]), ("base", base), ("last", base[9])])
+
+    assert [(t.shares, t.offset) for t in manifest.tensors] == [(-1, 0), (0, -32), (0, 112)]
+    assert len(manifest.payload) == 3  # they overlap, yet only equal twins need not travel
+
+
+def test_empty_tensors_share_nothing() -> None:
+    manifest = manifest_of([("a", torch.empty(0)), ("b", torch.empty(0, 7)), ("c", random(1))])
+
+    assert [t.shares for t in manifest.tensors] == [-1, -1, -1]
+    assert manifest.payload == (2,)
+
+
+# -- bytes end where they belong -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segment_bytes", [7, 64 * KIB, 1 << 30])
+def test_every_kind_of_tensor_arrives_whole_and_in_place(segment_bytes: int) -> None:
+    source, target = zoo(1), zoo(100)
+    before, passing = places(target), bytes_of(target.get_buffer("passing"))
+
+    carry(source, target, segment_bytes)
+
+    assert contents(target) == contents(source)
+    assert places(target) == before
+    assert bytes_of(target.get_buffer("passing")) == passing
+
+
+def test_what_lies_between_the_elements_of_a_tensor_with_holes_stays() -> None:
+    source, block = random(6, 10, seed=1), random(6, 10, seed=2)
+    kept = bytes_of(block[:, 1::2])
+
+    carry(module_of(w=source[:, ::2]), module_of(w=block[:, ::2]))
+
+    assert bytes_of(block[:, ::2]) == bytes_of(source[:, ::2])
+    assert bytes_of(block[:, 1::2]) == kept
+
+
+def test_tied_tensors_stay_tied() -> None:
+    source, target = zoo(1), zoo(100)
+
+    carry(source, target)
+
+    assert target.get_parameter("head") is target.get_parameter("embed")
+    assert bytes_of(target.get_parameter("head")) == bytes_of(source.get_parameter("embed"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_arrives_bit_by_bit(dtype: torch.dtype) -> None:
+    def build(seed: int) -> nn.Module:
+        module = nn.Module()
+        module.register_buffer("plain", random(5, 9, seed=seed, dtype=dtype))
+        module.register_buffer("holes", random(5, 9, seed=seed + 1, dtype=dtype)[:, ::2])
+        module.register_buffer("scalar", random(seed=seed + 2, dtype=dtype))
+        return module
+
+    source, target = build(1), build(10)
+    carry(source, target)
+
+    assert contents(target) == contents(source)
+
+
+def test_an_expanded_tensor_arrives() -> None:
+    # One stored row shown four times: its manifest is sound, so both sides agree to transfer it.
+    def build(seed: int) -> nn.Module:
+        module = nn.Module()
+        module.register_buffer("rows", random(1, 6, seed=seed).expand(4, 6))
+        return module
+
+    source, target = build(1), build(2)
+    carry(source, target)
+
+    assert contents(target) == contents(source)
+
+
+def test_a_staged_tensor_is_written_only_when_all_of_it_is_verified() -> None:
+    target = module_of(holes=random(100, 10, seed=1)[:, ::2])
+    weights = Weights.of(target)
+    before = contents(target)
+    first, second = plan(weights.manifest, 1000)
+
+    memory_of(weights.target(first.pieces[0]))[:] = bytes(1000)
+    weights.arrived(first)
+    assert contents(target) == before
+
+    memory_of(weights.target(second.pieces[0]))[:] = bytes(1000)
+    weights.arrived(second)
+    assert contents(target) == {"holes": bytes(2000)}
+
+
+def test_in_place_targets_are_the_tensors_own_memory() -> None:
+    tensor = random(30, 70).t()
+    (segment,) = plan(manifest_of([("w", tensor)]), 1 << 20)
+    weights = Weights([("w", tensor)])
+
+    assert weights.target(segment.pieces[0]).data_ptr() == tensor.data_ptr()
+    assert weights.read(segment.pieces[0]).data_ptr() == tensor.data_ptr()
+
+
+def test_parameters_that_require_gradients_are_written_without_one() -> None:
+    target = nn.Linear(3, 4)
+    carry(nn.Linear(3, 4), target)
+
+    assert target.weight.requires_grad
+    assert target.weight.grad_fn is None
+
+
+def test_memory_keeps_its_tensor_alive() -> None:
+    def view() -> memoryview:
+        return memory_of(torch.full((1 << 16,), 7, dtype=torch.uint8))
+
+    held = [view() for _ in range(8)]
+    scratch: list[Tensor] = [torch.zeros(1 << 16, dtype=torch.uint8) for _ in range(8)]
+
+    assert all(set(view) == {7} for view in held)
+    assert len(scratch) == 8

@@ -1,0 +1,103 @@
+"""Both ends of a transport in one process, without the protocol around them."""
+
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import nn
+
+from netloader.fsm.manifest import Segment, plan
+from netloader.io.digests import digest_of
+from netloader.io.intake import Ledger, Report
+from netloader.io.transports import Inlet, Outlet, Receiving, Sending, TransferError, named
+from netloader.io.weights import Weights
+from tests.unit.io.helpers import KIB, SOON_S, connected_pair, offer_of
+
+
+@dataclass
+class Ending:
+    """What became of one end that ran on a thread."""
+
+    thread: threading.Thread
+    result: list[int] = field(default_factory=list)
+    failure: list[TransferError] = field(default_factory=list)
+
+    def wait(self, timeout_s: float = SOON_S) -> bool:
+        """Whether the end is over in time."""
+        self.thread.join(timeout_s)
+        return not self.thread.is_alive()
+
+
+class Ends:
+    """A sending and a receiving end, joined by lanes as server and client join them."""
+
+    def __init__(
+        self,
+        transport: str,
+        source: nn.Module,
+        target: nn.Module,
+        *,
+        lanes: int = 1,
+        stall_s: float = SOON_S,
+        segment_bytes: int = 64 * KIB,
+        dial: Callable[[int], socket.socket] | None = None,
+        report: Report = lambda done, total: None,
+    ) -> None:
+        self.giving, taking = Weights.of(source), Weights.of(target)
+        self.segments = plan(self.giving.manifest, segment_bytes)
+        digests = tuple(digest_of("blake3", self.giving.views(s)) for s in self.segments)
+        self.ledger = Ledger(taking, report)
+        intake = self.ledger.follow(offer_of(self.giving.manifest, digests, segment_bytes))
+        self.lanes = lanes
+        self.near: list[socket.socket] = []
+        self.far: list[socket.socket] = []
+        self._endings: list[Ending] = []
+        self.sending: Sending = named(transport).sending(Outlet(self.giving, "session", stall_s))
+        self.receiving: Receiving = named(transport).receiving(
+            Inlet(intake, "session", stall_s, dial or self.dial, lanes)
+        )
+
+    def dial(self, index: int) -> socket.socket:
+        """Open a lane between the two ends."""
+        near, far = connected_pair()
+        self.near.append(near)
+        self.far.append(far)
+        self.sending.attach(index, far)
+        return near
+
+    def send(self, segments: Sequence[Segment] | None = None) -> Ending:
+        """Start the sending end."""
+        chosen = self.segments if segments is None else segments
+        return self._start(lambda: self.sending.run(chosen, self.lanes))
+
+    def receive(self, segments: Sequence[Segment] | None = None) -> Ending:
+        """Start the receiving end."""
+        chosen = self.segments if segments is None else segments
+        return self._start(lambda: self.receiving.run(chosen))
+
+    def _start(self, run: Callable[[], int]) -> Ending:
+        def work() -> None:
+            try:
+                ending.result.append(run())
+            except TransferError as error:
+                ending.failure.append(error)
+
+        ending = Ending(threading.Thread(target=work, daemon=True))
+        self._endings.append(ending)
+        ending.thread.start()
+        return ending
+
+    def close(self) -> None:
+        """Stop whatever still runs and close every lane."""
+        self.sending.abort()
+        self.receiving.abort()
+        for ending in self._endings:
+            ending.wait()
+        for lane in (*self.near, *self.far):
+            lane.close()
+
+
+Join: TypeAlias = Callable[..., Ends]
+"""Makes ends that are cleared away after the test: the fixture `join`."""
