@@ -94,6 +94,8 @@ class Loop:
             self._turn()
 
     def _turn(self) -> None:
+        # The peer's word comes before what this side found out: when the peer ends the session, a
+        # transfer that fails here is only the echo, and the verdict should name the cause.
         for key, ready in self._selector.select(self._pause()):
             self._guard(partial(key.data, ready))
         while not self._inbox.empty():

@@ -12,7 +12,7 @@ from netloader.fsm.manifest import Progress, Segment, plan
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
 from netloader.io.digests import ALGORITHMS
-from netloader.io.transports.base import TransferError
+from netloader.io.failure import TransferError
 from netloader.io.weights import Weights, memory_of
 
 Report = Callable[[int, int], None]

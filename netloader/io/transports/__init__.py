@@ -1,6 +1,7 @@
 """Transports by name. Law: adding one is one file and one call of `register`."""
 
-from netloader.io.transports.base import Inlet, Outlet, Receiving, Sending, TransferError, Transport
+from netloader.io.failure import TransferError
+from netloader.io.transports.base import Inlet, Outlet, Receiving, Sending, Transport
 from netloader.io.transports.tcp import TCP
 
 _REGISTRY: dict[str, Transport] = {}

@@ -7,31 +7,18 @@ from any other thread, and raises only TransferError.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from socket import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from netloader.errors import NetloaderError
 from netloader.fsm.manifest import Segment
-from netloader.fsm.reasons import Reason
-
-if TYPE_CHECKING:
-    from netloader.io.intake import Intake
-    from netloader.io.weights import Weights
-
-
-class TransferError(NetloaderError):
-    """The transport failed; `reason` and `detail` go into the verdict."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason.value}: {detail}")
-        self.reason = reason
-        self.detail = detail
+from netloader.io.intake import Intake
+from netloader.io.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
 class Outlet:
     """What a sending end is given."""
 
-    weights: "Weights"
+    weights: Weights
     session: str
     stall_s: float
 
@@ -40,7 +27,7 @@ class Outlet:
 class Inlet:
     """What a receiving end is given. `dial(i)` opens data lane i to the server's one port."""
 
-    intake: "Intake"
+    intake: Intake
     session: str
     stall_s: float
     dial: Callable[[int], socket]

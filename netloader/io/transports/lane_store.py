@@ -65,12 +65,15 @@ class LaneStore(Store):
         return all(key in self._values for key in keys)
 
     def close(self) -> None:
-        """Wake everybody who waits."""
+        """Wake everybody who waits, here and on the other side."""
+        self._wake()
+        with contextlib.suppress(OSError):
+            self._lane.shutdown(socket.SHUT_RDWR)
+
+    def _wake(self) -> None:
         with self._change:
             self._closed = True
             self._change.notify_all()
-        with contextlib.suppress(OSError):
-            self._lane.shutdown(socket.SHUT_RDWR)
 
     def _keep(self, key: str, value: bytes) -> None:
         with self._change:
@@ -84,6 +87,9 @@ class LaneStore(Store):
                 key_bytes, value_bytes = LENGTHS.unpack(self._read(LENGTHS.size))
                 room -= key_bytes + value_bytes
                 if room < 0:
+                    self._wake()
+                    while self._lane.recv(MAX_BYTES):
+                        pass
                     return
                 key = self._read(key_bytes).decode(errors="replace")
                 self._keep(key, self._read(value_bytes))

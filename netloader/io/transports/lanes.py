@@ -5,9 +5,10 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from netloader.fsm.reasons import Reason
-from netloader.io.transports.base import TransferError
+from netloader.io.failure import TransferError
 
 
 class Lanes:
@@ -18,6 +19,7 @@ class Lanes:
         self._closed = False
         self._taken = False
         self._change = threading.Condition()
+        self.interrupted = False
 
     def attach(self, index: int, lane: socket.socket) -> None:
         """Add a lane; a second one of the same number, or one too late, is closed."""
@@ -45,6 +47,40 @@ class Lanes:
                 raise TransferError(Reason.TRANSFER_FAILED, "aborted")
             self._taken = True
             return [self._lanes[i] for i in range(count)]
+
+    def work(self, count: int, timeout_s: float, job: Callable[[int, socket.socket], int]) -> int:
+        """Take lanes, run `job(k, lane)` on each side by side, close them; the sum of the answers.
+
+        After a failure the lanes stay open until `abort`: the session is to hear of the cause
+        before the peer notices anything, or the peer's complaint would arrive first.
+
+        Raises:
+            TransferError: as `take`, or what the first job to fail raised; the rest are stopped.
+        """
+        try:
+            lanes = self.take(count, timeout_s)
+            jobs = [partial(job, k, lane) for k, lane in enumerate(lanes)]
+            total = side_by_side(jobs, self._interrupt)
+        except BaseException:
+            self.release()
+            raise
+        self.close()
+        return total
+
+    def release(self) -> None:
+        """Whoever took the lanes uses them no more; they stay open until `abort`."""
+        with self._change:
+            self._taken = False
+            if self._closed:
+                self._close_all()
+
+    def _interrupt(self) -> None:
+        """Stop the other lanes: they look at `interrupted`, and blocked receives return."""
+        self.interrupted = True
+        with self._change:
+            for lane in self._lanes.values():
+                with contextlib.suppress(OSError):
+                    lane.shutdown(socket.SHUT_RD)
 
     def abort(self) -> None:
         """Wake every thread that waits on a lane, at once; whoever took the lanes closes them."""

@@ -23,8 +23,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from netloader.errors import NetloaderError
 from netloader.fsm.manifest import Piece, Segment
 from netloader.fsm.reasons import Reason
+from netloader.io.failure import TransferError
 from netloader.io.intake import Incoming
-from netloader.io.transports.base import Inlet, Outlet, TransferError, Transport
+from netloader.io.transports.base import Inlet, Outlet, Transport
 from netloader.io.transports.lane_store import LaneStore
 from netloader.io.transports.lanes import Lanes
 from netloader.io.weights import memory_of
@@ -74,18 +75,21 @@ class _Group:
         with self._lock:
             self._store = store
         prefix = PrefixStore(f"netloader/{self._session}", store)
-        with self._translated():
-            host = lane.getsockname()[0]
-            group = self._backend.connect(prefix, self._rank, host, self._stall_s)
+        try:
+            with self._translated():
+                host = lane.getsockname()[0]
+                group = self._backend.connect(prefix, self._rank, host, self._stall_s)
+        except TransferError:
+            self.lanes.release()
+            raise
         with self._lock:
-            self._group = group
-        if self._aborted:
-            raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+            self._group = None if self._aborted else group
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self.abort()  # a receive still under way must not write into the model any more
+        if kind is not None:  # left open until `abort`: see Lanes.work
+            self.lanes.release()
+            return
         with self._lock:
             self._group = None
         if self._store is not None:
@@ -94,7 +98,11 @@ class _Group:
 
     def post(self, buffer: Tensor) -> Any:
         """Start to move one buffer to or from the other member."""
-        move = self._group.send if self._rank == SERVER else self._group.recv
+        with self._lock:
+            group = self._group
+        if group is None:
+            raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+        move = group.send if self._rank == SERVER else group.recv
         with self._translated():
             return move([buffer], 1 - self._rank, 0)
 
@@ -104,10 +112,11 @@ class _Group:
             work.wait(self._timeout)
 
     def abort(self) -> None:
-        """Make whatever runs on the group fail."""
+        """Make whatever runs on the group fail; nothing is received into the model any more."""
         with self._lock:
             self._aborted = True
-            group, store = self._group, self._store
+            group, self._group = self._group, None
+            store = self._store
         self.lanes.abort()
         if store is not None:
             store.close()

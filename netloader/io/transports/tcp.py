@@ -11,8 +11,9 @@ from functools import partial
 
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
-from netloader.io.transports.base import Inlet, Outlet, TransferError, Transport
-from netloader.io.transports.lanes import Lanes, set_stall, side_by_side
+from netloader.io.failure import TransferError
+from netloader.io.transports.base import Inlet, Outlet, Transport
+from netloader.io.transports.lanes import Lanes, set_stall
 
 IOV_MAX = 1024
 """Buffers per system call (Linux UIO_MAXIOV)."""
@@ -50,6 +51,12 @@ def after(batch: list[memoryview], done: int) -> list[memoryview]:
 
 # A blocking call that moves less than it was given has used up its time (see set_stall): what is
 # left may move at once, or the peer has stalled. Waiting again would double the deadline.
+
+
+def go_on(lanes: Lanes) -> None:
+    """Stop here when another lane has failed."""
+    if lanes.interrupted:
+        raise TransferError(Reason.TRANSFER_FAILED, "another lane failed")
 
 
 def send_batch(lane: socket.socket, batch: list[memoryview]) -> None:
@@ -94,21 +101,19 @@ class TcpSending:
 
     def run(self, segments: Sequence[Segment], lanes: int) -> int:
         """Send, one thread a lane."""
-        try:
-            sockets = self._lanes.take(lanes, self._outlet.stall_s)
-            jobs = [partial(self._lane, s, segments[k::lanes]) for k, s in enumerate(sockets)]
-            return side_by_side(jobs, self._lanes.abort)
-        finally:
-            self._lanes.close()
+        job = partial(self._lane, segments, lanes)
+        return self._lanes.work(lanes, self._outlet.stall_s, job)
 
-    def _lane(self, lane: socket.socket, segments: Sequence[Segment]) -> int:
+    def _lane(self, segments: Sequence[Segment], lanes: int, k: int, lane: socket.socket) -> int:
+        own = segments[k::lanes]
         try:
-            for segment in segments:
+            for segment in own:
                 for batch in batches(self._outlet.weights.views(segment), SEND_BYTES):
+                    go_on(self._lanes)
                     send_batch(lane, batch)
         except OSError as error:
             raise _as_transfer_error(error) from error
-        return sum(segment.nbytes for segment in segments)
+        return sum(segment.nbytes for segment in own)
 
     def abort(self) -> None:
         """Shut the lanes down; blocked calls return at once."""
@@ -134,26 +139,23 @@ class TcpReceiving:
 
     def run(self, segments: Sequence[Segment]) -> int:
         """Receive and verify, one thread a lane."""
-        count = self._inlet.lanes
-        try:
-            sockets = self._lanes.take(count, self._inlet.stall_s)
-            jobs = [partial(self._lane, s, segments[k::count]) for k, s in enumerate(sockets)]
-            return side_by_side(jobs, self._lanes.abort)
-        finally:
-            self._lanes.close()
+        job = partial(self._lane, segments, self._inlet.lanes)
+        return self._lanes.work(self._inlet.lanes, self._inlet.stall_s, job)
 
-    def _lane(self, lane: socket.socket, segments: Sequence[Segment]) -> int:
+    def _lane(self, segments: Sequence[Segment], lanes: int, k: int, lane: socket.socket) -> int:
+        own = segments[k::lanes]
         try:
-            for segment in segments:
+            for segment in own:
                 incoming = self._inlet.intake.expect(segment)
                 for batch in batches(incoming.views, RECEIVE_BYTES):
+                    go_on(self._lanes)
                     receive_batch(lane, batch)
                     for view in batch:
                         incoming.update(view)
                 incoming.finish()
         except OSError as error:
             raise _as_transfer_error(error) from error
-        return sum(segment.nbytes for segment in segments)
+        return sum(segment.nbytes for segment in own)
 
     def abort(self) -> None:
         """Shut the lanes down; blocked calls return at once."""
