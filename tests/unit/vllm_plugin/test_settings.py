@@ -84,7 +84,7 @@ def test_the_guide_s_example_is_understood() -> None:
             "LISTEN_PORT": "20000",
             "INT8_CACHE": "HBM",
             "INT8_CACHE_NAME": ["down_proj"],
-            "OUTPUT_PREFIX": "/tmp/netloader_",
+            "OUTPUT_PREFIX": "/run/netloader/rank-",
         }
     )
 
@@ -96,7 +96,7 @@ def test_the_guide_s_example_is_understood() -> None:
     assert settings.listen_port == 20000
     assert settings.int8_cache is CachePolicy.HBM
     assert settings.int8_cache_name == ("down_proj",)
-    assert settings.output_prefix == "/tmp/netloader_"
+    assert settings.output_prefix == "/run/netloader/rank-"
 
 
 def test_our_own_fields_are_understood() -> None:
