@@ -242,3 +242,11 @@ def test_a_client_that_verified_something_else_is_told_so(captured: Lines) -> No
     assert answer.reason == "disagreement"
     closed = [line for line in captured if line["event"] == "netloader.session.closed"]
     assert [line["netloader.reason"] for line in closed] == ["disagreement"]
+
+
+@pytest.mark.parametrize("near", ["127.0.0.1:{}", "[::1]:{}", "localhost:{}"])
+def test_an_empty_host_is_every_address_of_both_kinds(near: str) -> None:
+    source, target = zoo(1), zoo(2)
+    with serve(source, IDENTITY, host="") as server:
+        assert fill(target, [near.format(server.endpoint.port)], IDENTITY).ok
+    assert contents(target) == contents(source)
