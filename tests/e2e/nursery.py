@@ -5,7 +5,9 @@ the first line is its specification, every further line a command; end of file e
 `python nursery.py SOCKET`.
 """
 
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -15,10 +17,19 @@ from typing import Any
 
 Command = dict[str, Any]
 
+INHERITED = (
+    "vllm.entrypoints.llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+    "netloader.vllm_plugin.loader",
+)
+"""What every engine imports; here it is imported once, and nothing is started."""
+
 
 def main(path: str) -> None:
-    import vllm  # noqa: F401 - the point of this process: children inherit the import
-
+    for module in INHERITED:
+        importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -56,6 +67,10 @@ def _child(connection: socket.socket) -> None:
 def _engine(spec: Command, stream: Any) -> Iterator[Command]:
     from vllm import LLM
 
+    # vLLM insists on spawned workers on a CPU; forked ones are as real, and have their imports.
+    library: Any = multiprocessing
+    real = library.get_context
+    library.get_context = lambda method=None: real("fork" if method == "spawn" else method)
     llm = LLM(**spec["llm"])
     yield {"ready": True}
     for line in stream:
