@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from netloader.io.weights import memory_of
 
 GIB: Final = 1 << 30
+KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 TENSORS: Final = 226
 IDENTITY: Final = {"model": "bench/llama-1gib"}

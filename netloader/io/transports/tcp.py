@@ -17,8 +17,9 @@ from netloader.io.transports.lanes import Lanes, set_stall
 
 IOV_MAX = 1024
 """Buffers per system call (Linux UIO_MAXIOV)."""
-SEND_BYTES = 8 << 20
-"""Bytes per send call: large, yet a stall is noticed within a few megabytes."""
+SEND_BYTES = 1 << 20
+"""Bytes per send call: what is in flight then stays in the cache. Measured for a plain socket on
+loopback: 1 MiB a call 3.2 GiB/s, everything in one call 1.5."""
 RECEIVE_BYTES = 256 << 10
 """Bytes per receive call: what was just received is hashed while it is still in the L2 cache."""
 
