@@ -40,6 +40,11 @@ def digest_of(algorithm: str, views: Iterable[memoryview]) -> str:
 def digests_of(
     algorithm: str, segments: Iterable[Callable[[], Iterable[memoryview]]], workers: int
 ) -> tuple[str, ...]:
-    """The digests of many segments, `workers` at a time; each is read when its turn comes."""
+    """The digests of many segments, `workers` at a time; each is read when its turn comes.
+
+    One worker is the calling thread: a pool's threads would hold up a process that wants to end.
+    """
+    if workers == 1:
+        return tuple(digest_of(algorithm, views()) for views in segments)
     with ThreadPoolExecutor(workers, thread_name_prefix="netloader-digest") as pool:
         return tuple(pool.map(lambda views: digest_of(algorithm, views()), segments))

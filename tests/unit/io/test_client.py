@@ -1,5 +1,7 @@
 """Filling a model from sources: what a caller sees when all is well, and when a source is wrong."""
 
+import socket
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -240,6 +242,40 @@ def test_a_server_that_vanishes_after_the_offer_is_noticed_at_once() -> None:
 
     assert attempt.reason is Reason.CONNECTION_LOST
     assert monotonic() - start < SOON_S
+
+
+def test_lanes_that_cannot_be_opened_do_not_outlast_the_session() -> None:
+    # A port that takes one connection and drops every further SYN, as a full backlog does.
+    with serving(zoo(2)) as server, Peer.call(server.endpoint) as peer:
+        real = peer.offered()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        endpoint = Endpoint("127.0.0.1", listener.getsockname()[1])
+        fillers: list[socket.socket] = []
+
+        def answer() -> None:
+            with Peer(listener.accept()[0]) as control:
+                assert isinstance(control.hear(), Hello)
+                for _ in range(3):
+                    fillers.append(socket.socket())
+                    fillers[-1].setblocking(False)
+                    fillers[-1].connect_ex((endpoint.host, endpoint.port))
+                control.say(real)
+                control.hear()
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        deadlines = replace(FAST, connect_s=3, validate_s=1, stall_s=1)
+        start = monotonic()
+        outcome = fill(zoo(1), [endpoint], IDENTITY, asking(lanes=16, deadlines=deadlines))
+        answering.join()
+        for sock in fillers:
+            sock.close()
+
+    assert [a.reason for a in outcome.attempts] == [Reason.DEADLINE_PASSED]
+    assert not outcome.weights_dirty
+    assert monotonic() - start < 8
 
 
 # -- two models that are not the same ------------------------------------------------------------

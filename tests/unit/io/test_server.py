@@ -1,6 +1,8 @@
 """Serving a model: one call to start, one to end, and nothing of it is left."""
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -99,6 +101,10 @@ def test_the_smallest_model_there_is_is_served() -> None:
 # -- before the digests are known ----------------------------------------------------------------
 
 
+hashing = threading.Event()
+"""Set when a slow hasher has begun."""
+
+
 class SlowHasher:
     """Hashes until it is let go; stands for a model of a hundred gigabytes."""
 
@@ -108,6 +114,7 @@ class SlowHasher:
         self._real = REAL()
 
     def update(self, data: memoryview, /) -> object:
+        hashing.set()
         self.let_go.wait(0.2)
         return self._real.update(data)
 
@@ -178,6 +185,26 @@ def test_closing_while_a_client_waits_for_digests_ends_its_thread() -> None:
         preparing = {"netloader-prepareoffer"}
         assert eventually(lambda: not preparing & our_threads() - before, timeout_s=3)
         assert monotonic() - start < 5
+
+
+LEAVES = """
+import threading
+from netloader.io import ServerOptions, digests, serve
+from tests.unit.io import test_server
+
+digests.ALGORITHMS["blake3"] = test_server.SlowHasher
+server = serve(test_server.large(1), {}, options=ServerOptions(segment_bytes=1 << 20))
+assert test_server.hashing.wait(30)
+"""
+
+
+def test_a_process_that_ends_does_not_wait_for_the_digests() -> None:
+    start = monotonic()
+    subprocess.run([sys.executable, "-c", LEAVES], check=True, timeout=60)
+    imports = monotonic()
+    subprocess.run([sys.executable, "-c", LEAVES.rpartition("digests.A")[0]], check=True)
+
+    assert imports - start < monotonic() - imports + 5
 
 
 # -- places --------------------------------------------------------------------------------------
