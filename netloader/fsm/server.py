@@ -19,7 +19,7 @@ from netloader.fsm.events import (
     Transferred,
 )
 from netloader.fsm.identity import Difference, Identity
-from netloader.fsm.manifest import MIN_SEGMENT_BYTES, Manifest, root_digest, span
+from netloader.fsm.manifest import MIN_SEGMENT_BYTES, Manifest, root_digest, segment_count, span
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
     Begin,
@@ -36,7 +36,6 @@ from netloader.fsm.messages import (
 )
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import (
-    FRAME_AFTER_TRUST,
     FRAME_BEFORE_TRUST,
     Session,
     expired,
@@ -120,9 +119,15 @@ class ServerSession(Session):
 
     @property
     def frame_limit(self) -> int:
-        """Small until the client has been let past the handshake."""
-        trusted = self.state not in (State.LISTEN, State.HANDSHAKE)
-        return FRAME_AFTER_TRUST if trusted else FRAME_BEFORE_TRUST
+        """Small, but for a request once the client has been let past the handshake.
+
+        Not more than a request for every segment needs: reading what a client makes up holds the
+        interpreter lock, and with it the inference beside us.
+        """
+        if self.state not in (State.VALIDATE, State.TRANSFER):
+            return FRAME_BEFORE_TRUST
+        count = segment_count(self.offering.manifest.nbytes, self.offering.segment_bytes)
+        return FRAME_BEFORE_TRUST + count * len(f"{count},")
 
 
 # -- guards --------------------------------------------------------------------------------------

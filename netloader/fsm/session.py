@@ -28,18 +28,22 @@ from netloader.fsm.table import Limit, Program, Row, fire
 FRAME_BEFORE_TRUST = 64 * 1024
 """Bytes of one frame from a peer that has proven nothing: a hello is below 4 KiB."""
 FRAME_AFTER_TRUST = 64 * 1024 * 1024
-"""Bytes of one frame from a peer we chose or checked: a manifest of 200,000 tensors fits."""
+"""Bytes of one frame from a server we chose: a manifest of 200,000 tensors fits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one event did. The driver performs `effects` in order."""
+    """What one event did. The driver performs `effects` in order.
+
+    `lasted_s` is how many seconds the session had been in `before`.
+    """
 
     before: State
     event: Event
     after: State
     effects: tuple[Effect, ...]
     row: Row[Any]
+    lasted_s: float
 
 
 class Session:
@@ -92,13 +96,13 @@ class Session:
                 `step` is a bug on this side: abandon the session.
 
         """
-        before = self.state
+        before, lasted_s = self.state, now - self.entered
         fire(self.machine, self, event)
         if self._row is None:
             raise AssertionError("a fired row always collects")
         if self.state is not before:
             self._arm(now)
-        done = Step(before, event, self.state, self._effects, self._row)
+        done = Step(before, event, self.state, self._effects, self._row, lasted_s)
         self._effects, self._row = (), None
         return done
 

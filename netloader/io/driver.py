@@ -1,7 +1,8 @@
 """The loop: input, step, perform, observe. Law: a link has one owner thread, others use `post`.
 
-One `Loop` runs any number of control connections on one thread. Everything a link does comes from
-its session's effects; if a line here asks what the protocol means, it belongs in the table.
+One `Loop` runs any number of control connections on one thread; another event loop can carry links
+by being a `Reactor`. Everything a link does comes from its session's effects; if a line here asks
+what the protocol means, it belongs in the table.
 """
 
 import contextlib
@@ -49,10 +50,26 @@ class Timed(Protocol):
     """Something in a loop that wants to be called at a time."""
 
     def next_timeout(self) -> float | None:
-        """When, in seconds of the monotonic clock; None for never."""
+        """When, in seconds of the loop's clock; None for never."""
 
     def handle_timeout(self, now: float) -> None:
         """It is that time."""
+
+
+class Reactor(Protocol):
+    """What a link needs of the loop it lives in."""
+
+    members: set[Timed]
+    """Whoever wants to be called at a time."""
+
+    def now(self) -> float:
+        """Seconds of a clock that only grows."""
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run `call` on the loop's thread soon; may be called from any thread."""
+
+    def watch(self, sock: socket.socket, mask: int, call: Callable[[int], None]) -> None:
+        """Call `call(ready_mask)` whenever a socket is ready; a mask of 0 stops it."""
 
 
 class Loop:
@@ -70,6 +87,10 @@ class Loop:
         self._bell.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ, lambda _: self._answer())
         self.members: set[Timed] = set()
+
+    def now(self) -> float:
+        """Seconds of the monotonic clock."""
+        return monotonic()
 
     def post(self, call: Callable[[], None]) -> None:
         """Run `call` on the loop's thread soon; the only method for other threads."""
@@ -100,7 +121,7 @@ class Loop:
             self._guard(partial(key.data, ready))
         while not self._inbox.empty():
             self._guard(self._inbox.get_nowait())
-        now = monotonic()
+        now = self.now()
         for member in tuple(self.members):
             due = member.next_timeout()
             if due is not None and due <= now:
@@ -116,7 +137,7 @@ class Loop:
 
     def _pause(self) -> float | None:
         times = [due for m in self.members if (due := m.next_timeout()) is not None]
-        return max(0.0, min(times) - monotonic()) if times else None
+        return max(0.0, min(times) - self.now()) if times else None
 
     def _answer(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -133,7 +154,7 @@ class Link:
     """One session with its connection, crew and observer."""
 
     def __init__(
-        self, loop: Loop, session: Session, crew: Crew, observer: Observer, router: Router | None
+        self, loop: Reactor, session: Session, crew: Crew, observer: Observer, router: Router | None
     ) -> None:
         self.session = session
         self.closed = False
@@ -150,6 +171,11 @@ class Link:
         crew.post = lambda event: loop.post(lambda: self.handle(event))
         crew.trouble = observer.trouble
         loop.members.add(self)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a frame that is not whole yet."""
+        return self._decoder.buffered
 
     # -- input -----------------------------------------------------------------------------------
 
@@ -174,7 +200,7 @@ class Link:
         if self.closed:
             return
         try:
-            step = self.session.step(event, monotonic())
+            step = self.session.step(event, self._loop.now())
             self._decoder.limit = self.session.frame_limit
             self._observer.saw(self.session, step)
             for effect in step.effects:
@@ -251,7 +277,7 @@ class Link:
             case AbortTransfer():
                 self._crew.abort()
             case Settle():
-                self._linger_until = monotonic() + LINGER_S
+                self._linger_until = self._loop.now() + LINGER_S
                 self._crew.close()
                 self._flush()
             case _:

@@ -21,6 +21,10 @@ FRAME_VERSION = 1
 HEADER = struct.Struct(">4sBI")
 PREFIX = MAGIC + bytes([FRAME_VERSION])
 
+DISCARD_BYTES = 64 * 1024
+"""One read of what follows a violation: reads as small as a header would take a second of processor
+time from a peer that talks on, and that peer would not take our refusal in time."""
+
 _KINDS: dict[str, type[Spoken]] = {
     kind.__name__.lower(): kind for kind in (*get_args(Message), Lane)
 }
@@ -64,7 +68,12 @@ class Decoder:
 
     @property
     def wanted(self) -> int:
-        """Bytes that complete the frame at hand: reading no more leaves a lane's bytes alone."""
+        """Bytes that complete the frame at hand: reading no more leaves a lane's bytes alone.
+
+        After a violation there is no lane to come, and no frame: as much as is thrown away at once.
+        """
+        if self._dead:
+            return DISCARD_BYTES
         have = len(self._buffer)
         if have < HEADER.size:
             return HEADER.size - have

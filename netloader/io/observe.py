@@ -10,7 +10,6 @@ from netloader.fsm.messages import PROTOCOL_VERSION
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import State
-from netloader.io.clock import monotonic
 from netloader.log import Level, Logger, emit
 
 
@@ -20,7 +19,6 @@ class Observer:
     def __init__(self, logger: Logger, peer: Endpoint, fields: Mapping[str, object]) -> None:
         self.seconds: dict[State, float] = defaultdict(float)
         self.moved_bytes = 0
-        self._since = monotonic()
         self._opened = False
         self._logger = logger
         self._fields = {
@@ -34,9 +32,7 @@ class Observer:
         """Log one step."""
         self._open(session, step)
         if step.after is not step.before:
-            now = monotonic()
-            self.seconds[step.before] += now - self._since
-            self._since = now
+            self.seconds[step.before] += step.lasted_s
             if self._opened:
                 self._say("session.transition", session, _move(step))
         if isinstance(step.event, Transferred):
@@ -63,7 +59,7 @@ class Observer:
             return
         if verdict.reason is Reason.PROTOCOL_VIOLATION and not verdict.by_peer:
             self._say("peer.violation", session, {"netloader.detail": verdict.detail})
-        spent = self.seconds[State.TRANSFER]
+        spent = self.seconds.get(State.TRANSFER, 0.0)
         fields: dict[str, object] = {
             "netloader.outcome": verdict.state.value,
             "netloader.reason": verdict.reason.value,

@@ -1,8 +1,11 @@
-"""A client faces a server: any order of events, with no fault or with one."""
+"""A client faces a server: any progress, any lanes, any order of events, no fault.
+
+The exhaustive search is for the faults; here it is the data that varies.
+"""
 
 from dataclasses import replace
 
-from hypothesis import event, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from netloader.fsm.client import Wish
@@ -14,7 +17,6 @@ from netloader.fsm.server import Offering
 from netloader.fsm.states import State
 from tests.property.world import (
     CURIOUS,
-    DEADLINES,
     DIGESTS,
     GUARDED,
     MANIFEST,
@@ -24,15 +26,12 @@ from tests.property.world import (
     SEGMENT_BYTES,
     TOKEN,
     WISH,
-    Choice,
     World,
     said,
 )
 
 MOST_STEPS = 40
 """An honest conversation is over after 16 events; more is a conversation in circles."""
-HONEST_STEPS = st.integers(0, 14)
-"""How far a conversation has come when something goes wrong: from nowhere to almost over."""
 PAUSES = st.floats(0.0, 0.05)
 """Far below every deadline, even when each of MOST_STEPS takes the longest pause."""
 
@@ -57,32 +56,19 @@ def matching(draw: st.DrawFn) -> tuple[Wish, Offering]:
     return wish, GUARDED if secured else OFFERING
 
 
-def run(world: World, data: st.DataObject, most: int = MOST_STEPS) -> None:
-    """Let things happen in any order until nothing is left to happen, or `most` have."""
+def run(world: World, data: st.DataObject) -> None:
+    """Let things happen in any order until nothing is left to happen."""
     pause = data.draw(PAUSES, label="pause")
-    for _ in range(most):
+    for _ in range(MOST_STEPS):
         choices = world.choices()
         if not choices:
             return
         world.do(data.draw(st.sampled_from(choices), label="next"), pause)
-    assert most < MOST_STEPS, f"still busy after {most} steps"
+    raise AssertionError(f"still busy after {MOST_STEPS} steps")
 
 
 def states(world: World) -> tuple[State, State]:
     return world.client_session.state, world.server_session.state
-
-
-def agree(world: World) -> None:
-    """What the two may say about each other at any moment."""
-    c, s = world.client_session, world.server_session
-    if c.wish.purpose is Purpose.DESCRIPTION:
-        return  # the description is the last word, and a last word may be lost
-    if c.state is State.DONE:
-        assert s.sent, "agreement: a client is only done after the server has sent everything"
-        assert c.offer is not None
-        assert c.offer.digests == s.digests, "same-bytes"
-    if s.state is State.DONE:
-        assert c.state is State.DONE, "a server is only done after its client"
 
 
 @given(matching(), st.data())
@@ -95,7 +81,6 @@ def test_an_honest_world_ends_well_in_any_order(
     run(world, data)
 
     assert states(world) == (State.DONE, State.DONE)
-    agree(world)
     for session in (world.client_session, world.server_session):
         assert session.verdict is not None
         curious = wish.purpose is Purpose.DESCRIPTION
@@ -125,76 +110,3 @@ def test_only_what_is_missing_travels_and_all_of_it(
     assert Complete(nbytes) in words
     assert Verified(len(missing), nbytes, ROOT) in words
     assert nbytes == NBYTES or missing != (0, 1, 2)
-
-
-@given(matching(), HONEST_STEPS, st.integers(0, 5), st.data())
-def test_after_one_fault_time_alone_settles_both(
-    pair: tuple[Wish, Offering], before: int, after: int, data: st.DataObject
-) -> None:
-    world = World(*pair)
-    run(world, data, before)
-    fault = data.draw(st.sampled_from(world.faults()), label="fault")
-    event(f"{fault.what} in {world.client_session.state.name}/{world.server_session.state.name}")
-    world.hurt(fault)
-    agree(world)
-    run(world, data, after)
-    agree(world)
-
-    begun = world.now
-    world.only_time_passes()
-
-    assert all(party.settled for party in world.parties.values())
-    agree(world)
-    whole = DEADLINES.connect_s + DEADLINES.handshake_s + DEADLINES.validate_s
-    assert world.now - begun <= whole + DEADLINES.transfer_s(NBYTES)
-
-
-@given(matching(), HONEST_STEPS, st.data())
-def test_after_one_fault_the_other_side_hears_of_it_without_waiting(
-    pair: tuple[Wish, Offering], before: int, data: st.DataObject
-) -> None:
-    world = World(*pair)
-    run(world, data, before)
-    fault = data.draw(st.sampled_from(world.faults()), label="fault")
-    world.hurt(fault)
-
-    run(world, data)
-
-    assert all(party.settled for party in world.parties.values())
-    agree(world)
-
-
-@given(matching(), st.data())
-def test_a_dead_network_is_over_when_time_says_so(
-    pair: tuple[Wish, Offering], data: st.DataObject
-) -> None:
-    world = World(*pair)
-    run(world, data, data.draw(HONEST_STEPS, label="steps"))
-    living = [party for party in world.parties.values() if not party.settled]
-
-    world.only_time_passes()
-
-    for party in living:
-        assert party.session.verdict is not None
-        assert party.session.state is State.FALLBACK
-        expected = {Reason.DEADLINE_PASSED, Reason.UNREACHABLE}
-        assert party.session.verdict.reason in expected
-
-
-@given(matching(), HONEST_STEPS, st.data())
-def test_a_client_is_dirty_exactly_when_bytes_may_have_come(
-    pair: tuple[Wish, Offering], before: int, data: st.DataObject
-) -> None:
-    world = World(*pair)
-    run(world, data, before)
-    world.hurt(Choice("both", "reset"))
-    run(world, data)
-
-    steps = world.parties["client"].steps
-    started = any(isinstance(e, StartTransfer) for step in steps for e in step.effects)
-    verdict = world.client_session.verdict
-    assert verdict is not None
-    assert verdict.weights_dirty == started
-    served = world.server_session.verdict
-    assert served is not None
-    assert not served.weights_dirty, "a server's own weights are never touched"

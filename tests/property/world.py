@@ -5,10 +5,11 @@ message is heard, a piece of local work is done) is a choice, so a test decides 
 `World.take` checks what must hold after any step at all.
 """
 
+import copy
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple, TypeAlias, assert_never
+from typing import Final, NamedTuple, Self, TypeAlias, assert_never
 
 from netloader.config import Deadlines, Secret
 from netloader.fsm import auth
@@ -28,10 +29,13 @@ from netloader.fsm.events import (
     DeadlinePassed,
     Event,
     OfferReady,
+    OfferRefused,
+    PeerEvent,
     StopRequested,
     TransferFailed,
     Transferred,
     TransportReady,
+    Violated,
 )
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import (
@@ -59,7 +63,8 @@ from netloader.fsm.messages import (
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering, ServerSession
 from netloader.fsm.session import Session, Step
-from netloader.fsm.states import LIVING, TERMINAL, State
+from netloader.fsm.states import TERMINAL
+from netloader.testing import lawful
 
 # -- matching data -------------------------------------------------------------------------------
 
@@ -217,7 +222,12 @@ def lived(name: str) -> Session:
 # -- the world -----------------------------------------------------------------------------------
 
 HUNG_UP: Final = None
+OUT_OF_TIME: Final = (Reason.DEADLINE_PASSED, Reason.UNREACHABLE)
 WORK: Final = (OfferReady, TransportReady, Transferred)
+FAILURES: Final[Mapping[str, Event]] = {
+    "fails": TransferFailed(Reason.TRANSFER_FAILED, "cut"),
+    "refuses": OfferRefused(Reason.BUSY, "full", 2.0),
+}
 
 
 class Party:
@@ -225,15 +235,23 @@ class Party:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.inbox: deque[Message | None] = deque()
+        self.inbox: deque[PeerEvent | None] = deque()
         self.work: deque[Event] = deque([Connected()])
         self.steps: list[Step] = []
         self.moves = False
+        self.hangs = False
 
     @property
     def settled(self) -> bool:
         """Whether its verdict is out."""
         return self.session.state in TERMINAL
+
+    def fork(self) -> Self:
+        """A twin whose future is its own."""
+        twin = copy.copy(self)
+        twin.session = copy.copy(self.session)
+        twin.inbox, twin.work, twin.steps = self.inbox.copy(), self.work.copy(), self.steps.copy()
+        return twin
 
 
 class Choice(NamedTuple):
@@ -252,6 +270,14 @@ class World:
         both: dict[str, Session] = {"client": self.client_session, "server": self.server_session}
         self.parties = {who: Party(session) for who, session in both.items()}
         self.wire = True
+
+    def fork(self) -> Self:
+        """A twin whose future is its own."""
+        twin = copy.copy(self)
+        twin.parties = {who: party.fork() for who, party in self.parties.items()}
+        sessions = (party.session for party in twin.parties.values())
+        twin.client_session, twin.server_session = sessions  # type: ignore[assignment]
+        return twin
 
     # -- honest ----------------------------------------------------------------------------------
 
@@ -321,13 +347,17 @@ class World:
     # -- faults ----------------------------------------------------------------------------------
 
     def faults(self) -> list[Choice]:
-        """Everything that can go wrong now, once."""
-        found = [Choice("both", "reset"), Choice("both", "closed")]
+        """Everything that can go wrong now."""
+        found = [Choice("both", "reset"), Choice("both", "closed")] if self.wire else []
         for who, party in self.parties.items():
-            if not party.settled:
-                found += [Choice(who, "stopped"), Choice(who, "too late")]
-                if party.work and isinstance(party.work[0], WORK):
-                    found.append(Choice(who, "fails"))
+            if party.settled:
+                continue
+            found += [Choice(who, "stopped"), Choice(who, "too late")]
+            if party.work and isinstance(party.work[0], WORK):
+                found += [Choice(who, "fails"), Choice(who, "hangs")]
+                found += [Choice(who, "refuses")] * isinstance(party.work[0], OfferReady)
+            if party.inbox and party.inbox[0] is not HUNG_UP:
+                found.append(Choice(who, "misreads"))
         return found
 
     def hurt(self, fault: Choice) -> None:
@@ -340,9 +370,14 @@ class World:
                 party.inbox.append(HUNG_UP)
         elif fault.what == "stopped":
             self.take(fault.who, StopRequested())
-        elif fault.what == "fails":
+        elif fault.what in FAILURES:
             self.parties[fault.who].work.popleft()
-            self.take(fault.who, TransferFailed(Reason.TRANSFER_FAILED, "cut"))
+            self.take(fault.who, FAILURES[fault.what])
+        elif fault.what == "hangs":
+            self.parties[fault.who].work.clear()
+            self.parties[fault.who].hangs = True
+        elif fault.what == "misreads":
+            self.parties[fault.who].inbox[0] = Violated("bytes of another protocol")
         else:
             due = self.parties[fault.who].session.next_timeout()
             assert due is not None
@@ -350,7 +385,9 @@ class World:
             self.take(fault.who, DeadlinePassed())
 
     def only_time_passes(self) -> None:
-        """Nothing is heard and no work ends any more; clocks go on until both have settled."""
+        """Nothing is heard and no work ends any more; the deadlines alone must settle both."""
+        begun = self.now
+        left = [party for party in self.parties.values() if not party.settled]
         while not all(party.settled for party in self.parties.values()):
             dues = [party.session.next_timeout() for party in self.parties.values()]
             self.now = max(self.now, min(due for due in dues if due is not None))
@@ -358,25 +395,8 @@ class World:
                 due = party.session.next_timeout()
                 if due is not None and due <= self.now:
                     self.take(who, DeadlinePassed())
-
-
-def lawful(session: Session, step: Step, now: float) -> None:
-    """What holds after every step of any session: one-verdict, absorbing, always-a-deadline."""
-    ended = step.after in TERMINAL and step.before in LIVING
-    verdicts = [effect.verdict for effect in step.effects if isinstance(effect, Settle)]
-    assert len(verdicts) == ended, "one verdict, exactly on entering a terminal state"
-    if ended:
-        assert isinstance(step.effects[-1], Settle), "the verdict is the last effect"
-        assert verdicts == [session.verdict]
-        assert verdicts[0].state is step.after
-    if step.before in TERMINAL:
-        assert (step.after, step.effects) == (step.before, ()), "terminal states absorb"
-    if step.after is State.FALLBACK and step.before in (State.VALIDATE, State.TRANSFER):
-        assert AbortTransfer() in step.effects, "stop what you started"
-    if session.state in TERMINAL:
-        assert session.next_timeout() is None
-    else:
-        longest = DEADLINES.transfer_s(NBYTES)
-        due = session.next_timeout()
-        assert due is not None
-        assert due <= now + longest, "always a deadline"
+        whole = DEADLINES.connect_s + DEADLINES.handshake_s + DEADLINES.validate_s
+        assert self.now - begun <= whole + DEADLINES.transfer_s(NBYTES), "time-settles"
+        for party in left:
+            assert party.session.verdict is not None
+            assert party.session.verdict.reason in OUT_OF_TIME

@@ -15,6 +15,7 @@ from netloader.fsm.events import (
     Transferred,
 )
 from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import Manifest, TensorSpec, segment_count
 from netloader.fsm.messages import (
     Begin,
     Complete,
@@ -27,8 +28,9 @@ from netloader.fsm.messages import (
 )
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import MAX_LANES, TABLE, Offering, ServerSession
-from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Step
+from netloader.fsm.session import FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
+from netloader.io.framing import encode
 from tests.property.world import (
     CHALLENGE,
     CURIOUS,
@@ -198,12 +200,26 @@ def test_greeting_twice_is_a_violation() -> None:
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
 
 
-def test_large_frames_are_for_clients_that_passed_the_handshake() -> None:
+def test_before_and_after_the_conversation_a_client_may_hardly_say_anything() -> None:
     limits = [server().frame_limit, after()[0].frame_limit]
     limits += [after(hello(SECURED), offering=GUARDED)[0].frame_limit]
+    refused = after(hello(replace(WISH, identity=OTHER_IDENTITY)))[0]
+    described = after(hello(CURIOUS))[0]
+    limits += [refused.frame_limit, described.frame_limit]
 
-    assert limits == [FRAME_BEFORE_TRUST] * 3
-    assert after(hello())[0].frame_limit == FRAME_AFTER_TRUST
+    assert limits == [FRAME_BEFORE_TRUST] * 5
+
+
+def test_the_longest_thing_a_client_may_say_is_a_request_for_every_segment() -> None:
+    # Reading 64 MiB of JSON would hold the interpreter lock, and with it inference, for a second.
+    tensor = TensorSpec("experts", "bfloat16", (2**35,), (1,), 2**36)  # a million segments
+    offering = replace(OFFERING, manifest=Manifest((tensor,)))
+    count = segment_count(tensor.nbytes, offering.segment_bytes)
+    session, _ = after(hello(), offering=offering)
+    request = encode(Request(tuple(range(count)), MAX_LANES))
+
+    assert FRAME_BEFORE_TRUST < len(request) <= session.frame_limit < 2 * len(request)
+    assert after(hello())[0].frame_limit < FRAME_BEFORE_TRUST + 1000
 
 
 # -- the offer -----------------------------------------------------------------------------------

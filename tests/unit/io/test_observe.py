@@ -120,6 +120,7 @@ def test_a_refusal_names_reason_fields_and_who_refused_on_both_sides(captured: L
         assert line["netloader.reason"] == "identity_mismatch"
         assert line["netloader.by_peer"] is by_peer
         assert set(line) >= FIELDS
+        assert "netloader.phase.transfer.duration_s" not in line
     assert client["netloader.difference.0"].startswith("model: mine is 'tiny', theirs is 'llama'")
     assert server_line["netloader.difference.0"].startswith(
         "model: mine is 'llama', theirs is 'tiny'"

@@ -1,0 +1,127 @@
+"""The transport between two ends, and who works on it. Law: a collective; nobody ends it alone.
+
+A segment's contents are a token, its digest is SHA-256 of the token. When one side aborts, the
+other side is not told: its order hangs until its own machine aborts it, as a collective does.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from netloader.errors import LocalProtocolError
+from netloader.fsm.effects import OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.events import Event, OfferReady, TransferFailed, Transferred, TransportReady
+from netloader.fsm.manifest import Progress, Segment, plan
+from netloader.fsm.messages import Offer
+from netloader.fsm.reasons import Reason
+from netloader.fsm.server import Offering
+from netloader.io.crew import Crew, Order
+from netloader.testing.sides import Role
+
+
+class Holding:
+    """What a client keeps from source to source: contents by segment, and which are verified."""
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self.contents: dict[int, bytes] = {}
+
+    def follow(self, offer: Offer) -> None:
+        """Take an offer: keep what was verified against the same digests, else start over."""
+        self.progress = self.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
+
+    def take(self, index: int, content: bytes) -> bool:
+        """Store one segment; whether it matched its digest and counts."""
+        self.contents[index] = content
+        if digest(content) != self.progress.digests[index]:
+            return False
+        verified = self.progress.verified | {index}
+        self.progress = replace(self.progress, verified=verified)
+        return True
+
+
+def digest(content: bytes) -> str:
+    """SHA-256, hex: what a simulated server publishes, whatever its algorithm is called."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class Fabric:
+    """The transport between the two: a collective, so nobody ends alone."""
+
+    def __init__(self, offering: Offering, contents: Sequence[bytes], holding: Holding) -> None:
+        self.segments: tuple[Segment, ...] = plan(offering.manifest, offering.segment_bytes)
+        self.contents = list(contents)
+        self.published = tuple(map(digest, contents))
+        self.holding = holding
+        self.moving: set[Role] = set()
+        self.sent = False
+
+    def nbytes(self, segments: Iterable[int]) -> int:
+        """Bytes in some segments."""
+        return sum(self.segments[i].nbytes for i in segments)
+
+
+class Hands(Crew):
+    """A crew whose work gets done when the world says so."""
+
+    def __init__(self, role: Role, fabric: Fabric) -> None:
+        super().__init__()
+        self.role: Role = role
+        self.order: Order | None = None
+        self.hangs = False
+        self.fate: Event | None = None
+        """What the order at hand will end with, when it is not to succeed."""
+        self._fabric = fabric
+        self._left: deque[int] = deque()
+
+    @property
+    def able(self) -> bool:
+        """Whether the order at hand can go on now."""
+        if self.order is None or self.hangs:
+            return False
+        if self.fate is not None or self.role == "server":
+            return True
+        waits = isinstance(self.order, StartTransfer)
+        return not waits or self._fabric.sent or "server" in self._fabric.moving
+
+    def begin(self, order: Order) -> None:
+        """Note the order."""
+        self.order = order
+        if isinstance(order, StartTransfer):
+            self._left = deque(order.segments)
+            self._fabric.moving.add(self.role)
+
+    def work(self) -> None:
+        """Move one segment, or end the order and post what became of it."""
+        order = self.order
+        if order is None:
+            raise LocalProtocolError("there is nothing to do")
+        if self.fate is None and self.role == "client" and self._left:
+            index = self._left.popleft()
+            if not self._fabric.holding.take(index, self._fabric.contents[index]):
+                self.fate = TransferFailed(Reason.DIGEST_MISMATCH, f"segment {index}")
+            return
+        event = self.fate or self.do(order)
+        self.order = self.fate = None
+        self._fabric.moving.discard(self.role)
+        self.post(event)
+
+    def do(self, order: Order) -> Event:
+        """What an order that succeeds ends with."""
+        match order:
+            case PrepareOffer():
+                return OfferReady({}, self._fabric.published)
+            case OpenTransport():
+                self._fabric.holding.follow(order.offer)
+                return TransportReady()
+            case StartTransfer():
+                self._fabric.sent |= self.role == "server"
+                return Transferred(self._fabric.nbytes(order.segments))
+
+    def abort(self) -> None:
+        """Make the order at hand fail; the other side's does not notice."""
+        if self.order is not None:
+            self.hangs = False
+            self.fate = TransferFailed(Reason.TRANSFER_FAILED, "aborted")
+            self._fabric.moving.discard(self.role)

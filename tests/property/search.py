@@ -1,0 +1,209 @@
+"""Exhaustive search: one role against an adversary, and two roles with every fault, breadth first.
+
+A control protocol is a small finite graph once time is taken as "a deadline may pass now" and
+sessions that cannot be told apart are one node. Each edge is checked by the laws of a step, each
+node by what must hold of both sides.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Final, NamedTuple
+
+from netloader.errors import LocalProtocolError
+from netloader.fsm.effects import AbortTransfer, OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.events import (
+    LOCAL_EVENTS,
+    PEER_EVENTS,
+    Connected,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlinePassed,
+    Event,
+    OfferReady,
+    OfferRefused,
+    StopRequested,
+    TransferFailed,
+    Transferred,
+    TransportReady,
+)
+from netloader.fsm.session import Session, Step
+from netloader.fsm.states import INITIAL, TERMINAL
+from netloader.testing import lawful
+from tests.property.samples import SAMPLES
+from tests.property.world import Choice, World
+
+CONSTANT: Final = {"wish", "offering", "nonce", "session_id"}
+"""What no event changes."""
+OF_TIME: Final = {"deadline", "deadlines", "entered"}
+OF_A_STEP: Final = {"_effects", "_row"}
+
+ENDINGS: Final[dict[type, tuple[type[Event], ...]]] = {
+    PrepareOffer: (OfferReady, OfferRefused, TransferFailed),
+    OpenTransport: (TransportReady, TransferFailed),
+    StartTransfer: (Transferred, TransferFailed),
+}
+"""What the driver may report of an order, once for each."""
+ANY_TIME: Final = (ConnectionLost, DeadlinePassed, StopRequested)
+
+
+def fingerprint(session: Session) -> tuple[str, ...]:
+    """All that decides what a session will do, time left out."""
+    names = {name for kind in type(session).__mro__ for name in getattr(kind, "__slots__", ())}
+    lasting = sorted(names - CONSTANT - OF_TIME - OF_A_STEP)
+    return (session.role, *(repr(getattr(session, name)) for name in lasting))
+
+
+@dataclass
+class Found:
+    """What a search has seen."""
+
+    nodes: int = 0
+    edges: int = 0
+    rows: set[int] = field(default_factory=set)
+    """Identities of the rows that fired."""
+    ends: set[tuple[str, ...]] = field(default_factory=set)
+    """How it may end."""
+    seconds: float = 0.0
+
+
+# -- one role, and an adversary that says anything at any time -----------------------------------
+
+
+class Alone(NamedTuple):
+    """A session and the order its driver is busy with."""
+
+    session: Session
+    order: type | None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (self.order, *fingerprint(self.session))
+
+
+def possible(at: Alone) -> Iterator[Event]:
+    """Every event that may come now."""
+    for kind in PEER_EVENTS:
+        yield from SAMPLES[kind]
+    if at.session.state in TERMINAL:
+        locals_: tuple[type[Event], ...] = LOCAL_EVENTS
+    elif at.session.state is INITIAL:
+        dials = (ConnectFailed,) if at.session.role == "client" else ()
+        locals_ = (Connected, *dials, *ANY_TIME)
+    else:
+        locals_ = (*ANY_TIME, *ENDINGS.get(at.order or object, ()))
+    for kind in locals_:
+        yield from SAMPLES[kind]
+
+
+def after(at: Alone, step: Step) -> type | None:
+    """Which order the driver is busy with when a step is done."""
+    order = None if isinstance(step.event, ENDINGS.get(at.order or object, ())) else at.order
+    for effect in step.effects:
+        if type(effect) in ENDINGS:
+            order = type(effect)
+        elif isinstance(effect, AbortTransfer):
+            order = None
+    return order
+
+
+def search_alone(make: Callable[[], Session]) -> Found:
+    """Everything one session can be brought to.
+
+    Raises LawError, and LocalProtocolError for a local event that is possible and has no row.
+    """
+    found, begun = Found(), perf_counter()
+    start = Alone(make(), None)
+    seen, edge = {start.key}, deque([start])
+    while edge:
+        at = edge.popleft()
+        found.nodes += 1
+        for event in possible(at):
+            twin = copy.copy(at.session)
+            try:
+                step = twin.step(event, 0.0)
+            except LocalProtocolError as error:
+                error.add_note(f"after {fingerprint(at.session)}")
+                raise
+            found.edges += 1
+            found.rows.add(id(step.row))
+            lawful(twin, step, 0.0)
+            reached = Alone(twin, after(at, step))
+            if reached.key not in seen:
+                seen.add(reached.key)
+                edge.append(reached)
+        if at.session.verdict is not None:
+            found.ends.add((at.session.verdict.state.name, at.session.verdict.reason.value))
+    found.seconds = perf_counter() - begun
+    return found
+
+
+# -- two roles, their channels, their work, and faults -------------------------------------------
+
+
+class Node(NamedTuple):
+    """A world and how it came about."""
+
+    world: World
+    faults: int
+    path: tuple[Choice, ...]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Two worlds with one key have one future."""
+        sides = [
+            (*fingerprint(p.session), repr(p.inbox), repr(p.work), p.moves, p.hangs)
+            for p in self.world.parties.values()
+        ]
+        return (self.faults, self.world.wire, *sides)
+
+
+def search_pair(make: Callable[[], World], faults: int, holds: Callable[[World], None]) -> Found:
+    """Every interleaving of two sides with at most so many faults; `holds` is asked at each node.
+
+    Raises AssertionError with the path in a note.
+    """
+    found, begun = Found(), perf_counter()
+    start = Node(make(), faults, ())
+    seen, edge = {start.key}, deque([start])
+    while edge:
+        at = edge.popleft()
+        found.nodes += 1
+        try:
+            honest = at.world.choices()
+            if not honest:
+                found.ends.add(tuple(p.session.state.name for p in at.world.parties.values()))
+                no_dead_end(at.world)
+            holds(at.world)
+            at.world.fork().only_time_passes()
+            for reached in _next(at, honest):
+                found.edges += 1
+                found.rows |= {id(s.row) for p in reached.world.parties.values() for s in p.steps}
+                if reached.key not in seen:
+                    seen.add(reached.key)
+                    edge.append(reached)
+        except (AssertionError, LocalProtocolError) as error:
+            error.add_note("\n".join(f"{c.who} {c.what}" for c in at.path))
+            raise
+    found.seconds = perf_counter() - begun
+    return found
+
+
+def _next(at: Node, honest: Sequence[Choice]) -> Iterator[Node]:
+    for choice in honest:
+        world = at.world.fork()
+        world.do(choice)
+        yield Node(world, at.faults, (*at.path, choice))
+    for fault in at.world.faults() if at.faults else ():
+        world = at.world.fork()
+        world.hurt(fault)
+        yield Node(world, at.faults - 1, (*at.path, fault))
+
+
+def no_dead_end(world: World) -> None:
+    """Where nothing more can happen both have settled, unless work hangs for ever."""
+    if not any(party.hangs for party in world.parties.values()):
+        left = [who for who, party in world.parties.items() if not party.settled]
+        assert not left, f"no-dead-end: {left} wait for nothing"

@@ -1,0 +1,140 @@
+"""Exhaustive search: nothing a peer says, and no few faults, bring the two to a wrong end."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+
+from netloader.fsm import client as client_role
+from netloader.fsm import server as server_role
+from netloader.fsm.effects import StartTransfer
+from netloader.fsm.manifest import Manifest
+from netloader.fsm.messages import Purpose
+from netloader.fsm.session import Session
+from netloader.fsm.states import State
+from tests.property.search import search_alone, search_pair
+from tests.property.world import (
+    CURIOUS,
+    FINISHED,
+    GUARDED,
+    MANIFEST,
+    OFFERING,
+    OTHER_IDENTITY,
+    RESUMING,
+    SECURED,
+    TOKEN,
+    WISH,
+    World,
+    client,
+    server,
+)
+
+MAKERS: Final[dict[str, tuple[Any, tuple[Callable[[], Session], ...]]]] = {
+    "client": (
+        client_role.TABLE,
+        (
+            client,
+            lambda: client(SECURED),
+            lambda: client(CURIOUS),
+            lambda: client(replace(CURIOUS, token=TOKEN)),
+            lambda: client(RESUMING),
+            lambda: client(FINISHED),
+        ),
+    ),
+    "server": (server_role.TABLE, (server, lambda: server(GUARDED))),
+}
+SHORTER: Final = replace(WISH, manifest=Manifest(MANIFEST.tensors[:1]))
+HONEST: Final = {
+    "plain": (WISH, OFFERING),
+    "with a token": (SECURED, GUARDED),
+    "curious": (CURIOUS, OFFERING),
+    "curious with a token": (replace(CURIOUS, token=TOKEN), GUARDED),
+    "resuming": (RESUMING, OFFERING),
+    "nothing left to ask": (FINISHED, OFFERING),
+}
+UNLIKE: Final = {
+    "another model": (replace(WISH, identity=OTHER_IDENTITY), OFFERING),
+    "fewer tensors": (SHORTER, OFFERING),
+    "no transport in common": (replace(WISH, transports=("hccl",)), OFFERING),
+    "a token only there": (WISH, GUARDED),
+    "a token only here": (SECURED, OFFERING),
+}
+MOST_FAULTS: Final = 3
+DONE: Final = ("DONE", "DONE")
+
+
+def holds(world: World) -> None:
+    """What is true of the two at any moment, whatever has happened: agreement, clean-or-dirty."""
+    c, s = world.client_session, world.server_session
+    starts = {
+        who: [e for step in p.steps for e in step.effects if isinstance(e, StartTransfer)]
+        for who, p in world.parties.items()
+    }
+    assert len(starts["client"]) <= 1, "join-once"
+    assert len(starts["server"]) <= 1, "join-once"
+    if c.verdict is not None:
+        assert c.verdict.weights_dirty == bool(starts["client"]), "clean-or-dirty"
+    if s.verdict is not None:
+        assert not s.verdict.weights_dirty, "a server's own weights are never touched"
+    if c.wish.purpose is Purpose.DESCRIPTION:
+        return  # the description is the last word, and a last word may be lost
+    if c.state is State.DONE:
+        assert s.sent, "agreement: a client is only done after the server has sent everything"
+        assert c.offer is not None
+        assert c.offer.digests == s.digests, "same-bytes"
+    if s.state is State.DONE:
+        assert c.state is State.DONE, "a server is only done after its client"
+    if starts["client"]:
+        assert starts["client"] == starts["server"], "both move the same"
+
+
+@pytest.mark.parametrize("role", MAKERS)
+def test_an_adversary_brings_a_session_nowhere_and_every_row_fires(
+    role: str, figures: list[str]
+) -> None:
+    table, makers = MAKERS[role]
+    found = [search_alone(make) for make in makers]
+    fired = set().union(*(f.rows for f in found))
+    silent = [f"{r.source.name} {r.on.__name__} {r.guard} {r.action}" for r in table]
+    silent = [text for text, r in zip(silent, table, strict=True) if id(r) not in fired]
+
+    figures.append(
+        f"{role} against an adversary: {sum(f.nodes for f in found)} nodes, "
+        f"{sum(f.edges for f in found)} edges, {sum(f.seconds for f in found):.2f} s; "
+        f"{len(table) - len(silent)} of {len(table)} rows fired"
+    )
+    assert silent == []
+
+
+@pytest.mark.parametrize("pair", HONEST)
+def test_without_a_fault_every_order_of_events_ends_well(pair: str) -> None:
+    wish, offering = HONEST[pair]
+
+    assert search_pair(lambda: World(wish, offering), 0, holds).ends == {DONE}
+
+
+@pytest.mark.parametrize("pair", UNLIKE)
+def test_two_that_do_not_match_both_fall_back_and_nothing_moves(pair: str) -> None:
+    wish, offering = UNLIKE[pair]
+
+    def still(world: World) -> None:
+        holds(world)
+        assert not any(p.moves for p in world.parties.values())
+
+    assert search_pair(lambda: World(wish, offering), 0, still).ends == {("FALLBACK", "FALLBACK")}
+    assert DONE not in search_pair(lambda: World(wish, offering), 2, still).ends
+
+
+@pytest.mark.parametrize("pair", HONEST)
+def test_no_few_faults_bring_the_two_to_a_wrong_end_or_to_none(
+    pair: str, figures: list[str]
+) -> None:
+    wish, offering = HONEST[pair]
+    found = search_pair(lambda: World(wish, offering), MOST_FAULTS, holds)
+
+    figures.append(
+        f"{pair}, up to {MOST_FAULTS} faults: {found.nodes} nodes, {found.edges} edges, "
+        f"{found.seconds:.2f} s; {len(found.rows)} rows fired"
+    )
+    assert {DONE, ("FALLBACK", "FALLBACK")} <= found.ends
