@@ -166,7 +166,10 @@ class Link:
         self._decoder = Decoder(session.frame_limit)
         self._sock: socket.socket | None = None
         self._out = bytearray()
-        self._silent = False
+        self._deaf = False
+        """Nothing more comes from the peer."""
+        self._mute = False
+        """Nothing more can be said to the peer; what it said may still be read."""
         self._linger_until: float | None = None
         crew.post = lambda event: loop.post(lambda: self.handle(event))
         crew.trouble = observer.trouble
@@ -243,13 +246,14 @@ class Link:
             if isinstance(heard, Lane):
                 self._hand_over(heard)
             else:
+                self._router = None  # the first words decide what a connection is
                 self.handle(heard)
 
     def _gone(self, detail: str) -> None:
         if self._linger_until is not None:
             self.close()
             return
-        self._silent = True
+        self._deaf = self._mute = True
         self._watch()
         self.handle(ConnectionLost(detail))
 
@@ -285,7 +289,7 @@ class Link:
 
     def _flush(self) -> None:
         sock = self._sock
-        if sock is None or self._silent:
+        if sock is None or self._mute:
             self._out.clear()
         elif self._out:
             try:
@@ -293,7 +297,7 @@ class Link:
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError:
-                self._silent = True  # reading will tell why, as an event
+                self._mute = True  # reading will tell why, as an event
                 self._out.clear()
         if self._linger_until is not None and not self._out:
             self._hang_up()
@@ -301,7 +305,7 @@ class Link:
 
     def _hang_up(self) -> None:
         """Say goodbye and give the peer a moment to do the same: an RST would eat our words."""
-        if self._sock is None or self._silent:
+        if self._sock is None or self._mute:
             self.close()
             return
         with contextlib.suppress(OSError):
@@ -310,7 +314,7 @@ class Link:
     def _watch(self) -> None:
         if self._sock is None:
             return
-        reading = 0 if self._silent else selectors.EVENT_READ
+        reading = 0 if self._deaf else selectors.EVENT_READ
         writing = selectors.EVENT_WRITE if self._out else 0
         self._loop.watch(self._sock, reading | writing, self._ready)
 

@@ -21,10 +21,6 @@ FRAME_VERSION = 1
 HEADER = struct.Struct(">4sBI")
 PREFIX = MAGIC + bytes([FRAME_VERSION])
 
-DISCARD_BYTES = 64 * 1024
-"""One read of what follows a violation: reads as small as a header would take a second of processor
-time from a peer that talks on, and that peer would not take our refusal in time."""
-
 _KINDS: dict[str, type[Spoken]] = {
     kind.__name__.lower(): kind for kind in (*get_args(Message), Lane)
 }
@@ -68,12 +64,9 @@ class Decoder:
 
     @property
     def wanted(self) -> int:
-        """Bytes that complete the frame at hand: reading no more leaves a lane's bytes alone.
-
-        After a violation there is no lane to come, and no frame: as much as is thrown away at once.
-        """
-        if self._dead:
-            return DISCARD_BYTES
+        """Bytes that complete the frame at hand: reading no more leaves a lane's bytes alone."""
+        if self._dead:  # no lane can follow; header by header, a peer that talks on costs a second
+            return HEADER.size + self.limit
         have = len(self._buffer)
         if have < HEADER.size:
             return HEADER.size - have

@@ -55,6 +55,8 @@ class Fabric:
         self.published = tuple(map(digest, contents))
         self.holding = holding
         self.moving: set[Role] = set()
+        self.sending: tuple[int, ...] = ()
+        """What the server was asked for: the client is given these, whatever it expects."""
         self.sent = False
 
     def nbytes(self, segments: Iterable[int]) -> int:
@@ -74,6 +76,7 @@ class Hands(Crew):
         """What the order at hand will end with, when it is not to succeed."""
         self._fabric = fabric
         self._left: deque[int] = deque()
+        self._moved = 0
 
     @property
     def able(self) -> bool:
@@ -82,8 +85,15 @@ class Hands(Crew):
             return False
         if self.fate is not None or self.role == "server":
             return True
-        waits = isinstance(self.order, StartTransfer)
-        return not waits or self._fabric.sent or "server" in self._fabric.moving
+        if not isinstance(self.order, StartTransfer):
+            return True
+        fed = self._fabric.sent or "server" in self._fabric.moving
+        return fed and (not self._left or self._moved < len(self._fabric.sending))
+
+    @property
+    def preparing(self) -> bool:
+        """Whether the order at hand is to make an offer."""
+        return isinstance(self.order, PrepareOffer)
 
     def begin(self, order: Order) -> None:
         """Note the order."""
@@ -91,6 +101,8 @@ class Hands(Crew):
         if isinstance(order, StartTransfer):
             self._left = deque(order.segments)
             self._fabric.moving.add(self.role)
+            if self.role == "server":
+                self._fabric.sending = order.segments
 
     def work(self) -> None:
         """Move one segment, or end the order and post what became of it."""
@@ -98,8 +110,9 @@ class Hands(Crew):
         if order is None:
             raise LocalProtocolError("there is nothing to do")
         if self.fate is None and self.role == "client" and self._left:
-            index = self._left.popleft()
-            if not self._fabric.holding.take(index, self._fabric.contents[index]):
+            index, sent = self._left.popleft(), self._fabric.sending[self._moved]
+            self._moved += 1
+            if not self._fabric.holding.take(index, self._fabric.contents[sent]):
                 self.fate = TransferFailed(Reason.DIGEST_MISMATCH, f"segment {index}")
             return
         event = self.fate or self.do(order)

@@ -18,6 +18,8 @@ class Pipe:
         self.ended = False
         self.broken = False
         self.stalled = False
+        self.carried = 0
+        """Bytes read so far."""
         self.abandoned = False
         """Its reader closed the socket."""
 
@@ -59,6 +61,7 @@ class Pipe:
             raise BlockingIOError
         data = bytes(self.bytes[:most])
         del self.bytes[:most]
+        self.carried += len(data)
         return data
 
     def snap(self) -> None:

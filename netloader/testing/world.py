@@ -198,13 +198,16 @@ class World:
         """One side."""
         return self.client if who == "client" else self.server
 
-    def run(self, most: int = 10_000) -> None:
-        """Let everything happen in a fixed order, until nothing is left or `most` things have."""
-        for _ in range(most):
+    def run(self, order: Sequence[int] = (0,), most: int = 100_000) -> None:
+        """Let everything happen without a fault, until nothing is left or `most` things have.
+
+        `order` says which of the choices to take, round and round, each modulo their number.
+        """
+        for turn in range(most):
             choices = self.choices()
             if not choices:
                 return
-            self.do(choices[0])
+            self.do(choices[order[turn % len(order)] % len(choices)])
 
     # -- what can go wrong -----------------------------------------------------------------------
 

@@ -94,8 +94,8 @@ def possible(at: Alone) -> Iterator[Event]:
         locals_ = (Connected, *dials, *ANY_TIME)
     else:
         locals_ = (*ANY_TIME, *ENDINGS.get(at.order or object, ()))
-    for kind in locals_:
-        yield from SAMPLES[kind]
+    for local in locals_:
+        yield from SAMPLES[local]
 
 
 def after(at: Alone, step: Step) -> type | None:

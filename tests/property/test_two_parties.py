@@ -15,16 +15,13 @@ from netloader.fsm.messages import Complete, Purpose, Verified
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
 from netloader.fsm.states import State
+from tests.property.strategies import matching, progresses
 from tests.property.world import (
-    CURIOUS,
     DIGESTS,
-    GUARDED,
     MANIFEST,
     NBYTES,
-    OFFERING,
     ROOT,
     SEGMENT_BYTES,
-    TOKEN,
     WISH,
     World,
     said,
@@ -34,26 +31,6 @@ MOST_STEPS = 40
 """An honest conversation is over after 16 events; more is a conversation in circles."""
 PAUSES = st.floats(0.0, 0.05)
 """Far below every deadline, even when each of MOST_STEPS takes the longest pause."""
-
-progresses = st.builds(
-    Progress,
-    st.sampled_from(["sha256", "blake3", ""]),
-    st.just(SEGMENT_BYTES),
-    st.sampled_from([DIGESTS, ("other", "other", "other"), ()]),
-    st.frozensets(st.integers(0, 2)),
-)
-
-
-@st.composite
-def matching(draw: st.DrawFn) -> tuple[Wish, Offering]:
-    """A client and a server that should come to terms."""
-    secured = draw(st.booleans(), label="token")
-    wish = draw(st.sampled_from([WISH, WISH, WISH, CURIOUS]), label="wish")
-    progress = draw(progresses, label="progress")
-    lanes = draw(st.integers(1, 16), label="lanes")
-    token = TOKEN if secured else None
-    wish = replace(wish, token=token, progress=progress, lanes=lanes)
-    return wish, GUARDED if secured else OFFERING
 
 
 def run(world: World, data: st.DataObject) -> None:

@@ -37,6 +37,8 @@ PACK_BELOW = 1 << 20
 """Pieces smaller than this share a parcel: an operation costs about as much as moving 100 KiB."""
 PARCEL_BYTES = 8 << 20
 """Largest packed parcel; IN_FLIGHT of them bound the staging memory to 32 MiB."""
+GLOO_CONNECT_FACTOR = 5
+"""Gloo waits so many times its time-out for a connection; every later wait here names its own."""
 SHOWN_CHARS = 200
 """How much of a library's error goes into the verdict."""
 
@@ -52,6 +54,15 @@ class Backend:
     name: str
     connect: Callable[[Store, int, str, float], Any]
     abort: Callable[[Any, int], None]
+
+
+class _Rendezvous(LaneStore):
+    """Waits for the peer's word until the stall deadline, however short a time is asked for."""
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        """Wait until all keys are set."""
+        del timeout
+        super().wait(keys)
 
 
 class _Group:
@@ -71,12 +82,13 @@ class _Group:
 
     def __enter__(self) -> Self:
         lane = self.lanes.take(1, self._stall_s)[0]
-        store = LaneStore(lane, self._stall_s)
+        store = _Rendezvous(lane, self._stall_s)
         with self._lock:
             self._store = store
         prefix = PrefixStore(f"netloader/{self._session}", store)
         try:
             with self._translated():
+                self._agree(store)
                 host = lane.getsockname()[0]
                 group = self._backend.connect(prefix, self._rank, host, self._stall_s)
         except TransferError:
@@ -85,6 +97,20 @@ class _Group:
         with self._lock:
             self._group = None if self._aborted else group
         return self
+
+    def _agree(self, store: LaneStore) -> None:
+        """Make sure that both sides cut the same parcels.
+
+        Gloo ends the whole process when a parcel is larger than the buffer it arrives in, so two
+        builds that cut otherwise must not even form a group.
+        """
+        mine = f"pieces below {PACK_BELOW} share {PARCEL_BYTES} bytes"
+        store.set(f"cut by {self._rank}", mine)
+        theirs = store.get(f"cut by {1 - self._rank}").decode(errors="replace")[:SHOWN_CHARS]
+        if theirs != mine:
+            remedy = "run the same netloader on both sides"
+            detail = f"parcels differ: here {mine!r}, there {theirs!r}; {remedy}"
+            raise TransferError(Reason.TRANSFER_FAILED, detail)
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:  # left open until `abort`: see Lanes.work
@@ -272,7 +298,7 @@ def process_group(backend: Backend) -> Transport:
 def _connect_gloo(store: Store, rank: int, host: str, timeout_s: float) -> Any:
     gloo: Any = dist.ProcessGroupGloo  # its stubs leave out what is needed to name the device
     options = gloo._Options()  # noqa: SLF001 - there is no public name
-    options._timeout = timedelta(seconds=timeout_s)  # noqa: SLF001
+    options._timeout = timedelta(seconds=timeout_s / GLOO_CONNECT_FACTOR)  # noqa: SLF001
     options._devices = [gloo.create_device(hostname=host)]  # noqa: SLF001
     return gloo(store, rank, 2, options)
 

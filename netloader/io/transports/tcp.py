@@ -60,11 +60,16 @@ def go_on(lanes: Lanes) -> None:
         raise TransferError(Reason.TRANSFER_FAILED, "another lane failed")
 
 
-def send_batch(lane: socket.socket, batch: list[memoryview]) -> None:
-    """Send all of a batch."""
-    flags = 0
+# A sender may even find room for a batch or two more: they must not wait again either.
+
+
+def send_batch(lane: socket.socket, batch: list[memoryview], flags: int = 0) -> int:
+    """Send all of a batch; returns the flags for the next one."""
     while batch:
-        batch, flags = after(batch, lane.sendmsg(batch, (), flags)), socket.MSG_DONTWAIT
+        batch = after(batch, lane.sendmsg(batch, (), flags))
+        if batch:
+            flags = socket.MSG_DONTWAIT
+    return flags
 
 
 def receive_batch(lane: socket.socket, batch: list[memoryview]) -> None:
@@ -106,12 +111,12 @@ class TcpSending:
         return self._lanes.work(lanes, self._outlet.stall_s, job)
 
     def _lane(self, segments: Sequence[Segment], lanes: int, k: int, lane: socket.socket) -> int:
-        own = segments[k::lanes]
+        own, flags = segments[k::lanes], 0
         try:
             for segment in own:
                 for batch in batches(self._outlet.weights.views(segment), SEND_BYTES):
                     go_on(self._lanes)
-                    send_batch(lane, batch)
+                    flags = send_batch(lane, batch, flags)
         except OSError as error:
             raise _as_transfer_error(error) from error
         return sum(segment.nbytes for segment in own)

@@ -2,6 +2,7 @@
 
 import selectors
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -280,6 +281,20 @@ def test_frames_of_a_stranger_beyond_64_kib_are_refused_at_their_header(wire: Wi
 
 def test_an_end_of_the_connection_is_an_event(wire: Wire) -> None:
     wire.peer.sock.shutdown(socket.SHUT_WR)
+    wire.until(lambda: wire.session.verdict is not None)
+
+    verdict = wire.session.verdict
+    assert verdict is not None
+    assert verdict.reason is Reason.CONNECTION_LOST
+
+
+def test_a_word_that_cannot_be_sent_does_not_make_the_link_deaf(wire: Wire) -> None:
+    # The deadline of the state would end this too, but only after its twenty seconds here.
+    wire.peer.say(hello())
+    wire.until(lambda: wire.crew.orders)
+    wire.peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wire.peer.sock.close()
+    wire.link.handle(OfferReady({}, ()))
     wire.until(lambda: wire.session.verdict is not None)
 
     verdict = wire.session.verdict

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from netloader.fsm.messages import Lane
+from netloader.config import Secret
+from netloader.fsm.messages import Challenge, Lane, Reject
 from netloader.io import fill
 from netloader.log import EVENTS
 from tests.unit.io.helpers import (
@@ -14,6 +15,7 @@ from tests.unit.io.helpers import (
     closed_port,
     contents,
     eventually,
+    hello,
     module_of,
     random,
     serving,
@@ -148,6 +150,18 @@ def test_a_lane_is_no_session_and_has_no_line(captured: Lines) -> None:
     }
 
 
+def test_a_session_cannot_turn_into_a_lane_and_vanish_from_the_log(captured: Lines) -> None:
+    with serving(zoo(1), token=Secret("x" * 32)) as server, Peer.call(server.endpoint) as peer:
+        peer.say(hello())
+        assert isinstance(peer.hear(), Challenge)
+        peer.say(Lane("nobody", 0))
+        assert isinstance(peer.hear(), Reject)
+        assert eventually(lambda: named(captured, "session.closed"))
+
+    (closed,) = named(captured, "session.closed")
+    assert closed["netloader.reason"] == "protocol_violation"
+
+
 def test_what_was_opened_is_closed_even_when_the_peer_just_left(captured: Lines) -> None:
     with serving(zoo(1)) as server:
         with Peer.call(server.endpoint) as peer:
@@ -162,8 +176,6 @@ def test_what_was_opened_is_closed_even_when_the_peer_just_left(captured: Lines)
 
 
 def test_nothing_a_peer_said_reaches_the_log_as_it_was(captured: Lines) -> None:
-    from netloader.fsm.messages import Reject
-
     with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
         peer.offered()
         peer.say(Reject("busy", "line one\nnetloader.session.closed forged=1\x1b[31m" + "x" * 9999))
