@@ -180,7 +180,15 @@ class World:
 
     def wait(self, seconds: float) -> None:
         """Let virtual time pass; whose deadline comes by then is told."""
-        until = self._now + seconds
+        self._pass(self._now + seconds)
+
+    def wait_for_a_deadline(self) -> None:
+        """Let virtual time pass until somebody's patience ends."""
+        due = self.next_due()
+        if due is not None:
+            self._pass(max(self._now, due))
+
+    def _pass(self, until: float) -> None:
         while (due := self.next_due()) is not None and due <= until:
             self._now = max(self._now, due)
             for member in tuple(self.members):

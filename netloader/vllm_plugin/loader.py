@@ -88,6 +88,7 @@ class NetLoader(BaseModelLoader):
             draft: nn.Module = self._ordinary().load_model(vllm_config, model_config, prefix)
             return draft
         rank = identities.rank()
+        publish.forget_address(self._settings, rank)
         sources = tuple(self._settings.sources.get(rank, ()))
         self._resolve(sources, model_config)
         identity = identities.identity_of(vllm_config, model_config, self._settings.model)

@@ -5,7 +5,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,8 +99,9 @@ class Shop:
             "netloader.manifest.digest": publication.offering.manifest.digest,
         }
         emit(logger, "netloader.server.offered", fields)
-        weakref.finalize(model, _close, listener, address_file)
-        check = partial(_audit, publication, listener, address_file, logger)
+        close = partial(_close, listener, address_file, str(told))
+        weakref.finalize(model, close)
+        check = partial(_audit, publication, close, logger)
         in_background("netloader-audit", check)
 
     def _port(self) -> int:
@@ -108,9 +109,9 @@ class Shop:
 
     def _write_address(self, endpoint: Endpoint, logger: Logger) -> Path | None:
         """Write `IP:Port` to `{OUTPUT_PREFIX}{RANK}.txt` in one step, so no reader sees a half."""
-        if self.settings.output_prefix is None:
+        target = _address_file(self.settings, self.rank)
+        if target is None:
             return None
-        target = Path(f"{self.settings.output_prefix}{self.rank}.txt")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as file:
@@ -122,6 +123,19 @@ class Shop:
             emit(logger, "netloader.listener.failed", fields)
             return None
         return target
+
+
+def forget_address(settings: Settings, rank: int) -> None:
+    """Take away the address file of an earlier start: whoever wrote it may have been killed."""
+    file = _address_file(settings, rank)
+    if file is not None:
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def _address_file(settings: Settings, rank: int) -> Path | None:
+    prefix = settings.output_prefix
+    return None if prefix is None else Path(f"{prefix}{rank}.txt")
 
 
 def wanted(settings: Settings, rank: int) -> bool:
@@ -148,20 +162,19 @@ def _told(endpoint: Endpoint) -> Endpoint:
     return Endpoint(get_ip(), endpoint.port) if endpoint.host in ANYWHERE else endpoint
 
 
-def _audit(
-    publication: Publication, listener: Listener, address_file: Path | None, logger: Logger
-) -> None:
+def _audit(publication: Publication, close: Callable[[], None], logger: Logger) -> None:
     """Check, after the engine is up, that post-processing left every byte as it was digested."""
     publication.audit()
     if publication.withdrawn:
         fields = {"netloader.detail": publication.withdrawn}
         emit(logger, "netloader.server.withdrawn", fields)
-        _close(listener, address_file)
+        close()
 
 
-def _close(listener: Listener, address_file: Path | None) -> None:
+def _close(listener: Listener, address_file: Path | None, told: str) -> None:
     """Stop serving. Runs from the garbage collector too, so it must not wait there."""
     if address_file is not None:
         with contextlib.suppress(OSError):
-            address_file.unlink()
+            if address_file.read_text() == told:  # else a later instance has it now
+                address_file.unlink()
     threading.Thread(target=listener.close, name="netloader-close", daemon=True).start()

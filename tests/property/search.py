@@ -31,7 +31,7 @@ from netloader.fsm.events import (
 )
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import INITIAL, TERMINAL
-from netloader.testing import lawful
+from netloader.testing.laws import lawful, must
 from tests.property.samples import SAMPLES
 from tests.property.world import Choice, World
 
@@ -46,6 +46,8 @@ ENDINGS: Final[dict[type, tuple[type[Event], ...]]] = {
     StartTransfer: (Transferred, TransferFailed),
 }
 """What the driver may report of an order, once for each."""
+ONCE: Final = ("always-a-deadline", "nothing a peer says moves it while a state lasts")
+LATER: Final = 1.0
 ANY_TIME: Final = (ConnectionLost, DeadlinePassed, StopRequested)
 
 
@@ -103,6 +105,7 @@ def after(at: Alone, step: Step) -> type | None:
     order = None if isinstance(step.event, ENDINGS.get(at.order or object, ())) else at.order
     for effect in step.effects:
         if type(effect) in ENDINGS:
+            must(order is None, "one-order", "the next one waits for the end of the last")
             order = type(effect)
         elif isinstance(effect, AbortTransfer):
             order = None
@@ -123,13 +126,14 @@ def search_alone(make: Callable[[], Session]) -> Found:
         for event in possible(at):
             twin = copy.copy(at.session)
             try:
-                step = twin.step(event, 0.0)
+                step = twin.step(event, LATER)
             except LocalProtocolError as error:
                 error.add_note(f"after {fingerprint(at.session)}")
                 raise
             found.edges += 1
             found.rows.add(id(step.row))
-            lawful(twin, step, 0.0)
+            lawful(twin, step, LATER)
+            must(twin.state is not at.session.state or twin.deadline == at.session.deadline, *ONCE)
             reached = Alone(twin, after(at, step))
             if reached.key not in seen:
                 seen.add(reached.key)

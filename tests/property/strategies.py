@@ -87,7 +87,7 @@ windows = st.sampled_from([1, 7, 300, 1 << 16])
 chunks = st.sampled_from([1, 2, 9, 10, 200, 1 << 20])
 """Bytes that one read gives: 9 are a header."""
 plausible: st.SearchStrategy[Spoken] = st.sampled_from(
-    [s for kind in PEER_EVENTS if kind is not Violated for s in SAMPLES[kind]]  # type: ignore[misc]
+    [s for kind in PEER_EVENTS if kind is not Violated for s in SAMPLES[kind]]
     + [Lane("session-1", 0), Lane("nobody", 3)]
 )
 """Messages that a peer might say, though not now or not like this."""

@@ -174,10 +174,8 @@ class Hostile(Conversation):
     @may_hurt()
     @rule()
     def a_deadline_passes(self) -> None:
-        due = self.world.next_due()
-        if due is not None:
-            self.hurt()
-            self.world.wait(max(0.0, due - self.world.now()))
+        self.hurt()
+        self.world.wait_for_a_deadline()
 
     @precondition(
         lambda self: self.sources > 0 and self.world.client_session.state is State.FALLBACK
@@ -199,8 +197,8 @@ class Hostile(Conversation):
         """time-settles: with what can still happen, and then with nothing but time."""
         world, begun = self.world, self.world.now()
         world.run()
-        while (due := world.next_due()) is not None:
-            world.wait(max(0.0, due - world.now()))
+        while world.next_due() is not None:
+            world.wait_for_a_deadline()
             world.run()
         assert world.now() - begun <= LONGEST_S, "time-settles"
         for end in world.ends:

@@ -5,16 +5,14 @@ which must be clean, then with one mistake, which must be the one thing that is 
 """
 
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.planting import copied, planted
+
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 
 CLIENT = "netloader/fsm/client.py"
@@ -34,28 +32,10 @@ PURE = "fsm is pure: no clock, socket, thread, chance, log line, tensor"
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package and its settings, free to be spoilt; mypy's cache in it serves all tests."""
-    folder = tmp_path_factory.mktemp("copy")
-    shutil.copytree(
-        REPOSITORY / "netloader",
-        folder / "netloader",
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
-    settings = (REPOSITORY / "pyproject.toml").read_text()
-    (folder / "pyproject.toml").write_text(settings + WITHOUT_TORCH)
+    folder = copied(tmp_path_factory.mktemp("copy"), "netloader")
+    with (folder / "pyproject.toml").open("a") as settings:
+        settings.write(WITHOUT_TORCH)
     return folder
-
-
-@contextmanager
-def planted(copy: Path, file: str, pattern: str, mistake: str) -> Iterator[int]:
-    """Put a mistake in the place of the one thing that matches; gives its line number."""
-    path = copy / file
-    right = path.read_text()
-    (found,) = re.finditer(pattern, right)
-    path.write_text(right[: found.start()] + mistake + right[found.end() :])
-    try:
-        yield right.count("\n", 0, found.start()) + 1
-    finally:
-        path.write_text(right)
 
 
 def run(copy: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:

@@ -51,16 +51,14 @@ def after(batch: list[memoryview], done: int) -> list[memoryview]:
 
 
 # A blocking call that moves less than it was given has used up its time (see set_stall): what is
-# left may move at once, or the peer has stalled. Waiting again would double the deadline.
+# left may move at once, or the peer has stalled. Waiting again would double the deadline; nor may
+# the next batch wait, when what was left of this one just fitted into the buffers.
 
 
 def go_on(lanes: Lanes) -> None:
     """Stop here when another lane has failed."""
     if lanes.interrupted:
         raise TransferError(Reason.TRANSFER_FAILED, "another lane failed")
-
-
-# A sender may even find room for a batch or two more: they must not wait again either.
 
 
 def send_batch(lane: socket.socket, batch: list[memoryview], flags: int = 0) -> int:

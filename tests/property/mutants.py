@@ -1,0 +1,201 @@
+"""Seeded bugs: what a tired colleague might do to netloader, one at a time.
+
+Each is a pattern that matches once, and the mistake that takes its place. `layer` is the cheapest
+that catches it; `python -m tests.property.mutants [WORDS]` finds that out anew.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tests.planting import copied, planted
+
+LAYERS: Final[dict[str, tuple[str, ...]]] = {
+    "L0 check at import": (),
+    "L1 pairs": ("tests/property/test_pairs.py",),
+    "L2 exhaustive search": ("tests/property/test_search.py",),
+    "L3 bytes and time": (
+        "tests/property/test_framing.py",
+        "tests/property/test_manifest.py",
+        "tests/property/test_two_parties.py",
+        "tests/property/test_honest.py",
+        "tests/property/test_hostile.py",
+        "tests/property/test_cuts.py",
+    ),
+    "L4 named cases": ("tests/unit/fsm", "tests/unit/io"),
+}
+L0, L1, L2, L3, L4 = LAYERS
+
+CLIENT: Final = "netloader/fsm/client.py"
+SERVER: Final = "netloader/fsm/server.py"
+SESSION: Final = "netloader/fsm/session.py"
+TABLE: Final = "netloader/fsm/table.py"
+MANIFEST: Final = "netloader/fsm/manifest.py"
+IDENTITY: Final = "netloader/fsm/identity.py"
+AUTH: Final = "netloader/fsm/auth.py"
+FRAMING: Final = "netloader/io/framing.py"
+DRIVER: Final = "netloader/io/driver.py"
+INTAKE: Final = "netloader/io/intake.py"
+
+
+class Mutant(NamedTuple):
+    """One bug."""
+
+    layer: str
+    file: str
+    pattern: str
+    mistake: str
+
+
+REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\n"
+
+MUTANTS: Final[dict[str, Mutant]] = {
+    # the tables
+    "a terminal state does not absorb": Mutant(
+        L0, TABLE, r"for state in ENDS for", "for state in ENDS[:1] for"
+    ),
+    "a row is missing: begin": Mutant(L0, CLIENT, r" +row\(V, Begin, .*\n", ""),
+    "a row is missing: all was sent, then the connection closes": Mutant(
+        L4, CLIENT, r" +row\(T, ConnectionLost, .*\n", ""
+    ),
+    "a row is missing: the transport cannot open": Mutant(
+        L2, CLIENT, r" +row\(V, TransferFailed, .*\n", ""
+    ),
+    "a row goes to another state": Mutant(L1, CLIENT, r"row\(V, Begin, +T,", "row(V, Begin, V,"),
+    "two guards are swapped": Mutant(
+        L2,
+        SERVER,
+        r"when=_differs\),\n +row\(H, Hello, +D, _describe, +when=_curious\)",
+        "when=_curious),\n        row(H, Hello, D, _describe, when=_differs)",
+    ),
+    "a guard is turned round": Mutant(
+        L2, CLIENT, r"event\.nbytes != session\.nbytes", "event.nbytes == session.nbytes"
+    ),
+    "a guard is forgotten: done before the server said complete": Mutant(
+        L2,
+        CLIENT,
+        r"D, _confirm, +when=_told_complete\),\n +row\(T, Transferred, +T, _hold\)",
+        "D, _confirm)",
+    ),
+    "a request is taken before an offer was made": Mutant(
+        L2, SERVER, r"return session\.offered and ascending", "return ascending"
+    ),
+    "a server believes `verified` before it has sent": Mutant(
+        L4, SERVER, r"return session\.sent and \(", "return ("
+    ),
+    "any proof is good": Mutant(L4, AUTH, r"return hmac\.compare_digest\(.*\)", "return bool(mac)"),
+    # the session
+    "a deadline is not armed anew": Mutant(
+        L1, SESSION, r"if self\.state is not before:", "if self.state is INITIAL:"
+    ),
+    "a deadline is armed by every word": Mutant(
+        L2, SESSION, r"if self\.state is not before:", "if self.deadline:"
+    ),
+    "nothing is aborted on the way out": Mutant(L1, SESSION, r"yield AbortTransfer\(\)", "pass"),
+    "the verdict comes before the last word": Mutant(L1, SESSION, REFUSE, r"    \2\n    \1\n"),
+    "a client forgets that its weights are dirty": Mutant(
+        L2, CLIENT, r"    session\.touched = True\n", ""
+    ),
+    # identity, manifest, progress
+    "a field that only one side has is overlooked": Mutant(
+        L3, IDENTITY, r"\[\*self\.hard, .*\]", "list(self.hard)"
+    ),
+    "tensors in another order are the same model": Mutant(
+        L3,
+        MANIFEST,
+        r"self\.tensors == theirs\.tensors:",
+        "set(self.tensors) == set(theirs.tensors):",
+    ),
+    "progress against other digests still counts": Mutant(
+        L3,
+        MANIFEST,
+        r"return self if replace\(.*\) == offered else",
+        "return self if self.digests else",
+    ),
+    "a verified segment is asked for again": Mutant(
+        L3, MANIFEST, r" if i not in self\.verified\)", ")"
+    ),
+    "the last segment counts as a full one": Mutant(
+        L2, MANIFEST, r"if last in segments else 0", "if False else 0"
+    ),
+    "the last tensors are in no segment": Mutant(
+        L3, MANIFEST, r"    if pieces:\n", "    if room == 0:\n"
+    ),
+    "a segment is counted twice on resume": Mutant(
+        L4, INTAKE, r"self\.verified_bytes = sum", "self.verified_bytes += sum"
+    ),
+    "a segment's digest is not compared": Mutant(
+        L4, INTAKE, r"if self\._hasher\.hexdigest\(\) != .*:", "if not self._hasher.hexdigest():"
+    ),
+    # frames and the driver
+    "the decoder waits for one byte too many": Mutant(
+        L3, FRAMING, r"\(self\._buffer\) < end:", "(self._buffer) <= end:"
+    ),
+    "the decoder takes a frame one byte too long": Mutant(
+        L3, FRAMING, r"if length > self\.limit:", "if length > self.limit + 1:"
+    ),
+    "the decoder listens on after a violation": Mutant(L3, FRAMING, r" +self\._dead = True\n", ""),
+    "half a frame is lost when a read ends in it": Mutant(
+        L3,
+        FRAMING,
+        r"return None\n        document",
+        "return self._buffer.clear()\n        document",
+    ),
+    "a send that failed makes the link deaf": Mutant(
+        L3, DRIVER, r"self\._mute = True  # reading", "self._mute = self._deaf = True  # reading"
+    ),
+    "a settled link hangs up before its last word is out": Mutant(
+        L3, DRIVER, r"_linger_until is not None and not self\._out:", "_linger_until is not None:"
+    ),
+    "a settled link does not wait for its peer": Mutant(
+        L3, DRIVER, r"self\._sock\.shutdown\(socket\.SHUT_WR\)", "self.close()"
+    ),
+    "a session may turn into a lane": Mutant(L4, DRIVER, r" +self\._router = None  #.*\n", ""),
+}
+"""By what is wrong then."""
+
+
+def run(copy: Path, *command: str) -> str:
+    """What a command says in a copy."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "HYPOTHESIS_PROFILE": "quick"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def caught(layer: str, copy: Path) -> str:
+    """What a layer finds wrong in a copy: the name of a test, or "" for nothing."""
+    if not LAYERS[layer]:
+        return "TableError" if "TableError" in run(copy, "-c", "import netloader.fsm") else ""
+    said = run(copy, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *LAYERS[layer])
+    if found := re.search(r"^(?:FAILED|ERROR) \S+?::(\w+)", said, re.MULTILINE):
+        return found[1]
+    assert " passed in " in said, said
+    return ""
+
+
+def planted_in(folder: Path, name: str, *layers: str) -> str:
+    """Which of some layers is the first to catch a mutant, and with which test; "" for none."""
+    copy = copied(folder, "netloader", "tests/property", "tests/unit/fsm", "tests/unit/io")
+    for file in ("conftest.py", "planting.py"):
+        (copy / "tests" / file).write_bytes((Path(__file__).parents[1] / file).read_bytes())
+    _, *planting = MUTANTS[name]
+    with planted(copy, *planting):
+        found = ((layer, caught(layer, copy)) for layer in layers)
+        return next((f"{layer}: {test}" for layer, test in found if test), "")
+
+
+if __name__ == "__main__":
+    for wanted in [n for n in MUTANTS if all(word in n for word in sys.argv[1:])]:
+        with tempfile.TemporaryDirectory() as place:
+            print(f"{wanted} <- {planted_in(Path(place), wanted, *LAYERS)}", flush=True)
