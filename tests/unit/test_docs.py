@@ -38,6 +38,20 @@ def test_the_embedding_example_runs() -> None:
     assert "unreachable" in done.stdout
 
 
+def test_the_example_of_the_simulated_world_runs() -> None:
+    example = re.search(
+        r"```python\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL
+    )
+    assert example is not None
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example[1]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+\.md)[^)]*\)", page.read_text())
