@@ -17,12 +17,17 @@ from netloader.fsm.server import Offering
 from netloader.fsm.states import State
 from tests.property.strategies import matching, progresses
 from tests.property.world import (
+    CURIOUS,
     DIGESTS,
+    GUARDED,
     MANIFEST,
     NBYTES,
+    OFFERING,
     ROOT,
     SEGMENT_BYTES,
+    TOKEN,
     WISH,
+    Choice,
     World,
     said,
 )
@@ -87,3 +92,23 @@ def test_only_what_is_missing_travels_and_all_of_it(
     assert Complete(nbytes) in words
     assert Verified(len(missing), nbytes, ROOT) in words
     assert nbytes == NBYTES or missing != (0, 1, 2)
+
+
+PAIRS = ((WISH, OFFERING), (replace(WISH, token=TOKEN), GUARDED), (CURIOUS, OFFERING))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), max_size=60))
+def test_conversations_on_one_machine_share_nothing(turns: list[tuple[int, int]]) -> None:
+    together = [World(*pair) for pair in PAIRS]
+    taken: list[list[Choice]] = [[] for _ in PAIRS]
+    for which, turn in turns:
+        if choices := together[which].choices():
+            taken[which].append(choices[turn % len(choices)])
+            together[which].do(taken[which][-1])
+
+    for world, pair, choices in zip(together, PAIRS, taken, strict=True):
+        alone = World(*pair)
+        for choice in choices:
+            alone.do(choice)
+        for who, party in alone.parties.items():
+            assert party.steps == world.parties[who].steps, "nothing-shared"
