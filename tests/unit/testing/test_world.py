@@ -14,7 +14,8 @@ from tests.property.world import OFFERING, WISH
 
 def reasons(world: World) -> list[Reason | None]:
     """The verdicts of client and server."""
-    return [end.session.verdict and end.session.verdict.reason for end in world.ends]
+    verdicts = [end.session.verdict for end in world.ends]
+    return [verdict.reason if verdict else None for verdict in verdicts]
 
 
 def reached(state: State, **options: object) -> World:
