@@ -79,6 +79,14 @@ lint: $(READY)  ## ruff, mypy --strict and the import contracts
 bench-quick: $(READY)  ## throughput over loopback beside a plain socket
 	@$(PY) benchmarks/quick.py
 
+.PHONY: fuzz
+fuzz: $(VENV)/.fuzz  ## search for bytes that break a promise, until Ctrl-C or SECONDS=60
+	@$(PY) -m tests.fuzz.run fuzz $(if $(SECONDS),--seconds $(SECONDS))
+
+.PHONY: fuzz-keep
+fuzz-keep: $(READY)  ## add to the fuzzer's corpus what it found that is new
+	@$(PY) -m tests.fuzz.run keep
+
 .PHONY: docs
 docs: $(READY)  ## write the diagrams and tables in docs/ that come from the code
 	@$(PY) docs/generate.py
@@ -176,6 +184,13 @@ $(VENV)/.packages: $(VENV)/.system $(REQUIREMENTS)
 	say "Compiling Python files, so that servers start quickly"
 	# Some packages carry templates that are no Python, hence the `true`.
 	$(PY) -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+	touch $@
+
+$(VENV)/.fuzz: $(READY) requirements/fuzz.txt
+	@$(SHELL_TOOLS)
+	say "Installing the fuzzer"
+	$(PIP_INSTALL) -r requirements/fuzz.txt ||
+	    die "pip failed, see above. The fuzzer is there for x86_64 Linux."
 	touch $@
 
 $(READY): $(VENV)/.packages pyproject.toml demo/vllm_metadata/pyproject.toml

@@ -1,9 +1,12 @@
 """What must be equal for weights to be interchangeable. Law: plain words, field by field."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 ABSENT = "(absent)"
+MAX_DIFFERENCES = 32
+"""As many as a refusal names: a peer that invents fields by the thousand pays for that alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +37,17 @@ class Identity:
     """Compared when both sides have the field (a checkpoint fingerprint, say)."""
 
     def differences(self, theirs: "Identity") -> tuple[Difference, ...]:
-        """Every field in which the two identities are not interchangeable, in my order."""
-        names = [*self.hard, *(name for name in theirs.hard if name not in self.hard)]
+        """The fields in which the two are not interchangeable, in my order, the first few."""
+        names = chain(self.hard, (name for name in theirs.hard if name not in self.hard))
         hard = _unequal(names, self.hard, theirs.hard)
-        soft = _unequal([n for n in self.soft if n in theirs.soft], self.soft, theirs.soft)
-        return tuple(hard + soft)
+        soft = _unequal((n for n in self.soft if n in theirs.soft), self.soft, theirs.soft)
+        return tuple(islice(chain(hard, soft), MAX_DIFFERENCES))
 
     def disagreements(self, theirs: "Identity") -> tuple[Difference, ...]:
         """Differences in the fields that both sides name: for a client that knows little yet."""
         mine_all, theirs_all = {**self.hard, **self.soft}, {**theirs.hard, **theirs.soft}
-        return tuple(_unequal([n for n in mine_all if n in theirs_all], mine_all, theirs_all))
+        unequal = _unequal((n for n in mine_all if n in theirs_all), mine_all, theirs_all)
+        return tuple(islice(unequal, MAX_DIFFERENCES))
 
 
 REMEDIES: Mapping[str, str] = {
@@ -53,10 +57,10 @@ REMEDIES: Mapping[str, str] = {
 
 
 def _unequal(
-    names: list[str], mine: Mapping[str, str], theirs: Mapping[str, str]
-) -> list[Difference]:
-    return [
-        Difference(name, a, b, REMEDIES.get(name, "start both sides with the same setting"))
-        for name in names
-        if (a := mine.get(name, ABSENT)) != (b := theirs.get(name, ABSENT))
-    ]
+    names: Iterable[str], mine: Mapping[str, str], theirs: Mapping[str, str]
+) -> Iterator[Difference]:
+    for name in names:
+        a, b = mine.get(name, ABSENT), theirs.get(name, ABSENT)
+        if a != b:
+            remedy = REMEDIES.get(name, "start both sides with the same setting")
+            yield Difference(name, a, b, remedy)

@@ -1,6 +1,6 @@
 """Identity: which field differs, with both values and what to do."""
 
-from netloader.fsm.identity import ABSENT, Difference, Identity
+from netloader.fsm.identity import ABSENT, MAX_DIFFERENCES, Difference, Identity
 
 REMEDY = "start both sides with the same setting"
 
@@ -61,3 +61,14 @@ def test_a_difference_reads_as_a_sentence() -> None:
         "model: mine is 'a', theirs is 'b' (start both with the same MODEL"
     )
     assert str(Difference("dtype", "a", "b")) == "dtype: mine is 'a', theirs is 'b'"
+
+
+def test_a_peer_that_invents_fields_does_not_make_the_refusal_grow() -> None:
+    mine = Identity({"model": "llama"}, {"checkpoint": "a"})
+    theirs = Identity({f"field {i}": "x" for i in range(100_000)}, {"checkpoint": "b"})
+
+    differences = mine.differences(theirs)
+    assert len(differences) == MAX_DIFFERENCES
+    assert differences[0].field == "model"
+    known = Identity({f"field {i}": "y" for i in range(100)})
+    assert len(known.disagreements(theirs)) == MAX_DIFFERENCES
