@@ -1,7 +1,9 @@
 """Filling from several sources: what is kept, what is asked again, and what never gets mixed."""
 
+import socket
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from netloader.fsm.messages import Begin, Challenge, Complete, Hello, Offer, Request
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import Server, crew, fill
@@ -24,6 +27,7 @@ from tests.unit.io.helpers import (
     contents,
     eventually,
     module_of,
+    pretending,
     random,
     serving,
 )
@@ -111,6 +115,71 @@ def test_after_a_garbled_byte_the_next_source_sends_only_what_is_missing(
     assert eventually(lambda: whole.nbytes in sent_bytes(captured))
     if lanes == 1:  # then every segment before the garbled one was whole
         assert broken.nbytes == CUT_AT // (64 * KIB) * (64 * KIB)
+
+
+def hears_an_offer(peer: Peer, real: Offer) -> None:
+    assert isinstance(peer.hear(), Hello)
+    peer.say(real)
+    assert isinstance(peer.hear(), Request)
+
+
+def after_the_offer(peer: Peer, real: Offer) -> None:
+    assert isinstance(peer.hear(), Hello)
+    peer.say(real)
+
+
+def after_begin(peer: Peer, real: Offer) -> None:
+    hears_an_offer(peer, real)
+    peer.say(Begin())
+
+
+def after_complete(peer: Peer, real: Offer) -> None:
+    hears_an_offer(peer, real)
+    peer.say(Begin(), Complete(1))  # two messages in one packet
+
+
+GOODBYES: dict[str, Callable[[Peer, Offer], object]] = {
+    "before a word": lambda peer, real: None,
+    "after hello": lambda peer, real: peer.hear(),
+    "after the challenge": lambda peer, real: peer.say(Challenge("0" * 32, "0" * 64)),
+    "after the offer": after_the_offer,
+    "after the request": hears_an_offer,
+    "after begin": after_begin,
+    "after a wrong count": after_complete,
+}
+
+
+@pytest.mark.parametrize("transport", ["tcp", "gloo"])
+@pytest.mark.parametrize("moment", GOODBYES)
+@pytest.mark.parametrize("how", ["reset", "closed"])
+def test_a_server_that_vanishes_at_any_moment_is_followed_by_the_next(
+    stack: ExitStack, moment: str, transport: str, how: str
+) -> None:
+    def vanish(peer: Peer) -> None:
+        first = peer.sock.recv(9, socket.MSG_PEEK)
+        if b"lane" in peer.sock.recv(64, socket.MSG_PEEK) or not first:
+            peer.hear()  # a data lane: leave it open, and say nothing on it
+            peer.hear()
+            return
+        GOODBYES[moment](peer, real)
+        if how == "reset":
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    source, target = model(1), model(50)
+    second = stack.enter_context(serving(source))
+    with Peer.call(second.endpoint) as peer:
+        real = peer.offered(transport)
+    endpoint = stack.enter_context(pretending(vanish))
+    start = monotonic()
+
+    options = asking(transport, lanes=1)
+    outcome = fill(target, [endpoint, second.endpoint], IDENTITY, options)
+
+    assert outcome.ok, outcome.history()
+    assert outcome.attempts[0].reason is not Reason.DEADLINE_PASSED
+    assert outcome.attempts[0].nbytes == 0
+    assert contents(target) == contents(source)
+    assert monotonic() - start < FAST.handshake_s
 
 
 def test_a_source_that_stops_in_the_middle_is_given_up_after_the_stall_deadline(

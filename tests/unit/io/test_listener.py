@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import socket
 import struct
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from netloader.config import Endpoint, Secret
-from netloader.fsm.messages import Begin, Lane, Reject, Request
+from netloader.fsm.messages import PROTOCOL_VERSION, Begin, Lane, Offer, Reject, Request
 from netloader.fsm.server import MAX_LANES
 from netloader.io import Server, fill, listener, serve
 from netloader.io.clock import monotonic
@@ -111,6 +112,16 @@ def test_bytes_of_another_protocol_are_answered_with_a_refusal_and_a_line(
     assert line["network.peer.address"] == "127.0.0.1"
 
 
+def test_a_peer_that_talks_on_still_hears_why_it_was_refused() -> None:
+    # Thrown away header by header, this would take a second of processor time and then a reset.
+    with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
+        peer.sock.sendall(bytes(32 * MIB))
+        answer = peer.hear()
+
+    assert isinstance(answer, Reject)
+    assert answer.reason == "protocol_violation"
+
+
 def test_silent_connections_keep_nobody_waiting(captured: Lines) -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(serving(zoo(1)))
@@ -155,6 +166,46 @@ def test_a_hello_in_single_bytes_is_understood() -> None:
         for byte in encode(hello()):
             peer.sock.sendall(bytes([byte]))
         assert type(peer.hear()).__name__ == "Offer"
+
+
+def test_two_messages_in_one_packet_are_both_heard(captured: Lines) -> None:
+    with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
+        peer.say(hello(), Reject("stopped", "changed my mind"))
+        assert eventually(lambda: [x for x in captured if x["event"].endswith("session.closed")])
+
+    (line,) = [line for line in captured if line["event"] == "netloader.session.closed"]
+    assert (line["netloader.reason"], line["netloader.by_peer"]) == ("stopped", True)
+
+
+def test_an_unsupported_version_is_refused_with_both_versions_named() -> None:
+    with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
+        peer.say(replace(hello(), versions=(7, 9)))
+        answer = peer.hear()
+
+    assert isinstance(answer, Reject)
+    assert answer.reason == "unsupported_version"
+    assert answer.detail == f"the server speaks version {PROTOCOL_VERSION}, the client 7, 9"
+
+
+def test_a_newer_client_that_says_more_and_speaks_our_version_too_is_served() -> None:
+    document = json.loads(encode(hello())[HEADER.size :])
+    document["body"].update(versions=[PROTOCOL_VERSION + 1, PROTOCOL_VERSION], colour="blue")
+    words = json.dumps({**document, "trace": 7}).encode()
+    with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
+        peer.sock.sendall(frame_of(len(words), words))
+        assert isinstance(peer.hear(), Offer)
+
+
+def test_what_a_client_calls_itself_cannot_break_a_line_of_the_log(captured: Lines) -> None:
+    forged = "tiny\nnetloader.session.closed netloader.outcome=done\x1b[31m" + "x" * 9999
+    with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
+        peer.say(hello(identity={**IDENTITY, "model": forged}))
+        answer = peer.hear()
+        assert isinstance(answer, Reject)
+        assert answer.reason == "identity_mismatch"
+
+    values = [value for line in captured for value in line.values() if isinstance(value, str)]
+    assert all(value.isprintable() and len(value) <= 500 for value in values)
 
 
 def test_a_flood_of_silent_connections_costs_the_longest_silent_one_its_place(
@@ -333,6 +384,10 @@ def test_the_log_says_where_a_server_listens_and_when_no_more(captured: Lines) -
 def test_a_busy_port_is_an_error_of_the_caller() -> None:
     with bind("127.0.0.1", 0) as taken, pytest.raises(OSError, match="in use"):
         bind("127.0.0.1", taken.getsockname()[1])
+
+
+def test_the_last_port_there_is_can_be_served() -> None:
+    bind("127.0.0.65", 65535).close()  # an address where nobody else has the port
 
 
 def test_an_empty_host_is_every_address_of_both_families() -> None:

@@ -34,7 +34,7 @@ def test_the_same_model_under_another_path_is_the_same(tmp_path: Path) -> None:
     mine = identities.identity_of(first, first.model_config, "tiny")
     theirs = identities.identity_of(second, second.model_config, "tiny")
     assert mine.differences(theirs) == ()
-    assert mine.soft.keys() == {"checkpoint_headers"}
+    assert mine.soft.keys() == {"checkpoint"}
     unnamed = identities.identity_of(second, second.model_config, None)
     assert [d.field for d in mine.differences(unnamed)] == ["model"]
 
@@ -76,3 +76,57 @@ def test_a_client_with_files_keeps_what_it_found_itself(tmp_path: Path) -> None:
     tied = config(checkpoint(tmp_path / "a", tie_word_embeddings=False))
     assert not identities.adopt({"untied_by_checkpoint": "True"}, tied.model_config)
     assert identities.has_weight_files(tied.model_config)
+
+
+def test_another_revision_at_the_same_place_is_told_apart(tmp_path: Path) -> None:
+    # Every revision of a model has the same headers, so it takes a look at the bytes.
+    first = config(checkpoint(tmp_path / "a"))
+    mine = identities.identity_of(first, first.model_config, None)
+    zoo.write(tmp_path / "a", zoo.llama_config(), zoo.llama_tensors(2, torch.bfloat16))
+    second = config(tmp_path / "a")
+    theirs = identities.identity_of(second, second.model_config, None)
+    (found,) = mine.differences(theirs)
+    assert found.field == "checkpoint"
+    assert "revision" in found.remedy
+
+
+def test_another_commit_of_a_hub_model_is_told_apart(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a", with_files=False)
+    first, second = config(folder), config(folder)
+    first.model_config.hf_config._commit_hash = "1" * 40
+    second.model_config.hf_config._commit_hash = "2" * 40
+    mine = identities.identity_of(first, first.model_config, None)
+    theirs = identities.identity_of(second, second.model_config, None)
+    (found,) = mine.differences(theirs)
+    assert (found.field, found.mine, found.theirs) == ("checkpoint_commit", "1" * 40, "2" * 40)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "field"),
+    [
+        ("tensor_parallel_size", 2, "tensor_parallel"),
+        ("pipeline_parallel_size", 2, "pipeline_parallel"),
+        ("data_parallel_size", 2, "data_parallel"),
+        ("data_parallel_rank", 1, "data_parallel"),
+        ("enable_expert_parallel", True, "expert_parallel"),
+    ],
+)
+def test_another_partition_is_another_identity(
+    tmp_path: Path, attribute: str, value: int, field: str
+) -> None:
+    folder = checkpoint(tmp_path / "a")
+    first, second = config(folder), config(folder)
+    setattr(second.parallel_config, attribute, value)
+    mine = identities.identity_of(first, first.model_config, "tiny")
+    theirs = identities.identity_of(second, second.model_config, "tiny")
+    assert [d.field for d in mine.differences(theirs)] == [field]
+
+
+def test_a_draft_model_is_never_taken_for_its_target(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a")
+    target, draft = config(folder), config(folder)
+    draft.model_config.runner_type = "draft"
+    mine = identities.identity_of(target, target.model_config, "tiny")
+    theirs = identities.identity_of(draft, draft.model_config, "tiny")
+    (found,) = mine.differences(theirs)
+    assert (found.field, found.mine, found.theirs) == ("role", "target", "draft")

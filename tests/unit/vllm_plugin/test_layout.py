@@ -1,6 +1,8 @@
 """The raw snapshot offers what was loaded, or names what it lost."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -63,6 +65,32 @@ def test_without_a_cache_a_replaced_parameter_is_named_with_the_setting() -> Non
         snapshot.after(module)
     assert gone.value.names == ("0.weight",)
     assert gone.value.setting == "WEIGHT_CACHE"
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        lambda layer, bias: setattr(layer, "scale", bias.sum().item()),
+        lambda layer, bias: setattr(layer, "closure", partial(torch.add, bias.clone())),
+        lambda layer, bias: None,
+    ],
+    ids=["a number", "a closure", "nothing"],
+)
+def test_a_parameter_that_became_something_else_is_offered_or_named(
+    turn: Callable[[nn.Module, torch.Tensor], None],
+) -> None:
+    for settings in (AUTO, NOTHING_KEPT):
+        module = model()
+        snapshot = RawSnapshot(module, settings, ())
+        layer = first_layer(module)
+        turn(layer, layer.bias.detach())
+        del layer.bias
+        if settings is AUTO:
+            weights, _ = snapshot.after(module)
+            assert content(weights, module) == snapshot.digests
+        else:
+            with pytest.raises(GoneError, match=r"0\.bias"):
+                snapshot.after(module)
 
 
 def test_without_a_cache_a_parameter_wrapped_anew_is_found_by_its_storage() -> None:

@@ -14,11 +14,13 @@ from torch import nn
 
 from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
+from netloader.fsm.messages import Offer
 from netloader.io import fill
 from netloader.log import capture
 from netloader.vllm_plugin import publish
 from netloader.vllm_plugin.layout import RawSnapshot
 from netloader.vllm_plugin.settings import CachePolicy, Settings
+from tests.unit.io.helpers import Peer, hello
 
 IDENTITY = Identity({"model": "tiny"})
 PATIENCE_S = 30.0
@@ -68,6 +70,30 @@ def _accepts(endpoint: Endpoint) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_what_is_offered_was_sealed_before_post_processing(tmp_path: Path) -> None:
+    # From the first connection on: there is no moment at which a client meets anything else.
+    module = nn.Linear(300, 300)
+    before = module.weight.detach().clone()
+    options = settings(output_prefix=f"{tmp_path}/r-")
+    snapshot = RawSnapshot(module, options, ())
+    module.weight = nn.Parameter(before.flip(0).contiguous(), requires_grad=False)
+    publish.Shop(options, IDENTITY, {}, 0).open(module, snapshot)
+
+    endpoint = Endpoint.parse((tmp_path / "r-0.txt").read_text())
+    with Peer.call(endpoint) as peer:
+        peer.say(hello(identity=IDENTITY.hard))
+        offer = peer.hear()
+        assert isinstance(offer, Offer)
+        assert offer.digests == snapshot.digests
+    twin = nn.Linear(300, 300)
+    assert fill(twin, [endpoint], IDENTITY).ok
+    assert torch.equal(twin.weight, before)
+    with capture() as lines:
+        del module
+        gc.collect()
+        assert eventually(lambda: "netloader.listener.stopped" in names(lines))
 
 
 def test_a_busy_port_is_a_line_in_the_log() -> None:
