@@ -53,7 +53,7 @@ class Identity:
 REMEDIES: Mapping[str, str] = {
     "model": "start both with the same MODEL, or point SOURCE at a server of this model",
     "checkpoint": "the checkpoints are different revisions; use the same one on both sides",
-    "checkpoint_commit": "the two are of different commits of the hub; pin --revision on both sides",
+    "checkpoint_commit": "the two are different commits on the hub; pin --revision on both",
 }
 
 

@@ -65,7 +65,9 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a row is missing: the transport cannot open": Mutant(
         L2, CLIENT, r" +row\(V, TransferFailed, .*\n", ""
     ),
-    "a row goes to another state": Mutant(L2, SERVER, r"row\(V, OfferReady, +V,", "row(V, OfferReady, T,"),
+    "a row goes to another state": Mutant(
+        L2, SERVER, r"row\(V, OfferReady, +V,", "row(V, OfferReady, T,"
+    ),
     "two guards are swapped": Mutant(
         L2,
         SERVER,
