@@ -29,8 +29,10 @@ from netloader.fsm.events import (
     Transferred,
     TransportReady,
 )
+from netloader.fsm.reasons import Reason
+from netloader.fsm.server import ServerSession
 from netloader.fsm.session import Session, Step
-from netloader.fsm.states import INITIAL, TERMINAL
+from netloader.fsm.states import INITIAL, TERMINAL, State
 from netloader.testing.laws import lawful, must
 from tests.property.samples import SAMPLES
 from tests.property.world import Choice, World
@@ -47,7 +49,7 @@ ENDINGS: Final[dict[type, tuple[type[Event], ...]]] = {
 }
 """What the driver may report of an order, once for each."""
 ONCE: Final = ("always-a-deadline", "nothing a peer says moves it while a state lasts")
-LATER: Final = 1.0
+LATER_S: Final = 1.0
 ANY_TIME: Final = (ConnectionLost, DeadlinePassed, StopRequested)
 
 
@@ -124,24 +126,30 @@ def search_alone(make: Callable[[], Session]) -> Found:
         at = edge.popleft()
         found.nodes += 1
         for event in possible(at):
-            twin = copy.copy(at.session)
-            try:
-                step = twin.step(event, LATER)
-            except LocalProtocolError as error:
-                error.add_note(f"after {fingerprint(at.session)}")
-                raise
             found.edges += 1
-            found.rows.add(id(step.row))
-            lawful(twin, step, LATER)
-            must(twin.state is not at.session.state or twin.deadline == at.session.deadline, *ONCE)
-            reached = Alone(twin, after(at, step))
+            reached = _told(at, event, found)
             if reached.key not in seen:
                 seen.add(reached.key)
                 edge.append(reached)
-        if at.session.verdict is not None:
-            found.ends.add((at.session.verdict.state.name, at.session.verdict.reason.value))
     found.seconds = perf_counter() - begun
     return found
+
+
+def _told(at: Alone, event: Event, found: Found) -> Alone:
+    """What becomes of a session that is told something, and what must hold then."""
+    twin, now = copy.copy(at.session), at.session.entered + LATER_S
+    try:
+        step = twin.step(event, now)
+    except LocalProtocolError as error:
+        error.add_note(f"after {fingerprint(at.session)}")
+        raise
+    found.rows.add(id(step.row))
+    lawful(twin, step, now)
+    must(twin.state is not at.session.state or twin.deadline == at.session.deadline, *ONCE)
+    if isinstance(twin, ServerSession) and twin.state is State.DONE:
+        described = twin.verdict is not None and twin.verdict.reason is Reason.DESCRIBED
+        must(twin.sent or described, "agreement", "a server is only done when it has sent")
+    return Alone(twin, after(at, step))
 
 
 # -- two roles, their channels, their work, and faults -------------------------------------------
