@@ -54,7 +54,7 @@ def _spoilt(**changes: object) -> Manifest:
 
 TENSORS: Final = MANIFEST.tensors
 MANIFESTS: Final = {
-    "another order": Manifest((TENSORS[1], TENSORS[0], *TENSORS[2:3])),
+    "another order": Manifest(tuple(TENSORS[i] for i in (0, 2, 1, 3))),
     "another dtype of the same size": _spoilt(dtype="float16"),
     "another shape of the same size": _spoilt(shape=(256, 300), stride=(300, 1)),
     "another stride": _spoilt(stride=(1, 300)),

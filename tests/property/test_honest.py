@@ -1,7 +1,7 @@
 """The honest world: whatever the order and however bytes are cut, two that match end well."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from netloader.fsm.client import Wish
@@ -34,6 +34,7 @@ def test_an_honest_world_ends_well_however_bytes_are_cut() -> None:
 
 
 @pytest.mark.parametrize("name", UNLIKE)
+@settings(max_examples=30)  # of each of so many kinds
 @given(window=windows, order=orders)
 def test_two_that_do_not_match_say_so_to_each_other_before_a_byte_moves(
     name: str, window: int, order: list[int]
