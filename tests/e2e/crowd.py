@@ -23,7 +23,18 @@ from netloader.config import Endpoint
 from netloader.fsm.messages import Lane, Offer, Request
 from netloader.io import ClientOptions, fill
 from netloader.io.framing import HEADER, encode
-from tests.e2e.peers import IDENTITY, Halt, Line, Spec, Watch, Words, build, orders, possessions
+from tests.e2e.peers import (
+    IDENTITY,
+    Halt,
+    Line,
+    Spec,
+    Watch,
+    Words,
+    build,
+    die_with_parent,
+    orders,
+    possessions,
+)
 from tests.unit.io.helpers import Peer as Hand
 from tests.unit.io.helpers import hello
 
@@ -184,6 +195,7 @@ def kill(spec: Spec, order: Sessions) -> None:
 
 def _die(spec: Spec) -> None:
     try:
+        die_with_parent()
         watch = Watch(lambda **_: None, spec.halt)
         fill(build(0, spec), spec.sources, IDENTITY, options_of(spec, watch))
     finally:

@@ -107,6 +107,11 @@ def status(field_: str) -> int:
     raise KeyError(field_)
 
 
+def die_with_parent() -> None:
+    """Be killed when the process that forked this one ends, even while frozen."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def possessions() -> Words:
     """What this process holds, as the kernel counts it, when everything is returned to it."""
     gc.collect()
@@ -181,8 +186,7 @@ def run(role: Role, spec: Spec, line: Line) -> None:
         with lock:
             line.send(words)
 
-    # Not even a frozen peer outlives the tests, should they be killed.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if spec.network:
         enter(spec.network)
     watch = Watch(say, spec.halt)

@@ -99,7 +99,7 @@ def test_sixty_gloo_sessions_a_third_of_them_killed_leave_nothing(stack: ExitSta
     host, words = serving(SMALL)
     stack.enter_context(host)
     good, bad = (crowd(stack, words["endpoint"], "gloo") for _ in range(2))
-    good.ask(Sessions(good=30))
+    good.ask(Sessions(good=60))  # gloo and its buffers reach their size in some tens
     bad.ask(Sessions(killed=6, seed=1))
     mine, theirs = calm(good), calm(host)
 
