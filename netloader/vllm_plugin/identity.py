@@ -69,6 +69,8 @@ def identity_of(vllm_config: VllmConfig, model_config: ModelConfig, name: str | 
         "pipeline_parallel": f"{_pp_rank()} of {parallel.pipeline_parallel_size}",
         "data_parallel": f"{parallel.data_parallel_rank} of {parallel.data_parallel_size}",
         "expert_parallel": str(bool(parallel.enable_expert_parallel)),
+        "redundant_experts": str(parallel.eplb_config.num_redundant_experts),
+        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "device": str(torch.device(vllm_config.device_config.device).type),
     }
     return Identity(hard, dict(_fingerprint(model_config)))

@@ -1,5 +1,6 @@
 """Which configurations are interchangeable, read from vLLM's own config objects."""
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,24 @@ def test_another_partition_is_another_identity(
     folder = checkpoint(tmp_path / "a")
     first, second = config(folder), config(folder)
     setattr(second.parallel_config, attribute, value)
+    mine = identities.identity_of(first, first.model_config, "tiny")
+    theirs = identities.identity_of(second, second.model_config, "tiny")
+    assert [d.field for d in mine.differences(theirs)] == [field]
+
+
+@pytest.mark.parametrize(
+    ("part", "attribute", "value", "field"),
+    [
+        ("parallel_config.eplb_config", "num_redundant_experts", 2, "redundant_experts"),
+        ("cache_config", "cache_dtype", "fp8", "kv_cache_dtype"),
+    ],
+)
+def test_what_changes_the_experts_or_the_cache_is_another_identity(
+    tmp_path: Path, part: str, attribute: str, value: object, field: str
+) -> None:
+    folder = checkpoint(tmp_path / "a")
+    first, second = config(folder), config(folder)
+    setattr(attrgetter(part)(second), attribute, value)
     mine = identities.identity_of(first, first.model_config, "tiny")
     theirs = identities.identity_of(second, second.model_config, "tiny")
     assert [d.field for d in mine.differences(theirs)] == [field]
