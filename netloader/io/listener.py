@@ -25,7 +25,10 @@ from netloader.log import Logger, emit
 MAX_LINKS = 256
 """Control connections at once. At the limit the oldest that has not introduced itself must go, so
 a flood of idle connections keeps nobody out for longer than it takes to say hello."""
-BACKLOG = 128
+BACKLOG = 1024
+"""Connections the kernel keeps for us (at most net.core.somaxconn). Beside a busy Python thread the
+lock comes back every 5 ms at best, so a flood waits here; what does not fit is dropped, and a lane
+among it would look alive to its client, and still for seconds."""
 CLOSE_S = 5.0
 """How long `close` waits for sessions to say goodbye."""
 PAUSE_S = 1.0

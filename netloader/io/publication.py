@@ -7,13 +7,14 @@ were changed under the server and the publication is withdrawn.
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from netloader.errors import NetloaderError
 from netloader.fsm.manifest import Segment, plan
 from netloader.fsm.server import Offering
 from netloader.io.digests import digests_of
+from netloader.io.failure import TransferError
 from netloader.io.weights import Weights
 
 NICE = 10
@@ -48,7 +49,7 @@ class Publication:
         """Compute the digests in the background, without slowing anybody."""
 
         def work() -> None:
-            with contextlib.suppress(WithdrawnError):
+            with self._still_wanted():
                 self._digests = self._compute(1)
                 self._ready.set()
 
@@ -58,10 +59,9 @@ class Publication:
         """Hash again and compare with the sealed digests; withdraw if they differ."""
         if not self._digests:
             return
-        try:
+        now = self._digests
+        with self._still_wanted():
             now = self._compute(1)
-        except WithdrawnError:
-            return
         changed = [i for i, digest in enumerate(now) if digest != self._digests[i]]
         names = {
             self.offering.manifest.tensors[piece.tensor].name: None
@@ -88,6 +88,15 @@ class Publication:
     def leave(self) -> None:
         """Give a place back."""
         self._places.release()
+
+    @contextlib.contextmanager
+    def _still_wanted(self) -> Iterator[None]:
+        try:
+            yield
+        except WithdrawnError:
+            pass
+        except TransferError as error:
+            self.withdraw(error.detail)
 
     def _compute(self, workers: int) -> tuple[str, ...]:
         readers = [partial(self._views, segment) for segment in self.segments]

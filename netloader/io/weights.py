@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from netloader.errors import NetloaderError
 from netloader.fsm.manifest import Manifest, Piece, Segment, TensorSpec
+from netloader.fsm.reasons import Reason
+from netloader.io.failure import TransferError
 
 Named = tuple[str, Tensor]
 
@@ -74,6 +76,17 @@ def memory_of(flat: Tensor) -> memoryview:
     return memoryview(array).cast("B")
 
 
+def _span(tensor: Tensor, start: int, length: int) -> memoryview:
+    """`length` bytes of a dense CPU tensor, from byte `start` of its memory; keeps it alive.
+
+    Numbers only: a torch operation gives up the interpreter lock, and beside a busy thread it takes
+    up to 5 ms to have it back, for each of ten thousand tensors.
+    """
+    array = (ctypes.c_ubyte * length).from_address(tensor.data_ptr() + start)
+    array.keep = tensor  # type: ignore[attr-defined]  # ctypes arrays take attributes
+    return memoryview(array).cast("B")
+
+
 def _dense(tensor: Tensor) -> bool:
     """Whether the elements fill one block of memory, in whatever order."""
     expected = 1
@@ -107,8 +120,12 @@ class Weights:
         return cls(named_tensors(module))
 
     def read(self, piece: Piece) -> Tensor:
-        """Bytes of a piece (uint8, 1-d, CPU); in place where the memory allows it."""
-        tensor = self._tensors[piece.tensor]
+        """Bytes of a piece (uint8, 1-d, CPU); in place where the memory allows it.
+
+        Raises:
+            TransferError: the memory was freed since the manifest was made.
+        """
+        tensor = self._alive(piece)
         end = piece.start + piece.length
         if self._in_place[piece.tensor] or _dense(tensor):
             return _flat(tensor)[piece.start : end].cpu()
@@ -153,5 +170,22 @@ class Weights:
             tensor.copy_(whole)
 
     def views(self, segment: Segment) -> list[memoryview]:
-        """The memory of a segment, to read from."""
-        return [memory_of(self.read(piece)) for piece in segment.pieces]
+        """The memory of a segment, to read from.
+
+        Raises:
+            TransferError: some of it was freed since the manifest was made.
+        """
+        return [
+            _span(self._alive(piece), piece.start, piece.length)
+            if self._in_place[piece.tensor]
+            else memory_of(self.read(piece))
+            for piece in segment.pieces
+        ]
+
+    def _alive(self, piece: Piece) -> Tensor:
+        tensor = self._tensors[piece.tensor]
+        begin = tensor.storage_offset() * tensor.element_size()
+        if tensor.untyped_storage().nbytes() <= begin:
+            name = self.manifest.tensors[piece.tensor].name
+            raise TransferError(Reason.TRANSFER_FAILED, f"the memory of {name} was freed")
+        return tensor
