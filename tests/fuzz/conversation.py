@@ -50,10 +50,10 @@ from netloader.fsm.session import FRAME_AFTER_TRUST, Step
 from netloader.fsm.states import TERMINAL, State
 from netloader.io.framing import HEADER, MAGIC, PREFIX, Decoder, encode
 from netloader.testing import lawful
+from tests.property.lives import LIVES
 from tests.property.world import (
     CLIENT_NONCE,
     IDENTITY,
-    LIVES,
     MANIFEST,
     OFFER_READY,
     OFFERING,

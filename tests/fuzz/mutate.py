@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from netloader.io.framing import HEADER, MAGIC, PREFIX
 from tests.fuzz.second_opinion import KINDS
 from tests.fuzz.targets import reference
-from tests.property.world import LIVES
+from tests.property.lives import LIVES
 
 Node: TypeAlias = dict[str, Any] | list[Any]
 Change: TypeAlias = Callable[[bytes, Random], bytes]

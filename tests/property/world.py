@@ -1,4 +1,4 @@
-"""Two parties without a socket: matching data, lives of sessions, and a world of choices.
+"""Two parties without a socket: matching data, and a world of choices.
 
 The `World` owns two sessions, two ordered pipes and virtual time. Whatever may happen next (a
 message is heard, a piece of local work is done) is a choice, so a test decides every interleaving.
@@ -7,9 +7,9 @@ message is heard, a piece of local work is done) is a choice, so a test decides 
 
 import copy
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple, Self, TypeAlias, assert_never
+from typing import Final, NamedTuple, Self, assert_never
 
 from netloader.config import Deadlines, Secret
 from netloader.fsm import auth
@@ -47,10 +47,7 @@ from netloader.fsm.manifest import (
     root_digest,
 )
 from netloader.fsm.messages import (
-    Begin,
     Challenge,
-    Complete,
-    Description,
     Hello,
     Message,
     Offer,
@@ -155,69 +152,6 @@ OFFER_READY: Final = OfferReady({"port": "1"}, DIGESTS)
 REQUEST: Final = Request((0, 1, 2), 2)
 RECEIVED: Final = Transferred(NBYTES)
 VERIFIED: Final = Verified(3, NBYTES, ROOT)
-
-# -- lives: how a session gets where it is -------------------------------------------------------
-
-Life: TypeAlias = tuple[Callable[[], Session], tuple[Event, ...]]
-
-_asked: Final = (Connected(), OFFER, TransportReady())
-_moving: Final = (*_asked, Begin())
-_requested: Final = (Connected(), hello(), OFFER_READY, REQUEST)
-
-LIVES: Final[Mapping[str, Life]] = {
-    "client listens": (client, ()),
-    "client greeted": (client, (Connected(),)),
-    "client with a token greeted": (lambda: client(SECURED), (Connected(),)),
-    "client proved": (lambda: client(SECURED), (Connected(), CHALLENGE)),
-    "client is curious": (lambda: client(CURIOUS), (Connected(),)),
-    "client opens its transport": (client, _asked[:-1]),
-    "client asked": (client, _asked),
-    "client receives": (client, _moving),
-    "client resumes": (lambda: client(RESUMING), _moving),
-    "client received all": (client, (*_moving, RECEIVED)),
-    "client was told all is sent": (client, (*_moving, Complete(NBYTES))),
-    "client carries on alone": (client, (*_moving, Complete(NBYTES), ConnectionLost("reset"))),
-    "client is done": (client, (*_moving, RECEIVED, Complete(NBYTES))),
-    "client learned": (
-        lambda: client(CURIOUS),
-        (Connected(), Description(IDENTITY, {"tied": "yes"})),
-    ),
-    "client fell back": (client, (Connected(), REFUSAL)),
-    "client fell back dirty": (client, (*_moving, ConnectionLost("reset"))),
-    "server listens": (server, ()),
-    "server is connected": (server, (Connected(),)),
-    "server with a token is connected": (lambda: server(GUARDED), (Connected(),)),
-    "server challenged": (lambda: server(GUARDED), (Connected(), hello(SECURED))),
-    "server challenged the curious": (
-        lambda: server(GUARDED),
-        (Connected(), hello(replace(CURIOUS, token=TOKEN))),
-    ),
-    "server challenged another model": (
-        lambda: server(GUARDED),
-        (Connected(), hello(replace(SECURED, identity=OTHER_IDENTITY))),
-    ),
-    "server challenged the unable": (
-        lambda: server(GUARDED),
-        (Connected(), hello(replace(SECURED, layouts=()))),
-    ),
-    "server prepares": (server, _requested[:2]),
-    "server offered": (server, _requested[:3]),
-    "server sends": (server, _requested),
-    "server sent all": (server, (*_requested, RECEIVED)),
-    "server is done": (server, (*_requested, RECEIVED, VERIFIED)),
-    "server described": (server, (Connected(), hello(CURIOUS))),
-    "server fell back": (server, (*_requested, Verified(0, 0, ""))),
-}
-
-
-def lived(name: str) -> Session:
-    """A session that has had this life, at time 0."""
-    make, events = LIVES[name]
-    session = make()
-    for happened in events:
-        session.step(happened, 0.0)
-    return session
-
 
 # -- the world -----------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from netloader.fsm.messages import (
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
+from tests.property.lives import lived
 from tests.property.world import (
     CHALLENGE,
     CLIENT_NONCE,
@@ -53,7 +54,6 @@ from tests.property.world import (
     VERIFIED,
     WISH,
     client,
-    lived,
     said,
 )
 

@@ -31,6 +31,7 @@ from netloader.fsm.server import MAX_LANES, TABLE, Offering, ServerSession
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
 from netloader.io.framing import encode
+from tests.property.lives import lived
 from tests.property.world import (
     CHALLENGE,
     CURIOUS,
@@ -51,7 +52,6 @@ from tests.property.world import (
     VERIFIED,
     WISH,
     hello,
-    lived,
     said,
     server,
 )

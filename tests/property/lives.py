@@ -1,0 +1,89 @@
+"""Lives: how a session gets where it is, in the words of whoever reads a failing test."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, TypeAlias
+
+from netloader.fsm.events import Connected, ConnectionLost, Event, TransportReady
+from netloader.fsm.messages import Begin, Complete, Description, Verified
+from netloader.fsm.session import Session
+from tests.property.world import (
+    CHALLENGE,
+    CURIOUS,
+    GUARDED,
+    IDENTITY,
+    NBYTES,
+    OFFER,
+    OFFER_READY,
+    OTHER_IDENTITY,
+    RECEIVED,
+    REFUSAL,
+    REQUEST,
+    RESUMING,
+    SECURED,
+    TOKEN,
+    VERIFIED,
+    client,
+    hello,
+    server,
+)
+
+Life: TypeAlias = tuple[Callable[[], Session], tuple[Event, ...]]
+
+_asked: Final = (Connected(), OFFER, TransportReady())
+_moving: Final = (*_asked, Begin())
+_requested: Final = (Connected(), hello(), OFFER_READY, REQUEST)
+
+LIVES: Final[Mapping[str, Life]] = {
+    "client listens": (client, ()),
+    "client greeted": (client, (Connected(),)),
+    "client with a token greeted": (lambda: client(SECURED), (Connected(),)),
+    "client proved": (lambda: client(SECURED), (Connected(), CHALLENGE)),
+    "client is curious": (lambda: client(CURIOUS), (Connected(),)),
+    "client opens its transport": (client, _asked[:-1]),
+    "client asked": (client, _asked),
+    "client receives": (client, _moving),
+    "client resumes": (lambda: client(RESUMING), _moving),
+    "client received all": (client, (*_moving, RECEIVED)),
+    "client was told all is sent": (client, (*_moving, Complete(NBYTES))),
+    "client carries on alone": (client, (*_moving, Complete(NBYTES), ConnectionLost("reset"))),
+    "client is done": (client, (*_moving, RECEIVED, Complete(NBYTES))),
+    "client learned": (
+        lambda: client(CURIOUS),
+        (Connected(), Description(IDENTITY, {"tied": "yes"})),
+    ),
+    "client fell back": (client, (Connected(), REFUSAL)),
+    "client fell back dirty": (client, (*_moving, ConnectionLost("reset"))),
+    "server listens": (server, ()),
+    "server is connected": (server, (Connected(),)),
+    "server with a token is connected": (lambda: server(GUARDED), (Connected(),)),
+    "server challenged": (lambda: server(GUARDED), (Connected(), hello(SECURED))),
+    "server challenged the curious": (
+        lambda: server(GUARDED),
+        (Connected(), hello(replace(CURIOUS, token=TOKEN))),
+    ),
+    "server challenged another model": (
+        lambda: server(GUARDED),
+        (Connected(), hello(replace(SECURED, identity=OTHER_IDENTITY))),
+    ),
+    "server challenged the unable": (
+        lambda: server(GUARDED),
+        (Connected(), hello(replace(SECURED, layouts=()))),
+    ),
+    "server prepares": (server, _requested[:2]),
+    "server offered": (server, _requested[:3]),
+    "server sends": (server, _requested),
+    "server sent all": (server, (*_requested, RECEIVED)),
+    "server is done": (server, (*_requested, RECEIVED, VERIFIED)),
+    "server described": (server, (Connected(), hello(CURIOUS))),
+    "server fell back": (server, (*_requested, Verified(0, 0, ""))),
+}
+
+
+def lived(name: str) -> Session:
+    """A session that has had this life, at time 0."""
+    make, events = LIVES[name]
+    session = make()
+    for happened in events:
+        session.step(happened, 0.0)
+    return session
