@@ -191,10 +191,11 @@ class World:
     def _pass(self, until: float) -> None:
         while (due := self.next_due()) is not None and due <= until:
             self._now = max(self._now, due)
-            for member in tuple(self.members):
-                when = member.next_timeout()
+            # Not in the order of the set: that is another one in every process.
+            for link in (end.link for end in self.ends):
+                when = link.next_timeout() if link in self.members else None
                 if when is not None and when <= self._now:
-                    member.handle_timeout(self._now)
+                    link.handle_timeout(self._now)
             self._settle_down()
         self._now = until
 

@@ -8,6 +8,7 @@ from netloader.fsm.messages import Lane
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session
 from netloader.fsm.states import State
+from netloader.log import capture
 from netloader.testing import Choice, LawError, World
 from tests.property.world import OFFERING, WISH
 
@@ -141,3 +142,19 @@ def test_a_mistake_of_ours_is_raised_and_not_only_logged() -> None:
     world.client.link.handle(OfferRefused(Reason.BUSY, "a client makes no offers"))
     with pytest.raises(LocalProtocolError):
         world.check()
+
+
+def test_deadlines_of_one_moment_come_in_one_order() -> None:
+    # A world that depends on where objects lie in memory cannot be had again.
+    first = set()
+    for _ in range(50):
+        with capture() as lines:
+            world = reached(State.HANDSHAKE)
+            world.do(Choice("server", "connects"))
+            for pipe in world.pipes.values():
+                pipe.stalled = True
+            world.wait_for_a_deadline()
+        moves = [x for x in lines if x["event"] == "netloader.session.transition"]
+        first.add(moves[-2]["netloader.role"])
+        assert {x["netloader.role"] for x in moves[-2:]} == {"client", "server"}
+    assert first == {"client"}
