@@ -71,9 +71,7 @@ def manifest_of(named: Sequence[Named]) -> Manifest:
 
 def memory_of(flat: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor as writable bytes; keeps the tensor alive."""
-    array = (ctypes.c_ubyte * (flat.numel() * flat.element_size())).from_address(flat.data_ptr())
-    array.keep = flat  # type: ignore[attr-defined]  # ctypes arrays take attributes
-    return memoryview(array).cast("B")
+    return _span(flat, 0, flat.numel() * flat.element_size())
 
 
 def _span(tensor: Tensor, start: int, length: int) -> memoryview:

@@ -58,6 +58,17 @@ class Site:
         self.far.wait_for_link()
         self.near.wait_for_link()
 
+    def pull_cable_under(self, client: Peer) -> tuple[float, Words]:
+        """Pull the cable when a client has halted: when, and how it then ends, with every byte."""
+        client.reached()
+        self.far.unplug()
+        pulled = monotonic()
+        client.tell("go on")
+        outcome = client.hear()
+        assert outcome["ok"], outcome["attempts"]
+        assert outcome["digest"] == self.digest
+        return pulled, outcome
+
     def assert_served(self) -> None:
         """A client gets everything from the far server."""
         outcome = self.client(self.endpoint).hear()
@@ -100,14 +111,8 @@ def test_a_cable_pulled_in_the_transfer_costs_the_stall_deadline_on_both_hosts(
     site.assert_served()
     calm = site.server.becomes(lambda now: now["closed"])
     client = site.client(site.endpoint, site.spare(), halt=Halt("wait", share=0.25))
-    client.reached()
-    site.far.unplug()
-    pulled = monotonic()
-    client.tell("go on")
-    outcome = client.hear()
+    pulled, outcome = site.pull_cable_under(client)
 
-    assert outcome["ok"], outcome["attempts"]
-    assert outcome["digest"] == site.digest
     broken, whole = outcome["attempts"]
     assert broken["reason"] == "transfer_stalled"
     assert 0 < broken["nbytes"] < outcome["nbytes"] == broken["nbytes"] + whole["nbytes"]
@@ -126,14 +131,8 @@ def test_a_cable_pulled_before_the_transfer_costs_the_deadline_of_the_phase(
     site.assert_served()
     calm = site.server.becomes(lambda now: now["closed"])
     client = site.client(site.endpoint, site.spare(), halt=Halt("wait", state))
-    client.reached()
-    site.far.unplug()
-    pulled = monotonic()
-    client.tell("go on")
-    outcome = client.hear()
+    pulled, outcome = site.pull_cable_under(client)
 
-    assert outcome["ok"], outcome["attempts"]
-    assert outcome["digest"] == site.digest
     deadline_s = {"handshake": QUICK.handshake_s, "validate": QUICK.validate_s}[state]
     assert outcome["attempts"][0]["reason"] in {"deadline_passed", "transfer_failed"}
     assert outcome["tried"][1] - pulled < deadline_s + ROOM_S
