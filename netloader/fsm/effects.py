@@ -33,10 +33,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class PrepareOffer:
-    """Server: reserve a place, have the digests ready, make the transport wait for its peer."""
+    """Server: reserve a place, have the digests ready, make the transport wait for its peer.
+
+    `offering` is the place, among the session's offerings, of the one the client asked for.
+    """
 
     transport: str
     digest: str
+    offering: int
 
 
 @dataclass(frozen=True, slots=True)

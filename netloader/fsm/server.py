@@ -51,6 +51,8 @@ from netloader.fsm.table import Limit, Program, Table, build, check, complete, e
 
 MAX_LANES = 16
 """More connections than this only fight for the same link."""
+ROLE = "role"
+"""The identity field that says which offering a client is about: the target model, its draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +76,24 @@ class Offering:
             least, given = MIN_SEGMENT_BYTES, self.segment_bytes
             raise ValueError(f"segment_bytes is {given}; clients take no less than {least}")
 
+    @property
+    def role(self) -> str | None:
+        """What the model is for, if its identity says so."""
+        return self.identity.hard.get(ROLE)
+
 
 class ServerSession(Session):
-    """One client, seen from the server. `session_id` and `nonce` are the caller's randomness."""
+    """One client, seen from the server. `session_id` and `nonce` are the caller's randomness.
+
+    `offerings` is what the client may choose from by its role: at least one, all with one token.
+    """
 
     __slots__ = (
         "digests",
         "hello",
         "nonce",
         "offered",
-        "offering",
+        "offerings",
         "request",
         "sent",
         "session_id",
@@ -92,9 +102,14 @@ class ServerSession(Session):
     role: ClassVar[str] = "server"
 
     def __init__(
-        self, offering: Offering, deadlines: Deadlines, session_id: str, nonce: str, now: float
+        self,
+        offerings: tuple[Offering, ...],
+        deadlines: Deadlines,
+        session_id: str,
+        nonce: str,
+        now: float,
     ) -> None:
-        self.offering = offering
+        self.offerings = offerings
         self.session_id = session_id
         self.nonce = nonce
         self.hello: Hello | None = None
@@ -108,6 +123,24 @@ class ServerSession(Session):
     def name(self) -> str:
         """The id this side chose."""
         return self.session_id
+
+    def chosen(self, hello: Hello) -> int:
+        """Which offering a hello is about: that of its role; else the first, to be refused by it.
+
+        The refusal then names the role that the client asked for beside one that there is.
+        """
+        roles, wanted = [o.role for o in self.offerings], hello.identity.hard.get(ROLE)
+        return roles.index(wanted) if wanted in roles else 0
+
+    @property
+    def offering(self) -> Offering:
+        """What the conversation is about; the first offering while the client has not spoken."""
+        return self.offerings[0 if self.hello is None else self.chosen(self.hello)]
+
+    @property
+    def token(self) -> Secret | None:
+        """What every client must prove to know; the same whatever it asks for."""
+        return self.offerings[0].token
 
     @property
     def nbytes(self) -> int:
@@ -140,7 +173,7 @@ def _other_version(session: ServerSession, event: Hello) -> bool:
 
 def _needs_proof(session: ServerSession, event: Hello) -> bool:
     del event
-    return session.offering.token is not None
+    return session.token is not None
 
 
 def _unasked(session: ServerSession, event: Proof) -> bool:
@@ -149,7 +182,7 @@ def _unasked(session: ServerSession, event: Proof) -> bool:
 
 
 def _wrong_proof(session: ServerSession, event: Proof) -> bool:
-    token, hello = session.offering.token, session.hello
+    token, hello = session.token, session.hello
     if token is None or hello is None:
         return True
     return not auth.proves(event.mac, token, "client", hello.nonce, session.nonce)
@@ -169,7 +202,7 @@ def _curious(session: ServerSession, event: Hello | Proof) -> bool:
 
 
 def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
-    return not all(_shared(session.offering, _hello(session, event)))
+    return not all(_shared(session, _hello(session, event)))
 
 
 def _offered_and_valid(session: ServerSession, event: Request) -> bool:
@@ -196,14 +229,19 @@ def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
 
 
 def _differences(session: ServerSession, hello: Hello) -> tuple[Difference, ...]:
-    mine = session.offering.identity
+    mine = _asked(session, hello).identity
     if hello.purpose is Purpose.DESCRIPTION:
         return mine.disagreements(hello.identity)
     return mine.differences(hello.identity)
 
 
-def _shared(offering: Offering, hello: Hello) -> tuple[str, str, str]:
+def _asked(session: ServerSession, hello: Hello) -> Offering:
+    return session.offerings[session.chosen(hello)]
+
+
+def _shared(session: ServerSession, hello: Hello) -> tuple[str, str, str]:
     """Layout, transport and digest: the client's first choice that the server can do, or ''."""
+    offering = _asked(session, hello)
 
     def first(wanted: tuple[str, ...], able: tuple[str, ...]) -> str:
         return next((name for name in wanted if name in able), "")
@@ -231,7 +269,7 @@ def _refuse_version(session: ServerSession, event: Hello) -> Iterable[Effect]:
 
 def _challenge(session: ServerSession, event: Hello) -> Iterable[Effect]:
     session.hello = event
-    token = session.offering.token
+    token = session.token
     if token is None:
         raise AssertionError("guarded by _needs_proof")
     yield Send(Challenge(session.nonce, auth.proof(token, "server", event.nonce, session.nonce)))
@@ -249,14 +287,15 @@ def _refuse_identity(session: ServerSession, event: Hello | Proof) -> Iterable[E
 
 
 def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
-    hello, mine = _hello(session, event), session.offering
+    hello = _hello(session, event)
+    mine = _asked(session, hello)
     detail = "; ".join(
         f"{name}: server has {', '.join(able) or 'none'}, client has {', '.join(wanted) or 'none'}"
         for name, able, wanted, choice in zip(
             ("layouts", "transports", "digests"),
             (mine.layouts, mine.transports, mine.digests),
             (hello.layouts, hello.transports, hello.digests),
-            _shared(mine, hello),
+            _shared(session, hello),
             strict=True,
         )
         if not choice
@@ -265,31 +304,32 @@ def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[
 
 
 def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
-    del event
-    yield Send(Description(session.offering.identity, session.offering.facts))
+    mine = _asked(session, _hello(session, event))
+    yield Send(Description(mine.identity, mine.facts))
     yield Settle(Verdict(State.DONE, Reason.DESCRIBED))
 
 
 def _prepare(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     session.hello = _hello(session, event)
-    _, transport, digest = _shared(session.offering, session.hello)
-    yield PrepareOffer(transport, digest)
+    _, transport, digest = _shared(session, session.hello)
+    yield PrepareOffer(transport, digest, session.chosen(session.hello))
 
 
 def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
     if session.hello is None:
         raise AssertionError("an offer is only prepared after a hello")
-    layout, transport, digest = _shared(session.offering, session.hello)
+    layout, transport, digest = _shared(session, session.hello)
+    mine = session.offering
     session.offered, session.digests = True, event.digests
     yield Send(
         Offer(
             session=session.session_id,
-            identity=session.offering.identity,
+            identity=mine.identity,
             layout=layout,
             transport=transport,
             digest=digest,
-            manifest=session.offering.manifest,
-            segment_bytes=session.offering.segment_bytes,
+            manifest=mine.manifest,
+            segment_bytes=mine.segment_bytes,
             digests=event.digests,
             rendezvous=event.rendezvous,
         )

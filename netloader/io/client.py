@@ -225,20 +225,31 @@ class _Filling:
         )
 
 
-def describe(
-    sources: Sequence[Endpoint], identity: Identity, options: ClientOptions
-) -> Description | None:
-    """Ask sources, in order, what they resolved when they loaded the model; None if none says.
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What sources said before a model is built.
+
+    `sources` is the order in which to try them: the one that described itself, those not asked
+    yet, those that did not answer well.
+    """
+
+    description: Description | None
+    sources: tuple[Endpoint, ...]
+
+
+def survey(sources: Sequence[Endpoint], identity: Identity, options: ClientOptions) -> Survey:
+    """Ask sources, in order, what they resolved when they loaded the model, until one says.
 
     Takes no place at the server. `identity` may name only what is known before a model is built.
     """
     wish = Wish(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
-    for number, endpoint in enumerate(sources, 1):
-        observer = Observer(options.logger, endpoint, {"netloader.source.attempt": number})
+    for number, endpoint in enumerate(sources):
+        observer = Observer(options.logger, endpoint, {"netloader.source.attempt": number + 1})
         session = _converse(endpoint, wish, IdleCrew(), observer, options.deadlines)
         if session.description is not None and _verdict(session).state is State.DONE:
-            return session.description
-    return None
+            tried, untried = sources[:number], sources[number + 1 :]
+            return Survey(session.description, (endpoint, *untried, *tried))
+    return Survey(None, tuple(sources))
 
 
 def _converse(

@@ -88,12 +88,17 @@ class IdleCrew(Crew):
 
 
 class ServerCrew(Crew):
-    """Prepares offers and sends."""
+    """Prepares offers and sends, of the publication that the client chose among some."""
 
-    def __init__(self, publication: Publication, session: str, deadlines: Deadlines) -> None:
+    def __init__(
+        self, publications: tuple[Publication, ...], session: str, deadlines: Deadlines
+    ) -> None:
         super().__init__()
-        self._publication = publication
-        self._outlet = Outlet(publication.weights, session, deadlines.stall_s)
+        self.publication: Publication | None = None
+        """The client's choice: known, to whoever gives the orders, from the first one on."""
+        self._publications = publications
+        self._session = session
+        self._stall_s = deadlines.stall_s
         # The client waits in its handshake, this side in VALIDATE: answer before either is over.
         self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
         self._sending: Sending | None = None
@@ -101,38 +106,45 @@ class ServerCrew(Crew):
         self._closed = False
         self._lock = threading.Lock()
 
+    def begin(self, order: Order) -> None:
+        """Start on an order, having noted which publication it is about."""
+        if isinstance(order, PrepareOffer):
+            self.publication = self._publications[order.offering]
+        super().begin(order)
+
     def do(self, order: Order) -> Event:
         """Prepare an offer, or send what was asked for."""
-        match order:
-            case PrepareOffer():
-                return self._prepare(order)
-            case StartTransfer() if self._sending is not None:
-                segments = [self._publication.segments[i] for i in order.segments]
-                return Transferred(self._sending.run(segments, order.lanes))
-            case _:
-                raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
+        publication, sending = self.publication, self._sending
+        if isinstance(order, PrepareOffer) and publication is not None:
+            return self._prepare(publication, order.transport)
+        if isinstance(order, StartTransfer) and publication is not None and sending is not None:
+            segments = [publication.segments[i] for i in order.segments]
+            with publication.reading():
+                return Transferred(sending.run(segments, order.lanes))
+        raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
 
-    def _prepare(self, order: PrepareOffer) -> Event:
-        publication = self._publication
-        if not self._enter():
-            detail = f"all {publication.max_clients} places are taken"
-            return OfferRefused(Reason.BUSY, detail, RETRY_AFTER_S)
-        digests = publication.digests(self._patience_s)
-        if digests is None:
-            return OfferRefused(Reason.NOT_READY, "digests are being computed", RETRY_AFTER_S)
+    def _prepare(self, publication: Publication, transport: str) -> Event:
+        entered = self._enter(publication)
+        digests = publication.digests(self._patience_s) if entered else None
         if publication.withdrawn:
             return OfferRefused(Reason.NOT_SERVING, publication.withdrawn)
-        sending = named(order.transport).sending(self._outlet)
+        if not entered:
+            detail = f"all {publication.max_clients} places are taken"
+            return OfferRefused(Reason.BUSY, detail, RETRY_AFTER_S)
+        if digests is None:
+            return OfferRefused(Reason.NOT_READY, "digests are being computed", RETRY_AFTER_S)
+        outlet = Outlet(publication.weights, self._session, self._stall_s)
+        sending = named(transport).sending(outlet)
         with self._lock:
             self._sending = sending
         return OfferReady(sending.rendezvous(), digests)
 
-    def _enter(self) -> bool:
+    def _enter(self, publication: Publication) -> bool:
         """Take a place, which `close` gives back, even one that came first."""
         with self._lock:
-            if self._closed or not self._publication.admit():
+            if self._closed or not publication.admit():
                 return False
-            self._leaving.callback(self._publication.leave)
+            self._leaving.callback(publication.leave)
             return True
 
     def attach(self, index: int, lane: socket) -> None:

@@ -1,5 +1,7 @@
 """One listening port, any number of clients. Law: nothing a client does reaches past its own link.
 
+A client chooses by its role among what was on the shelf when its connection was accepted.
+
 The session id is what lets a client attach data lanes, so in a log or on the wire it is a name for
 a session only while that session lives.
 """
@@ -8,6 +10,7 @@ import secrets
 import selectors
 import socket
 import threading
+from functools import partial
 
 from netloader.config import Deadlines, Endpoint
 from netloader.fsm.events import StopRequested
@@ -19,7 +22,7 @@ from netloader.io.clock import monotonic
 from netloader.io.crew import ServerCrew
 from netloader.io.driver import Link, Loop
 from netloader.io.observe import Observer
-from netloader.io.publication import Publication
+from netloader.io.publication import Publication, Shelf
 from netloader.log import Logger, emit
 
 MAX_LINKS = 256
@@ -52,15 +55,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener:
-    """Serves one publication on one socket, on a thread of its own."""
+    """Serves what is on a shelf on one socket, on a thread of its own."""
 
     def __init__(
-        self, sock: socket.socket, publication: Publication, deadlines: Deadlines, logger: Logger
+        self, sock: socket.socket, shelf: Shelf, deadlines: Deadlines, logger: Logger
     ) -> None:
         host, port = sock.getsockname()[:2]
         self.endpoint = Endpoint(host, port)
         self._sock = sock
-        self._publication = publication
+        self._shelf = shelf
         self._deadlines = deadlines
         self._logger = logger
         self._loop = Loop(self._trouble)
@@ -76,11 +79,27 @@ class Listener:
         self._log("netloader.listener.started")
 
     def close(self) -> None:
-        """Turn every client away, free the port, the threads and the publication. Idempotent."""
+        """Turn every client away, free the port, the threads and the shelf. Idempotent."""
         if not self._stopping:
             self._loop.post(self._stop)
             self._thread.join(CLOSE_S + 1)
             self._log("netloader.listener.stopped")
+
+    def evict(self, publication: Publication, why: str, timeout_s: float) -> bool:
+        """Withdraw a publication, end its sessions with `why`, wait until nobody reads its memory.
+
+        True when that came true within `timeout_s` seconds: the memory may then be freed, or
+        rewritten for the next `Shelf.put`. Other sessions notice nothing. Call it from any thread
+        but the listener's own.
+        """
+        publication.withdraw(why)
+        self._loop.post(partial(self._end, publication, why))
+        return publication.quiet(timeout_s)
+
+    def _end(self, publication: Publication, why: str) -> None:
+        for link, crew in tuple(self._links.items()):
+            if crew.publication is publication:
+                link.handle(StopRequested(Reason.NOT_SERVING, why))
 
     def next_timeout(self) -> float | None:
         """When to accept again, or to stop waiting for goodbyes."""
@@ -101,7 +120,7 @@ class Listener:
 
     def _stop(self) -> None:
         self._stopping = True
-        self._publication.withdraw("the server is closing")
+        self._shelf.withdraw("the server is closing")
         self._loop.watch(self._sock, 0, self._accept)
         self._sock.close()
         self._resume_at = monotonic() + CLOSE_S
@@ -125,10 +144,11 @@ class Listener:
 
     def _admit(self, sock: socket.socket, peer: Endpoint) -> None:
         name = secrets.token_hex(16)
-        session = ServerSession(
-            self._publication.offering, self._deadlines, name, secrets.token_hex(16), monotonic()
-        )
-        crew = ServerCrew(self._publication, name, self._deadlines)
+        publications = self._shelf.publications
+        offerings = tuple(publication.offering for publication in publications)
+        nonce = secrets.token_hex(16)
+        session = ServerSession(offerings, self._deadlines, name, nonce, monotonic())
+        crew = ServerCrew(publications, name, self._deadlines)
         observer = Observer(self._logger, peer, {})
         link = Link(self._loop, session, crew, observer, self._route)
         self._links[link] = crew

@@ -1,17 +1,20 @@
 """What one server publishes: weights, digests, places. Law: it offers only what it can prove.
 
 Digests are computed once. An audit may compute them again later: when they differ, the weights
-were changed under the server and the publication is withdrawn.
+were changed under the server and the publication is withdrawn. Once withdrawn, nobody begins to
+read the weights; `quiet` tells when the last one who did has ended.
 """
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from netloader.errors import NetloaderError
+from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Segment, plan
+from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
 from netloader.io.digests import digests_of
 from netloader.io.failure import TransferError
@@ -23,12 +26,15 @@ SHOWN_NAMES = 5
 """How many changed tensors a message names."""
 
 
-class WithdrawnError(NetloaderError):
-    """Nobody needs these digests any more."""
+class WithdrawnError(TransferError):
+    """Nobody may read these weights any more."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(Reason.NOT_SERVING, why)
 
 
 class Publication:
-    """Weights on offer, shared by all sessions of one server."""
+    """Weights on offer, shared by all sessions that want them."""
 
     def __init__(self, weights: Weights, offering: Offering, max_clients: int) -> None:
         self.weights = weights
@@ -36,7 +42,9 @@ class Publication:
         self.segments: tuple[Segment, ...] = plan(offering.manifest, offering.segment_bytes)
         self.max_clients = max_clients
         self.withdrawn = ""
-        self._places = threading.BoundedSemaphore(max_clients)
+        self._clients = 0
+        self._readers = 0
+        self._change = threading.Condition()
         self._digests: tuple[str, ...] = ()
         self._ready = threading.Event()
 
@@ -73,8 +81,9 @@ class Publication:
             self.withdraw(f"weights were changed after they were published, among: {some}")
 
     def withdraw(self, why: str) -> None:
-        """Offer nothing any more; clients are told `why`."""
-        self.withdrawn = why
+        """Offer nothing any more; clients are told `why`. Whoever reads already may go on."""
+        with self._change:
+            self.withdrawn = why
         self._ready.set()
 
     def digests(self, timeout_s: float) -> tuple[str, ...] | None:
@@ -82,12 +91,43 @@ class Publication:
         return self._digests if self._ready.wait(timeout_s) else None
 
     def admit(self) -> bool:
-        """Take a place for one client; give it back with `leave`."""
-        return self._places.acquire(blocking=False)
+        """Take a place for one client, if there is one; give it back with `leave`."""
+        with self._change:
+            if self.withdrawn or self._clients == self.max_clients:
+                return False
+            self._clients += 1
+            return True
 
     def leave(self) -> None:
         """Give a place back."""
-        self._places.release()
+        with self._change:
+            if not self._clients:
+                raise LocalProtocolError("a place that nobody has was given back")
+            self._clients -= 1
+            self._change.notify_all()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Where the weights are read, and nowhere else.
+
+        Raises:
+            WithdrawnError: nobody may begin to any more.
+        """
+        with self._change:
+            if self.withdrawn:
+                raise WithdrawnError(self.withdrawn)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._readers -= 1
+                self._change.notify_all()
+
+    def quiet(self, timeout_s: float) -> bool:
+        """Wait until no client has a place and nobody reads; False when that takes longer."""
+        with self._change:
+            return self._change.wait_for(lambda: not (self._clients or self._readers), timeout_s)
 
     @contextlib.contextmanager
     def _still_wanted(self) -> Iterator[None]:
@@ -99,13 +139,54 @@ class Publication:
             self.withdraw(error.detail)
 
     def _compute(self, workers: int) -> tuple[str, ...]:
-        readers = [partial(self._views, segment) for segment in self.segments]
-        return digests_of(self.offering.digests[0], readers, workers)
+        with self.reading():
+            readers = [partial(self._views, segment) for segment in self.segments]
+            return digests_of(self.offering.digests[0], readers, workers)
 
     def _views(self, segment: Segment) -> list[memoryview]:
         if self.withdrawn:
             raise WithdrawnError(self.withdrawn)
         return self.weights.views(segment)
+
+
+class Shelf:
+    """What one listener offers: a publication for each role, all with one token.
+
+    The first one's identity is what a client of a role that is not here is refused by.
+
+    Raises ValueError for none at all, or for two tokens.
+    """
+
+    def __init__(self, publications: Iterable[Publication]) -> None:
+        self.publications = _by_role(publications)
+        self._known = weakref.WeakSet(self.publications)
+        self._lock = threading.Lock()
+
+    def put(self, publication: Publication) -> None:
+        """Offer this from now on, in the place of what had its role; sessions keep what they have.
+
+        Raises:
+            ValueError: its token is not that of the others.
+        """
+        with self._lock:
+            self.publications = _by_role((*self.publications, publication))
+            self._known.add(publication)
+
+    def withdraw(self, why: str) -> None:
+        """Withdraw all that is here, and all that was here and has sessions or digests to do."""
+        with self._lock:
+            for publication in self._known:
+                publication.withdraw(why)
+
+
+def _by_role(publications: Iterable[Publication]) -> tuple[Publication, ...]:
+    """The last publication of each role."""
+    found = {publication.offering.role: publication for publication in publications}
+    if not found:
+        raise ValueError("a shelf offers at least one publication")
+    if len({publication.offering.token for publication in found.values()}) > 1:
+        raise ValueError("publications on one port must have the same token")
+    return tuple(found.values())
 
 
 def segment_digests(

@@ -1,18 +1,19 @@
 """Serve a model's weights. Law: everything started here is gone after `close`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
 from torch import nn
 
 from netloader.config import Deadlines, Endpoint, Secret
+from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
 from netloader.fsm.server import Offering
 from netloader.io.digests import ALGORITHMS
 from netloader.io.listener import Listener, bind
-from netloader.io.publication import Publication
+from netloader.io.publication import Publication, Shelf
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import Logger, get_logger
 
@@ -58,9 +59,33 @@ def publish(weights: Weights, identity: Identity, options: ServerOptions) -> Pub
 class Server:
     """A running server; a context manager."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, shelf: Shelf, options: ServerOptions) -> None:
         self._listener: Listener | None = listener
+        self._shelf = shelf
+        self._options = options
         self.endpoint: Endpoint = listener.endpoint
+
+    def put(
+        self,
+        model: nn.Module,
+        identity: Mapping[str, str] | Identity,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Serve one more model, or another in the place of the one with the same `role`.
+
+        `role` is a field of the identity; a client gets the model of its own. Clients of a model
+        that is replaced are served to their end. `facts` is as in ServerOptions, of this model.
+
+        Raises:
+            LocalProtocolError: the server is closed.
+            WeightsError: as `serve`.
+        """
+        if self._listener is None:
+            raise LocalProtocolError("a closed server serves nothing")
+        options = replace(self._options, facts=facts or {})
+        publication = publish(Weights.of(model), _known(identity), options)
+        self._shelf.put(publication)
+        publication.seal_quietly()
 
     def close(self) -> None:
         """Turn clients away and free the port, the threads and the model. Idempotent."""
@@ -97,8 +122,12 @@ def serve(
         WeightsError: the model has nothing to serve, or a tensor without memory.
     """
     options = options or ServerOptions()
-    known = identity if isinstance(identity, Identity) else Identity(identity)
-    publication = publish(Weights.of(model), known, options)
-    listener = Listener(bind(host, port), publication, options.deadlines, options.logger)
+    publication = publish(Weights.of(model), _known(identity), options)
+    shelf = Shelf((publication,))
+    listener = Listener(bind(host, port), shelf, options.deadlines, options.logger)
     publication.seal_quietly()
-    return Server(listener)
+    return Server(listener, shelf, options)
+
+
+def _known(identity: Mapping[str, str] | Identity) -> Identity:
+    return identity if isinstance(identity, Identity) else Identity(identity)

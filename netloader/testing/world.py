@@ -122,7 +122,7 @@ class World:
         limits = deadlines or Deadlines()
         asked = replace(wish, progress=self.holding.progress)
         self.client_session = ClientSession(asked, limits, "c" * 32, begun)
-        self.server_session = ServerSession(offering, limits, "session-1", "5" * 32, begun)
+        self.server_session = ServerSession((offering,), limits, "session-1", "5" * 32, begun)
         there, back = self.pipes["server"], self.pipes["client"]
         self.client = End("client", self.client_session, self, Plug(back, there))
         self.server = End("server", self.server_session, self, Plug(there, back))

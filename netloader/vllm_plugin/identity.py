@@ -2,17 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from vllm.config import ModelConfig, VllmConfig
-from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, parallel_state
+import vllm
+from vllm.config import ModelConfig, ParallelConfig, VllmConfig
+from vllm.distributed import (
+    get_pcp_group,
+    get_pp_group,
+    get_tensor_model_parallel_rank,
+    parallel_state,
+)
+from vllm.platforms import current_platform
 
 from netloader.fsm.identity import Identity
+from netloader.vllm_plugin import compat, loadstate
 
 TARGET, DRAFT = "target", "draft"
+RAW, PROCESSED = "raw", "processed"
 
 VOLATILE = frozenset(
     {
@@ -31,6 +40,12 @@ SAMPLES, SAMPLE_BYTES = 16, 4096
 
 UNTIED = "untied_by_checkpoint"
 """The fact a client without checkpoint files cannot find out: the files hold an lm_head."""
+LAYOUT = "layout"
+"""The fact that tells a client how to build its model: `raw` or `processed`."""
+STATE = "load_state"
+"""The fact that carries what the server's `load_weights` left behind, see `loadstate`."""
+UNFILLED = "unfilled"
+"""The fact that names, as a JSON list, the parameters of a draft that no checkpoint fills."""
 
 
 def role_of(model_config: ModelConfig) -> str:
@@ -38,14 +53,24 @@ def role_of(model_config: ModelConfig) -> str:
     return DRAFT if model_config.runner_type == "draft" else TARGET
 
 
-def rank() -> int:
-    """The `torch.distributed` global rank of this worker."""
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if ready else 0
+def rank(parallel: ParallelConfig) -> int:
+    """The worker's rank among all replicas of the instance: unique on a host, as its port must be.
+
+    It is the `torch.distributed` global rank. Only data parallel replicas of a dense model, each of
+    which vLLM gives a world of its own, are counted on from one to the next.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return int(parallel.data_parallel_index * parallel.world_size)
+    own = torch.distributed.get_world_size() == parallel.world_size
+    replica = parallel.data_parallel_index if own else 0
+    return int(replica * parallel.world_size + torch.distributed.get_rank())
 
 
 def known_early(model_config: ModelConfig, name: str | None) -> Identity:
-    """What a client can say before its model is built."""
+    """What can be said before a model is built; `name` is the operator's MODEL, if given.
+
+    It is found out then, once: vLLM writes into the configuration of a draft while it builds one.
+    """
     return Identity(
         {
             "model": name or str(model_config.model),
@@ -56,24 +81,52 @@ def known_early(model_config: ModelConfig, name: str | None) -> Identity:
     )
 
 
-def identity_of(vllm_config: VllmConfig, model_config: ModelConfig, name: str | None) -> Identity:
-    """All that must be equal; `name` is the operator's MODEL, if given."""
+def identity_of(
+    vllm_config: VllmConfig,
+    model_config: ModelConfig,
+    early: Identity,
+    layout: str = RAW,
+    state: loadstate.State = loadstate.NOTHING,
+) -> Identity:
+    """All that must be equal, beginning with what was `known_early`."""
     parallel = vllm_config.parallel_config
     architecture = ",".join(model_config.hf_config.architectures or [])
     hard = {
-        **known_early(model_config, name).hard,
+        **early.hard,
         "architecture": architecture,
         "tied_embeddings": str(bool(getattr(model_config.hf_config, "tie_word_embeddings", False))),
         "quantization": str(model_config.quantization),
         "tensor_parallel": f"{_tp_rank()} of {parallel.tensor_parallel_size}",
         "pipeline_parallel": f"{_pp_rank()} of {parallel.pipeline_parallel_size}",
         "data_parallel": f"{parallel.data_parallel_rank} of {parallel.data_parallel_size}",
-        "expert_parallel": str(bool(parallel.enable_expert_parallel)),
+        "context_parallel": _context(parallel),
+        "expert_parallel": _experts(parallel),
         "redundant_experts": str(parallel.eplb_config.num_redundant_experts),
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "device": str(torch.device(vllm_config.device_config.device).type),
+        "layout": layout,
+        "load_state": loadstate.digest(state),
     }
+    if layout == PROCESSED:  # what kernels make of weights is between a version and a device
+        hard["vllm"] = str(vllm.__version__)
+        hard["torch"] = str(torch.__version__)
+        hard["device_name"] = str(current_platform.get_device_name())
     return Identity(hard, dict(_fingerprint(model_config)))
+
+
+def _context(parallel: ParallelConfig) -> str:
+    prefill, decode = parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size
+    return f"prefill {_pcp_rank()} of {prefill}, decode {decode}"
+
+
+def _experts(parallel: ParallelConfig) -> str:
+    """Which experts this rank has: with expert parallelism they are dealt out by these numbers."""
+    if not parallel.enable_expert_parallel:
+        return "off"
+    size = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size
+    prefill = _pcp_rank() * parallel.tensor_parallel_size
+    mine = _tp_rank() + prefill + size * parallel.data_parallel_rank
+    return f"{mine} of {size * parallel.data_parallel_size}, {parallel.expert_placement_strategy}"
 
 
 def config_hash(model_config: ModelConfig) -> str:
@@ -124,14 +177,26 @@ def _tp_rank() -> int:
     )
 
 
+def _pcp_rank() -> int:
+    ready = parallel_state.model_parallel_is_initialized()
+    return int(get_pcp_group().rank_in_group) if ready else 0
+
+
 def _pp_rank() -> int:
     ready = parallel_state.model_parallel_is_initialized()
     return int(get_pp_group().rank_in_group) if ready else 0
 
 
-def facts_of(model_config: ModelConfig) -> dict[str, str]:
-    """What this side resolved by looking into its checkpoint."""
-    return {UNTIED: str(bool(model_config.word_embeddings_untied_by_checkpoint))}
+def facts_of(
+    model_config: ModelConfig, layout: str, state: loadstate.State, unfilled: Iterable[str]
+) -> dict[str, str]:
+    """What this side resolved by looking into its checkpoint, and how it offers its weights."""
+    return {
+        UNTIED: str(compat.untied_by_checkpoint(model_config)),
+        LAYOUT: layout,
+        STATE: loadstate.render(state),
+        UNFILLED: json.dumps(sorted(unfilled)),
+    }
 
 
 def adopt(facts: Mapping[str, str], model_config: ModelConfig) -> bool:
@@ -144,12 +209,7 @@ def adopt(facts: Mapping[str, str], model_config: ModelConfig) -> bool:
     config = model_config.hf_config
     if facts.get(UNTIED) != "True" or not getattr(config, "tie_word_embeddings", False):
         return False
-    if has_weight_files(model_config):
-        return False
-    config.tie_word_embeddings = False
-    config.get_text_config().tie_word_embeddings = False
-    model_config.word_embeddings_untied_by_checkpoint = True
-    return True
+    return not has_weight_files(model_config) and compat.untie(model_config)
 
 
 def has_weight_files(model_config: ModelConfig) -> bool:

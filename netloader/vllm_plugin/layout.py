@@ -17,29 +17,55 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from netloader.fsm.manifest import Manifest, plan
 from netloader.io.digests import ALGORITHMS
 from netloader.io.publication import segment_digests
-from netloader.io.weights import Weights, WeightsError, named_tensors
+from netloader.io.weights import Named, Weights, WeightsError
 from netloader.vllm_plugin.settings import CachePolicy, Settings
 
 SMALL_BYTES = 64 * 1024
 """Tensors up to this size are backed up before a source may write: scales, sentinels and constants
 that no checkpoint file holds, so the ordinary loader would not write them again."""
+SHOWN_NAMES = 5
+"""How many lost parameters a message names."""
 
 
 class GoneError(Exception):
     """Post-processing replaced tensors that were not to be kept; `names` says which."""
 
-    def __init__(self, names: Sequence[str], setting: str) -> None:
-        super().__init__(f"{len(names)} parameters were replaced, among: {', '.join(names[:5])}")
+    def __init__(self, names: Sequence[str], settings: Sequence[str]) -> None:
+        some = ", ".join(names[:SHOWN_NAMES])
+        super().__init__(f"{len(names)} parameters were replaced, among: {some}")
         self.names = tuple(names)
-        self.setting = setting
+        self.settings = tuple(sorted(set(settings)))
+
+    @property
+    def remedy(self) -> str:
+        """What to set so that the originals are kept."""
+        return " and ".join(_REMEDIES[setting] for setting in self.settings)
+
+
+_REMEDIES = {
+    "INT8_CACHE": "set INT8_CACHE to dram",
+    "INT8_CACHE_NAME": "name them in INT8_CACHE_NAME, or leave it out",
+    "WEIGHT_CACHE": "set WEIGHT_CACHE to dram, or leave it as it is",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Raw tensors after post-processing, and what it costs to have them."""
+
+    named: tuple[Named, ...]
+    weights: Weights
+    cached: frozenset[str] = frozenset()
+    """Names of the tensors that only we keep alive."""
+    cached_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A raw tensor: kept alive (`tensor`), or only watched (its storage weakly, its geometry)."""
+    """A raw tensor: kept alive (`kept`), or only watched (its storage weakly, its geometry)."""
 
     name: str
-    tensor: Tensor | None
+    kept: Tensor | None
     storage: StorageWeakRef
     dtype: torch.dtype
     offset: int
@@ -48,47 +74,84 @@ class _Held:
     setting: str
 
     def find(self) -> Tensor | None:
-        """The tensor as it was loaded, if its storage is still alive."""
-        if self.tensor is not None:
-            return self.tensor
+        """The tensor as it was loaded: where it was, if that is still alive, or the kept one."""
         revive: Any = torch.UntypedStorage._new_with_weak_ptr  # noqa: SLF001 - None when it is gone
         storage = revive(self.storage.cdata)
         if storage is None:
+            return self.kept
+        return _view(storage, self.dtype, self.offset, self.shape, self.stride)
+
+
+def _view(
+    storage: torch.UntypedStorage,
+    dtype: torch.dtype,
+    offset: int,
+    shape: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    nothing = torch.empty(0, dtype=dtype, device=storage.device)
+    return nothing.set_(storage, offset, shape, stride)
+
+
+class _Keeper:
+    """Keeps originals as the settings say; storage that tensors share is kept, or copied, once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._copies: dict[int, Any] = {}
+
+    def hold(self, name: str, tensor: Tensor) -> _Held:
+        policy, setting = policy_for(name, tensor, self._settings)
+        plain = tensor.detach()
+        storage = plain.untyped_storage()
+        return _Held(
+            name=name,
+            kept=self._kept(plain, policy),
+            storage=StorageWeakRef(storage),  # type: ignore[no-untyped-call]
+            dtype=plain.dtype,
+            offset=int(plain.storage_offset()),
+            shape=plain.shape,
+            stride=plain.stride(),
+            setting=setting,
+        )
+
+    def _kept(self, plain: Tensor, policy: CachePolicy) -> Tensor | None:
+        if policy is CachePolicy.NO:
             return None
-        nothing = torch.empty(0, dtype=self.dtype, device=storage.device)
-        return nothing.set_(storage, self.offset, self.shape, self.stride)
-
-
-def _hold(name: str, tensor: Tensor, settings: Settings) -> _Held:
-    policy, setting = policy_for(name, tensor, settings)
-    plain = tensor.detach()
-    return _Held(
-        name=name,
-        tensor=None if policy is CachePolicy.NO else plain,
-        storage=StorageWeakRef(plain.untyped_storage()),  # type: ignore[no-untyped-call]
-        dtype=plain.dtype,
-        offset=int(plain.storage_offset()),
-        shape=plain.shape,
-        stride=plain.stride(),
-        setting=setting,
-    )
+        storage = plain.untyped_storage()
+        if policy is CachePolicy.HBM or plain.device.type == "cpu":
+            return plain
+        if storage.data_ptr() not in self._copies:
+            self._copies[storage.data_ptr()] = storage.cpu()  # type: ignore[no-untyped-call]
+        copy = self._copies[storage.data_ptr()]
+        offset = int(plain.storage_offset())
+        return _view(copy, plain.dtype, offset, plain.shape, plain.stride())
 
 
 def policy_for(name: str, tensor: Tensor, settings: Settings) -> tuple[CachePolicy, str]:
-    """Where the original of a tensor is kept if it is replaced, and which setting says so."""
-    if tensor.dtype is not torch.int8:
-        return settings.weight_cache, "WEIGHT_CACHE"
-    wanted = settings.int8_cache_name
-    if wanted and not any(part in name for part in wanted):
-        return CachePolicy.NO, "INT8_CACHE_NAME"
-    return settings.int8_cache, "INT8_CACHE"
+    """Where the original of a tensor is kept if it is replaced, and which setting says so.
+
+    `auto` is `dram` on a CPU, where it costs only what is replaced, and `no` on a device, where all
+    of a model would be copied to the host before it is known what is replaced: there the processed
+    layout serves instead.
+    """
+    if tensor.dtype is torch.int8:
+        wanted = settings.int8_cache_name
+        if wanted and not any(part in name for part in wanted):
+            return CachePolicy.NO, "INT8_CACHE_NAME"
+        return settings.int8_cache, "INT8_CACHE"
+    policy = settings.weight_cache
+    if policy is CachePolicy.AUTO:
+        policy = CachePolicy.DRAM if tensor.device.type == "cpu" else CachePolicy.NO
+    return policy, "WEIGHT_CACHE"
 
 
 class RawSnapshot:
     """Every tensor of a model between loading and post-processing, with its digests."""
 
-    def __init__(self, model: nn.Module, settings: Settings, known: tuple[str, ...]) -> None:
-        named = named_tensors(model)
+    def __init__(
+        self, named: Sequence[Named], settings: Settings, known: tuple[str, ...] = ()
+    ) -> None:
         weights = Weights(named)
         self.manifest: Manifest = weights.manifest
         self.digests = known or segment_digests(
@@ -97,39 +160,41 @@ class RawSnapshot:
             next(iter(ALGORITHMS)),
             os.cpu_count() or 1,
         )
-        self._held = [_hold(name, tensor, settings) for name, tensor in named]
+        keeper = _Keeper(settings)
+        self._held = [keeper.hold(name, tensor) for name, tensor in named]
 
-    def after(self, model: nn.Module) -> tuple[Weights, int]:
-        """The same tensors after post-processing, and the bytes only this snapshot keeps alive.
+    def after(self, model: nn.Module) -> Kept:
+        """The same tensors after post-processing.
 
         Raises:
             GoneError: a tensor is needed that was replaced and not kept.
-        WeightsError: what is left is not what was loaded.
+            WeightsError: what is left is not what was loaded.
         """
         found = [(held, held.find()) for held in self._held]
         gone = [held for held, tensor in found if tensor is None]
         if gone:
-            raise GoneError([held.name for held in gone], gone[0].setting)
+            raise GoneError([held.name for held in gone], [held.setting for held in gone])
         named = [(held.name, tensor) for held, tensor in found if tensor is not None]
-        in_use = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-        cached = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for _, tensor in named
-            if tensor.untyped_storage().data_ptr() not in in_use
-        }
         weights = Weights(named)
         if weights.manifest != self.manifest:
             raise WeightsError("post-processing changed the geometry of raw tensors")
-        return weights, sum(cached.values())
+        in_use = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        ours = {
+            name: tensor.untyped_storage()
+            for name, tensor in named
+            if tensor.untyped_storage().data_ptr() not in in_use
+        }
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in ours.values()}
+        return Kept(tuple(named), weights, frozenset(ours), sum(sizes.values()))
 
 
 class Backup:
     """Copies of a model's small tensors, to undo what a failed source may have written."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, named: Sequence[Named]) -> None:
         self._copies = [
             (tensor, tensor.detach().clone())
-            for _, tensor in named_tensors(model)
+            for _, tensor in named
             if tensor.numel() * tensor.element_size() <= SMALL_BYTES
         ]
 

@@ -5,50 +5,65 @@ this rank becomes a server itself. The constructor runs two or three times per w
 reads settings. The shared LoadConfig is never changed.
 """
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import gc
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from vllm.config import ModelConfig, VllmConfig, replace
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config import replace as replace_config
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError
 from netloader.fsm.identity import Identity
-from netloader.io.client import ClientOptions, Outcome, UnsafeError, describe, fill
+from netloader.fsm.manifest import Manifest
+from netloader.io.client import ClientOptions, Outcome, Survey, UnsafeError, fill, survey
 from netloader.io.digests import ALGORITHMS
-from netloader.io.transports import named
-from netloader.io.weights import Weights, WeightsError
+from netloader.io.transports import named as transport_named
+from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, publish
-from netloader.vllm_plugin import identity as identities
-from netloader.vllm_plugin.layout import Backup, RawSnapshot
+from netloader.vllm_plugin import LOG_BASE, fence, loadstate, processed, publish, ranks
+from netloader.vllm_plugin.display import bar
+from netloader.vllm_plugin.errand import Errand, errand_of
+from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET
+from netloader.vllm_plugin.layout import Backup
+from netloader.vllm_plugin.offer import Loaded, offer, read, reloadable, taken
+from netloader.vllm_plugin.reload import HandOver, beside, obstacle
 from netloader.vllm_plugin.settings import Settings
 
 AUTO = "auto"
-BAR_FORMAT = (
-    "{desc}: {percentage:3.0f}% Completed | {n_fmt}/{total_fmt} "
-    "[{elapsed}<{remaining}, {rate_fmt}]\n"
-)
-"""As vLLM's bars: one line an update, because workers' output is prefixed line by line."""
+PLACEHOLDERS = "dummy"
+"""vLLM's load format of random weights: it takes every layer through the steps of loading."""
 
 
 class NoWeightsError(NetloaderError):
     """No source delivered and FALLBACK is `never`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What `load_weights` must know beyond its arguments while `load_model` runs."""
+class RebuildError(Exception):
+    """The model holds placeholders and cannot be loaded the ordinary way: build another one."""
 
-    identity: Identity
-    rank: int
-    sources: tuple[Endpoint, ...]
-    serves: bool
+    def __init__(self, outcome: Outcome | None) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Reloadable:
+    """What a reload in place must know of the load before it."""
+
+    errand: Errand
+    manifest: Manifest
+
+
+_reloadable: WeakKeyDictionary[nn.Module, _Reloadable] = WeakKeyDictionary()
+"""vLLM makes a new loader for a reload, so the loaders share what they know of a model."""
 
 
 class NetLoader(BaseModelLoader):
@@ -59,61 +74,247 @@ class NetLoader(BaseModelLoader):
         extra = load_config.model_loader_extra_config
         self._settings = Settings.parse(extra)
         self._logger = get_logger("client", LOG_BASE)
-        self._target: Target | None = None
-        self._snapshot: RawSnapshot | None = None
+        self._errand: Errand | None = None
+        self._loaded: Loaded | None = None
         _check_transport(self._settings.transport)
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Fetch the checkpoint for the ordinary loader."""
         self._ordinary().download_model(model_config)
 
-    def get_all_weights(
-        self, model_config: ModelConfig, model: nn.Module
-    ) -> Generator[tuple[str, Tensor], None, None]:
-        """Checkpoint tensors from the ordinary loader, for vLLM's `reload_weights`."""
-        ordinary = self._ordinary()
-        if not hasattr(ordinary, "get_all_weights"):
-            msg = f"{type(ordinary).__name__} cannot reload weights"
-            raise NotImplementedError(msg)
-        yield from ordinary.get_all_weights(model_config, model)
-
     def load_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
     ) -> nn.Module:
         """Create, load and post-process as vLLM does, then serve what was loaded."""
         self._start_logging()
-        if identities.role_of(model_config) == identities.DRAFT:
-            fields = {"netloader.detail": "draft models are loaded by the ordinary loader"}
-            emit(self._logger, "netloader.loader.ordinary", fields)
-            draft: nn.Module = self._ordinary().load_model(vllm_config, model_config, prefix)
-            return draft
-        rank = identities.rank()
-        publish.forget_address(self._settings, rank)
-        sources = tuple(self._settings.sources.get(rank, ()))
-        self._resolve(sources, model_config)
-        identity = identities.identity_of(vllm_config, model_config, self._settings.model)
-        serves = publish.wanted(self._settings, rank)
-        self._target = Target(identity, rank, sources, serves)
-        model: nn.Module = super().load_model(vllm_config, model_config, prefix)
-        if self._snapshot is not None:
-            facts = identities.facts_of(model_config)
-            shop = publish.Shop(self._settings, identity, facts, rank)
-            shop.open(model, self._snapshot)
-            self._snapshot = None
+        fence.install(resolve_obj_by_qualname(vllm_config.parallel_config.worker_cls))
+        errand = errand_of(vllm_config, model_config, self._settings, self._ask, self._logger)
+        if errand.role == TARGET:
+            publish.forget_address(self._settings, errand.rank)
+        model = self._build(errand, vllm_config, model_config, prefix)
+        loaded, self._errand, self._loaded = self._loaded, None, None
+        if loaded is not None and reloadable(loaded, model):
+            _reloadable[model] = _Reloadable(errand, loaded.manifest)
+        if loaded is not None and publish.wanted(self._settings, errand.rank):
+            offer(model, errand, loaded, self._settings, model_config)
         return model
+
+    def _build(
+        self, errand: Errand, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
+    ) -> nn.Module:
+        """Build and load; a model that cannot go on to the ordinary loader is built anew."""
+        traces = _Traces(vllm_config)
+        try:
+            self._errand = errand
+            model: nn.Module = super().load_model(vllm_config, model_config, prefix)
+            if errand.layout == PROCESSED:
+                self._receive_processed(model, errand)
+        except RebuildError as error:
+            outcome = error.outcome
+        else:
+            return model
+        # Only now, outside the handler, does nothing refer to the first model any more.
+        traces.undo()
+        gc.collect()
+        torch.accelerator.empty_cache()
+        self._tell_fallback(outcome)
+        self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
+        self._errand = replace(errand, sources=(), ranks=(), layout=RAW)
+        again: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        return again
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Receive the weights from a source, or have the ordinary loader read them.
 
         Raises:
             NoWeightsError: no source delivered and FALLBACK is `never`.
+            DisagreementError: the ranks could not agree on the loader in time.
         """
-        target = self._target
-        outcome = self._receive(model, target) if target and target.sources else None
-        if outcome is None or not outcome.ok:
-            self._load_ordinary(model, model_config, outcome)
-        if target is not None and target.serves:
-            self._snapshot = self._take(model, outcome)
+        errand = self._errand
+        if errand is None:  # in place, by whoever holds a loader and a model
+            self._ordinary().load_weights(model, model_config)
+            return
+        if errand.layout == PROCESSED:
+            self._placeholders(model, model_config)
+            return
+        received, outcome = self._fill_raw(model, model_config, errand)
+        if received and outcome is not None:
+            loadstate.adopt(errand.state, model)
+            known = _known(outcome, self._settings)
+            self._loaded = taken(errand, model, self._settings, known)
+        else:
+            self._tell_fallback(outcome)
+            loader = self._ordinary(outcome)
+            self._loaded = read(loader, errand, model, model_config, self._settings)
+
+    def get_all_weights(
+        self, model_config: ModelConfig, model: nn.Module
+    ) -> Iterable[tuple[str, Tensor]]:
+        """For vLLM's `reload_weights`: from the sources as at start, else from the checkpoint.
+
+        With another path than the one the model was started with, the checkpoint there is meant.
+
+        Raises:
+            NotImplementedError: neither can be done.
+        """
+        if problem := obstacle(model):
+            raise NotImplementedError(f"{problem}; restart this instance instead")
+        before = _reloadable.get(model)
+        outcome = None
+        if before and before.errand.sources and before.errand.path == model_config.model:
+            handed, outcome = self._receive_beside(model, before)
+            if handed is not None:
+                return handed
+            self._tell_fallback(outcome)
+        ordinary = self._ordinary(outcome)
+        if not hasattr(ordinary, "get_all_weights"):
+            raise NotImplementedError(f"{type(ordinary).__name__} cannot reload weights")
+        weights: Iterable[tuple[str, Tensor]] = ordinary.get_all_weights(model_config, model)
+        return weights
+
+    # -- from a source ---------------------------------------------------------------------------
+
+    def _ask(self, sources: Sequence[Endpoint], known: Identity) -> Survey:
+        return survey(sources, known, self._options())
+
+    def _fill_raw(
+        self, model: nn.Module, model_config: ModelConfig, errand: Errand
+    ) -> tuple[bool, Outcome | None]:
+        """Fill what is between creating and post-processing; as it was, when that fails.
+
+        Raises:
+            RebuildError: layers that quantize while loading hold placeholders now.
+        """
+        if not errand.sources:
+            return self._all_received(None, errand), None
+        online = any(map(loadstate.quantizes_while_loading, model.modules()))
+        if online:
+            self._placeholders(model, model_config)
+        fits = self._fits(errand, model)
+        named = errand.tensors(model)
+        backup = Backup(named)
+        outcome = self._receive(named, errand, errand.identity) if fits else None
+        received = self._all_received(outcome, errand)
+        if not received and online:
+            raise RebuildError(outcome)
+        if not received:
+            backup.restore()
+        return received, outcome
+
+    def _fits(self, errand: Errand, model: nn.Module) -> bool:
+        """Whether what the server's `load_weights` left behind can be left here as well."""
+        try:
+            loadstate.check(errand.state, model)
+        except loadstate.StateError as error:
+            emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
+            return False
+        return True
+
+    def _receive_processed(self, model: nn.Module, errand: Errand) -> None:
+        """Fill a post-processed model.
+
+        Raises:
+            RebuildError: it still holds placeholders, or something between.
+        """
+        outcome = None
+        try:
+            named = processed.collect(model)
+            kernels = processed.kernel_state(model)
+            identity = processed.sharpened(errand.identity, kernels)
+            outcome = self._receive(named, errand, identity)
+            if outcome is not None and outcome.ok:
+                processed.adopt_numbers(model, named)
+        except WeightsError as error:
+            emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
+            outcome = None
+        if not self._all_received(outcome, errand):
+            raise RebuildError(outcome)
+        self._loaded = Loaded(errand.state)
+
+    def _receive_beside(
+        self, model: nn.Module, before: _Reloadable
+    ) -> tuple[HandOver | None, Outcome | None]:
+        """Receive raw weights beside a running model, to be reloaded in place."""
+        device = next(model.parameters()).device
+        named = beside(before.manifest, device)
+        outcome = self._receive(named, before.errand, before.errand.identity)
+        if self._all_received(outcome, before.errand):
+            return HandOver(model, named), outcome
+        return None, outcome
+
+    def _receive(
+        self, named: Sequence[Named], errand: Errand, identity: Identity
+    ) -> Outcome | None:
+        """Fill tensors from the sources; None when that broke down.
+
+        Raises:
+            UnsafeError: an aborted transfer may still write, so nobody may load this model.
+        """
+        try:
+            weights = Weights(named)
+            with bar(weights.manifest.nbytes, self._shows_progress(errand.rank)) as report:
+                outcome = fill(weights, errand.sources, identity, self._options(report))
+        except UnsafeError:
+            raise
+        except WeightsError as error:
+            emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
+            return None
+        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
+            emit(self._logger, "netloader.driver.error", exc_info=error)
+            return None
+        if outcome.ok:
+            fields = {
+                "netloader.source": str(outcome.source),
+                "netloader.source.attempt": len(outcome.attempts),
+                "netloader.rank": errand.rank,
+                "netloader.role": errand.role,
+                "netloader.layout": errand.layout,
+                "netloader.transfer.bytes": outcome.nbytes,
+            }
+            emit(self._logger, "netloader.loader.received", fields)
+        return outcome
+
+    def _all_received(self, outcome: Outcome | None, errand: Errand) -> bool:
+        """Whether this rank has its weights, and need not load them along with others."""
+        received = outcome is not None and outcome.ok
+        fallback = self._settings.fallback
+        asked = bool(self._settings.sources)  # by some rank, and all have the same settings
+        if asked and fallback and ranks.needs_agreement(fallback.load_format, errand.ranks):
+            timeout_s = self._settings.agree_timeout_s
+            return ranks.all_received(received, errand.role, errand.ranks, timeout_s)
+        return received
+
+    # -- the ordinary way ------------------------------------------------------------------------
+
+    def _ordinary(self, outcome: Outcome | None = None) -> BaseModelLoader:
+        fallback = self._settings.fallback
+        if fallback is None:
+            history = outcome.history() if outcome else "no source is configured for this rank"
+            raise NoWeightsError(f"FALLBACK is never, and no source delivered: {history}")
+        return self._loader(fallback.load_format, dict(fallback.extra))
+
+    def _placeholders(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Take a model through the steps of loading, with weights that mean nothing."""
+        self._loader(PLACEHOLDERS, {}).load_weights(model, model_config)
+
+    def _loader(self, load_format: str, extra: dict[str, object]) -> BaseModelLoader:
+        changes = {"load_format": load_format, "model_loader_extra_config": extra}
+        return get_model_loader(replace_config(self.load_config, **changes))
+
+    def _tell_fallback(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            emit(self._logger, "netloader.loader.ordinary", {})
+            return
+        fields = {
+            "netloader.reason": outcome.reason.value,
+            "netloader.detail": outcome.history(),
+            "netloader.weights_dirty": outcome.weights_dirty,
+        }
+        if outcome.ok:
+            fields["netloader.detail"] = "this rank was filled, another rank of the instance not"
+        emit(self._logger, "netloader.fallback.engaged", fields)
+
+    # -- settings --------------------------------------------------------------------------------
 
     def _start_logging(self) -> None:
         settings = self._settings
@@ -126,6 +327,7 @@ class NetLoader(BaseModelLoader):
             "netloader.sources": sum(map(len, settings.sources.values())),
             "netloader.transport": settings.transport,
             "netloader.lanes": settings.lanes,
+            "netloader.layout": settings.layout.value,
             "netloader.weight_cache": settings.weight_cache.value,
             "netloader.int8_cache": settings.int8_cache.value,
             "netloader.fallback": settings.fallback.load_format if settings.fallback else "never",
@@ -134,98 +336,16 @@ class NetLoader(BaseModelLoader):
         }
         emit(self._logger, "netloader.config.loaded", fields)
 
-    def _resolve(self, sources: tuple[Endpoint, ...], model_config: ModelConfig) -> None:
-        """Ask the sources what they resolved, so that vLLM builds the same parameters here."""
-        if not sources or identities.has_weight_files(model_config):
-            return
-        early = identities.known_early(model_config, self._settings.model)
-        try:
-            description = describe(sources, early, self._options())
-        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
-            emit(self._logger, "netloader.driver.error", exc_info=error)
-            return
-        if description is not None:
-            identities.adopt(description.facts, model_config)
-
-    def _receive(self, model: nn.Module, target: Target) -> Outcome | None:
-        """Fill the model from its sources; None, and the model as it was, when that broke down.
-
-        Raises:
-            UnsafeError: an aborted transfer may still write, so nobody may load this model.
-        """
-        backup = Backup(model)
-        try:
-            weights = Weights.of(model)
-            with _bar(weights.manifest.nbytes, self._shows_progress(target.rank)) as report:
-                outcome = fill(weights, target.sources, target.identity, self._options(report))
-        except UnsafeError:
-            raise
-        except WeightsError as error:
-            emit(self._logger, "netloader.fallback.engaged", {"netloader.detail": str(error)})
-            return None
-        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
-            emit(self._logger, "netloader.driver.error", exc_info=error)
-            backup.restore()
-            return None
-        if not outcome.ok:
-            backup.restore()
-        else:
-            fields = {
-                "netloader.source": str(outcome.source),
-                "netloader.source.attempt": len(outcome.attempts),
-                "netloader.rank": target.rank,
-                "netloader.transfer.bytes": outcome.nbytes,
-            }
-            emit(self._logger, "netloader.loader.received", fields)
-        return outcome
-
-    def _load_ordinary(
-        self, model: nn.Module, model_config: ModelConfig, outcome: Outcome | None
-    ) -> None:
-        if outcome is None:
-            emit(self._logger, "netloader.loader.ordinary", {})
-        else:
-            fields = {
-                "netloader.reason": outcome.reason.value,
-                "netloader.detail": outcome.history(),
-                "netloader.weights_dirty": outcome.weights_dirty,
-            }
-            emit(self._logger, "netloader.fallback.engaged", fields)
-        self._ordinary(outcome).load_weights(model, model_config)
-
-    def _take(self, model: nn.Module, outcome: Outcome | None) -> RawSnapshot | None:
-        """Remember what was loaded; a client has verified the digests already."""
-        known: tuple[str, ...] = ()
-        if outcome is not None and outcome.ok:
-            progress = outcome.progress
-            same_cut = progress.segment_bytes == self._settings.segment_mib << 20
-            known = progress.digests if same_cut and progress.algorithm in ALGORITHMS else ()
-        try:
-            return RawSnapshot(model, self._settings, known)
-        except WeightsError as error:
-            publish.refuse(self._logger, str(error), "this model cannot be served in raw layout")
-            return None
-
-    def _ordinary(self, outcome: Outcome | None = None) -> BaseModelLoader:
-        fallback = self._settings.fallback
-        if fallback is None:
-            history = outcome.history() if outcome else "no source is configured for this rank"
-            raise NoWeightsError(f"FALLBACK is never, and no source delivered: {history}")
-        load_config = replace(
-            self.load_config,
-            load_format=fallback.load_format,
-            model_loader_extra_config=dict(fallback.extra),
-        )
-        return get_model_loader(load_config)
-
     def _options(
         self,
         report: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
     ) -> ClientOptions:
         settings = self._settings
         chosen = "tcp" if settings.transport == AUTO else settings.transport
+        layout = self._errand.layout if self._errand else RAW
         return ClientOptions(
             transports=(chosen,),
+            layouts=(layout,),
             lanes=settings.lanes,
             token=settings.token,
             deadlines=settings.deadlines,
@@ -238,32 +358,34 @@ class NetLoader(BaseModelLoader):
         return bool(self.load_config.use_tqdm_on_load) and rank == 0
 
 
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[int, int], None]]:  # noqa: FBT001 - tqdm's
-    """A progress bar in vLLM's style; yields what to call with bytes verified and bytes in all."""
-    bar = tqdm(
-        total=total,
-        desc="Receiving weights",
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        disable=not shown,
-        mininterval=0.5,
-        bar_format=BAR_FORMAT,
-    )
-    with bar:
-        yield lambda done, _: _advance(bar, done)
+class _Traces:
+    """What building a model writes into vLLM's configs: layer names, which may come only once."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        compilation = vllm_config.compilation_config
+        self._layers = compilation.static_forward_context
+        self._experts = compilation.static_all_moe_layers
+        self._before = (dict(self._layers), list(self._experts))
+
+    def undo(self) -> None:
+        """As if nothing had been built since."""
+        layers, experts = self._before
+        self._layers.clear()
+        self._layers.update(layers)
+        self._experts[:] = experts
 
 
-def _advance(bar: "tqdm[None]", done: int) -> None:
-    """Set a bar to `done`; a source with other digests starts over, so it may go back."""
-    bar.update(done - bar.n)
+def _known(outcome: Outcome, settings: Settings) -> tuple[str, ...]:
+    """The digests a client has verified, if they are of the segments this side would cut."""
+    progress = outcome.progress
+    same_cut = progress.segment_bytes == settings.segment_mib << 20
+    return progress.digests if same_cut and progress.algorithm in ALGORITHMS else ()
 
 
 def _check_transport(name: str) -> None:
     if name == AUTO:
         return
     try:
-        named(name)
+        transport_named(name)
     except ValueError as error:
         raise ConfigError([f"TRANSPORT: {error}"]) from error

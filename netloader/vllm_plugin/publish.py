@@ -1,12 +1,16 @@
-"""Serve what this rank has loaded. Law: no trouble here ever reaches the engine."""
+"""Serve what this rank has loaded. Law: no trouble here ever reaches the engine.
+
+A worker process has one shop: one listener, one address, and on its shelf the target's weights and
+the draft's.
+"""
 
 import contextlib
 import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,64 +19,160 @@ from vllm.utils.network_utils import get_ip
 
 from netloader.config import Endpoint
 from netloader.errors import NetloaderError
-from netloader.fsm.identity import Identity
 from netloader.io.listener import Listener, bind
-from netloader.io.publication import Publication, in_background
+from netloader.io.publication import Publication, Shelf, in_background
 from netloader.io.server import ServerOptions, publish
+from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
-from netloader.vllm_plugin.layout import GoneError, RawSnapshot
+from netloader.vllm_plugin.goods import Goods
 from netloader.vllm_plugin.settings import Settings
 
 FIRST_PORT, LAST_PORT = 1024, 65535
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, to find out what to tell others
+EVICT_S = 10.0
+"""How long a change of the weights waits, beyond the stall deadline, for clients to be gone."""
+RESTART = "reload the weights from a checkpoint, or restart this instance, to serve again"
 
 
-@dataclass(frozen=True, slots=True)
 class Shop:
-    """What a rank needs to open a server."""
+    """What this worker process serves, and where."""
 
-    settings: Settings
-    identity: Identity
-    facts: Mapping[str, str]
-    rank: int
+    def __init__(self, settings: Settings, rank: int) -> None:
+        self.settings = settings
+        self.rank = rank
+        self._logger = get_logger("server", LOG_BASE)
+        self._goods: dict[str, Goods] = {}
+        self._fenced: set[str] = set()
+        self._shelf: Shelf | None = None
+        self._listener: Listener | None = None
+        self._close: Callable[[], None] = lambda: None
+        self._lock = threading.RLock()
 
-    def open(self, model: nn.Module, snapshot: RawSnapshot) -> None:
-        """Serve `model`'s raw weights until the model is gone; log why, if that cannot be."""
-        logger = get_logger("server", LOG_BASE)
-        try:
-            self._open(model, snapshot, logger)
-        except Exception as error:  # noqa: BLE001 - the engine serves inference without us
-            emit(logger, "netloader.driver.error", exc_info=error)
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What is served, or would be if it were not being changed."""
+        return tuple(self._goods)
 
-    def _open(self, model: nn.Module, snapshot: RawSnapshot, logger: Logger) -> None:
-        try:
-            weights, cached = snapshot.after(model)
-            options = self._options(logger)
-            publication = publish(weights, self.identity, options)
-            publication.seal(snapshot.digests)
-        except GoneError as gone:
-            refuse(logger, str(gone), f"set {gone.setting} to dram, or leave it as it is")
+    def goods(self, role: str) -> Goods | None:
+        """What is on offer in this role."""
+        return self._goods.get(role)
+
+    def open(self, goods: Goods, model: nn.Module) -> None:
+        """Serve some weights until their model is gone; log why, if that cannot be."""
+        with self._guarded(), self._lock:
+            publication = self._publication(goods, goods.weights)
+            publication.seal(goods.digests)
+            self._goods[goods.role] = goods
+            if self._put(publication):
+                weakref.finalize(model, self._retire, goods.role)
+                self._tell(goods, publication)
+                in_background("netloader-audit", partial(self._audit, goods, publication))
+
+    def fence(self, role: str, why: str) -> None:
+        """Offer nothing of a role, and wait until nobody reads its memory."""
+        publication = self._on_shelf(role)
+        if publication is None or self._listener is None:
             return
+        self._fenced.add(role)
+        with self._guarded():
+            timeout_s = self.settings.deadlines.stall_s + EVICT_S
+            quiet = self._listener.evict(publication, why, timeout_s)
+            fields = {"netloader.role": role, "netloader.detail": why}
+            emit(self._logger, "netloader.server.withdrawn", fields)
+            if not quiet:
+                detail = f"clients still read {timeout_s:g} s after: {why}"
+                emit(self._logger, "netloader.driver.error", {"netloader.detail": detail})
+
+    def renew(self, role: str, weights: Weights) -> None:
+        """Offer weights that have changed; their digests are computed in the background."""
+        with self._guarded(), self._lock:
+            goods = self._goods[role] = replace(self._goods[role], weights=weights, digests=())
+            publication = self._publication(goods, weights)
+            publication.seal_quietly()
+            if self._put(publication):
+                self._tell(goods, publication)
+
+    def resume(self, role: str) -> None:
+        """Offer again what was fenced, if every byte is still what it was."""
+        fenced = self._on_shelf(role)
+        if fenced is None:
+            return
+        with self._guarded(), self._lock:
+            goods = self._goods[role]
+            publication = self._publication(goods, goods.weights)
+            publication.seal(fenced.digests(0) or ())
+            in_background("netloader-audit", partial(self._put_back, goods, publication))
+
+    def _put_back(self, goods: Goods, publication: Publication) -> None:
+        """Put what was fenced back on the shelf, once every byte was looked at."""
+        publication.audit()
+        if publication.withdrawn:
+            refuse(self._logger, publication.withdrawn, RESTART)
+            return
+        with self._guarded(), self._lock:
+            if self._put(publication):
+                self._tell(goods, publication)
+
+    def _audit(self, goods: Goods, publication: Publication) -> None:
+        """Check, after the engine is up, that post-processing left every byte as it was digested.
+
+        A publication that was fenced or replaced meanwhile is somebody else's business.
+        """
+        publication.audit()
+        with self._lock:
+            at_stake = self._goods.get(goods.role) is goods and goods.role not in self._fenced
+        if publication.withdrawn and at_stake:
+            fields = {"netloader.role": goods.role, "netloader.detail": publication.withdrawn}
+            emit(self._logger, "netloader.server.withdrawn", fields)
+            self._retire(goods.role)
+
+    def _retire(self, role: str) -> None:
+        """Offer a role no more; without another one, stop serving.
+
+        Runs from the garbage collector when a model is gone, so it must not wait.
+        """
+        with self._guarded(), self._lock:
+            self._goods.pop(role, None)
+            publication = self._on_shelf(role)
+            if publication is not None:
+                publication.withdraw("the model is gone")
+            if not self._goods and self._listener is not None:
+                self._close()
+                self._listener = self._shelf = None
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
         except NetloaderError as error:
-            refuse(logger, str(error), "this model cannot be served in raw layout")
-            return
-        self._listen(model, publication, cached, logger)
+            refuse(self._logger, str(error), "this model cannot be served")
+        except Exception as error:  # noqa: BLE001 - the engine serves inference without us
+            emit(self._logger, "netloader.driver.error", exc_info=error)
 
-    def _options(self, logger: Logger) -> ServerOptions:
+    def _publication(self, goods: Goods, weights: Weights) -> Publication:
         settings = self.settings
-        return ServerOptions(
+        options = ServerOptions(
+            layouts=(goods.layout,),
             segment_bytes=settings.segment_mib << 20,
             max_clients=settings.max_clients,
-            facts=self.facts,
+            facts=goods.facts,
             token=settings.token,
             deadlines=settings.deadlines,
-            logger=logger,
+            logger=self._logger,
         )
+        return publish(weights, goods.identity(), options)
 
-    def _listen(
-        self, model: nn.Module, publication: Publication, cached: int, logger: Logger
-    ) -> None:
+    def _on_shelf(self, role: str) -> Publication | None:
+        publications = self._shelf.publications if self._shelf else ()
+        return next((p for p in publications if p.offering.role == role), None)
+
+    def _put(self, publication: Publication) -> bool:
+        """Offer a publication; the first one opens the port. False when that cannot be had."""
+        self._fenced.discard(publication.offering.role)
+        if self._shelf is not None:
+            self._shelf.put(publication)
+            return True
         host = self.settings.listen_host or ""  # other hosts are the point: every address
         port = self._port()
         try:
@@ -84,30 +184,36 @@ class Shop:
                 "netloader.detail": error.strerror or type(error).__name__,
                 "netloader.remedy": "choose another LISTEN_PORT, or leave it out for a free one",
             }
-            emit(logger, "netloader.listener.failed", fields)
+            emit(self._logger, "netloader.listener.failed", fields)
+            return False
+        self._shelf = Shelf((publication,))
+        self._listener = Listener(sock, self._shelf, self.settings.deadlines, self._logger)
+        told = _told(self._listener.endpoint)
+        file = self._write_address(told)
+        self._close = partial(_close, self._listener, file, str(told))
+        return True
+
+    def _tell(self, goods: Goods, publication: Publication) -> None:
+        if self._listener is None:
             return
-        listener = Listener(sock, publication, self.settings.deadlines, logger)
-        told = _told(listener.endpoint)
-        address_file = self._write_address(told, logger)
+        manifest = publication.offering.manifest
         fields = {
-            "netloader.endpoint": str(told),
+            "netloader.endpoint": str(_told(self._listener.endpoint)),
             "netloader.rank": self.rank,
-            "netloader.layout": "raw",
-            "netloader.raw_bytes": publication.offering.manifest.nbytes,
-            "netloader.cached_bytes": cached,
-            "netloader.manifest.tensor_count": len(publication.offering.manifest.tensors),
-            "netloader.manifest.digest": publication.offering.manifest.digest,
+            "netloader.role": goods.role,
+            "netloader.layout": goods.layout,
+            "netloader.raw_bytes": manifest.nbytes,
+            "netloader.cached_bytes": goods.cached_bytes,
+            "netloader.cached_in": goods.cached_in,
+            "netloader.manifest.tensor_count": len(manifest.tensors),
+            "netloader.manifest.digest": manifest.digest,
         }
-        emit(logger, "netloader.server.offered", fields)
-        close = partial(_close, listener, address_file, str(told))
-        weakref.finalize(model, close)
-        check = partial(_audit, publication, close, logger)
-        in_background("netloader-audit", check)
+        emit(self._logger, "netloader.server.offered", fields)
 
     def _port(self) -> int:
         return 0 if self.settings.listen_port is None else self.settings.listen_port + self.rank
 
-    def _write_address(self, endpoint: Endpoint, logger: Logger) -> Path | None:
+    def _write_address(self, endpoint: Endpoint) -> Path | None:
         """Write `IP:Port` to `{OUTPUT_PREFIX}{RANK}.txt` in one step, so no reader sees a half."""
         target = _address_file(self.settings, self.rank)
         if target is None:
@@ -120,9 +226,25 @@ class Shop:
             os.replace(file.name, target)  # noqa: PTH105 - the one atomic step
         except OSError as error:
             fields = {"netloader.detail": f"OUTPUT_PREFIX: {error.strerror}: {target}"}
-            emit(logger, "netloader.listener.failed", fields)
+            emit(self._logger, "netloader.listener.failed", fields)
             return None
         return target
+
+
+_current: Shop | None = None
+
+
+def current() -> Shop | None:
+    """The shop of this process, if it has one."""
+    return _current
+
+
+def shop_for(settings: Settings, rank: int, role: str) -> Shop:
+    """The shop where a role is to be served: this process's, unless it has that role already."""
+    global _current  # noqa: PLW0603 - a worker process is one rank: it has one port and one file
+    if _current is None or _current.rank != rank or role in _current.roles:
+        _current = Shop(settings, rank)
+    return _current
 
 
 def forget_address(settings: Settings, rank: int) -> None:
@@ -152,7 +274,7 @@ def wanted(settings: Settings, rank: int) -> bool:
 
 
 def refuse(logger: Logger, why: str, remedy: str) -> None:
-    """Say why no listener is opened, and what would help."""
+    """Say why weights are not served, and what would help."""
     fields = {"netloader.detail": why, "netloader.remedy": remedy}
     emit(logger, "netloader.server.refused", fields)
 
@@ -160,15 +282,6 @@ def refuse(logger: Logger, why: str, remedy: str) -> None:
 def _told(endpoint: Endpoint) -> Endpoint:
     """The address to give to others."""
     return Endpoint(get_ip(), endpoint.port) if endpoint.host in ANYWHERE else endpoint
-
-
-def _audit(publication: Publication, close: Callable[[], None], logger: Logger) -> None:
-    """Check, after the engine is up, that post-processing left every byte as it was digested."""
-    publication.audit()
-    if publication.withdrawn:
-        fields = {"netloader.detail": publication.withdrawn}
-        emit(logger, "netloader.server.withdrawn", fields)
-        close()
 
 
 def _close(listener: Listener, address_file: Path | None, told: str) -> None:

@@ -44,6 +44,14 @@ HIDDEN: Final = Secret("")
 """Shown in errors in place of a value that is, or might be, a secret."""
 
 
+class LayoutChoice(Enum):
+    """In which form weights are offered: as they were loaded, or as the kernels use them."""
+
+    AUTO = "auto"
+    RAW = "raw"
+    PROCESSED = "processed"
+
+
 class CachePolicy(Enum):
     """Where the original of a parameter that post-processing replaced is kept."""
 
@@ -75,6 +83,8 @@ class Settings:
     transport: str
     listen_host: str | None
     weight_cache: CachePolicy
+    layout: LayoutChoice
+    agree_timeout_s: float
     fallback: Fallback | None
     max_clients: int
     token: Secret | None
@@ -262,6 +272,9 @@ FIELDS: Final = (
     Field("LISTEN_HOST", text_line, "string", None, "address to listen at; absent: all of them"),
     Field("WEIGHT_CACHE", choice(*CachePolicy), "`hbm`, `dram`, `no`, `auto`", "auto",
           "as `INT8_CACHE`, for any other parameter that post-processing replaces"),
+    Field("LAYOUT", choice(*LayoutChoice), "`auto`, `raw`, `processed`", "auto",
+          "offer weights as they were loaded, or as the kernels use them; `auto`: as loaded, or "
+          "else as used, except on a CPU, whose kernels hide them"),
     Field("FALLBACK", _fallback, "string or object", "auto",
           "load format when no source works, or `never`, or "
           '`{"load_format": "...", "model_loader_extra_config": {...}}`'),
@@ -283,6 +296,9 @@ FIELDS: Final = (
     _deadline("MIN_RATE_MIB_S", "min_rate_bytes_per_s",
               "MiB per second; a transfer slower than this is given up", 2.0**20),
     _deadline("QUEUE_TIMEOUT_S", "queue_s", "seconds to wait for busy sources; 0: do not wait"),
+    Field("AGREE_TIMEOUT_S", number(1, 86400, 1.0), "number", 600,
+          "seconds the ranks of an instance wait for each other before a `FALLBACK` that uses "
+          "collectives"),
     Field("LOG_JSON", text_line, "string", None,
           "path, or `stderr`: write each log line there as one JSON object"),
 )

@@ -1,10 +1,13 @@
-"""One nursery for all engine tests of a run."""
+"""One nursery for all engine tests of a run, and the table of what they compared."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from netloader.vllm_plugin.parity.rows import Row, table
 from tests.e2e.engines import Nursery
+
+ROWS = pytest.StashKey[list[Row]]()
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +16,23 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     nursery = Nursery(tmp_path_factory.mktemp("engines"))
     yield nursery
     nursery.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin an empty table."""
+    config.stash[ROWS] = []
+
+
+@pytest.fixture
+def table_rows(request: pytest.FixtureRequest) -> list[Row]:
+    """Rows to show when all tests have run."""
+    return request.config.stash[ROWS]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Show them."""
+    if rows := config.stash[ROWS]:
+        terminalreporter.section("the zoo")
+        terminalreporter.write_line(table(rows))

@@ -1,16 +1,18 @@
-"""Real vLLM engines for tests: started from a nursery process, spoken to over a socket."""
+"""Real vLLM engines for tests: forked by a nursery process, spoken to over a socket."""
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Client
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-PROMPTS = [[5, 6, 7, 8], [9, 10, 11]]
+from netloader.vllm_plugin.parity import engine as parity
+from netloader.vllm_plugin.parity.run import PROMPTS
+
 START_S = 240.0
 """A shared machine with two cores: an engine is up in 3 to 20 s, a first of its kind in 30 s."""
 
@@ -20,6 +22,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # asking for log-probabilities compiles a function for 3 s
 }
 
 
@@ -29,52 +32,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Engine:
-    """One engine, of one or more ranks."""
-
-    def __init__(self, connection: socket.socket, log: Path) -> None:
-        self._connection = connection
-        self._stream: TextIO = connection.makefile("rw")
-        self._log = log
-
-    def tell(self, **command: Any) -> dict[str, Any]:
-        """Have a command carried out; `answer` is what comes back."""
-        self._stream.write(json.dumps(command) + "\n")
-        self._stream.flush()
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """The next answer.
-
-        Raises:
-            AssertionError: it is an error, or the engine is gone; with the end of its log.
-        """
-        line = self._stream.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": "the engine is gone"}
-        if "error" in answer:
-            raise AssertionError(f"{answer['error']}\n{self.log()[-6000:]}")
-        return answer
+class Engine(parity.Engine):
+    """One engine, with the questions tests ask."""
 
     def generate(self) -> list[list[int]]:
         """Greedy tokens for PROMPTS."""
-        tokens: list[list[int]] = self.tell(do="generate", prompts=PROMPTS)["tokens"]
+        tokens: list[list[int]] = self.tell(do="generate", prompts=PROMPTS, tokens=8)[0]
         return tokens
 
     def checksums(self) -> list[dict[str, str]]:
         """vLLM's checksum of every parameter, by rank."""
-        sums: list[dict[str, str]] = self.tell(do="checksums")["checksums"]
+        sums: list[dict[str, str]] = self.rpc("compute_weight_checksums")
         return sums
 
-    def log(self) -> str:
-        """Everything the engine has printed."""
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
-
-    def close(self) -> None:
-        """Let the engine's processes end."""
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._stream.close()
-        self._connection.close()
+    def rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        """What every rank answers to a method of vLLM's workers, or a function of a worker."""
+        return self.tell(do="rpc", method=method, args=args, kwargs=kwargs)
 
 
 class Nursery:
@@ -97,9 +70,13 @@ class Nursery:
 
     @contextlib.contextmanager
     def engine(
-        self, model: Path, extra: dict[str, Any], ranks: int = 1, **options: Any
+        self, model: Path, extra: Mapping[str, Any], ranks: int = 1, **options: Any
     ) -> Iterator[Engine]:
-        """A running engine on `model` with load format netloader and this extra config."""
+        """A running engine on `model` with load format netloader and this extra config.
+
+        Raises:
+            EngineError: it did not start.
+        """
         self._count += 1
         log = self.folder / f"engine-{self._count}.log"
         spec = {
@@ -107,16 +84,21 @@ class Nursery:
             "env": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"} if ranks > 1 else {},
             "llm": _arguments(model, extra, ranks, options),
         }
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(START_S)
-        connection.connect(self._address)
-        connection.sendall((json.dumps(spec) + "\n").encode())
-        engine = Engine(connection, log)
+        connection = Client(self._address, "AF_UNIX")
+        connection.send(spec)
+        engine = Engine(connection, log, START_S)
         try:
-            assert engine.answer() == {"ready": True}
+            engine.greet()
             yield engine
         finally:
             engine.close()
+
+    def start(
+        self, model: Path, extra: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> contextlib.AbstractContextManager[Engine]:
+        """As `engine`, for the parity harness."""
+        rest = dict(options)
+        return self.engine(model, extra, rest.pop("tensor_parallel_size", 1), **rest)
 
     def close(self) -> None:
         """End the nursery."""
@@ -125,16 +107,13 @@ class Nursery:
 
 
 def _arguments(
-    model: Path, extra: dict[str, Any], ranks: int, options: dict[str, Any]
+    model: Path, extra: Mapping[str, Any], ranks: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     parallel = {"tensor_parallel_size": ranks, "distributed_executor_backend": "mp"}
     return {
+        **parity.ARGUMENTS,
         "model": str(model),
-        "skip_tokenizer_init": True,
-        "enforce_eager": True,
         "kv_cache_memory_bytes": 32 << 20,
-        "max_model_len": 128,
-        "load_format": "netloader",
         "model_loader_extra_config": {"MODEL": "tiny", "LISTEN_HOST": "127.0.0.1", **extra},
         **(parallel if ranks > 1 else {}),
         **options,

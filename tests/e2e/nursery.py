@@ -1,21 +1,21 @@
 """A process that has imported vLLM once and forks an engine for every connection.
 
 An engine started this way is up in two seconds instead of twelve. Each connection is one engine:
-the first line is its specification, every further line a command; end of file ends it. Run as
+what it says first is the specification, everything after that is between it and `attend`. Run as
 `python nursery.py SOCKET`.
 """
 
+import gc
 import importlib
-import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Listener
 from typing import Any
 
-Command = dict[str, Any]
+from netloader.vllm_plugin.parity.engine import attend, print_to
 
 INHERITED = (
     "vllm.entrypoints.llm",
@@ -26,74 +26,49 @@ INHERITED = (
 )
 """What every engine imports; here it is imported once, and nothing is started."""
 
+CROWD = 16
+
 
 def main(path: str) -> None:
     for module in INHERITED:
         importlib.import_module(module)
+    _stay_in_process()
+    gc.freeze()  # an engine collects garbage several times while it starts: not all of ours
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen(16)
-    print("ready", flush=True)
-    while True:
-        connection, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            _child(connection)
-        connection.close()
+    with Listener(path, "AF_UNIX", backlog=CROWD) as listener:
+        print("ready", flush=True)
+        while True:
+            connection = listener.accept()
+            if os.fork() == 0:
+                _child(connection)
+            connection.close()
 
 
-def _child(connection: socket.socket) -> None:
-    stream = connection.makefile("rw")
-    try:
-        spec = json.loads(stream.readline())
-        log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ.update(spec["env"])
-        for answer in _engine(spec, stream):
-            stream.write(json.dumps(answer) + "\n")
-            stream.flush()
-    except BaseException as error:
-        import traceback
+def _stay_in_process() -> None:
+    """Take away two of vLLM's precautions that cost a new interpreter each.
 
-        traceback.print_exc()
-        stream.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        stream.flush()
-    finally:
-        os._exit(0)
-
-
-def _engine(spec: Command, stream: Any) -> Iterator[Command]:
-    from vllm import LLM
-
-    # vLLM insists on spawned workers on a CPU; forked ones are as real, and have their imports.
+    It insists on spawned workers on a CPU: forked ones are as real, and have their imports. It
+    looks at a model's class in a subprocess, so that no CUDA is initialised here: there is none.
+    """
     library: Any = multiprocessing
     real = library.get_context
     library.get_context = lambda method=None: real("fork" if method == "spawn" else method)
-    llm = LLM(**spec["llm"])
-    yield {"ready": True}
-    for line in stream:
-        yield _obey(llm, json.loads(line))
-    llm.llm_engine.engine_core.shutdown()
+    registry: Any = importlib.import_module("vllm.model_executor.models.registry")
+
+    def call(function: Callable[[], Any]) -> Any:
+        return function()
+
+    registry._run_in_subprocess = call
 
 
-def _obey(llm: Any, command: Command) -> Command:
-    match command:
-        case {"do": "generate", "prompts": prompts}:
-            return {"tokens": _generate(llm, prompts)}
-        case {"do": "checksums"}:
-            return {"checksums": llm.collective_rpc("compute_weight_checksums")}
-        case _:
-            return {"error": f"unknown command {command}"}
-
-
-def _generate(llm: Any, prompts: list[list[int]]) -> list[list[int]]:
-    from vllm import SamplingParams
-
-    greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
-    inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-    return [list(o.outputs[0].token_ids) for o in llm.generate(inputs, greedy, use_tqdm=False)]
+def _child(connection: Connection) -> None:
+    try:
+        spec = connection.recv()
+        print_to(spec["log"])
+        os.environ.update(spec["env"])
+        attend(connection, spec["llm"])
+    finally:
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from netloader.vllm_plugin.parity.engine import EngineError
 from tests.e2e import zoo
 from tests.e2e.engines import Engine, Nursery, free_port
 
@@ -92,7 +93,7 @@ def test_tensor_parallel_two_fills_each_rank_from_its_own(
         swapped = {**sources_by_rank(*reversed(endpoints)), "FALLBACK": "never"}
         assert shards[0] != shards[1]
         with (
-            pytest.raises(AssertionError, match="tensor_parallel"),
+            pytest.raises(EngineError, match="tensor_parallel"),
             nursery.engine(bare, swapped, ranks=2),
         ):
             pass
@@ -199,7 +200,7 @@ def test_a_wrong_setting_is_refused_at_start_with_every_problem(
 ) -> None:
     full, _ = folders("bfloat16")
     with (
-        pytest.raises(AssertionError) as refusal,
+        pytest.raises(EngineError) as refusal,
         nursery.engine(full, {"SORCE": [], "MAX_CLIENTS": 0}),
     ):
         pass

@@ -55,8 +55,8 @@ from tests.property.world import (
     CLIENT_NONCE,
     IDENTITY,
     MANIFEST,
-    OFFER_READY,
     OFFERING,
+    READY,
     SEGMENT_BYTES,
     SERVER_NONCE,
     TOKEN,
@@ -135,7 +135,7 @@ class Conversation:
     def _fail(self) -> None:
         if self.work and not isinstance(self.work[0], Connected):
             asked = self.work.popleft()
-            if asked == OFFER_READY:
+            if asked in READY:
                 self._step(OfferRefused(Reason.BUSY, "all places are taken", 2.0))
             else:
                 self._step(TransferFailed(Reason.TRANSFER_FAILED, "cut"))
@@ -188,13 +188,13 @@ class Conversation:
                 assert self.trusted, "nothing is prepared for a stranger"
                 assert effect.transport in OFFERING.transports
                 assert effect.digest in OFFERING.digests
-                self.work.append(OFFER_READY)
+                self.work.append(READY[effect.offering])
             case OpenTransport():
                 self._check_offer(effect.offer)
                 self.work.append(TransportReady())
             case StartTransfer():
                 self._check_start(effect)
-                self.work.append(Transferred(sum(SEGMENTS[i].nbytes for i in effect.segments)))
+                self.work.append(Transferred(self._nbytes(effect)))
             case AbortTransfer():
                 if self.work:
                     self.work = deque([TransferFailed(Reason.TRANSFER_FAILED, "aborted")])
@@ -239,6 +239,12 @@ class Conversation:
         assert set(effect.segments) <= set(range(len(SEGMENTS))), "only segments there are"
         assert 1 <= effect.lanes <= MAX_LANES
 
+    def _nbytes(self, order: StartTransfer) -> int:
+        """How many bytes that is, of the model that the conversation is about."""
+        session = self.session
+        manifest = session.offering.manifest if isinstance(session, ServerSession) else MANIFEST
+        return sum(plan(manifest, SEGMENT_BYTES)[i].nbytes for i in order.segments)
+
     def _check_verdict(self, verdict: Verdict, step: Step) -> None:
         session = self.session
         assert verdict.weights_dirty == (self.started > 0 and isinstance(session, ClientSession))
@@ -262,7 +268,7 @@ class Conversation:
             mac = event.mac if isinstance(event, Challenge) else ""
             return session.wish.token is None or mac == right
         assert isinstance(session, ServerSession)
-        if session.offering.token is None:
+        if session.token is None:
             return True
         hello: Hello | None = session.hello
         if not isinstance(event, Proof) or hello is None:

@@ -8,14 +8,17 @@ from netloader.fsm.events import Connected, ConnectionLost, Event, TransportRead
 from netloader.fsm.messages import Begin, Complete, Description, Verified
 from netloader.fsm.session import Session
 from tests.property.world import (
+    BOTH,
     CHALLENGE,
     CURIOUS,
+    DRAFTING,
     GUARDED,
     IDENTITY,
     NBYTES,
     OFFER,
     OFFER_READY,
     OTHER_IDENTITY,
+    READY,
     RECEIVED,
     REFUSAL,
     REQUEST,
@@ -76,6 +79,11 @@ LIVES: Final[Mapping[str, Life]] = {
     "server sent all": (server, (*_requested, RECEIVED)),
     "server is done": (server, (*_requested, RECEIVED, VERIFIED)),
     "server described": (server, (Connected(), hello(CURIOUS))),
+    "server of two is connected": (lambda: server(*BOTH), (Connected(),)),
+    "server of two offered its draft": (
+        lambda: server(*BOTH),
+        (Connected(), hello(DRAFTING), READY[1]),
+    ),
     "server fell back": (server, (*_requested, Verified(0, 0, ""))),
 }
 

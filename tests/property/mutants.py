@@ -30,6 +30,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/fsm",
         "tests/unit/io/test_intake.py",
         "tests/unit/io/test_observe.py",
+        "tests/unit/io/test_publication.py",
         "tests/unit/io/test_client_sources.py",
     ),
 }
@@ -45,6 +46,7 @@ AUTH: Final = "netloader/fsm/auth.py"
 FRAMING: Final = "netloader/io/framing.py"
 DRIVER: Final = "netloader/io/driver.py"
 INTAKE: Final = "netloader/io/intake.py"
+PUBLICATION: Final = "netloader/io/publication.py"
 
 
 class Mutant(NamedTuple):
@@ -94,6 +96,9 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a server believes `verified` before it has sent": Mutant(
         L2, SERVER, r"return session\.sent and \(", "return ("
     ),
+    "a server offers its first model, whatever is asked for": Mutant(
+        L2, SERVER, r"return roles\.index\(wanted\) if wanted in roles else 0", "return 0"
+    ),
     "any proof is good": Mutant(L2, AUTH, r"return hmac\.compare_digest\(.*\)", "return bool(mac)"),
     # the session
     "a deadline is not armed anew": Mutant(
@@ -137,6 +142,13 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "a segment's digest is not compared": Mutant(
         L4, INTAKE, r"if self\._hasher\.hexdigest\(\) != .*:", "if not self._hasher.hexdigest():"
+    ),
+    # the fence
+    "who reads on does not keep memory from being freed": Mutant(
+        L4, PUBLICATION, r"not \(self\._clients or self\._readers\)", "not self._clients"
+    ),
+    "who has an offer does not keep memory from being freed": Mutant(
+        L4, PUBLICATION, r"not \(self\._clients or self\._readers\)", "not self._readers"
     ),
     # frames and the driver
     "the decoder waits for one byte too many": Mutant(

@@ -36,6 +36,7 @@ from netloader.fsm.server import MAX_LANES
 from tests.property.world import (
     CHALLENGE,
     CURIOUS,
+    DRAFTING,
     IDENTITY,
     MANIFEST,
     NBYTES,
@@ -63,6 +64,7 @@ SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
         hello(replace(WISH, identity=OTHER_IDENTITY)),
         hello(replace(CURIOUS, identity=OTHER_IDENTITY)),
         hello(replace(WISH, transports=("hccl",))),
+        hello(DRAFTING),
     ),
     Challenge: (CHALLENGE, Challenge(SERVER_NONCE, "forged")),
     Proof: (PROOF, Proof("forged"), Proof(CHALLENGE.mac)),

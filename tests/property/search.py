@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Final, NamedTuple
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.effects import AbortTransfer, OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.effects import AbortTransfer, OpenTransport, PrepareOffer, Send, StartTransfer
 from netloader.fsm.events import (
     LOCAL_EVENTS,
     PEER_EVENTS,
@@ -29,6 +29,7 @@ from netloader.fsm.events import (
     Transferred,
     TransportReady,
 )
+from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import ServerSession
 from netloader.fsm.session import Session, Step
@@ -37,7 +38,7 @@ from netloader.testing.laws import lawful, must
 from tests.property.samples import SAMPLES
 from tests.property.world import Choice, World
 
-CONSTANT: Final = {"wish", "offering", "nonce", "session_id"}
+CONSTANT: Final = {"wish", "offerings", "nonce", "session_id"}
 """What no event changes."""
 OF_TIME: Final = {"deadline", "deadlines", "entered"}
 OF_A_STEP: Final = {"_effects", "_row"}
@@ -146,10 +147,19 @@ def _told(at: Alone, event: Event, found: Found) -> Alone:
     found.rows.add(id(step.row))
     lawful(twin, step, now)
     must(twin.state is not at.session.state or twin.deadline == at.session.deadline, *ONCE)
-    if isinstance(twin, ServerSession) and twin.state is State.DONE:
-        described = twin.verdict is not None and twin.verdict.reason is Reason.DESCRIBED
-        must(twin.sent or described, "agreement", "a server is only done when it has sent")
+    if isinstance(twin, ServerSession):
+        _server_holds(twin, step)
     return Alone(twin, after(at, step))
+
+
+def _server_holds(session: ServerSession, step: Step) -> None:
+    if session.state is State.DONE:
+        described = session.verdict is not None and session.verdict.reason is Reason.DESCRIBED
+        must(session.sent or described, "agreement", "a server is only done when it has sent")
+    for effect in step.effects:
+        if isinstance(effect, Send) and isinstance(effect.message, Offer):
+            asked = session.hello is not None and session.hello.identity
+            must(asked == effect.message.identity, "as-asked", f"{asked} is what was asked for")
 
 
 # -- two roles, their channels, their work, and faults -------------------------------------------

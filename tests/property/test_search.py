@@ -2,20 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pytest
 
 from netloader.fsm import client as client_role
 from netloader.fsm import server as server_role
+from netloader.fsm.client import Wish
 from netloader.fsm.effects import StartTransfer
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Purpose
+from netloader.fsm.server import Offering
 from netloader.fsm.session import Session
 from netloader.fsm.states import State
 from tests.property.search import search_alone, search_pair
 from tests.property.world import (
+    BOTH,
     CURIOUS,
+    DIGESTS,
+    DRAFT_DIGESTS,
+    DRAFTING,
     FINISHED,
     GUARDED,
     MANIFEST,
@@ -23,6 +29,7 @@ from tests.property.world import (
     OTHER_IDENTITY,
     RESUMING,
     SECURED,
+    TARGETING,
     TOKEN,
     WISH,
     World,
@@ -30,6 +37,10 @@ from tests.property.world import (
     server,
 )
 
+Pair: TypeAlias = tuple[Wish, *tuple[Offering, ...]]
+"""A client, and what its server offers."""
+
+GUARDED_BOTH: Final = tuple(replace(offering, token=TOKEN) for offering in BOTH)
 MAKERS: Final[dict[str, tuple[Any, tuple[Callable[[], Session], ...]]]] = {
     "client": (
         client_role.TABLE,
@@ -42,19 +53,27 @@ MAKERS: Final[dict[str, tuple[Any, tuple[Callable[[], Session], ...]]]] = {
             lambda: client(FINISHED),
         ),
     ),
-    "server": (server_role.TABLE, (server, lambda: server(GUARDED))),
+    "server": (
+        server_role.TABLE,
+        (server, lambda: server(GUARDED), lambda: server(*BOTH), lambda: server(*GUARDED_BOTH)),
+    ),
 }
 SHORTER: Final = replace(WISH, manifest=Manifest(MANIFEST.tensors[:1]))
-HONEST: Final = {
+HONEST: Final[dict[str, Pair]] = {
     "plain": (WISH, OFFERING),
     "with a token": (SECURED, GUARDED),
     "curious": (CURIOUS, OFFERING),
     "curious with a token": (replace(CURIOUS, token=TOKEN), GUARDED),
     "resuming": (RESUMING, OFFERING),
     "nothing left to ask": (FINISHED, OFFERING),
+    "the model of two": (TARGETING, *BOTH),
+    "the draft of two": (DRAFTING, *BOTH),
+    "the draft of two with a token": (replace(DRAFTING, token=TOKEN), *GUARDED_BOTH),
 }
-UNLIKE: Final = {
+UNLIKE: Final[dict[str, Pair]] = {
     "another model": (replace(WISH, identity=OTHER_IDENTITY), OFFERING),
+    "a draft that is not there": (DRAFTING, BOTH[0]),
+    "no role where there are two": (WISH, *BOTH),
     "fewer tensors": (SHORTER, OFFERING),
     "no transport in common": (replace(WISH, transports=("hccl",)), OFFERING),
     "a token only there": (WISH, GUARDED),
@@ -83,6 +102,8 @@ def holds(world: World) -> None:
         assert s.sent, "agreement: a client is only done after the server has sent everything"
         assert c.offer is not None
         assert c.offer.digests == s.digests, "same-bytes"
+        drafting = c.wish.identity.hard.get("role") == "draft"
+        assert s.digests == (DRAFT_DIGESTS if drafting else DIGESTS), "what it asked for"
     if s.state is State.DONE:
         assert c.state is State.DONE, "a server is only done after its client"
     if starts["client"]:
@@ -109,29 +130,29 @@ def test_an_adversary_brings_a_session_nowhere_and_every_row_fires(
 
 @pytest.mark.parametrize("pair", HONEST)
 def test_without_a_fault_every_order_of_events_ends_well(pair: str) -> None:
-    wish, offering = HONEST[pair]
+    wish, *offerings = HONEST[pair]
 
-    assert search_pair(lambda: World(wish, offering), 0, holds).ends == {DONE}
+    assert search_pair(lambda: World(wish, *offerings), 0, holds).ends == {DONE}
 
 
 @pytest.mark.parametrize("pair", UNLIKE)
 def test_two_that_do_not_match_both_fall_back_and_nothing_moves(pair: str) -> None:
-    wish, offering = UNLIKE[pair]
+    wish, *offerings = UNLIKE[pair]
 
     def still(world: World) -> None:
         holds(world)
         assert not any(p.moves for p in world.parties.values())
 
-    assert search_pair(lambda: World(wish, offering), 0, still).ends == {("FALLBACK", "FALLBACK")}
-    assert DONE not in search_pair(lambda: World(wish, offering), 2, still).ends
+    assert search_pair(lambda: World(wish, *offerings), 0, still).ends == {("FALLBACK", "FALLBACK")}
+    assert DONE not in search_pair(lambda: World(wish, *offerings), 2, still).ends
 
 
 @pytest.mark.parametrize("pair", HONEST)
 def test_no_few_faults_bring_the_two_to_a_wrong_end_or_to_none(
     pair: str, figures: list[str]
 ) -> None:
-    wish, offering = HONEST[pair]
-    found = search_pair(lambda: World(wish, offering), MOST_FAULTS, holds)
+    wish, *offerings = HONEST[pair]
+    found = search_pair(lambda: World(wish, *offerings), MOST_FAULTS, holds)
 
     figures.append(
         f"{pair}, up to {MOST_FAULTS} faults: {found.nodes} nodes, {found.edges} edges, "

@@ -111,15 +111,29 @@ OFFERING: Final = Offering(
 )
 GUARDED: Final = replace(OFFERING, token=TOKEN)
 
+TARGET: Final = replace(
+    OFFERING, identity=Identity({**IDENTITY.hard, "role": "target"}, IDENTITY.soft)
+)
+DRAFT: Final = replace(
+    OFFERING,
+    identity=Identity({**IDENTITY.hard, "role": "draft"}),
+    manifest=Manifest(MANIFEST.tensors[:1]),
+    facts={"role": "draft"},
+)
+BOTH: Final = (TARGET, DRAFT)
+"""What one server offers of a model and of its draft."""
+TARGETING: Final = replace(WISH, identity=TARGET.identity)
+DRAFTING: Final = replace(WISH, identity=DRAFT.identity, manifest=DRAFT.manifest)
+
 
 def client(wish: Wish = WISH, now: float = 0.0) -> ClientSession:
     """A client that waits for its connection."""
     return ClientSession(wish, DEADLINES, CLIENT_NONCE, now)
 
 
-def server(offering: Offering = OFFERING, now: float = 0.0) -> ServerSession:
-    """A server that waits for its connection."""
-    return ServerSession(offering, DEADLINES, "session-1", SERVER_NONCE, now)
+def server(*offerings: Offering) -> ServerSession:
+    """A server that waits for its connection; it offers OFFERING unless told otherwise."""
+    return ServerSession(offerings or (OFFERING,), DEADLINES, "session-1", SERVER_NONCE, 0.0)
 
 
 def said(step: Step) -> list[Message]:
@@ -149,6 +163,9 @@ CHALLENGE: Final = Challenge(SERVER_NONCE, auth.proof(TOKEN, "server", CLIENT_NO
 PROOF: Final = Proof(auth.proof(TOKEN, "client", CLIENT_NONCE, SERVER_NONCE))
 REFUSAL: Final = Reject("busy", "full", (Difference("model", "a", "b"),), 2.5)
 OFFER_READY: Final = OfferReady({"port": "1"}, DIGESTS)
+DRAFT_DIGESTS: Final = ("draft-0", "draft-1", "draft-2")
+READY: Final = (OFFER_READY, OfferReady({"port": "2"}, DRAFT_DIGESTS))
+"""What becomes of the order to offer the first of BOTH, or the second."""
 REQUEST: Final = Request((0, 1, 2), 2)
 RECEIVED: Final = Transferred(NBYTES)
 VERIFIED: Final = Verified(3, NBYTES, ROOT)
@@ -198,9 +215,9 @@ class Choice(NamedTuple):
 class World:
     """A client and a server, and all that may happen between them."""
 
-    def __init__(self, wish: Wish = WISH, offering: Offering = OFFERING) -> None:
+    def __init__(self, wish: Wish = WISH, *offerings: Offering) -> None:
         self.now = 0.0
-        self.client_session, self.server_session = client(wish), server(offering)
+        self.client_session, self.server_session = client(wish), server(*offerings)
         both: dict[str, Session] = {"client": self.client_session, "server": self.server_session}
         self.parties = {who: Party(session) for who, session in both.items()}
         self.wire = True
@@ -257,11 +274,11 @@ class World:
             case Send():
                 self._post(who, effect.message)
             case PrepareOffer():
-                party.work.append(OFFER_READY)
+                party.work.append(READY[effect.offering])
             case OpenTransport():
                 party.work.append(TransportReady())
             case StartTransfer():
-                segments = plan(MANIFEST, SEGMENT_BYTES)
+                segments = plan(self.server_session.offering.manifest, SEGMENT_BYTES)
                 party.moves = True
                 party.work.append(Transferred(sum(segments[i].nbytes for i in effect.segments)))
             case AbortTransfer():

@@ -97,9 +97,9 @@ def test_a_good_hello_gets_an_offer_prepared_by_the_clients_preference() -> None
     session, step = after(hello())
 
     assert session.state is State.VALIDATE
-    assert step.effects == (PrepareOffer("tcp", "sha256"),)
+    assert step.effects == (PrepareOffer("tcp", "sha256", 0),)
     first_choice = replace(WISH, transports=("gloo", "tcp"))
-    assert after(hello(first_choice))[1].effects == (PrepareOffer("gloo", "sha256"),)
+    assert after(hello(first_choice))[1].effects == (PrepareOffer("gloo", "sha256", 0),)
 
 
 @pytest.mark.parametrize(("versions", "theirs"), [((2, 3), "2, 3"), ((), "none")])
@@ -158,7 +158,7 @@ def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
     session, step = after(hello(SECURED), offering=GUARDED)
 
     assert (session.state, step.effects) == (State.HANDSHAKE, (Send(CHALLENGE),))
-    assert session.step(PROOF, 0.0).effects == (PrepareOffer("tcp", "sha256"),)
+    assert session.step(PROOF, 0.0).effects == (PrepareOffer("tcp", "sha256", 0),)
 
 
 @pytest.mark.parametrize("mac", ["", "forged", CHALLENGE.mac], ids=["none", "forged", "mirrored"])

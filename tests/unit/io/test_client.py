@@ -15,7 +15,6 @@ from netloader.fsm.messages import Description, Hello, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import WeightsError, fill
-from netloader.io.client import describe
 from netloader.io.clock import monotonic
 from tests.unit.io.helpers import (
     FAST,
@@ -364,38 +363,3 @@ def test_tokens_must_be_the_same(
     assert [a.reason for a in outcome.attempts] == [reason]
     assert outcome.ok == (contents(target) == contents(source)) == (reason is Reason.VERIFIED)
     assert "right" not in str(captured)
-
-
-# -- asking before the model is built ------------------------------------------------------------
-
-
-def test_a_source_describes_what_it_resolved() -> None:
-    facts = {"tie_word_embeddings": "true"}
-    identity = Identity({"model": "tiny"})
-    with (
-        serving(zoo(1), facts=facts, max_clients=1) as server,
-        Peer.call(server.endpoint) as peer,
-    ):
-        peer.offered()  # takes the only place, which a question does not need
-        found = describe([closed_port(), server.endpoint], identity, asking())
-
-    assert found is not None
-    assert found.facts == facts
-    assert found.identity.hard == IDENTITY
-
-
-def test_a_source_of_another_model_describes_nothing() -> None:
-    with serving(zoo(1), facts={"a": "b"}) as server:
-        assert describe([server.endpoint], Identity({"model": "other"}), asking()) is None
-    assert describe([], Identity({}), asking()) is None
-
-
-def test_a_description_needs_the_token() -> None:
-    with serving(zoo(1), facts={"a": "b"}, token=Secret("right")) as server:
-        sources = [server.endpoint]
-        assert describe(sources, Identity({}), asking()) is None
-        assert describe(sources, Identity({}), asking(token=Secret("wrong"))) is None
-        found = describe(sources, Identity({}), asking(token=Secret("right")))
-
-    assert found is not None
-    assert found.facts == {"a": "b"}

@@ -38,7 +38,7 @@ from tests.unit.io.helpers import (
     zoo,
 )
 
-PREPARE = PrepareOffer("tcp", "blake3")
+PREPARE = PrepareOffer("tcp", "blake3", 0)
 SESSION = "s" * 32
 
 
@@ -156,7 +156,7 @@ def publication() -> Publication:
 def test_a_place_is_taken_with_the_offer_and_given_back_at_the_end(
     publication: Publication,
 ) -> None:
-    crew = ServerCrew(publication, SESSION, FAST)
+    crew = ServerCrew((publication,), SESSION, FAST)
     ready = Heard(crew).after(PREPARE)
 
     assert isinstance(ready, OfferReady)
@@ -170,7 +170,7 @@ def test_a_place_is_taken_with_the_offer_and_given_back_at_the_end(
 
 def test_without_a_place_the_offer_is_refused_for_now(publication: Publication) -> None:
     assert publication.admit()
-    refused = Heard(ServerCrew(publication, SESSION, FAST)).after(PREPARE)
+    refused = Heard(ServerCrew((publication,), SESSION, FAST)).after(PREPARE)
 
     assert isinstance(refused, OfferRefused)
     assert (refused.reason, refused.detail) == (Reason.BUSY, "all 1 places are taken")
@@ -181,7 +181,7 @@ def test_a_refused_client_gives_no_place_back_that_it_did_not_take(
     publication: Publication,
 ) -> None:
     assert publication.admit()
-    crew = ServerCrew(publication, SESSION, FAST)
+    crew = ServerCrew((publication,), SESSION, FAST)
     Heard(crew).after(PREPARE)
     crew.close()
 
@@ -190,14 +190,14 @@ def test_a_refused_client_gives_no_place_back_that_it_did_not_take(
 
 def test_withdrawn_weights_are_not_offered(publication: Publication) -> None:
     publication.withdraw("weights were updated")
-    refused = Heard(ServerCrew(publication, SESSION, FAST)).after(PREPARE)
+    refused = Heard(ServerCrew((publication,), SESSION, FAST)).after(PREPARE)
 
     assert refused == OfferRefused(Reason.NOT_SERVING, "weights were updated")
 
 
 def test_weights_withdrawn_while_a_client_waits_for_digests_are_not_offered() -> None:
     made = publish(Weights.of(zoo(1)), Identity(IDENTITY), ServerOptions())
-    crew = ServerCrew(made, SESSION, FAST)
+    crew = ServerCrew((made,), SESSION, FAST)
     heard = Heard(crew)
     crew.begin(PREPARE)
     made.withdraw("the engine sleeps")
@@ -208,15 +208,46 @@ def test_weights_withdrawn_while_a_client_waits_for_digests_are_not_offered() ->
 
 
 def test_a_session_that_ended_before_its_place_takes_none(publication: Publication) -> None:
-    crew = ServerCrew(publication, SESSION, FAST)
+    crew = ServerCrew((publication,), SESSION, FAST)
     crew.close()
     Heard(crew).after(PREPARE)
 
     assert publication.admit()
 
 
+def test_the_publication_that_was_asked_for_is_the_one_that_is_prepared(
+    publication: Publication,
+) -> None:
+    other = publish(Weights.of(zoo(2)), Identity(IDENTITY), ServerOptions())
+    other.seal()
+    crew = ServerCrew((publication, other), SESSION, FAST)
+    ready = Heard(crew).after(PrepareOffer("tcp", "blake3", 1))
+
+    assert isinstance(ready, OfferReady)
+    assert (ready.digests, crew.publication) == (other.digests(0), other)
+    assert publication.quiet(0)
+    assert not other.quiet(0)
+    crew.close()
+    assert other.quiet(0)
+
+
+def test_nothing_is_read_for_a_transfer_that_starts_after_the_fence(
+    publication: Publication,
+) -> None:
+    crew = ServerCrew((publication,), SESSION, FAST)
+    heard = Heard(crew)
+    heard.after(PREPARE)
+    publication.withdraw("weights are updated")
+
+    told = heard.after(StartTransfer((0,), 1))
+    crew.close()
+
+    assert told == TransferFailed(Reason.NOT_SERVING, "weights are updated")
+    assert heard.troubles == []
+
+
 def test_lanes_are_closed_before_the_offer_and_after_the_end(publication: Publication) -> None:
-    crew = ServerCrew(publication, SESSION, FAST)
+    crew = ServerCrew((publication,), SESSION, FAST)
     pairs = [connected_pair() for _ in range(2)]
     crew.attach(0, pairs[0][1])
     Heard(crew).after(PREPARE)
@@ -229,7 +260,7 @@ def test_lanes_are_closed_before_the_offer_and_after_the_end(publication: Public
 
 
 def test_a_transfer_before_an_offer_is_our_own_mistake(publication: Publication) -> None:
-    heard = Heard(ServerCrew(publication, SESSION, FAST))
+    heard = Heard(ServerCrew((publication,), SESSION, FAST))
 
     assert isinstance(heard.after(StartTransfer((0,), 1)), TransferFailed)
     assert isinstance(heard.troubles[0], LocalProtocolError)
@@ -242,7 +273,7 @@ class Two:
     """A server's and a client's crew, joined by lanes."""
 
     def __init__(self, publication: Publication, target: nn.Module, lanes: int) -> None:
-        self.server = ServerCrew(publication, SESSION, FAST)
+        self.server = ServerCrew((publication,), SESSION, FAST)
         self.ready = Heard(self.server).after(PREPARE)
         assert isinstance(self.ready, OfferReady)
         offering = publication.offering

@@ -58,7 +58,7 @@ class Wire:
         self.crew = Idle()
         near, far = connected_pair()
         self.peer = Peer(near)
-        self.session = ServerSession(offering, FAST, "s" * 32, "n" * 32, monotonic())
+        self.session = ServerSession((offering,), FAST, "s" * 32, "n" * 32, monotonic())
         observer = Observer(get_logger("test"), Endpoint("127.0.0.1", 1), {})
         self.link = Link(self.loop, self.session, self.crew, observer, None)
         self.link.connected(far)
@@ -189,7 +189,7 @@ def test_orders_go_to_the_crew_and_its_events_come_back_from_any_thread(wire: Wi
     threading.Thread(target=wire.crew.post, args=(ready,)).start()
     wire.until(lambda: wire.session.offered)
 
-    assert wire.crew.orders == [PrepareOffer("tcp", "blake3")]
+    assert wire.crew.orders == [PrepareOffer("tcp", "blake3", 0)]
     assert type(wire.peer.hear()).__name__ == "Offer"
 
 

@@ -6,9 +6,12 @@ import threading
 import pytest
 from torch import nn
 
+from netloader.config import Secret
+from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
+from netloader.io import digests
 from netloader.io.digests import digest_of
-from netloader.io.publication import Publication, in_background
+from netloader.io.publication import Publication, Shelf, WithdrawnError, in_background
 from netloader.io.server import ServerOptions, publish
 from netloader.io.weights import Weights
 from tests.unit.io.helpers import IDENTITY, KIB, SOON_S, module_of, random
@@ -119,5 +122,107 @@ def test_places_are_counted() -> None:
 
 
 def test_a_place_that_was_never_taken_cannot_be_given_back() -> None:
-    with pytest.raises(ValueError, match="released too many"):
+    with pytest.raises(LocalProtocolError, match="nobody has"):
         publication_of(model()).leave()
+
+
+# -- the fence -----------------------------------------------------------------------------------
+
+
+def test_whoever_reads_when_it_is_withdrawn_may_end_and_nobody_begins() -> None:
+    publication = publication_of(model())
+    with publication.reading():
+        publication.withdraw("weights are updated")
+        assert not publication.quiet(0.01)
+        with pytest.raises(WithdrawnError, match="weights are updated"), publication.reading():
+            pass
+
+    assert publication.quiet(0)
+
+
+def test_a_place_keeps_a_withdrawn_publication_from_being_quiet_and_none_is_given() -> None:
+    publication = publication_of(model())
+    assert publication.admit()
+    publication.withdraw("weights are updated")
+
+    assert not publication.admit()
+    assert not publication.quiet(0.01)
+    leaving = threading.Timer(0.05, publication.leave)
+    leaving.start()
+    assert publication.quiet(SOON_S)
+    leaving.join()
+
+
+def test_a_publication_is_not_quiet_before_its_last_segment_is_hashed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashing, go_on = threading.Event(), threading.Event()
+
+    class Waiting:
+        """Holds the memory it is given until the test lets go."""
+
+        def update(self, data: memoryview, /) -> None:
+            hashing.set()
+            go_on.wait(SOON_S)
+
+        def hexdigest(self) -> str:
+            return ""
+
+    monkeypatch.setitem(digests.ALGORITHMS, "blake3", Waiting)
+    publication = publication_of(model())
+    thread = publication.seal_quietly()
+    assert hashing.wait(SOON_S)
+    publication.withdraw("the engine sleeps")
+
+    assert not publication.quiet(0.01)
+    go_on.set()
+    assert publication.quiet(SOON_S)
+    thread.join(SOON_S)
+
+
+# -- the shelf -----------------------------------------------------------------------------------
+
+
+def published(role: str, token: str | None = None) -> Publication:
+    options = ServerOptions(token=None if token is None else Secret(token))
+    return publish(Weights.of(model()), Identity({"role": role}), options)
+
+
+def test_a_publication_takes_the_place_of_the_one_with_its_role() -> None:
+    first, draft, second = published("target"), published("draft"), published("target")
+    shelf = Shelf((first,))
+    before = shelf.publications
+
+    shelf.put(draft)
+    shelf.put(second)
+
+    assert before == (first,)
+    assert shelf.publications == (second, draft)
+
+
+def test_a_shelf_without_anything_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Shelf(())
+
+
+def test_two_tokens_on_one_port_are_refused_without_showing_them() -> None:
+    one, other, open_to_all = published("target", "hush"), published("draft", "x"), published("mtp")
+    shelf = Shelf((one,))
+
+    for wrong in (other, open_to_all):
+        with pytest.raises(ValueError, match="the same token") as raised:
+            shelf.put(wrong)
+        assert "hush" not in str(raised.value)
+    with pytest.raises(ValueError, match="the same token"):
+        Shelf((one, other))
+    assert shelf.publications == (one,)
+
+
+def test_a_shelf_withdraws_what_was_replaced_as_well() -> None:
+    first, second = published("target"), published("target")
+    shelf = Shelf((first,))
+    shelf.put(second)
+
+    shelf.withdraw("the server is closing")
+
+    assert {first.withdrawn, second.withdrawn} == {"the server is closing"}

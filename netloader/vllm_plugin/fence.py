@@ -1,0 +1,251 @@
+"""Weights that change under the server. Law: while they change nothing is offered.
+
+vLLM changes weights in place through a few methods of its worker class: reload, updates by a
+trainer, sleep. Each is wrapped once, in the worker's process, so that the offer ends and nobody
+reads any more before the method begins, and returns after it has ended. Whoever writes past these
+methods is caught by the digests, which a client verifies.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+from netloader.io.weights import WeightsError
+from netloader.log import emit, get_logger
+from netloader.vllm_plugin import LOG_BASE, publish
+from netloader.vllm_plugin.goods import Changed, watched
+from netloader.vllm_plugin.identity import DRAFT, TARGET
+from netloader.vllm_plugin.publish import Shop
+
+Method = Callable[..., Any]
+
+CHANGES: Mapping[str, tuple[str, ...]] = {
+    "reload_weights": (TARGET,),
+    "reset_weights": (TARGET,),
+}
+"""Worker methods that change weights before they return, and whose."""
+BEGINS: Mapping[str, tuple[str, ...]] = {
+    "start_weight_update": (TARGET,),
+    "start_draft_weight_update": (DRAFT,),
+}
+"""Worker methods after which weights change until `ENDS` is called."""
+ADDS, ENDS = "update_weights", "finish_weight_update"
+"""When either fails, vLLM's update is over, and the weights are neither old nor new."""
+SLEEP, DISCARD, WAKE = "sleep", "discard", "wake_up"
+"""Sleep takes the memory away; awake, the bytes are what they were, or a reload has to come."""
+WEIGHTS_TAG = "weights"
+
+
+@dataclass(slots=True)
+class _Change:
+    """A change under way: whose weights, and what is seen of it."""
+
+    shop: Shop
+    stack: ExitStack = field(default_factory=ExitStack)
+    seen: dict[str, Changed] = field(default_factory=dict)
+
+    def begin(self, roles: tuple[str, ...], why: str) -> None:
+        """Offer nothing of these roles any more."""
+        for role in roles:
+            goods = self.shop.goods(role)
+            if goods is not None:
+                self.shop.fence(role, why)
+                self.seen[role] = self.stack.enter_context(watched(goods))
+
+    def abandon(self) -> None:
+        """The change came to nothing: offer again, if every byte is what it was."""
+        self.stack.close()
+        for role, changed in self.seen.items():
+            goods = self.shop.goods(role)
+            if goods is not None and changed.nothing(goods):
+                self.shop.resume(role)
+
+    def end(self) -> None:
+        """Offer what the weights are now."""
+        self.stack.close()
+        for role, changed in self.seen.items():
+            goods = self.shop.goods(role)
+            if goods is None:
+                continue
+            try:
+                self.shop.renew(role, goods.renew(changed))
+            except WeightsError as error:
+                publish.refuse(get_logger("server", LOG_BASE), str(error), publish.RESTART)
+
+
+def install(worker_class: type) -> None:
+    """Wrap the methods of a worker class that change weights; a second call changes nothing."""
+    wrappers: dict[str, Callable[[Method, str], Method]] = {
+        **dict.fromkeys(CHANGES, _changing),
+        **dict.fromkeys(BEGINS, _beginning),
+        ADDS: _adding,
+        ENDS: _ending,
+        SLEEP: _sleeping,
+        DISCARD: _discarding,
+        WAKE: _waking,
+    }
+    for name, wrap in wrappers.items():
+        method = getattr(worker_class, name, None)
+        if method is not None and not hasattr(method, "netloader_fence"):
+            fenced = wrap(method, name)
+            fenced.netloader_fence = True  # type: ignore[attr-defined]
+            setattr(worker_class, name, fenced)
+
+
+def _changing(method: Method, name: str) -> Method:
+    @wraps(method)
+    def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        with _change(CHANGES[name], f"{name} changes the weights"):
+            return method(worker, *args, **kwargs)
+
+    return fenced
+
+
+def _beginning(method: Method, name: str) -> Method:
+    @wraps(method)
+    def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        if _update.begun:  # vLLM will refuse a second one
+            return method(worker, *args, **kwargs)
+        _update.begin(BEGINS[name], f"{name} was called, and no end yet")
+        with _update.over_if_it_fails():
+            return method(worker, *args, **kwargs)
+
+    return fenced
+
+
+def _adding(method: Method, name: str) -> Method:
+    del name
+
+    @wraps(method)
+    def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        with _update.over_if_it_fails():
+            return method(worker, *args, **kwargs)
+
+    return fenced
+
+
+def _ending(method: Method, name: str) -> Method:
+    del name
+
+    @wraps(method)
+    def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        with _update.over_if_it_fails():
+            result = method(worker, *args, **kwargs)
+        _update.end()
+        return result
+
+    return fenced
+
+
+def _sleeping(method: Method, name: str) -> Method:
+    del name
+
+    @wraps(method)
+    def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        _fence_all("the instance is asleep")
+        return method(worker, *args, **kwargs)
+
+    return fenced
+
+
+def _discarding(method: Method, name: str) -> Method:
+    del name
+
+    @wraps(method)
+    def fenced(worker: Any, tags: Any, *args: Any, **kwargs: Any) -> Any:
+        if WEIGHTS_TAG in tags:
+            _fence_all("the weights were discarded")
+        return method(worker, tags, *args, **kwargs)
+
+    return fenced
+
+
+def _fence_all(why: str) -> None:
+    shop = publish.current()
+    if shop is not None:
+        for role in shop.roles:
+            shop.fence(role, why)
+
+
+def _waking(method: Method, name: str) -> Method:
+    del name
+
+    @wraps(method)
+    def fenced(worker: Any, tags: Any = None, **kwargs: Any) -> Any:
+        result = method(worker, tags, **kwargs)
+        shop = publish.current()
+        if shop is not None and (tags is None or WEIGHTS_TAG in tags):
+            for role in shop.roles:
+                shop.resume(role)
+        return result
+
+    return fenced
+
+
+@contextmanager
+def _change(roles: tuple[str, ...], why: str) -> Iterator[None]:
+    """Offer nothing of these roles inside the block, and after it what the weights are then.
+
+    When the block fails and weights are half changed, they stay fenced until the next change.
+    """
+    shop = publish.current()
+    if shop is None:
+        yield
+        return
+    change = _Change(shop)
+    with _harmless():
+        change.begin(roles, why)
+    try:
+        yield
+    except BaseException:
+        with _harmless():
+            change.abandon()
+        raise
+    with _harmless():
+        change.end()
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """A bug of ours must not keep weights from changing; what was fenced stays so."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - see above
+        emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)
+
+
+class _Update:
+    """The update by a trainer that has begun and not ended; a worker has one at a time."""
+
+    def __init__(self) -> None:
+        self._stack: ExitStack | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self._stack is not None
+
+    def begin(self, roles: tuple[str, ...], why: str) -> None:
+        self._stack = ExitStack()
+        self._stack.enter_context(_change(roles, why))
+
+    def end(self) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+    @contextmanager
+    def over_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            stack, self._stack = self._stack, None
+            if stack is not None:
+                with suppress(BaseException):  # it raises again what it was told of
+                    stack.__exit__(*sys.exc_info())
+            raise
+
+
+_update = _Update()

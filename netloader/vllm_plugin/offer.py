@@ -1,0 +1,216 @@
+"""From a loaded model to what is offered of it. Law: nothing that cannot be proven.
+
+Raw, if every original is at hand; else as the kernels use it, where those hide nothing; else not at
+all, and the log says why and what would help.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any
+
+from torch import nn
+from vllm.config import ModelConfig
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+from netloader.fsm.manifest import Manifest
+from netloader.io.weights import Named, Weights, WeightsError, named_tensors
+from netloader.log import emit, get_logger
+from netloader.vllm_plugin import LOG_BASE, inventory, loadstate, processed, publish
+from netloader.vllm_plugin.errand import Errand
+from netloader.vllm_plugin.goods import Goods, owners_of, place_of, renew_processed, renew_raw
+from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, facts_of
+from netloader.vllm_plugin.layout import GoneError, RawSnapshot
+from netloader.vllm_plugin.settings import LayoutChoice, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is remembered of a model between loading and post-processing."""
+
+    state: loadstate.State
+    """What `load_weights` left behind, here or on the server."""
+    unfilled: frozenset[str] = frozenset()
+    snapshot: RawSnapshot | None = None
+    obstacle: str = ""
+    """Why there is no snapshot, if it is not simply that none is wanted."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the raw tensors; empty without a snapshot."""
+        return self.snapshot.manifest if self.snapshot else Manifest(())
+
+
+def reloadable(loaded: Loaded, model: nn.Module) -> bool:
+    """Whether received raw weights can be handed to vLLM's reload in place.
+
+    A state of `load_weights`, or layers that quantize while loading, would be passed over.
+    """
+    online = any(map(loadstate.quantizes_while_loading, model.modules()))
+    return bool(loaded.manifest.tensors) and not loaded.state and not online
+
+
+def taken(
+    errand: Errand, model: nn.Module, settings: Settings, known: tuple[str, ...] = ()
+) -> Loaded:
+    """Remember what was received; `known` are the digests that were verified."""
+    return _remember(errand.state, errand.unfilled, model, settings, known)
+
+
+def read(
+    loader: BaseModelLoader,
+    errand: Errand,
+    model: nn.Module,
+    model_config: ModelConfig,
+    settings: Settings,
+) -> Loaded:
+    """Have the ordinary loader read the checkpoint, and remember what that did to the model."""
+    marks = loadstate.Marks(model)
+    before = _digests(model) if errand.role == DRAFT else {}
+    filled: list[set[str] | None] = []
+    read_all: Any = model.load_weights
+    reader = vars(model)["load_weights"] = _noting(read_all, filled)
+    try:
+        loader.load_weights(model, model_config)
+    finally:
+        if vars(model).get("load_weights") is reader:
+            del vars(model)["load_weights"]
+    changes = marks.changes(model)
+    if changes.unknown:
+        some = ", ".join(changes.unknown[:5])
+        obstacle = f"load_weights leaves behind more than tensors and plain values: {some}"
+        return Loaded(changes.values, obstacle=obstacle)
+    unfilled = _unfilled(model, before, filled)
+    return _remember(changes.values, unfilled, model, settings, ())
+
+
+def _remember(
+    state: loadstate.State,
+    unfilled: frozenset[str],
+    model: nn.Module,
+    settings: Settings,
+    known: tuple[str, ...],
+) -> Loaded:
+    if settings.layout is LayoutChoice.PROCESSED:
+        return Loaded(state, unfilled)
+    named = [(name, tensor) for name, tensor in named_tensors(model) if name not in unfilled]
+    try:
+        return Loaded(state, unfilled, RawSnapshot(named, settings, known))
+    except WeightsError as error:
+        return Loaded(state, unfilled, obstacle=str(error))
+
+
+def _noting(load_weights: Callable[..., Any], filled: list[set[str] | None]) -> Callable[..., Any]:
+    """A model's `load_weights`, which also notes the names that it says it has filled."""
+
+    @wraps(load_weights)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        names = load_weights(*args, **kwargs)
+        filled.append(set(names) if names is not None else None)
+        return names
+
+    return noting
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    return inventory.digest(inventory.Inventory(tensors=dict(named_tensors(model))))
+
+
+def _unfilled(
+    model: nn.Module, before: dict[str, str], filled: list[set[str] | None]
+) -> frozenset[str]:
+    """Parameters of a draft that no checkpoint fills: not said to be, and bytewise untouched.
+
+    An EAGLE draft without an embedding of its own has an uninitialised one, until vLLM puts the
+    target's in its place. Its bytes mean nothing, and are gone before a client could ask.
+    """
+    if not before or not filled or None in filled:
+        return frozenset()
+    said = set().union(*(names for names in filled if names is not None))
+    now = _digests(model)
+    return frozenset(n for n, digest in now.items() if n not in said and before.get(n) == digest)
+
+
+def offer(
+    model: nn.Module,
+    errand: Errand,
+    loaded: Loaded,
+    settings: Settings,
+    model_config: ModelConfig,
+) -> None:
+    """Serve a post-processed model in the best layout there is; never raises."""
+    logger = get_logger("server", LOG_BASE)
+    try:
+        goods = _goods(model, errand, loaded, settings, model_config)
+    except GoneError as gone:
+        publish.refuse(logger, str(gone), gone.remedy)
+    except WeightsError as error:
+        publish.refuse(logger, str(error), "this model cannot be served")
+    except Exception as error:  # noqa: BLE001 - the engine serves inference without us
+        emit(logger, "netloader.driver.error", exc_info=error)
+    else:
+        publish.shop_for(settings, errand.rank, errand.role).open(goods, model)
+
+
+def _goods(
+    model: nn.Module,
+    errand: Errand,
+    loaded: Loaded,
+    settings: Settings,
+    model_config: ModelConfig,
+) -> Goods:
+    """What there is to offer.
+
+    Raises:
+        GoneError: the originals were replaced and not kept, and nothing else is possible.
+        WeightsError: nothing can be offered; the message says why.
+    """
+    device = next((t.device.type for _, t in named_tensors(model)), "cpu")
+    try:
+        return _raw(model, errand, loaded, model_config)
+    except (GoneError, WeightsError):
+        if settings.layout is LayoutChoice.RAW or not processed.allowed(device):
+            raise
+    return _processed(model, errand, loaded, model_config)
+
+
+def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelConfig) -> Goods:
+    if loaded.snapshot is None:
+        raise WeightsError(loaded.obstacle or "the processed layout is not possible on this device")
+    kept = loaded.snapshot.after(model)
+    return Goods(
+        role=errand.role,
+        layout=RAW,
+        identity=partial(errand.identify, RAW, loaded.state),
+        facts=facts_of(model_config, RAW, loaded.state, loaded.unfilled),
+        weights=kept.weights,
+        renew=partial(renew_raw, kept, loaded.snapshot.manifest),
+        owners=owners_of(model, kept),
+        cached_bytes=kept.cached_bytes,
+        cached_in=place_of(kept),
+        digests=loaded.snapshot.digests,
+    )
+
+
+def _processed(
+    model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelConfig
+) -> Goods:
+    weights = Weights(processed.collect(model))
+    found = weakref.ref(model)  # what is on offer must not keep its model alive
+
+    def collect() -> list[Named]:
+        now = found()
+        if now is None:
+            raise WeightsError("the model is gone")
+        return processed.collect(now)
+
+    kernels = processed.kernel_state(model)
+    return Goods(
+        role=errand.role,
+        layout=PROCESSED,
+        identity=lambda: processed.sharpened(errand.identify(PROCESSED, loaded.state), kernels),
+        facts=facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
+        weights=weights,
+        renew=partial(renew_processed, collect, weights.manifest),
+    )

@@ -1,0 +1,79 @@
+"""All ranks of an instance agree. Law: a collective starts on every rank or on none, and in time.
+
+An ordinary loader may use collectives of the whole instance (fastsafetensors does). A rank that
+was filled from its source would not take part, and the others would hang. So the ranks tell each
+other what became of their sources before any of them calls such a loader. They do so through the
+store that the host's process group has anyway; no collective is needed to avoid one.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+import torch
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+
+from netloader.errors import NetloaderError
+
+INDEPENDENT = frozenset(
+    {"auto", "hf", "safetensors", "pt", "npcache", "mistral", "dummy", "sharded_state"}
+)
+"""vLLM's load formats that read what a rank needs without a word to the others. Of any other,
+a third party's above all, we do not know."""
+
+RECEIVED, MISSING, GIVEN_UP = "received", "missing", "given up"
+
+_rounds: dict[str, Iterator[int]] = defaultdict(itertools.count)
+"""Ranks load in step, so the n-th load of a role is the same one on each of them."""
+
+
+class DisagreementError(NetloaderError):
+    """Some rank has not said in time what became of its sources."""
+
+
+def needs_agreement(load_format: str, ranks: Sequence[int]) -> bool:
+    """Whether the loader of this format may only be called by all of `ranks` together."""
+    return len(ranks) > 1 and load_format.lower() not in INDEPENDENT
+
+
+def all_received(
+    received: bool,  # noqa: FBT001 - the fact that is told
+    role: str,
+    ranks: Sequence[int],
+    timeout_s: float,
+) -> bool:
+    """Tell the other ranks whether this one was filled by a source; whether all were.
+
+    Every rank that returns returns the same. `ranks` are `torch.distributed` global ranks.
+
+    Raises:
+        DisagreementError: a rank said nothing for `timeout_s` seconds, or has given up itself.
+    """
+    mine = torch.distributed.get_rank()
+    store = _store(f"netloader/{role}/{next(_rounds[role])}")
+    store.set(str(mine), RECEIVED if received else MISSING)
+    heard = {mine: RECEIVED if received else MISSING}
+    for rank in ranks:
+        if rank != mine:
+            heard[rank] = _hear(store, rank, timeout_s)
+        if heard[rank] == GIVEN_UP:
+            store.set(str(mine), GIVEN_UP)
+            raise DisagreementError(
+                f"rank {rank} has not said within {timeout_s:g} s whether it has its weights; "
+                "its log says why. AGREE_TIMEOUT_S is how long the ranks wait for each other"
+            )
+    return all(answer == RECEIVED for answer in heard.values())
+
+
+def _store(prefix: str) -> Store:
+    return PrefixStore(prefix, _get_default_store())
+
+
+def _hear(store: Store, rank: int, timeout_s: float) -> str:
+    """What a rank says; a store that is gone is as good as silence."""
+    try:
+        store.wait([str(rank)], timedelta(seconds=timeout_s))
+        return store.get(str(rank)).decode()
+    except RuntimeError:  # DistStoreError and DistNetworkError are
+        return GIVEN_UP

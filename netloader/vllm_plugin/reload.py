@@ -1,0 +1,117 @@
+"""Reload in place from sources. Law: vLLM's own reload does the work; we only bring the bytes.
+
+vLLM reloads layer by layer: it takes each layer back to the form it had before loading, has a
+checkpoint read into it, post-processes it, and copies the result to where the old weights are. Its
+`model.load_weights` expects tensors as they are in a checkpoint; ours are as they are after it. So
+the raw weights are received beside the model, and handed to each layer as they are.
+"""
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from netloader.fsm.manifest import Manifest
+from netloader.io.weights import Named
+
+REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})
+"""Methods whose kernels vLLM's reload in place rebuilds on a CPU (seen in 0.28 and 0.32)."""
+
+
+def obstacle(model: nn.Module) -> str:
+    """Why a model must not be reloaded in place, or ''.
+
+    On a CPU, vLLM leaves fused experts in the form of the checkpoint and the packed int8 weights of
+    linear layers empty: the engine then answers nonsense, and nothing says so.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        return ""
+    names = {type(getattr(m, "quant_method", None)).__name__ for m in model.modules()}
+    odd = sorted(n for n in names - {"NoneType"} if not n.endswith(tuple(REBUILT)))
+    return f"vLLM cannot reload {', '.join(odd)} in place on a CPU" if odd else ""
+
+
+def beside(manifest: Manifest, device: torch.device) -> list[Named]:
+    """Empty tensors as a manifest describes them, aliases included; they cost what it says."""
+    tensors: list[Tensor] = []
+    for spec in manifest.tensors:
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        if spec.shares < 0:
+            tensors.append(torch.empty_strided(spec.shape, spec.stride, dtype=dtype, device=device))
+            continue
+        first = tensors[spec.shares]
+        start = first.storage_offset() * first.element_size() + spec.offset
+        view = torch.empty(0, dtype=dtype, device=device)
+        offset = start // dtype.itemsize
+        tensors.append(view.set_(first.untyped_storage(), offset, spec.shape, spec.stride))
+    return list(zip((spec.name for spec in manifest.tensors), tensors, strict=True))
+
+
+class HandOver:
+    """What to give to `model.load_weights` in a reload: nothing, for each layer is filled directly.
+
+    Make it before vLLM prepares the reload. As long as it lives (vLLM holds it until the reload is
+    over), the model's `load_weights` hands the received tensors to the layers, and those take what
+    they get as it is: it is their own shard. Iterating yields nothing.
+    """
+
+    def __init__(self, model: nn.Module, named: Sequence[Named]) -> None:
+        layers = [(*_layer_of(model, name), tensor) for name, tensor in named]
+        stack = ExitStack()
+        for layer in {layer for layer, _, _ in layers}:
+            stack.enter_context(_takes_copies(layer))
+        vars(model)["load_weights"] = partial(_fill, layers)
+        stack.callback(vars(model).pop, "load_weights", None)
+        weakref.finalize(self, stack.close)
+
+    def __iter__(self) -> Iterator[Named]:
+        """Nothing."""
+        return iter(())
+
+
+def _fill(layers: list[tuple[nn.Module, str, Tensor]], weights: object) -> None:
+    """Stand in for `model.load_weights`; returns None, so that vLLM does not count names."""
+    del weights
+    for layer, attribute, tensor in layers:
+        target = getattr(layer, attribute, None)
+        if isinstance(target, Tensor):
+            getattr(target, "weight_loader", _copy)(target, tensor)
+
+
+def _layer_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The layer that holds a tensor, out of the wrapper an adapter may have put around it."""
+    prefix, _, attribute = name.rpartition(".")
+    layer = model.get_submodule(prefix)
+    inner = getattr(layer, "base_layer", layer)
+    return inner if isinstance(inner, nn.Module) else layer, attribute
+
+
+@contextmanager
+def _takes_copies(layer: nn.Module) -> Iterator[None]:
+    """Let a layer, once it is taken back, load by plain copy: what comes is its own shard."""
+    parameters, buffers = get_layerwise_info(layer).restore_metadata
+    own = (*layer._parameters.values(), *layer._buffers.values())  # noqa: SLF001 - not its children
+    live = (tensor for tensor in own if tensor is not None)
+    tensors = [*parameters.values(), *buffers.values(), *live]
+    before = [getattr(tensor, "weight_loader", None) for tensor in tensors]
+    for tensor in tensors:
+        tensor.weight_loader = _copy
+    try:
+        yield
+    finally:
+        for tensor, loader in zip(tensors, before, strict=True):
+            if loader is None:
+                del tensor.weight_loader
+            else:
+                tensor.weight_loader = loader
+
+
+def _copy(param: Tensor, loaded_weight: Tensor) -> None:
+    """A weight loader as vLLM calls them; the names of the arguments are vLLM's."""
+    if param.numel() != loaded_weight.numel():
+        raise ValueError(f"{tuple(loaded_weight.shape)} does not fit {tuple(param.shape)}")
+    param.data.copy_(loaded_weight.view(param.shape))

@@ -1,0 +1,118 @@
+"""Weights that fit and are wrong: each is refused, with the field that differs named."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from netloader.vllm_plugin.parity.engine import EngineError
+from netloader.vllm_plugin.parity.run import without_weights
+from tests.e2e.engines import Engine, Nursery
+from tests.e2e.zoo import dense, experts
+from tests.e2e.zoo.checkpoint import Config, write
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+Checkpoint = tuple[Config, dict[str, Tensor]]
+
+
+def made(recipe: Callable[[], Any], seed: int = 1, **changes: Any) -> Checkpoint:
+    found = recipe()
+    return {**found.config, **changes}, found.tensors(seed, torch.bfloat16)
+
+
+@contextmanager
+def served(nursery: Nursery, folder: Path, **options: Any) -> Iterator[tuple[Engine, Any]]:
+    """An engine that serves `folder`, and the SOURCE field that leads to it."""
+    prefix = folder.with_name("address-")
+    with nursery.engine(folder, {"OUTPUT_PREFIX": str(prefix)}, **options) as engine:
+        endpoint = Path(f"{prefix}0.txt").read_text()
+        yield engine, {"SOURCE": [{"device_id": 0, "sources": [endpoint]}]}
+
+
+def refused(engine: Engine, field: str) -> None:
+    """The client named the field, and loaded its own checkpoint."""
+    log = engine.log()
+    assert "netloader.reason=identity_mismatch" in log
+    assert f"{field}: mine is" in log
+    assert "netloader.loader.received" not in log
+
+
+def test_the_same_names_with_experts_in_another_order(nursery: Nursery, tmp_path: Path) -> None:
+    config, tensors = made(experts.mixtral)
+    permuted = {_next_expert(name): tensor for name, tensor in tensors.items()}
+    folder = write(tmp_path / "model", config, tensors)
+    other = write(tmp_path / "other", config, permuted)
+    with (
+        served(nursery, folder) as (server, source),
+        nursery.engine(other, source) as client,
+        nursery.engine(other, {}) as ordinary,
+    ):
+        refused(client, "checkpoint")
+        assert client.checksums() == ordinary.checksums() != server.checksums()
+
+
+def _next_expert(name: str) -> str:
+    for expert in range(experts.EXPERTS):
+        if f".experts.{expert}." in name:
+            after = (expert + 1) % experts.EXPERTS
+            return name.replace(f".experts.{expert}.", f".experts.{after}.")
+    return name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_theta": 500000.0},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rms_norm_eps": 1e-6},
+        {"bos_token_id": 3},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_same_weights_under_another_setting(
+    nursery: Nursery, tmp_path: Path, change: Mapping[str, Any]
+) -> None:
+    config, tensors = made(dense.llama)
+    folder = write(tmp_path / "model", config, tensors)
+    other = write(tmp_path / "other", {**config, **change}, tensors)
+    with served(nursery, folder) as (_, source), nursery.engine(other, source) as client:
+        refused(client, "config")
+
+
+def test_another_revision_of_the_checkpoint_at_the_same_path(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "model", *made(dense.llama, seed=1))
+    with served(nursery, folder) as (server, source):
+        write(folder, *made(dense.llama, seed=2))
+        with nursery.engine(folder, source) as client:
+            refused(client, "checkpoint")
+            assert client.generate() != server.generate()
+
+
+@pytest.mark.parametrize("mine", ["float16", "float32"])
+def test_another_dtype(nursery: Nursery, tmp_path: Path, mine: str) -> None:
+    folder = write(tmp_path / "model", *made(dense.llama))
+    with (
+        served(nursery, folder, dtype="bfloat16") as (_, source),
+        nursery.engine(folder, source, dtype=mine) as client,
+    ):
+        refused(client, "dtype")
+
+
+def test_a_client_without_files_has_nothing_to_fall_back_on(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "model", *made(dense.llama))
+    bare = without_weights(folder, tmp_path / "bare")
+    with (
+        served(nursery, folder, dtype="bfloat16") as (_, source),
+        pytest.raises(EngineError, match="dtype: mine is"),
+        nursery.engine(bare, {**source, "FALLBACK": "never"}, dtype="float16"),
+    ):
+        pass

@@ -1,0 +1,58 @@
+"""Every model of the zoo, from disk and through netloader: identical or refused, never wrong."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from netloader.vllm_plugin.parity.rows import Row
+from netloader.vllm_plugin.parity.run import examine
+from tests.e2e.engines import ENVIRONMENT, Engine, Nursery
+from tests.e2e.zoo import dense
+from tests.e2e.zoo.checkpoint import write
+from tests.e2e.zoo.rows import PLANS, Plan
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+def test_the_client_is_its_server_or_refuses(
+    plan: Plan, nursery: Nursery, tmp_path: Path, table_rows: list[Row]
+) -> None:
+    row = examine(plan.case(tmp_path), nursery.start, tmp_path)
+    table_rows.append(row)
+    if plan.refusal:
+        assert plan.refusal in row.refusal
+    else:
+        assert row.verdict == "identical", (row.refusal, *row.differences)
+
+
+def test_the_comparison_notices_other_weights(nursery: Nursery, tmp_path: Path) -> None:
+    """Engine B is given another checkpoint from disk: what a broken loader would come to."""
+    made = dense.llama()
+    other = write(tmp_path / "other", made.config, made.tensors(2, torch.bfloat16))
+
+    def swap(
+        model: Path, extra: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> AbstractContextManager[Engine]:
+        fills = "SOURCE" in extra
+        return nursery.start(other if fills else model, {} if fills else extra, options)
+
+    row = examine(PLANS[0].case(tmp_path), swap, tmp_path)
+    assert (row.verdict, row.tokens, row.tensors) == ("WRONG", False, False)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    case = PLANS[0].case(tmp_path)
+    command = [sys.executable, "-m", "netloader.vllm_plugin.parity", str(case.folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| tokens | same | same | - | identical |" in done.stdout

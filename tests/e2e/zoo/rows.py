@@ -1,0 +1,125 @@
+"""The zoo table as data: every model that is compared, and what netloader is expected to do."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netloader.vllm_plugin.parity.run import Case
+from tests.e2e.zoo import dense, drafts, experts, recurrent
+from tests.e2e.zoo.checkpoint import Config, Recipe, write
+from tests.e2e.zoo.quantized import quantized_llama
+
+Build = Callable[[Path], Mapping[str, Any]]
+"""Writes `folder/model`, and whatever it needs beside it; returns arguments for `vllm.LLM`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A row to be: `refusal` is what the refusal has to say, '' when there must be none."""
+
+    name: str
+    build: Build
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 4
+    refusal: str = ""
+
+    def case(self, folder: Path) -> Case:
+        """Write the checkpoint, and say what is to be compared."""
+        options = self.build(folder)
+        return Case(self.name, folder / "model", options, self.extra, self.tokens)
+
+
+def _save(folder: Path, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    write(folder / "model", config, tensors)
+    return {}
+
+
+def _plain(recipe: Callable[[], Recipe], folder: Path, **options: Any) -> Mapping[str, Any]:
+    dtype = options.get("dtype", "bfloat16")
+    made = recipe()
+    _save(folder, {**made.config, "torch_dtype": dtype}, made.tensors(1, getattr(torch, dtype)))
+    return options
+
+
+def _tied_with_head(folder: Path, head: str) -> Mapping[str, Any]:
+    """The config ties what the checkpoint holds twice."""
+    made = dense.llama()
+    tensors = made.tensors(1, torch.bfloat16)
+    if head == "same":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    return _save(folder, {**made.config, "tie_word_embeddings": True}, tensors)
+
+
+def _scheme(folder: Path, scheme: str, dtype: str = "bfloat16") -> Mapping[str, Any]:
+    return _save(folder, *quantized_llama(scheme, dtype))
+
+
+def _drafted(folder: Path, method: str) -> Mapping[str, Any]:
+    """A target with a draft model beside it, or inside it."""
+    speculative: dict[str, Any] = {"method": method, "num_speculative_tokens": 2}
+    if method == "mtp":
+        _save(folder, *drafts.mtp())
+        return {"speculative_config": {**speculative, "num_speculative_tokens": 1}}
+    target = drafts.echo(drafts.deep_llama() if method == "eagle3" else dense.llama())
+    _save(folder, *target)
+    made = {"draft_model": target, "eagle": drafts.eagle(), "eagle3": drafts.eagle3(target)}
+    draft = write(folder / "draft", *made[method])
+    return {"speculative_config": {**speculative, "model": str(draft)}}
+
+
+def _recipe(recipe: Callable[[], Recipe], name: str = "", **options: Any) -> Plan:
+    return Plan(name or recipe.__name__, partial(_plain, recipe, **options))
+
+
+def _quantized(scheme: str, name: str = "", **more: Any) -> Plan:
+    return Plan(name or f"llama {scheme}", partial(_scheme, scheme=scheme), **more)
+
+
+KEPT = {"INT8_CACHE": "dram"}
+LOADS_ONLY = {"tokens": 0}
+
+PLANS = (
+    _recipe(dense.llama),
+    _recipe(dense.llama, dtype="float16"),
+    _recipe(dense.llama, dtype="float32"),
+    _recipe(partial(dense.llama, attention_bias=True, mlp_bias=True), "llama with biases"),
+    _recipe(partial(dense.llama, tie_word_embeddings=True), "llama tied"),
+    Plan("llama tied, same lm_head in files", partial(_tied_with_head, head="same")),
+    Plan("llama tied, other lm_head in files", partial(_tied_with_head, head="other")),
+    _recipe(dense.qwen3),
+    _recipe(dense.gemma2),
+    _recipe(dense.gemma3),
+    _recipe(dense.phi3),
+    _recipe(dense.gpt2),
+    _recipe(dense.opt),
+    _recipe(experts.mixtral),
+    _recipe(experts.qwen3_moe),
+    _recipe(experts.olmoe),
+    _recipe(experts.deepseek_v2),
+    _recipe(experts.deepseek_v3),
+    _recipe(recurrent.mamba2),
+    _recipe(recurrent.falcon_h1),
+    _recipe(recurrent.qwen3_next),
+    _quantized("w8a8", extra=KEPT),
+    _quantized("w8a8-tensor", extra=KEPT),
+    _quantized("w8a8-static", extra=KEPT),
+    _quantized("w8a8-asymmetric", extra=KEPT),
+    _quantized("w8a8", "llama w8a8, INT8_CACHE no", refusal="parameters were replaced"),
+    _quantized("fp8"),
+    _quantized("w4a16", tokens=0),
+    _quantized("w4a16-asymmetric", tokens=0),
+    _quantized("gptq", tokens=0),
+    Plan("llama awq", partial(_scheme, scheme="awq", dtype="float16"), tokens=0),
+    _recipe(dense.llama, "llama online fp8", quantization="fp8_per_channel"),
+    Plan("draft_model", partial(_drafted, method="draft_model")),
+    Plan("eagle", partial(_drafted, method="eagle")),
+    Plan("eagle3", partial(_drafted, method="eagle3")),
+    Plan("mtp", partial(_drafted, method="mtp")),
+    _recipe(dense.llama, "llama TP 2", tensor_parallel_size=2),
+    _recipe(experts.mixtral, "mixtral TP 2", tensor_parallel_size=2),
+)

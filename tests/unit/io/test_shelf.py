@@ -1,0 +1,332 @@
+"""Several publications on one port, put there and taken away while the listener runs."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import pytest
+import torch
+from torch import nn
+
+from netloader.errors import LocalProtocolError
+from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import Segment
+from netloader.fsm.messages import Begin, Lane, Offer, Reject, Request
+from netloader.io import Endpoint, Outcome, ServerOptions, fill, serve, transports
+from netloader.io.listener import Listener, bind
+from netloader.io.publication import Publication, Shelf
+from netloader.io.server import publish
+from netloader.io.transports import Transport
+from netloader.io.transports.tcp import TCP, TcpSending
+from netloader.io.weights import Weights
+from tests.unit.io.helpers import (
+    FAST,
+    IDENTITY,
+    KIB,
+    MIB,
+    SOON_S,
+    Peer,
+    asking,
+    contents,
+    eventually,
+    hello,
+    module_of,
+    our_threads,
+    random,
+    serving,
+    zoo,
+)
+
+SLEEPS: Final = "the engine sleeps"
+BOTH: Final = ("tcp", "gloo")
+
+
+def large(seed: int) -> nn.Module:
+    """More than the buffers of a connection hold: who does not read stops the server."""
+    return module_of(w=random(32 * MIB, seed=seed, dtype=torch.uint8))
+
+
+def named(role: str) -> dict[str, str]:
+    return {**IDENTITY, "role": role}
+
+
+def published(role: str, model: nn.Module) -> Publication:
+    """A model on offer, its digests sealed; any transport that a test has made known."""
+    options = ServerOptions((*BOTH, "stubborn"), segment_bytes=256 * KIB)
+    publication = publish(Weights.of(model), Identity(named(role)), options)
+    publication.seal()
+    return publication
+
+
+class Shop:
+    """A listener with a target and a draft."""
+
+    def __init__(self, target: nn.Module, draft: nn.Module) -> None:
+        self.target, self.draft = published("target", target), published("draft", draft)
+        self.shelf = Shelf((self.target, self.draft))
+        options = ServerOptions()
+        self.listener = Listener(bind("127.0.0.1", 0), self.shelf, FAST, options.logger)
+        self.endpoint: Endpoint = self.listener.endpoint
+
+    def fill(self, role: str, into: nn.Module, transport: str = "tcp", **options: Any) -> Outcome:
+        """Be a client of one role."""
+        return fill(into, [self.endpoint], named(role), asking(transport, **options))
+
+    def call(self) -> Peer:
+        """Connect, and say nothing yet."""
+        return Peer.call(self.endpoint)
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., Shop]]:
+    shops: list[Shop] = []
+
+    def make(target: nn.Module | None = None, draft: nn.Module | None = None) -> Shop:
+        shops.append(Shop(target or zoo(1), draft or large(2)))
+        return shops[-1]
+
+    yield make
+    for shop in shops:
+        shop.listener.close()
+
+
+def once(act: Callable[[], object]) -> Callable[[int, int], None]:
+    """A progress report that does something the first time."""
+    done: list[object] = []
+
+    def report(moved: int, total: int) -> None:
+        if not done:
+            done.append(None)
+            act()
+
+    return report
+
+
+def reason(outcome: Outcome) -> str:
+    (attempt,) = outcome.attempts
+    return attempt.reason.value
+
+
+def refusal(peer: Peer) -> tuple[str, str]:
+    answer = peer.hear()
+    assert isinstance(answer, Reject), answer
+    return answer.reason, answer.detail
+
+
+# -- who gets what -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", BOTH)
+def test_two_roles_on_one_port_each_get_their_own_bytes(
+    opened: Callable[..., Shop], transport: str
+) -> None:
+    shop, target, draft = opened(), zoo(70), large(71)
+    drafted: list[Outcome] = []
+
+    def meanwhile() -> None:
+        drafted.append(shop.fill("draft", draft, transport))
+
+    assert shop.fill("target", target, transport, report=once(meanwhile)).ok
+    assert drafted[0].ok
+    assert contents(target) == contents(zoo(1))
+    assert contents(draft) == contents(large(2))
+
+
+def test_a_role_that_nobody_serves_is_refused_with_both_roles_named(
+    opened: Callable[..., Shop],
+) -> None:
+    (attempt,) = opened().fill("vision", zoo(70)).attempts
+
+    assert attempt.reason.value == "identity_mismatch"
+    (found,) = attempt.differences
+    assert (found.field, found.mine, found.theirs) == ("role", "vision", "target")
+
+
+def test_the_next_client_gets_what_was_put_there_and_the_present_one_what_it_began(
+    opened: Callable[..., Shop],
+) -> None:
+    shop, first, second = opened(), large(70), large(71)
+    later: list[Outcome] = []
+
+    def replace() -> None:
+        shop.shelf.put(published("draft", large(3)))
+        later.append(shop.fill("draft", second))
+
+    outcome = shop.fill("draft", first, lanes=1, report=once(replace))
+
+    assert (outcome.ok, later[0].ok) == (True, True)
+    assert contents(first) == contents(large(2))
+    assert contents(second) == contents(large(3))
+
+
+def test_a_server_takes_a_second_model_and_another_in_its_place() -> None:
+    target, draft = zoo(70), zoo(71)
+    with serving(zoo(1), named("target")) as server:
+        server.put(zoo(2), named("draft"))
+        server.put(zoo(3), named("draft"))
+        for model, role in ((target, "target"), (draft, "draft")):
+            assert fill(model, [server.endpoint], named(role), asking()).ok
+
+    assert contents(target) == contents(zoo(1))
+    assert contents(draft) == contents(zoo(3))
+    with pytest.raises(LocalProtocolError, match="closed"):
+        server.put(zoo(4), named("draft"))
+
+
+def test_closing_ends_the_digests_of_a_model_that_was_replaced_too() -> None:
+    before = our_threads()
+    server = serve(large(1), named("target"))
+    server.put(large(2), named("target"))
+    server.close()
+
+    assert eventually(lambda: our_threads() <= before)
+
+
+# -- the fence -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", BOTH)
+def test_evict_ends_a_transfer_and_no_other_and_what_is_put_there_then_is_served(
+    opened: Callable[..., Shop], transport: str
+) -> None:
+    source = large(2)
+    shop, target, draft = opened(large(1), source), large(70), large(71)
+    evicted: list[bool] = []
+    ended: list[Outcome] = []
+
+    def evict() -> None:
+        evicted.append(shop.listener.evict(shop.draft, SLEEPS, SOON_S))
+        with torch.no_grad():
+            source.get_parameter("w").fill_(7)  # nobody reads it any more
+
+    def meanwhile() -> None:
+        ended.append(shop.fill("draft", draft, transport, lanes=1, report=once(evict)))
+
+    outcome = shop.fill("target", target, transport, lanes=1, report=once(meanwhile))
+
+    (attempt,) = ended[0].attempts
+    assert evicted == [True]
+    assert (attempt.reason.value, attempt.detail) == ("not_serving", SLEEPS)
+    assert outcome.ok
+    assert contents(target) == contents(large(1))
+    assert reason(shop.fill("draft", draft)) == "not_serving"
+    shop.shelf.put(published("draft", source))
+    assert shop.fill("draft", draft, transport).ok
+    assert contents(draft) == contents(source)
+
+
+def test_evict_ends_a_transfer_to_a_client_that_has_stopped_reading(
+    opened: Callable[..., Shop],
+) -> None:
+    shop = opened()
+    with shop.call() as peer, shop.call() as lane:
+        peer.say(hello(identity=named("draft")))
+        offer = peer.hear()
+        assert isinstance(offer, Offer)
+        lane.say(Lane(offer.session, 0))
+        peer.say(Request(tuple(range(len(offer.digests)))))
+        assert peer.hear() == Begin()
+        assert lane.sock.recv(1)
+
+        assert shop.listener.evict(shop.draft, SLEEPS, SOON_S)
+        assert refusal(peer) == ("not_serving", SLEEPS)
+
+
+def test_evict_ends_who_was_offered_it_or_waits_for_it_and_nobody_who_has_not_chosen(
+    opened: Callable[..., Shop],
+) -> None:
+    shop = opened()
+    unsealed = publish(Weights.of(zoo(4)), Identity(named("draft")), ServerOptions())
+    with shop.call() as undecided, shop.call() as offered:
+        offered.say(hello(identity=named("draft")))
+        assert isinstance(offered.hear(), Offer)
+        shop.shelf.put(unsealed)
+        with shop.call() as waiting, shop.call() as other:
+            waiting.say(hello(identity=named("draft")))
+            other.say(hello(identity=named("target")))
+            assert isinstance(other.hear(), Offer)
+            assert eventually(lambda: not unsealed.quiet(0))
+
+            assert shop.listener.evict(unsealed, SLEEPS, SOON_S)
+            assert refusal(waiting) == ("not_serving", SLEEPS)
+            assert shop.listener.evict(shop.draft, "weights are updated", SOON_S)
+            assert refusal(offered) == ("not_serving", "weights are updated")
+            undecided.say(hello(identity=named("target")))
+            assert isinstance(undecided.hear(), Offer)
+
+
+def test_evict_is_true_only_when_nobody_reads_any_more(
+    opened: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, let_go = threading.Event(), threading.Event()
+
+    class Stubborn(TcpSending):
+        """Reads on, whatever happens to its session."""
+
+        def run(self, segments: Sequence[Segment], lanes: int) -> int:
+            reading.set()
+            let_go.wait(SOON_S)
+            return 0
+
+    stubborn = Transport("stubborn", Stubborn, TCP.receiving)
+    monkeypatch.setitem(transports._REGISTRY, "stubborn", stubborn)
+    shop = opened()
+    with shop.call() as peer:
+        peer.say(hello("stubborn", named("draft")))
+        assert isinstance(peer.hear(), Offer)
+        peer.say(Request((0,)))
+        assert reading.wait(SOON_S)
+
+        assert not shop.listener.evict(shop.draft, SLEEPS, 0.05)
+        assert peer.hear() == Begin()
+        assert refusal(peer) == ("not_serving", SLEEPS)
+        assert peer.hear() is None  # the session is over, and still it is read
+        assert not shop.listener.evict(shop.draft, SLEEPS, 0.05)
+        let_go.set()
+        assert shop.listener.evict(shop.draft, SLEEPS, SOON_S)
+
+
+def test_evict_where_nobody_is_need_not_wait(opened: Callable[..., Shop]) -> None:
+    shop = opened()
+
+    assert shop.listener.evict(shop.draft, SLEEPS, 0)
+    with shop.call() as peer:
+        peer.say(hello(identity=named("draft")))
+        assert refusal(peer) == ("not_serving", SLEEPS)
+    assert shop.fill("target", zoo(70)).ok
+
+
+def test_evict_after_the_end_finds_nobody(opened: Callable[..., Shop]) -> None:
+    shop = opened()
+    with shop.call() as peer:
+        peer.say(hello(identity=named("draft")))
+        assert isinstance(peer.hear(), Offer)
+        shop.listener.close()
+
+        assert shop.listener.evict(shop.draft, SLEEPS, SOON_S)
+
+
+def test_many_threads_may_evict_at_once_while_clients_come_and_go(
+    opened: Callable[..., Shop],
+) -> None:
+    shop, target = opened(large(1)), large(70)
+    answers: list[bool] = []
+    reasons: set[str] = set()
+
+    def evict() -> None:
+        for _ in range(5):
+            answers.append(shop.listener.evict(shop.shelf.publications[1], SLEEPS, SOON_S))
+            shop.shelf.put(published("draft", zoo(5)))
+
+    def meanwhile() -> None:
+        threads = [threading.Thread(target=evict) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            reasons.add(reason(shop.fill("draft", zoo(71))))
+
+    assert shop.fill("target", target, report=once(meanwhile)).ok
+    assert answers == [True] * 40
+    assert reasons <= {"not_serving", "verified"}
+    assert contents(target) == contents(large(1))
+    assert shop.fill("draft", zoo(71)).ok
