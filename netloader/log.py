@@ -41,7 +41,6 @@ class EventSpec(NamedTuple):
     meaning: str
 
 
-_debug = partial(EventSpec, ("debug",))
 _info = partial(EventSpec, ("info",))
 _info_or_debug = partial(EventSpec, ("info", "debug"))
 _info_or_warning = partial(EventSpec, ("info", "warning"))

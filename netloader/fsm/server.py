@@ -83,10 +83,7 @@ class Offering:
 
 
 class ServerSession(Session):
-    """One client, seen from the server. `session_id` and `nonce` are the caller's randomness.
-
-    `offerings` is what the client may choose from by its role: at least one, all with one token.
-    """
+    """One client. `session_id`, `nonce`: the caller's randomness; `offerings` have one token."""
 
     __slots__ = (
         "digests",
@@ -125,10 +122,7 @@ class ServerSession(Session):
         return self.session_id
 
     def chosen(self, hello: Hello) -> int:
-        """Which offering a hello is about: that of its role; else the first, to be refused by it.
-
-        The refusal then names the role that the client asked for beside one that there is.
-        """
+        """Which offering a hello is about: that of its role; else the first, to name that role."""
         roles, wanted = [o.role for o in self.offerings], hello.identity.hard.get(ROLE)
         return roles.index(wanted) if wanted in roles else 0
 
@@ -136,11 +130,6 @@ class ServerSession(Session):
     def offering(self) -> Offering:
         """What the conversation is about; the first offering while the client has not spoken."""
         return self.offerings[0 if self.hello is None else self.chosen(self.hello)]
-
-    @property
-    def token(self) -> Secret | None:
-        """What every client must prove to know; the same whatever it asks for."""
-        return self.offerings[0].token
 
     @property
     def nbytes(self) -> int:
@@ -173,7 +162,7 @@ def _other_version(session: ServerSession, event: Hello) -> bool:
 
 def _needs_proof(session: ServerSession, event: Hello) -> bool:
     del event
-    return session.token is not None
+    return session.offering.token is not None
 
 
 def _unasked(session: ServerSession, event: Proof) -> bool:
@@ -182,7 +171,7 @@ def _unasked(session: ServerSession, event: Proof) -> bool:
 
 
 def _wrong_proof(session: ServerSession, event: Proof) -> bool:
-    token, hello = session.token, session.hello
+    token, hello = session.offering.token, session.hello
     if token is None or hello is None:
         return True
     return not auth.proves(event.mac, token, "client", hello.nonce, session.nonce)
@@ -229,19 +218,15 @@ def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
 
 
 def _differences(session: ServerSession, hello: Hello) -> tuple[Difference, ...]:
-    mine = _asked(session, hello).identity
+    mine = session.offerings[session.chosen(hello)].identity
     if hello.purpose is Purpose.DESCRIPTION:
         return mine.disagreements(hello.identity)
     return mine.differences(hello.identity)
 
 
-def _asked(session: ServerSession, hello: Hello) -> Offering:
-    return session.offerings[session.chosen(hello)]
-
-
 def _shared(session: ServerSession, hello: Hello) -> tuple[str, str, str]:
     """Layout, transport and digest: the client's first choice that the server can do, or ''."""
-    offering = _asked(session, hello)
+    offering = session.offerings[session.chosen(hello)]
 
     def first(wanted: tuple[str, ...], able: tuple[str, ...]) -> str:
         return next((name for name in wanted if name in able), "")
@@ -269,7 +254,7 @@ def _refuse_version(session: ServerSession, event: Hello) -> Iterable[Effect]:
 
 def _challenge(session: ServerSession, event: Hello) -> Iterable[Effect]:
     session.hello = event
-    token = session.token
+    token = session.offering.token
     if token is None:
         raise AssertionError("guarded by _needs_proof")
     yield Send(Challenge(session.nonce, auth.proof(token, "server", event.nonce, session.nonce)))
@@ -288,7 +273,7 @@ def _refuse_identity(session: ServerSession, event: Hello | Proof) -> Iterable[E
 
 def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     hello = _hello(session, event)
-    mine = _asked(session, hello)
+    mine = session.offerings[session.chosen(hello)]
     detail = "; ".join(
         f"{name}: server has {', '.join(able) or 'none'}, client has {', '.join(wanted) or 'none'}"
         for name, able, wanted, choice in zip(
@@ -304,7 +289,7 @@ def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[
 
 
 def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
-    mine = _asked(session, _hello(session, event))
+    mine = session.offerings[session.chosen(_hello(session, event))]
     yield Send(Description(mine.identity, mine.facts))
     yield Settle(Verdict(State.DONE, Reason.DESCRIBED))
 

@@ -35,7 +35,7 @@ from netloader.fsm.session import Session
 from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.crew import Crew
-from netloader.io.framing import Decoder, encode
+from netloader.io.framing import Decoder, Heard, encode
 from netloader.io.observe import Observer
 
 READ_BYTES = 256 * 1024
@@ -117,9 +117,10 @@ class Loop:
     def _turn(self) -> None:
         # The peer's word comes before what this side found out: when the peer ends the session, a
         # transfer that fails here is only the echo, and the verdict should name the cause.
-        for key, ready in self._selector.select(self._pause()):
+        posted = self._inbox.qsize()
+        for key, ready in self._selector.select(0 if posted else self._pause()):
             self._guard(partial(key.data, ready))
-        while not self._inbox.empty():
+        for _ in range(posted):  # what was posted since waits until the peer was heard again
             self._guard(self._inbox.get_nowait())
         now = self.now()
         for member in tuple(self.members):
@@ -232,22 +233,29 @@ class Link:
             self._read(self._sock)
 
     def _read(self, sock: socket.socket) -> None:
-        try:
-            data = sock.recv(min(self._decoder.wanted, READ_BYTES))
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._gone(type(error).__name__)
-            return
-        if not data:
-            self._gone("closed by the peer")
-            return
-        for heard in self._decoder.feed(data):
+        heard_now = self._hear(sock)
+        if heard_now == []:  # the head of a frame; nothing of our own comes between it and its body
+            heard_now = self._hear(sock)
+        for heard in heard_now or ():
             if isinstance(heard, Lane):
                 self._hand_over(heard)
             else:
                 self._router = None  # the first words decide what a connection is
                 self.handle(heard)
+
+    def _hear(self, sock: socket.socket) -> list[Heard] | None:
+        """What one read completes; None when there was nothing to read."""
+        try:
+            data = sock.recv(min(self._decoder.wanted, READ_BYTES))
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            self._gone(type(error).__name__)
+            return None
+        if not data:
+            self._gone("closed by the peer")
+            return None
+        return self._decoder.feed(data)
 
     def _gone(self, detail: str) -> None:
         if self._linger_until is not None:

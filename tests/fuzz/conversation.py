@@ -268,7 +268,7 @@ class Conversation:
             mac = event.mac if isinstance(event, Challenge) else ""
             return session.wish.token is None or mac == right
         assert isinstance(session, ServerSession)
-        if session.token is None:
+        if session.offering.token is None:
             return True
         hello: Hello | None = session.hello
         if not isinstance(event, Proof) or hello is None:

@@ -1,5 +1,6 @@
 """The loop and its links: one thread, no busy waiting, and an end to every connection."""
 
+import select
 import selectors
 import socket
 import struct
@@ -12,10 +13,10 @@ import pytest
 
 from netloader.config import Endpoint
 from netloader.fsm.effects import PrepareOffer
-from netloader.fsm.events import Connected, Event, OfferReady, OfferRefused
+from netloader.fsm.events import Connected, Event, OfferReady, OfferRefused, TransferFailed
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
-from netloader.fsm.messages import Description, Purpose
+from netloader.fsm.messages import Description, Purpose, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering, ServerSession
 from netloader.fsm.states import State
@@ -61,6 +62,7 @@ class Wire:
         self.session = ServerSession((offering,), FAST, "s" * 32, "n" * 32, monotonic())
         observer = Observer(get_logger("test"), Endpoint("127.0.0.1", 1), {})
         self.link = Link(self.loop, self.session, self.crew, observer, None)
+        self.far = far
         self.link.connected(far)
 
     def until(self, condition: Any) -> None:
@@ -300,3 +302,20 @@ def test_a_word_that_cannot_be_sent_does_not_make_the_link_deaf(wire: Wire) -> N
     verdict = wire.session.verdict
     assert verdict is not None
     assert verdict.reason is Reason.CONNECTION_LOST
+
+
+def test_what_this_side_finds_out_does_not_overtake_the_peers_word(wire: Wire) -> None:
+    # The peer ends the session; a moment later our transfer fails of it. The verdict names the
+    # cause, although a frame takes two reads and both were there in one turn of the loop.
+    class Echoing(Idle):
+        def begin(self, order: Order) -> None:
+            super().begin(order)
+            wire.peer.say(Reject("not_serving", "the server is closing"))
+            select.select([wire.far], [], [], SOON_S)
+            self.post(TransferFailed(Reason.TRANSFER_FAILED, "the echo"))
+
+    wire.crew.__class__ = Echoing
+    wire.peer.say(hello())
+    wire.until(lambda: wire.session.verdict is not None)
+    assert wire.session.verdict is not None
+    assert (wire.session.verdict.reason, wire.session.verdict.by_peer) == (Reason.NOT_SERVING, True)
