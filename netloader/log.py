@@ -58,6 +58,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
         "netloader.source.tried": _info("A client turns to a source."),
+        "netloader.source.differs": _warning("A field in which a source is not this rank."),
         "netloader.source.odd": _warning("What a source says or sends does not fit this model."),
         "netloader.source.waiting": _info("The source is busy and will be asked again."),
         "netloader.session.opened": _info("The connection to a peer is up."),

@@ -54,6 +54,15 @@ REMEDIES: Mapping[str, str] = {
     "model": "start both with the same MODEL, or point SOURCE at a server of this model",
     "checkpoint": "the checkpoints are different revisions; use the same one on both sides",
     "checkpoint_commit": "the two are different commits on the hub; pin --revision on both",
+    "role": "the source has no model of this role; a draft is served by a server that uses one",
+    "dtype": "start both with the same --dtype",
+    "tensor_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
+    "pipeline_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
+    "data_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
+    "expert_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
+    "layout": "set LAYOUT so that both sides can do the same",
+    "load_state": "the source told other things about its checkpoint before; start once more",
+    "vllm": "as the kernels use them, weights fit one version of vLLM only; or set LAYOUT to raw",
 }
 
 

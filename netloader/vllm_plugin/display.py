@@ -1,15 +1,22 @@
-"""What people see while weights arrive."""
+"""What people see: weights arriving, and why a source was refused."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
+from netloader.config import shown
+from netloader.fsm.identity import Difference
+from netloader.io.client import Outcome
+from netloader.log import Logger, emit
+
 BAR_FORMAT = (
     "{desc}: {percentage:3.0f}% Completed | {n_fmt}/{total_fmt} "
     "[{elapsed}<{remaining}, {rate_fmt}]\n"
 )
 """As vLLM's bars: one line an update, because workers' output is prefixed line by line."""
+
+HEAD = ("field", "mine", "theirs", "what to do")
 
 
 @contextmanager
@@ -32,3 +39,32 @@ def bar(total: int, shown: bool) -> Iterator[Callable[[int, int], None]]:  # noq
 def _advance(progress: "tqdm[None]", done: int) -> None:
     """Set a bar to `done`; a source with other digests starts over, so it may go back."""
     progress.update(done - progress.n)
+
+
+def tell_differences(outcome: Outcome, logger: Logger) -> None:
+    """Log one line for each field in which a source differs from this rank."""
+    for attempt in outcome.attempts:
+        for difference in attempt.differences:
+            fields = dict(zip(HEAD, _cells(difference), strict=True))
+            where = {"netloader.source": str(attempt.source)}
+            named = {f"netloader.{name.replace(' ', '_')}": text for name, text in fields.items()}
+            emit(logger, "netloader.source.differs", {**where, **named})
+
+
+def table_of(outcome: Outcome) -> str:
+    """The same as a table for an exception, after a line break; '' without differences."""
+    rows = [_cells(difference) for a in outcome.attempts for difference in a.differences]
+    if not rows:
+        return ""
+    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (HEAD, *rows)
+    )
+    return "\n" + "\n".join(lines)
+
+
+def _cells(difference: Difference) -> tuple[str, str, str, str]:
+    """One row; what a peer says is shown as it is in every message: quoted, and cut."""
+    mine, theirs = str(shown(difference.mine)), str(shown(difference.theirs))
+    return str(shown(difference.field)), mine, theirs, difference.remedy

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from json import JSONDecodeError, loads
+from json import loads
 
 import torch
 from torch import nn
@@ -79,7 +79,7 @@ def errand_of(
         sources=survey.sources,
         layout=_layout(facts, settings, vllm_config),
         state=_state(facts, logger),
-        unfilled=_unfilled(facts) if role == identities.DRAFT else frozenset(),
+        unfilled=_unfilled(facts, logger) if role == identities.DRAFT else frozenset(),
         identify=identify,
         path=str(model_config.model),
     )
@@ -101,12 +101,16 @@ def _state(facts: Mapping[str, str], logger: Logger) -> loadstate.State:
         return loadstate.NOTHING
 
 
-def _unfilled(facts: Mapping[str, str]) -> frozenset[str]:
+def _unfilled(facts: Mapping[str, str], logger: Logger) -> frozenset[str]:
     try:
         names = loads(facts.get(identities.UNFILLED, "[]"))
-    except (JSONDecodeError, RecursionError):
-        return frozenset()
-    return frozenset(name for name in names if isinstance(name, str)) if names else frozenset()
+    except (ValueError, RecursionError):
+        names = None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return frozenset(names)
+    detail = "the names of the parameters that no checkpoint fills are no list of names"
+    emit(logger, "netloader.source.odd", {"netloader.detail": detail})  # the manifests will differ
+    return frozenset()
 
 
 def _company(role: str) -> tuple[int, ...]:

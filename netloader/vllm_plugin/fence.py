@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
-from netloader.io.weights import WeightsError
+from netloader.io.weights import Weights, WeightsError
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, publish
 from netloader.vllm_plugin.goods import Changed, watched
@@ -59,21 +59,29 @@ class _Change:
         """The change came to nothing: offer again, if every byte is what it was."""
         self.stack.close()
         for role, changed in self.seen.items():
-            goods = self.shop.goods(role)
-            if goods is not None and changed.nothing(goods):
-                self.shop.resume(role)
+            changed.originals.clear()  # on their way, and perhaps never used
+            self._settle(role, changed, partial(self._resume, role))
 
     def end(self) -> None:
         """Offer what the weights are now."""
         self.stack.close()
         for role, changed in self.seen.items():
-            goods = self.shop.goods(role)
-            if goods is None:
-                continue
-            try:
-                self.shop.renew(role, goods.renew(changed))
-            except WeightsError as error:
-                publish.refuse(get_logger("server", LOG_BASE), str(error), publish.RESTART)
+            self._settle(role, changed, partial(self.shop.renew, role))
+
+    def _resume(self, role: str, weights: Weights) -> None:
+        del weights  # those on offer before: their digests are known
+        self.shop.resume(role)
+
+    def _settle(self, role: str, changed: Changed, offer: Callable[[Weights], None]) -> None:
+        goods = self.shop.goods(role)
+        if goods is None:
+            return
+        try:
+            weights = goods.renew(changed)
+        except WeightsError as error:
+            self.shop.lose(role, str(error))
+        else:
+            offer(weights)
 
 
 def install(worker_class: type) -> None:
@@ -166,8 +174,9 @@ def _discarding(method: Method, name: str) -> Method:
 def _fence_all(why: str) -> None:
     shop = publish.current()
     if shop is not None:
-        for role in shop.roles:
-            shop.fence(role, why)
+        with _harmless():
+            for role in shop.roles:
+                shop.fence(role, why)
 
 
 def _waking(method: Method, name: str) -> Method:
@@ -178,8 +187,9 @@ def _waking(method: Method, name: str) -> Method:
         result = method(worker, tags, **kwargs)
         shop = publish.current()
         if shop is not None and (tags is None or WEIGHTS_TAG in tags):
-            for role in shop.roles:
-                shop.resume(role)
+            with _harmless():
+                for role in shop.roles:
+                    shop.resume(role)
         return result
 
     return fenced

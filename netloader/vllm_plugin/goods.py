@@ -2,13 +2,15 @@
 
 Law: after a change nothing old is offered. Raw tensors that the kernels still use have changed with
 the model; of the others, which only we keep, the new originals must have been seen on their way
-through post-processing, or their layer must be bytewise what it was.
+through post-processing, or their layer must be bytewise what it was. One that was missed is lost
+until its layer is loaded again.
 """
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,7 +20,10 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.vllm_plugin import inventory
-from netloader.vllm_plugin.layout import Kept
+from netloader.vllm_plugin.layout import Kept, in_use
+
+PROCESS = "process_weights_after_loading"
+"""vLLM's name for post-processing, a method of what a layer has as its `quant_method`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +52,6 @@ class Changed:
     originals: dict[str, Tensor] = field(default_factory=dict)
     untouched: set[str] = field(default_factory=set)
 
-    def nothing(self, goods: "Goods") -> bool:
-        """Whether no tensor that only we keep belongs to a layer that has changed."""
-        return not self.originals and self.untouched >= goods.owners.keys()
-
 
 def owners_of(model: nn.Module, kept: Kept) -> dict[str, "weakref.ref[nn.Module]"]:
     """The layers of the tensors that only we keep; taken early, before an adapter wraps them."""
@@ -63,25 +64,37 @@ def place_of(kept: Kept) -> str:
     return ("dram" if devices == {"cpu"} else "hbm") if devices else "nowhere"
 
 
-def renew_raw(kept: Kept, manifest: Manifest, changed: Changed) -> Weights:
-    """Raw weights after a change.
+class Originals:
+    """The raw tensors of a model from change to change: each starts from the one before it."""
 
-    Raises:
-        WeightsError: an original was not seen, or is of another shape.
-    """
-    named: list[Named] = []
-    lost: list[str] = []
-    for name, tensor in kept.named:
-        if name not in kept.cached or name in changed.untouched:
-            named.append((name, tensor))
-        elif name in changed.originals:
-            named.append((name, changed.originals[name]))
-        else:
-            lost.append(name)
-    if lost:
-        some = ", ".join(lost[:5])
-        raise WeightsError(f"the originals of {len(lost)} parameters are not known, among: {some}")
-    return _same(named, manifest)
+    def __init__(self, model: nn.Module, kept: Kept, manifest: Manifest) -> None:
+        self._model = weakref.ref(model)  # what is on offer must not keep its model alive
+        self._tensors = dict(kept.named)
+        self._cached = kept.cached
+        self._manifest = manifest
+        self._lost: set[str] = set()
+
+    def renew(self, changed: Changed) -> Weights:
+        """Raw weights after a change.
+
+        Raises:
+            WeightsError: an original was not seen, or is of another shape.
+        """
+        self._tensors.update(changed.originals)
+        self._lost |= self._cached - changed.untouched
+        self._lost -= changed.originals.keys()
+        if unknown := [*self._lost, *self._replaced()]:
+            some = ", ".join(unknown[:5])
+            count = len(unknown)
+            raise WeightsError(f"the originals of {count} parameters are not known, among: {some}")
+        return _same([*self._tensors.items()], self._manifest)
+
+    def _replaced(self) -> list[str]:
+        """Tensors that the kernels shared, and that are no part of the model any more."""
+        model = self._model()
+        live = in_use(model) if model is not None else set()
+        shared = (item for item in self._tensors.items() if item[0] not in self._cached)
+        return [n for n, t in shared if t.numel() and t.untyped_storage().data_ptr() not in live]
 
 
 def renew_processed(
@@ -117,8 +130,9 @@ def watched(goods: Goods) -> Iterator[Changed]:
     with ExitStack() as stack:
         for layer, names in layers.items():
             method = getattr(layer, "quant_method", None)
-            if hasattr(method, "process_weights_after_loading"):
-                stack.enter_context(_hooked(method, layer, names, changed.originals))
+            if hasattr(method, PROCESS):
+                keep = partial(_copy_of, place=goods.cached_in)
+                stack.enter_context(_hooked(method, layer, names, keep, changed.originals))
         yield changed
     for layer, names in layers.items():
         if _bytes_of(layer) == before[layer]:
@@ -132,24 +146,36 @@ def _bytes_of(layer: nn.Module) -> dict[str, str]:
     return inventory.digest(inventory.Inventory(tensors=held))
 
 
+def _copy_of(tensor: Tensor, place: str) -> Tensor:
+    """A copy where originals are kept; a device has no room for a second model."""
+    return tensor.detach().to("cpu" if place == "dram" else tensor.device, copy=True)
+
+
 @contextmanager
 def _hooked(
-    method: Any, layer: nn.Module, names: Mapping[str, list[str]], originals: dict[str, Tensor]
+    method: Any,
+    layer: nn.Module,
+    names: Mapping[str, list[str]],
+    keep: Callable[[Tensor], Tensor],
+    originals: dict[str, Tensor],
 ) -> Iterator[None]:
     """Copy a layer's originals at the moment vLLM hands them to post-processing."""
     process = method.process_weights_after_loading
+    own = vars(method).get(PROCESS)
 
     def copy_first(given: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if given is layer:
             for attribute, aliases in names.items():
                 tensor = getattr(layer, attribute, None)
                 if isinstance(tensor, Tensor) and not tensor.is_meta:
-                    originals.update(dict.fromkeys(aliases, tensor.detach().clone()))
+                    with suppress(Exception):  # no memory, say: then it is lost, and said to be
+                        originals.update(dict.fromkeys(aliases, keep(tensor)))
         return process(given, *args, **kwargs)
 
-    method.process_weights_after_loading = copy_first
+    setattr(method, PROCESS, copy_first)
     try:
         yield
     finally:
-        if vars(method).get("process_weights_after_loading") is copy_first:
-            del method.process_weights_after_loading
+        if vars(method).get(PROCESS) is copy_first:
+            delattr(method, PROCESS)
+            vars(method).update({PROCESS: own} if own is not None else {})

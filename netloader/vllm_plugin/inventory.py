@@ -23,8 +23,19 @@ Scalar = bool | int | float | str
 HOLDERS = ("vllm.", "vllm_ascend.", "compressed_tensors.", "torch.nn.")
 """Where the classes of implementation objects live; objects of other packages are not entered."""
 
-ELSEWHERE = ("vllm.config.", "vllm.distributed.", "vllm.logger", "vllm.platforms.")
+ELSEWHERE = (
+    "vllm.config.",
+    "vllm.distributed.",
+    "vllm.logger.",
+    "vllm.platforms.",
+    "vllm.transformers_utils.",
+)
 """Settings, groups, logging: they refer to everything and hold no weights."""
+
+SETTINGS = "Config"
+"""How classes of settings end. One of vLLM's holds the scales of experts (`FusedMoEQuantConfig`),
+so tensors are looked for there; scalars are not: paths, measured times, sets in any order.
+"""
 
 LIVE = frozenset({"kv_cache"})
 """Attributes an engine binds after loading: what it computes, not what it was given."""
@@ -91,6 +102,7 @@ class _Walk:
     def __init__(self) -> None:
         self.found = Inventory()
         self._seen: set[int] = set()
+        self._in_settings = False
 
     def module(self, path: str, root: nn.Module) -> None:
         """A module: first what it and its submodules own, then what hangs on their attributes."""
@@ -122,7 +134,7 @@ class _Walk:
     def _visit(self, path: str, value: object) -> None:
         """Anything that is not a module's own: scalars as often as they are met, others once."""
         if isinstance(value, Scalar):
-            if not isinstance(value, Enum):
+            if not self._in_settings and not isinstance(value, Enum):
                 self.found.scalars[path] = value
         elif id(value) not in self._seen:
             self._seen.add(id(value))
@@ -144,8 +156,14 @@ class _Walk:
             case _ if _is_handle(value):
                 self.found.opaque[path] = _type_of(value)
             case _ if _is_holder(value):
-                for name, held in _attributes_of(value):
-                    self._attribute(path, name, held)
+                self._holder(path, value)
+
+    def _holder(self, path: str, value: object) -> None:
+        outside = self._in_settings
+        self._in_settings = outside or type(value).__name__.endswith(SETTINGS)
+        for name, held in _attributes_of(value):
+            self._attribute(path, name, held)
+        self._in_settings = outside
 
     def _items(self, path: str, items: Mapping[object, object]) -> None:
         for key, held in items.items():
@@ -162,18 +180,17 @@ def _type_of(value: object) -> str:
 
 def _is_holder(value: object) -> bool:
     """Whether an object may hold weights in its attributes."""
-    kind = type(value)
-    home = f"{kind.__module__}."
+    home = f"{type(value).__module__}."
     known = home.startswith(HOLDERS) and not home.startswith(ELSEWHERE)
-    return known and not isinstance(value, (type, Enum)) and not kind.__name__.endswith("Config")
+    return known and not isinstance(value, (type, Enum))
 
 
 def _is_handle(value: object) -> bool:
-    """Whether an object stands for memory that has no name here: C++ objects, sets of tensors.
+    """Whether an object holds memory that has no name here: of C++, of numpy, sets of tensors.
 
     vLLM's own handles free their memory in `__del__`; nothing else on a model has one.
     """
-    if isinstance(value, torch.ScriptObject) or type(value).__name__ == "PyCapsule":
+    if isinstance(value, torch.ScriptObject) or type(value).__name__ in {"PyCapsule", "ndarray"}:
         return True
     if isinstance(value, (set, frozenset)):
         return any(isinstance(held, Tensor) for held in value)

@@ -178,14 +178,20 @@ class RawSnapshot:
         weights = Weights(named)
         if weights.manifest != self.manifest:
             raise WeightsError("post-processing changed the geometry of raw tensors")
-        in_use = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        live = in_use(model)
         ours = {
             name: tensor.untyped_storage()
             for name, tensor in named
-            if tensor.untyped_storage().data_ptr() not in in_use
+            if tensor.untyped_storage().data_ptr() not in live
         }
         sizes = {storage.data_ptr(): storage.nbytes() for storage in ours.values()}
         return Kept(tuple(named), weights, frozenset(ours), sum(sizes.values()))
+
+
+def in_use(model: nn.Module) -> set[int]:
+    """Where the storage is that a model itself keeps alive."""
+    tensors = (*model.parameters(), *model.buffers())
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if not tensor.is_meta}
 
 
 class Backup:

@@ -29,7 +29,7 @@ from netloader.io.transports import named as transport_named
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, fence, loadstate, processed, publish, ranks
-from netloader.vllm_plugin.display import bar
+from netloader.vllm_plugin.display import bar, table_of, tell_differences
 from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.layout import Backup
@@ -105,23 +105,28 @@ class NetLoader(BaseModelLoader):
         """Build and load; a model that cannot go on to the ordinary loader is built anew."""
         traces = _Traces(vllm_config)
         try:
-            self._errand = errand
-            model: nn.Module = super().load_model(vllm_config, model_config, prefix)
-            if errand.layout == PROCESSED:
-                self._receive_processed(model, errand)
+            return self._first(errand, vllm_config, model_config, prefix)
         except RebuildError as error:
             outcome = error.outcome
-        else:
-            return model
-        # Only now, outside the handler, does nothing refer to the first model any more.
+        # Only now, outside the handler, does no frame refer to the first model any more.
         traces.undo()
         gc.collect()
-        torch.accelerator.empty_cache()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
         self._tell_fallback(outcome)
         self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
         self._errand = replace(errand, sources=(), ranks=(), layout=RAW)
         again: nn.Module = super().load_model(vllm_config, model_config, prefix)
         return again
+
+    def _first(
+        self, errand: Errand, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
+    ) -> nn.Module:
+        self._errand = errand
+        model: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        if errand.layout == PROCESSED:
+            self._receive_processed(model, errand)
+        return model
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Receive the weights from a source, or have the ordinary loader read them.
@@ -262,6 +267,7 @@ class NetLoader(BaseModelLoader):
         except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
             emit(self._logger, "netloader.driver.error", exc_info=error)
             return None
+        tell_differences(outcome, self._logger)
         if outcome.ok:
             fields = {
                 "netloader.source": str(outcome.source),
@@ -289,7 +295,8 @@ class NetLoader(BaseModelLoader):
     def _ordinary(self, outcome: Outcome | None = None) -> BaseModelLoader:
         fallback = self._settings.fallback
         if fallback is None:
-            history = outcome.history() if outcome else "no source is configured for this rank"
+            why = "no source is configured for this rank, or none fits this model"
+            history = outcome.history() + table_of(outcome) if outcome else why
             raise NoWeightsError(f"FALLBACK is never, and no source delivered: {history}")
         return self._loader(fallback.load_format, dict(fallback.extra))
 

@@ -77,6 +77,11 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield dot + name, copy.deepcopy(value) if _plain(value) else value
 
 
+def _settable(module: nn.Module | None, name: str) -> bool:
+    """Whether an attribute is plain, or not there yet; the class is asked first, for properties."""
+    return _plain(getattr(type(module), name, None)) and _plain(getattr(module, name, None))
+
+
 def _plain(value: object) -> bool:
     if isinstance(value, dict):
         return all(type(key) is str and _plain(item) for key, item in value.items())
@@ -94,15 +99,16 @@ def parse(text: str) -> State:
     """The state a server told.
 
     Raises:
-        StateError: it is no JSON object.
+        StateError: it is no JSON object, or nested so deeply that writing it again might fail.
     """
     try:
         state = json.loads(text) if text else {}
+        plain = isinstance(state, dict) and _plain(state)  # needs more stack than json.dumps does
     except (ValueError, RecursionError) as error:
         raise StateError(f"what load_weights left behind cannot be read: {error}") from error
-    if not isinstance(state, dict):
+    if not plain:
         raise StateError("what load_weights left behind is no JSON object")
-    return state
+    return dict(state)
 
 
 def digest(state: State) -> str:
@@ -121,7 +127,7 @@ def check(state: State, model: nn.Module) -> None:
         prefix, _, name = path.rpartition(".")
         module = modules.get(prefix)
         known = module is not None and name.isidentifier() and not name.startswith("__")
-        if not known or not _plain(getattr(module, name, None)):
+        if not known or name in _TORCH or not _settable(module, name):
             raise StateError(f"load_weights of the server's model set {path}, which is not ours")
 
 

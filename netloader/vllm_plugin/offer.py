@@ -19,7 +19,7 @@ from netloader.io.weights import Named, Weights, WeightsError, named_tensors
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, inventory, loadstate, processed, publish
 from netloader.vllm_plugin.errand import Errand
-from netloader.vllm_plugin.goods import Goods, owners_of, place_of, renew_processed, renew_raw
+from netloader.vllm_plugin.goods import Goods, Originals, owners_of, place_of, renew_processed
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, facts_of
 from netloader.vllm_plugin.layout import GoneError, RawSnapshot
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
@@ -185,7 +185,7 @@ def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelCo
         identity=partial(errand.identify, RAW, loaded.state),
         facts=facts_of(model_config, RAW, loaded.state, loaded.unfilled),
         weights=kept.weights,
-        renew=partial(renew_raw, kept, loaded.snapshot.manifest),
+        renew=Originals(model, kept, loaded.snapshot.manifest).renew,
         owners=owners_of(model, kept),
         cached_bytes=kept.cached_bytes,
         cached_in=place_of(kept),

@@ -70,9 +70,11 @@ def adopt_numbers(model: nn.Module, named: list[Named]) -> None:
         old, new = scalars.get(path), tensor.item() if not tensor.dim() else None
         if type(old) is not float or type(new) is not float or _equal(old, new):
             continue
-        holder, _, name = path.rpartition(".")
+        *holders, name = path.split(".")
         try:
-            setattr(reduce(getattr, holder.split("."), model), name, new)
+            holder = reduce(getattr, holders, model)
+            getattr(holder, name)  # an item of a container is no attribute, and could be made one
+            setattr(holder, name, new)
         except AttributeError as error:
             raise WeightsError(f"{path} is a number that cannot be set") from error
 
@@ -94,6 +96,7 @@ def _holds_addresses(tensor: Tensor, found: Inventory) -> bool:
     spans = [
         (storage.data_ptr(), storage.nbytes())
         for storage in (t.untyped_storage() for t in found.tensors.values() if not t.is_meta)
+        if storage.nbytes()
     ]
     low = min(start for start, _ in spans)
     high = max(start + nbytes for start, nbytes in spans)

@@ -44,6 +44,8 @@ class Shop:
         self._logger = get_logger("server", LOG_BASE)
         self._goods: dict[str, Goods] = {}
         self._fenced: set[str] = set()
+        self._lost: set[str] = set()
+        self._returning: dict[str, Publication] = {}
         self._shelf: Shelf | None = None
         self._listener: Listener | None = None
         self._close: Callable[[], None] = lambda: None
@@ -60,29 +62,38 @@ class Shop:
 
     def open(self, goods: Goods, model: nn.Module) -> None:
         """Serve some weights until their model is gone; log why, if that cannot be."""
-        with self._guarded(), self._lock:
+        with self._guarded():
             publication = self._publication(goods, goods.weights)
             publication.seal(goods.digests)
-            self._goods[goods.role] = goods
-            if self._put(publication):
-                weakref.finalize(model, self._retire, goods.role)
-                self._tell(goods, publication)
-                in_background("netloader-audit", partial(self._audit, goods, publication))
+            with self._lock:
+                self._goods[goods.role] = goods
+                if self._put(publication):
+                    weakref.finalize(model, self._retire, goods.role)
+                    self._tell(goods, publication)
+                    in_background("netloader-audit", partial(self._audit, goods.role, publication))
 
     def fence(self, role: str, why: str) -> None:
         """Offer nothing of a role, and wait until nobody reads its memory."""
-        publication = self._on_shelf(role)
-        if publication is None or self._listener is None:
+        with self._lock:
+            here = (self._on_shelf(role), self._returning.pop(role, None))
+            listener = self._listener
+            self._fenced.add(role)
+        for publication in filter(None, here):
+            with self._guarded():
+                self._evict(listener, publication, why)
+
+    def _evict(self, listener: Listener | None, publication: Publication, why: str) -> None:
+        if listener is None:
             return
-        self._fenced.add(role)
-        with self._guarded():
-            timeout_s = self.settings.deadlines.stall_s + EVICT_S
-            quiet = self._listener.evict(publication, why, timeout_s)
-            fields = {"netloader.role": role, "netloader.detail": why}
+        timeout_s = self.settings.deadlines.stall_s + EVICT_S
+        told = not publication.withdrawn
+        quiet = listener.evict(publication, why, timeout_s)
+        fields = {"netloader.role": publication.offering.role, "netloader.detail": why}
+        if told:
             emit(self._logger, "netloader.server.withdrawn", fields)
-            if not quiet:
-                detail = f"clients still read {timeout_s:g} s after: {why}"
-                emit(self._logger, "netloader.driver.error", {"netloader.detail": detail})
+        if not quiet:
+            detail = f"clients still read {timeout_s:g} s after: {why}"
+            emit(self._logger, "netloader.driver.error", {"netloader.detail": detail})
 
     def renew(self, role: str, weights: Weights) -> None:
         """Offer weights that have changed; their digests are computed in the background."""
@@ -93,39 +104,50 @@ class Shop:
             if self._put(publication):
                 self._tell(goods, publication)
 
+    def lose(self, role: str, why: str) -> None:
+        """What there was to offer of a role is not known any more, until it is renewed."""
+        self._lost.add(role)
+        refuse(self._logger, why, RESTART)
+
     def resume(self, role: str) -> None:
         """Offer again what was fenced, if every byte is still what it was."""
-        fenced = self._on_shelf(role)
-        if fenced is None:
-            return
         with self._guarded(), self._lock:
+            fenced = self._on_shelf(role)
+            if fenced is None or role not in self._fenced or role in self._lost:
+                return
             goods = self._goods[role]
-            publication = self._publication(goods, goods.weights)
-            publication.seal(fenced.digests(0) or ())
+            digests = fenced.digests(0)
+            if not digests:  # then nobody can tell what the bytes were
+                self.lose(role, "the weights were taken away before their digests were known")
+                return
+            publication = self._returning[role] = self._publication(goods, goods.weights)
+            publication.seal(digests)
             in_background("netloader-audit", partial(self._put_back, goods, publication))
 
     def _put_back(self, goods: Goods, publication: Publication) -> None:
         """Put what was fenced back on the shelf, once every byte was looked at."""
         publication.audit()
-        if publication.withdrawn:
-            refuse(self._logger, publication.withdrawn, RESTART)
-            return
         with self._guarded(), self._lock:
-            if self._put(publication):
+            if self._returning.get(goods.role) is not publication:  # fenced again meanwhile
+                return
+            del self._returning[goods.role]
+            if publication.withdrawn:
+                self.lose(goods.role, publication.withdrawn)
+            elif self._put(publication):
                 self._tell(goods, publication)
 
-    def _audit(self, goods: Goods, publication: Publication) -> None:
+    def _audit(self, role: str, publication: Publication) -> None:
         """Check, after the engine is up, that post-processing left every byte as it was digested.
 
         A publication that was fenced or replaced meanwhile is somebody else's business.
         """
         publication.audit()
         with self._lock:
-            at_stake = self._goods.get(goods.role) is goods and goods.role not in self._fenced
+            at_stake = self._on_shelf(role) is publication and role not in self._fenced
         if publication.withdrawn and at_stake:
-            fields = {"netloader.role": goods.role, "netloader.detail": publication.withdrawn}
+            fields = {"netloader.role": role, "netloader.detail": publication.withdrawn}
             emit(self._logger, "netloader.server.withdrawn", fields)
-            self._retire(goods.role)
+            self._retire(role)
 
     def _retire(self, role: str) -> None:
         """Offer a role no more; without another one, stop serving.
@@ -134,9 +156,9 @@ class Shop:
         """
         with self._guarded(), self._lock:
             self._goods.pop(role, None)
-            publication = self._on_shelf(role)
-            if publication is not None:
-                publication.withdraw("the model is gone")
+            for publication in (self._on_shelf(role), self._returning.pop(role, None)):
+                if publication is not None and not publication.withdrawn:
+                    publication.withdraw("the model is gone")
             if not self._goods and self._listener is not None:
                 self._close()
                 self._listener = self._shelf = None
@@ -170,6 +192,7 @@ class Shop:
     def _put(self, publication: Publication) -> bool:
         """Offer a publication; the first one opens the port. False when that cannot be had."""
         self._fenced.discard(publication.offering.role)
+        self._lost.discard(publication.offering.role)
         if self._shelf is not None:
             self._shelf.put(publication)
             return True

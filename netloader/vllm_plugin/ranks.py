@@ -9,6 +9,7 @@ store that the host's process group has anyway; no collective is needed to avoid
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -52,13 +53,13 @@ def all_received(
     """
     mine = torch.distributed.get_rank()
     store = _store(f"netloader/{role}/{next(_rounds[role])}")
-    store.set(str(mine), RECEIVED if received else MISSING)
     heard = {mine: RECEIVED if received else MISSING}
+    _say(store, mine, heard[mine])
     for rank in ranks:
         if rank != mine:
             heard[rank] = _hear(store, rank, timeout_s)
         if heard[rank] == GIVEN_UP:
-            store.set(str(mine), GIVEN_UP)
+            _say(store, mine, GIVEN_UP)
             raise DisagreementError(
                 f"rank {rank} has not said within {timeout_s:g} s whether it has its weights; "
                 "its log says why. AGREE_TIMEOUT_S is how long the ranks wait for each other"
@@ -68,6 +69,11 @@ def all_received(
 
 def _store(prefix: str) -> Store:
     return PrefixStore(prefix, _get_default_store())
+
+
+def _say(store: Store, mine: int, answer: str) -> None:
+    with suppress(RuntimeError):  # the rank that hosts the store is gone: `_hear` will find out
+        store.set(str(mine), answer)
 
 
 def _hear(store: Store, rank: int, timeout_s: float) -> str:

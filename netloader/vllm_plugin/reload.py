@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from netloader.fsm.manifest import Manifest
+from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.weights import Named
 
 REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})
@@ -37,18 +37,32 @@ def obstacle(model: nn.Module) -> str:
 
 def beside(manifest: Manifest, device: torch.device) -> list[Named]:
     """Empty tensors as a manifest describes them, aliases included; they cost what it says."""
-    tensors: list[Tensor] = []
-    for spec in manifest.tensors:
-        dtype: torch.dtype = getattr(torch, spec.dtype)
-        if spec.shares < 0:
-            tensors.append(torch.empty_strided(spec.shape, spec.stride, dtype=dtype, device=device))
-            continue
-        first = tensors[spec.shares]
-        start = first.storage_offset() * first.element_size() + spec.offset
+    sharing: dict[int, list[TensorSpec]] = {}
+    for index, spec in enumerate(manifest.tensors):
+        sharing.setdefault(index if spec.shares < 0 else spec.shares, []).append(spec)
+    built = {n: t for specs in sharing.values() for n, t in _in_one_storage(specs, device)}
+    return [(spec.name, built[spec.name]) for spec in manifest.tensors]
+
+
+def _in_one_storage(specs: Sequence[TensorSpec], device: torch.device) -> Iterator[Named]:
+    """Tensors that share memory; the first need not be the one that begins first."""
+    dtypes: list[torch.dtype] = [getattr(torch, spec.dtype) for spec in specs]
+    places = list(zip(specs, dtypes, strict=True))
+    end = max(spec.offset + _extent(spec) * dtype.itemsize for spec, dtype in places)
+    begin = min(spec.offset for spec in specs)
+    while any((spec.offset - begin) % dtype.itemsize for spec, dtype in places):
+        begin -= 1  # where the storage of the other side began, all were aligned
+    storage = torch.empty(end - begin, dtype=torch.uint8, device=device).untyped_storage()
+    for spec, dtype in places:
         view = torch.empty(0, dtype=dtype, device=device)
-        offset = start // dtype.itemsize
-        tensors.append(view.set_(first.untyped_storage(), offset, spec.shape, spec.stride))
-    return list(zip((spec.name for spec in manifest.tensors), tensors, strict=True))
+        offset = (spec.offset - begin) // dtype.itemsize
+        yield spec.name, view.set_(storage, offset, spec.shape, spec.stride)
+
+
+def _extent(spec: TensorSpec) -> int:
+    """Elements from the first to the last one of a tensor, holes included."""
+    reach = sum((n - 1) * step for n, step in zip(spec.shape, spec.stride, strict=True))
+    return reach + 1 if spec.nbytes else 0
 
 
 class HandOver:

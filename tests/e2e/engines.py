@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from netloader.vllm_plugin.parity import engine as parity
+from netloader.vllm_plugin.parity.rows import Held
 from netloader.vllm_plugin.parity.run import PROMPTS
 
 START_S = 240.0
@@ -22,8 +23,12 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # 0.28 logs while it is imported
     "TORCHDYNAMO_DISABLE": "1",  # asking for log-probabilities compiles a function for 3 s
 }
+
+BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+"""Two ranks, two cores."""
 
 
 def free_port() -> int:
@@ -40,10 +45,10 @@ class Engine(parity.Engine):
         tokens: list[list[int]] = self.tell(do="generate", prompts=PROMPTS, tokens=8)[0]
         return tokens
 
-    def checksums(self) -> list[dict[str, str]]:
-        """vLLM's checksum of every parameter, by rank."""
-        sums: list[dict[str, str]] = self.rpc("compute_weight_checksums")
-        return sums
+    def held(self) -> list[dict[str, Held]]:
+        """Digests of everything its models hold, by rank and role."""
+        found: list[dict[str, Held]] = self.tell(do="inventory")
+        return found
 
     def rpc(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         """What every rank answers to a method of vLLM's workers, or a function of a worker."""
@@ -70,7 +75,12 @@ class Nursery:
 
     @contextlib.contextmanager
     def engine(
-        self, model: Path, extra: Mapping[str, Any], ranks: int = 1, **options: Any
+        self,
+        model: Path,
+        extra: Mapping[str, Any],
+        ranks: int = 1,
+        environment: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> Iterator[Engine]:
         """A running engine on `model` with load format netloader and this extra config.
 
@@ -81,7 +91,7 @@ class Nursery:
         log = self.folder / f"engine-{self._count}.log"
         spec = {
             "log": str(log),
-            "env": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"} if ranks > 1 else {},
+            "env": {**(BOUND if ranks > 1 else {}), **(environment or {})},
             "llm": _arguments(model, extra, ranks, options),
         }
         connection = Client(self._address, "AF_UNIX")

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,10 @@ import torch
 from torch import nn
 
 from netloader.config import Endpoint
-from netloader.fsm.identity import Identity
-from netloader.vllm_plugin import publish
-from netloader.vllm_plugin.layout import RawSnapshot
-from netloader.vllm_plugin.settings import Settings
 from tests.e2e import zoo
 from tests.e2e.engines import Nursery
 from tests.unit.io.helpers import eventually
+from tests.unit.vllm_plugin.helpers import Model, serve, settings
 
 PATIENCE_S = 30.0
 
@@ -58,11 +54,9 @@ def test_the_address_of_a_killed_engine_does_not_outlive_the_next_start(
 
 def open_shop(prefix: str) -> nn.Module:
     """A model that is served, and says where."""
-    module = nn.Linear(4, 4)
-    options = replace(Settings.parse({"LISTEN_HOST": "127.0.0.1"}), output_prefix=prefix)
-    identity = Identity({"model": "tiny"})
-    publish.Shop(options, identity, {}, 0).open(module, RawSnapshot(module, options, ()))
-    return module
+    model = Model()
+    serve(model, settings(output_prefix=prefix))
+    return model
 
 
 def test_a_server_that_ends_leaves_the_address_file_of_a_later_one(tmp_path: Path) -> None:

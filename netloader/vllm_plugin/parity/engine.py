@@ -176,17 +176,18 @@ def _held(model: Any) -> Held:
 
 
 def erase(worker: Any, role: str) -> None:
-    """Set a model's weights to zero: by vLLM's `reset_weights`, which knows no drafts.
+    """Set a model's weights to zero: by vLLM's `reset_weights`, where it has that (not in 0.28).
 
-    What a draft shares with its target is left alone, and what it has packed away is cut off.
+    It knows no drafts. What a draft shares with its target is left alone, and what it has packed
+    away is cut off.
     """
-    if role == "target":
+    if role == "target" and hasattr(worker, "reset_weights"):
         worker.reset_weights()
         return
     models = models_of(worker)
-    shared = {id(part) for part in models["target"].modules()}
+    shared = {id(part) for other in models.keys() - {role} for part in models[other].modules()}
     for part in models[role].modules():
-        if id(part) not in shared:
+        if role == "target" or id(part) not in shared:
             for parameter in part.parameters(recurse=False):
                 parameter.detach().zero_()
             if hasattr(part, "cpu_linear"):  # oneDNN's packed weight is in there, out of reach

@@ -132,7 +132,7 @@ def _refusal_in(text: str) -> str:
         EngineError: there is none, so something else is wrong.
     """
     reasons = [line["netloader.detail"] for line in _lines(text, "netloader.server.refused")]
-    reasons += re.findall(r"NoWeightsError: (.*)", text)
+    reasons += re.findall(r"NoWeightsError: (?:.*no source delivered: )?(?:\S+:\d+: )?(.*)", text)
     if not reasons:
         raise EngineError(f"no reason is given in: {text}")
     return reasons[-1]

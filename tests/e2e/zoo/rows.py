@@ -55,8 +55,38 @@ def _tied_with_head(folder: Path, head: str) -> Mapping[str, Any]:
     return _save(folder, {**made.config, "tie_word_embeddings": True}, tensors)
 
 
+def _dtype_in_files_only(folder: Path) -> Mapping[str, Any]:
+    """vLLM finds the dtype out by looking into the files; without files it takes bfloat16."""
+    made = dense.llama()
+    config = {key: value for key, value in made.config.items() if key != "torch_dtype"}
+    return _save(folder, config, made.tensors(1, torch.float16))
+
+
 def _scheme(folder: Path, scheme: str, dtype: str = "bfloat16") -> Mapping[str, Any]:
-    return _save(folder, *quantized_llama(scheme, dtype))
+    return {**_save(folder, *quantized_llama(scheme, dtype)), "dtype": dtype}
+
+
+def _with_cache_scales(folder: Path) -> Mapping[str, Any]:
+    """Scales of the KV cache: they end up in Python floats."""
+    config, tensors = quantized_llama("fp8")
+    scale = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}
+    config["quantization_config"] = {
+        **config["quantization_config"],
+        "kv_cache_scheme": {**scale, "dynamic": False},
+    }
+    for layer in range(config["num_hidden_layers"]):
+        for name, value in (("k", 0.02), ("v", 0.03)):
+            tensors[f"model.layers.{layer}.self_attn.{name}_scale"] = torch.tensor(value + layer)
+    return _save(folder, config, tensors)
+
+
+def _partly_quantized(folder: Path, layer: str) -> Mapping[str, Any]:
+    """GPTQ with one layer as it was: vLLM finds out which by looking into the files."""
+    config, tensors = quantized_llama("gptq")
+    plain = dense.llama_tensors(1, torch.bfloat16)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(layer)}
+    kept |= {name: tensor for name, tensor in plain.items() if name.startswith(layer)}
+    return _save(folder, config, kept)
 
 
 def _drafted(folder: Path, method: str) -> Mapping[str, Any]:
@@ -80,8 +110,13 @@ def _quantized(scheme: str, name: str = "", **more: Any) -> Plan:
     return Plan(name or f"llama {scheme}", partial(_scheme, scheme=scheme), **more)
 
 
+WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
+"""Without it there are no kernels for weights of four bits (they load), nor for a cache of fp8."""
+
+FOUR_BITS = 4 if WIDE else 0
 KEPT = {"INT8_CACHE": "dram"}
-LOADS_ONLY = {"tokens": 0}
+NOT_KEPT = {"WEIGHT_CACHE": "no"}
+GONE = "parameters were replaced"
 
 PLANS = (
     _recipe(dense.llama),
@@ -91,6 +126,7 @@ PLANS = (
     _recipe(partial(dense.llama, tie_word_embeddings=True), "llama tied"),
     Plan("llama tied, same lm_head in files", partial(_tied_with_head, head="same")),
     Plan("llama tied, other lm_head in files", partial(_tied_with_head, head="other")),
+    Plan("llama, dtype in files only", _dtype_in_files_only, refusal="differing: dtype"),
     _recipe(dense.qwen3),
     _recipe(dense.gemma2),
     _recipe(dense.gemma3),
@@ -102,24 +138,38 @@ PLANS = (
     _recipe(experts.olmoe),
     _recipe(experts.deepseek_v2),
     _recipe(experts.deepseek_v3),
+    _recipe(experts.mixtral, dtype="float32"),
+    Plan("mixtral, WEIGHT_CACHE no", partial(_plain, experts.mixtral), NOT_KEPT, refusal=GONE),
     _recipe(recurrent.mamba2),
     _recipe(recurrent.falcon_h1),
     _recipe(recurrent.qwen3_next),
     _quantized("w8a8", extra=KEPT),
+    Plan("llama w8a8", partial(_scheme, scheme="w8a8", dtype="float32"), KEPT),
     _quantized("w8a8-tensor", extra=KEPT),
     _quantized("w8a8-static", extra=KEPT),
     _quantized("w8a8-asymmetric", extra=KEPT),
-    _quantized("w8a8", "llama w8a8, INT8_CACHE no", refusal="parameters were replaced"),
+    _quantized("w8a8", "llama w8a8, INT8_CACHE no", refusal=GONE),
     _quantized("fp8"),
-    _quantized("w4a16", tokens=0),
-    _quantized("w4a16-asymmetric", tokens=0),
-    _quantized("gptq", tokens=0),
-    Plan("llama awq", partial(_scheme, scheme="awq", dtype="float16"), tokens=0),
+    *([Plan("llama fp8, cache scales", _with_cache_scales)] if WIDE else ()),
+    _quantized("w4a16", tokens=FOUR_BITS),
+    _quantized("w4a16-asymmetric", tokens=FOUR_BITS),
+    _quantized("gptq", tokens=FOUR_BITS),
+    Plan(
+        "llama gptq, one layer in bfloat16",
+        partial(_partly_quantized, layer="model.layers.1.self_attn.o_proj"),
+        refusal="manifest_mismatch",
+    ),
+    Plan("llama awq", partial(_scheme, scheme="awq", dtype="float16"), tokens=FOUR_BITS),
     _recipe(dense.llama, "llama online fp8", quantization="fp8_per_channel"),
     Plan("draft_model", partial(_drafted, method="draft_model")),
     Plan("eagle", partial(_drafted, method="eagle")),
     Plan("eagle3", partial(_drafted, method="eagle3")),
     Plan("mtp", partial(_drafted, method="mtp")),
     _recipe(dense.llama, "llama TP 2", tensor_parallel_size=2),
+    Plan(
+        "llama w8a8 TP 2",
+        lambda folder: {**_scheme(folder, "w8a8"), "tensor_parallel_size": 2},
+        KEPT,
+    ),
     _recipe(experts.mixtral, "mixtral TP 2", tensor_parallel_size=2),
 )

@@ -9,7 +9,10 @@ import torch
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
+from netloader.fsm.identity import Identity
 from netloader.vllm_plugin import identity as identities
+from netloader.vllm_plugin.identity import PROCESSED, RAW
+from netloader.vllm_plugin.loadstate import NOTHING
 from tests.e2e import zoo
 
 
@@ -23,6 +26,11 @@ def checkpoint(folder: Path, with_files: bool = True, **changes: Any) -> Path:
     return zoo.write(folder, zoo.llama_config(**changes), tensors)
 
 
+def identity_of(config: VllmConfig, name: str | None = "tiny", layout: str = RAW) -> Identity:
+    early = identities.known_early(config.model_config, name)
+    return identities.identity_of(config, config.model_config, early, layout)
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -32,11 +40,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_model_under_another_path_is_the_same(tmp_path: Path) -> None:
     first = config(checkpoint(tmp_path / "a"))
     second = config(checkpoint(tmp_path / "b", with_files=False))
-    mine = identities.identity_of(first, first.model_config, "tiny")
-    theirs = identities.identity_of(second, second.model_config, "tiny")
+    mine = identity_of(first)
+    theirs = identity_of(second)
     assert mine.differences(theirs) == ()
     assert mine.soft.keys() == {"checkpoint"}
-    unnamed = identities.identity_of(second, second.model_config, None)
+    unnamed = identity_of(second, None)
     assert [d.field for d in mine.differences(unnamed)] == ["model"]
 
 
@@ -49,27 +57,27 @@ def test_another_setting_of_the_model_is_another_model(
 ) -> None:
     first = config(checkpoint(tmp_path / "a"))
     second = config(checkpoint(tmp_path / "b", **change))
-    mine = identities.identity_of(first, first.model_config, "tiny")
-    theirs = identities.identity_of(second, second.model_config, "tiny")
+    mine = identity_of(first)
+    theirs = identity_of(second)
     assert [d.field for d in mine.differences(theirs)] == [field]
 
 
 def test_another_dtype_is_refused(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "a")
     first, second = config(folder), config(folder, dtype="float16")
-    mine = identities.identity_of(first, first.model_config, "tiny")
-    theirs = identities.identity_of(second, second.model_config, "tiny")
+    mine = identity_of(first)
+    theirs = identity_of(second)
     assert [d.field for d in mine.differences(theirs)] == ["dtype"]
 
 
 def test_a_client_without_files_adopts_what_the_server_found(tmp_path: Path) -> None:
     server = config(checkpoint(tmp_path / "a", tie_word_embeddings=True))
     bare = config(checkpoint(tmp_path / "b", with_files=False, tie_word_embeddings=True))
-    facts = identities.facts_of(server.model_config)
-    assert facts == {"untied_by_checkpoint": "True"}
+    facts = identities.facts_of(server.model_config, RAW, NOTHING, ())
+    assert facts["untied_by_checkpoint"] == "True"
     assert identities.adopt(facts, bare.model_config)
-    mine = identities.identity_of(server, server.model_config, "tiny")
-    theirs = identities.identity_of(bare, bare.model_config, "tiny")
+    mine = identity_of(server)
+    theirs = identity_of(bare)
     assert mine.differences(theirs) == ()
 
 
@@ -82,10 +90,10 @@ def test_a_client_with_files_keeps_what_it_found_itself(tmp_path: Path) -> None:
 def test_another_revision_at_the_same_place_is_told_apart(tmp_path: Path) -> None:
     # Every revision of a model has the same headers, so it takes a look at the bytes.
     first = config(checkpoint(tmp_path / "a"))
-    mine = identities.identity_of(first, first.model_config, None)
+    mine = identity_of(first, None)
     zoo.write(tmp_path / "a", zoo.llama_config(), zoo.llama_tensors(2, torch.bfloat16))
     second = config(tmp_path / "a")
-    theirs = identities.identity_of(second, second.model_config, None)
+    theirs = identity_of(second, None)
     (found,) = mine.differences(theirs)
     assert found.field == "checkpoint"
     assert "revision" in found.remedy
@@ -96,8 +104,8 @@ def test_another_commit_of_a_hub_model_is_told_apart(tmp_path: Path) -> None:
     first, second = config(folder), config(folder)
     first.model_config.hf_config._commit_hash = "1" * 40
     second.model_config.hf_config._commit_hash = "2" * 40
-    mine = identities.identity_of(first, first.model_config, None)
-    theirs = identities.identity_of(second, second.model_config, None)
+    mine = identity_of(first, None)
+    theirs = identity_of(second, None)
     (found,) = mine.differences(theirs)
     assert (found.field, found.mine, found.theirs) == ("checkpoint_commit", "1" * 40, "2" * 40)
 
@@ -118,8 +126,8 @@ def test_another_partition_is_another_identity(
     folder = checkpoint(tmp_path / "a")
     first, second = config(folder), config(folder)
     setattr(second.parallel_config, attribute, value)
-    mine = identities.identity_of(first, first.model_config, "tiny")
-    theirs = identities.identity_of(second, second.model_config, "tiny")
+    mine = identity_of(first)
+    theirs = identity_of(second)
     assert [d.field for d in mine.differences(theirs)] == [field]
 
 
@@ -136,8 +144,8 @@ def test_what_changes_the_experts_or_the_cache_is_another_identity(
     folder = checkpoint(tmp_path / "a")
     first, second = config(folder), config(folder)
     setattr(attrgetter(part)(second), attribute, value)
-    mine = identities.identity_of(first, first.model_config, "tiny")
-    theirs = identities.identity_of(second, second.model_config, "tiny")
+    mine = identity_of(first)
+    theirs = identity_of(second)
     assert [d.field for d in mine.differences(theirs)] == [field]
 
 
@@ -145,7 +153,45 @@ def test_a_draft_model_is_never_taken_for_its_target(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "a")
     target, draft = config(folder), config(folder)
     draft.model_config.runner_type = "draft"
-    mine = identities.identity_of(target, target.model_config, "tiny")
-    theirs = identities.identity_of(draft, draft.model_config, "tiny")
+    mine = identity_of(target)
+    theirs = identity_of(draft)
     (found,) = mine.differences(theirs)
     assert (found.field, found.mine, found.theirs) == ("role", "target", "draft")
+
+
+def test_what_load_weights_left_behind_is_part_of_the_identity(tmp_path: Path) -> None:
+    one = config(checkpoint(tmp_path / "a"))
+    early = identities.known_early(one.model_config, None)
+    mine = identities.identity_of(one, one.model_config, early)
+    theirs = identities.identity_of(one, one.model_config, early, RAW, {"model.has_own": True})
+    (found,) = mine.differences(theirs)
+    assert (found.field, found.mine) == ("load_state", "none")
+
+
+def test_only_the_processed_layout_depends_on_versions_and_the_device(tmp_path: Path) -> None:
+    one = config(checkpoint(tmp_path / "a"))
+    raw, processed = identity_of(one), identity_of(one, layout=PROCESSED)
+    assert processed.hard.keys() - raw.hard.keys() == {"vllm", "torch", "device_name"}
+
+
+def test_the_placement_of_experts_is_part_of_the_identity(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a")
+    first, second = config(folder), config(folder)
+    for one in (first, second):
+        one.parallel_config.enable_expert_parallel = True
+    second.parallel_config.expert_placement_strategy = "round_robin"
+    (found,) = identity_of(first).differences(identity_of(second))
+    assert (found.field, found.mine, found.theirs) == (
+        "expert_parallel",
+        "0 of 1, linear",
+        "0 of 1, round_robin",
+    )
+
+
+def test_what_vllm_writes_into_a_config_while_it_builds_changes_no_identity(tmp_path: Path) -> None:
+    one = config(checkpoint(tmp_path / "a"))
+    early = identities.known_early(one.model_config, "tiny")
+    before = identities.identity_of(one, one.model_config, early)
+    one.model_config.hf_config.written_by_a_draft = "something"
+    after = identities.identity_of(one, one.model_config, early)
+    assert before.differences(after) == ()

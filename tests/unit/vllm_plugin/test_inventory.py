@@ -6,6 +6,7 @@ from collections import OrderedDict
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,14 @@ class Handle(Impl):
         pass
 
 
-class SomethingConfig(Impl):
-    pass
+class Settings(Impl):
+    __module__ = "vllm.config.somewhere"
+
+
+class ExpertConfig(Impl):
+    """As `FusedMoEQuantConfig`: called a config, and holds the scales of the experts."""
+
+    __module__ = "vllm.somewhere"
 
 
 class Group(Impl):
@@ -89,14 +96,20 @@ def test_containers_are_entered_whatever_they_hold() -> None:
 
 
 def test_implementation_objects_are_entered_and_cycles_end() -> None:
-    impl = Impl(kernel=Impl(packed=ones()), flag=True)
+    impl = Impl(
+        kernel=Impl(packed=ones(), config=ExpertConfig(scale=ones(), names=["x"])), flag=True
+    )
     slotted = Slotted()
     slotted.scale = ones()  # type: ignore[attr-defined]
     model = bare(impl=impl, slotted=slotted, loop=[])
     impl.layer = model  # type: ignore[attr-defined]
     model.loop.append(model.loop)  # type: ignore[union-attr, operator]
     found = take(model)
-    assert list(found.tensors) == ["impl.kernel.packed", "slotted.scale"]
+    assert list(found.tensors) == [
+        "impl.kernel.packed",
+        "impl.kernel.config.scale",
+        "slotted.scale",
+    ]
     assert found.scalars == {"impl.flag": True}
 
 
@@ -107,7 +120,7 @@ def test_a_module_that_is_not_a_submodule_is_found_with_all_it_owns() -> None:
 
 def test_settings_groups_the_cache_of_keys_and_strangers_are_left_alone() -> None:
     model = bare(
-        config=SomethingConfig(tensor=ones()),
+        config=Settings(tensor=ones()),
         group=Group(tensor=ones()),
         impl=Impl(kv_cache=ones()),
         kv_cache=[ones()],
@@ -201,12 +214,14 @@ def test_tensors_without_strides_or_of_unknown_order_are_opaque() -> None:
         sparse=torch.eye(2).to_sparse(),
         pair=TwoTensor(ones(), ones()),  # type: ignore[no-untyped-call]
         bag={ones()},
+        array=np.ones(2),
         capsule=dt.datetime_CAPI,
     )
     assert take(model).opaque == {
         "sparse": "torch.Tensor",
         "pair": "torch.testing._internal.two_tensor.TwoTensor",
         "bag": "builtins.set",
+        "array": "numpy.ndarray",
         "capsule": "builtins.PyCapsule",
     }
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from netloader.fsm.manifest import plan
 from netloader.io.publication import segment_digests
-from netloader.io.weights import Weights, WeightsError
+from netloader.io.weights import Weights, WeightsError, named_tensors
 from netloader.vllm_plugin.layout import Backup, GoneError, RawSnapshot, policy_for
 from netloader.vllm_plugin.settings import CachePolicy, Settings
 
@@ -36,35 +36,41 @@ def first_layer(module: nn.Module) -> nn.Linear:
     return layer
 
 
-def content(weights: Weights, module: nn.Module) -> tuple[str, ...]:
-    del module
+def snapshot_of(
+    module: nn.Module, settings: Settings = AUTO, known: tuple[str, ...] = ()
+) -> RawSnapshot:
+    return RawSnapshot(named_tensors(module), settings, known)
+
+
+def content(weights: Weights) -> tuple[str, ...]:
     return segment_digests(weights, plan(weights.manifest, 64 << 20), "blake3", 1)
 
 
 def test_untouched_parameters_cost_nothing() -> None:
     module = model()
-    weights, cached = RawSnapshot(module, AUTO, ()).after(module)
-    assert cached == 0
-    assert content(weights, module) == RawSnapshot(module, AUTO, ()).digests
+    kept = snapshot_of(module).after(module)
+    assert (kept.cached, kept.cached_bytes) == (frozenset(), 0)
+    assert content(kept.weights) == snapshot_of(module).digests
 
 
 def test_a_replaced_parameter_is_offered_as_it_was_loaded() -> None:
     module = model()
-    snapshot = RawSnapshot(module, AUTO, ())
+    snapshot = snapshot_of(module)
     before = replaced(first_layer(module))
-    weights, cached = snapshot.after(module)
-    assert cached == before.numel() * before.element_size()
-    assert content(weights, module) == snapshot.digests
+    kept = snapshot.after(module)
+    assert kept.cached == {"0.weight"}
+    assert kept.cached_bytes == before.numel() * before.element_size()
+    assert content(kept.weights) == snapshot.digests
 
 
 def test_without_a_cache_a_replaced_parameter_is_named_with_the_setting() -> None:
     module = model()
-    snapshot = RawSnapshot(module, NOTHING_KEPT, ())
+    snapshot = snapshot_of(module, NOTHING_KEPT)
     replaced(first_layer(module))
     with pytest.raises(GoneError, match=r"0\.weight") as gone:
         snapshot.after(module)
     assert gone.value.names == ("0.weight",)
-    assert gone.value.setting == "WEIGHT_CACHE"
+    assert gone.value.settings == ("WEIGHT_CACHE",)
 
 
 @pytest.mark.parametrize(
@@ -81,13 +87,13 @@ def test_a_parameter_that_became_something_else_is_offered_or_named(
 ) -> None:
     for settings in (AUTO, NOTHING_KEPT):
         module = model()
-        snapshot = RawSnapshot(module, settings, ())
+        snapshot = snapshot_of(module, settings)
         layer = first_layer(module)
         turn(layer, layer.bias.detach())
         del layer.bias
         if settings is AUTO:
-            weights, _ = snapshot.after(module)
-            assert content(weights, module) == snapshot.digests
+            kept = snapshot.after(module)
+            assert content(kept.weights) == snapshot.digests
         else:
             with pytest.raises(GoneError, match=r"0\.bias"):
                 snapshot.after(module)
@@ -95,36 +101,37 @@ def test_a_parameter_that_became_something_else_is_offered_or_named(
 
 def test_without_a_cache_a_parameter_wrapped_anew_is_found_by_its_storage() -> None:
     module = model()
-    snapshot = RawSnapshot(module, NOTHING_KEPT, ())
+    snapshot = snapshot_of(module, NOTHING_KEPT)
     layer = first_layer(module)
     layer.weight = nn.Parameter(layer.weight.data.t(), requires_grad=False)
-    weights, cached = snapshot.after(module)
-    assert cached == 0
-    assert content(weights, module) == snapshot.digests
+    kept = snapshot.after(module)
+    assert (kept.cached, kept.cached_bytes) == (frozenset(), 0)
+    assert content(kept.weights) == snapshot.digests
 
 
 def test_digests_a_client_verified_are_not_computed_again() -> None:
-    assert RawSnapshot(model(), AUTO, ("known",)).digests == ("known",)
+    assert snapshot_of(model(), known=("known",)).digests == ("known",)
 
 
 def test_a_model_without_memory_cannot_be_remembered() -> None:
     with pytest.raises(WeightsError, match=r"weight"):
-        RawSnapshot(nn.Linear(2, 2, device="meta"), AUTO, ())
+        snapshot_of(nn.Linear(2, 2, device="meta"))
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "policy", "setting"),
+    ("name", "dtype", "device", "policy", "setting"),
     [
-        ("a.weight", torch.bfloat16, CachePolicy.AUTO, "WEIGHT_CACHE"),
-        ("a.weight", torch.int8, CachePolicy.DRAM, "INT8_CACHE"),
-        ("b.weight", torch.int8, CachePolicy.NO, "INT8_CACHE_NAME"),
+        ("a.weight", torch.bfloat16, "cpu", CachePolicy.DRAM, "WEIGHT_CACHE"),
+        ("a.weight", torch.bfloat16, "meta", CachePolicy.NO, "WEIGHT_CACHE"),  # any other device
+        ("a.weight", torch.int8, "meta", CachePolicy.DRAM, "INT8_CACHE"),
+        ("b.weight", torch.int8, "cpu", CachePolicy.NO, "INT8_CACHE_NAME"),
     ],
 )
 def test_which_setting_rules_a_tensor(
-    name: str, dtype: torch.dtype, policy: CachePolicy, setting: str
+    name: str, dtype: torch.dtype, device: str, policy: CachePolicy, setting: str
 ) -> None:
     settings = replace(AUTO, int8_cache=CachePolicy.DRAM, int8_cache_name=("a.",))
-    tensor = torch.zeros(1, dtype=dtype)
+    tensor = torch.zeros(1, dtype=dtype, device=device)
     assert policy_for(name, tensor, settings) == (policy, setting)
 
 
@@ -132,7 +139,7 @@ def test_a_backup_puts_back_small_tensors_only() -> None:
     module = nn.ParameterDict(
         {"scale": nn.Parameter(torch.tensor(-1.0)), "big": nn.Parameter(torch.zeros(20_000))}
     )
-    backup = Backup(module)
+    backup = Backup(named_tensors(module))
     with torch.no_grad():
         for parameter in module.values():
             parameter.fill_(7)

@@ -14,13 +14,13 @@ from vllm.model_executor.model_loader import get_model_loader
 
 from netloader.config import Endpoint
 from netloader.errors import ConfigError
-from netloader.fsm.identity import Identity
 from netloader.log import capture
 from netloader.vllm_plugin import register
-from netloader.vllm_plugin.loader import NetLoader, NoWeightsError, Target
+from netloader.vllm_plugin.loader import NetLoader, NoWeightsError
 from tests.e2e import zoo
 from tests.unit.io.helpers import MIB, contents, serving
 from tests.unit.io.relay import Fault, Relay
+from tests.unit.vllm_plugin.helpers import errand, identity
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +42,11 @@ class Sink(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[str] = set()
+        self.weight = nn.Parameter(torch.zeros(1))
 
     def load_weights(self, weights: Any) -> set[str]:
         self.seen = {name for name, _ in weights}
-        return self.seen
+        return {"weight"}
 
 
 def config_of(folder: Path) -> VllmConfig:
@@ -106,12 +107,10 @@ def test_an_in_place_reload_that_the_fallback_cannot_do_raises(
     loader = get_model_loader(load_config(FALLBACK=load_format))
     assert isinstance(loader, NetLoader)
     with pytest.raises(NotImplementedError, match="cannot reload weights"):
-        next(loader.get_all_weights(config.model_config, Sink()))
+        list(loader.get_all_weights(config.model_config, Sink()))
 
 
 # -- a source that breaks, a source that delivers ------------------------------------------------
-
-IDENTITY = Identity({"model": "tiny"})
 
 
 class Tiny(nn.Module):
@@ -135,7 +134,7 @@ def load_from(model: nn.Module, config: VllmConfig, *sources: Endpoint, **extra:
     """What `load_model` does between creating a model and post-processing it."""
     loader = get_model_loader(load_config(**extra))
     assert isinstance(loader, NetLoader)
-    loader._target = Target(IDENTITY, 0, sources, serves=False)
+    loader._errand = errand(sources=sources)
     with set_current_vllm_config(config):
         loader.load_weights(model, config.model_config)
 
@@ -150,7 +149,7 @@ def test_after_a_failure_in_the_middle_every_parameter_is_written_again(
     model = Tiny({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
     with (
         capture() as lines,
-        serving(Tiny(others), IDENTITY) as server,
+        serving(Tiny(others), identity()) as server,
         Relay(server.endpoint, Fault.GARBLE, 2 * MIB) as relay,
     ):
         load_from(model, config, relay.endpoint, FALLBACK=fallback, LANES=1)
@@ -168,7 +167,7 @@ def test_after_a_success_no_checkpoint_is_read(tmp_path: Path) -> None:
     config = config_of(folder)
     (folder / "model.safetensors").write_bytes(b"whoever reads this fails")
     model = Tiny(others)
-    with serving(Tiny(tensors), IDENTITY) as server:
+    with serving(Tiny(tensors), identity()) as server:
         load_from(model, config, server.endpoint)
 
     assert model.written == []
@@ -179,7 +178,7 @@ def test_never_after_a_failure_in_the_middle_raises_with_the_whole_history(tmp_p
     tensors = zoo.llama_tensors(1, torch.bfloat16)
     config = config_of(zoo.write(tmp_path / "m", zoo.llama_config(), tensors))
     with (
-        serving(Tiny(tensors), IDENTITY) as server,
+        serving(Tiny(tensors), identity()) as server,
         Relay(server.endpoint, Fault.GARBLE, 2 * MIB) as relay,
         pytest.raises(NoWeightsError, match=f"{relay.endpoint}: digest_mismatch"),
     ):

@@ -233,8 +233,9 @@ def test_a_server_that_offers_nothing_is_a_refusal_with_its_reason(
 def test_a_client_that_refuses_is_a_refusal_and_one_that_breaks_is_not(
     case: Case, tmp_path: Path
 ) -> None:
-    refused = Stage(failure="RuntimeError\n(Worker) NoWeightsError: dtype: mine is a\n")
-    assert examine(case, refused.start, tmp_path).refusal == "dtype: mine is a"
+    why = "NoWeightsError: FALLBACK is never, and no source delivered: [::1]:80: config differs"
+    refused = Stage(failure=f"RuntimeError\n(Worker) {why}\n")
+    assert examine(case, refused.start, tmp_path).refusal == "config differs"
     with pytest.raises(EngineError, match="Segmentation"):
         examine(case, Stage(failure="Segmentation fault").start, tmp_path)
 

@@ -1,0 +1,164 @@
+"""A tiny model on its way through a worker: loaded, post-processed, on offer, changed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netloader.config import Endpoint
+from netloader.fsm.identity import Identity
+from netloader.io import Outcome, fill
+from netloader.io.weights import Weights
+from netloader.vllm_plugin import publish
+from netloader.vllm_plugin.errand import Errand
+from netloader.vllm_plugin.identity import RAW, TARGET
+from netloader.vllm_plugin.loadstate import NOTHING
+from netloader.vllm_plugin.offer import Loaded, offer, taken
+from netloader.vllm_plugin.settings import Settings
+from tests.unit.io.helpers import asking
+
+Lines = list[dict[str, Any]]
+
+CONFIG: Any = SimpleNamespace()
+"""Stands for vLLM's ModelConfig where nothing of it is read."""
+
+
+def settings(**changes: Any) -> Settings:
+    """Settings that listen on this host only."""
+    return replace(Settings.parse({"LISTEN_HOST": "127.0.0.1"}), **changes)
+
+
+def identity(role: str = TARGET, layout: str = RAW) -> Identity:
+    """Who the tiny model is."""
+    return Identity({"model": "tiny", "role": role, "layout": layout})
+
+
+def errand(role: str = TARGET, **changes: Any) -> Errand:
+    """One tiny model to load, without sources."""
+    plain = Errand(
+        role=role,
+        rank=0,
+        ranks=(0,),
+        sources=(),
+        layout=RAW,
+        state=NOTHING,
+        unfilled=frozenset(),
+        identify=lambda layout, _: identity(role, layout),
+        path="somewhere",
+    )
+    return replace(plain, **changes)
+
+
+# -- a model with kernels ------------------------------------------------------------------------
+
+
+class Kernels:
+    """Turns a layer's weight into another form under the same name, as vLLM's methods do."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        raw = layer.get_parameter("weight").detach()
+        layer.register_parameter("weight", nn.Parameter(raw.flip(0).contiguous(), False))
+
+
+class Packed(nn.Module):
+    """A layer whose kernels keep its weight in another form."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.quant_method: Any = Kernels()
+
+
+class Model(nn.Module):
+    """Two layers that post-processing replaces, and a tensor that it leaves alone."""
+
+    def __init__(self, seed: int = 1, size: int = 64) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.norm = nn.Parameter(torch.rand(size, generator=generator), requires_grad=False)
+        self.up = Packed(torch.rand(size, size, generator=generator))
+        self.down = Packed(torch.rand(size, size, generator=generator))
+
+
+def post_process(model: nn.Module) -> None:
+    """What vLLM does after loading."""
+    for layer in model.modules():
+        if method := getattr(layer, "quant_method", None):
+            method.process_weights_after_loading(layer)
+
+
+def reload(model: nn.Module, source: nn.Module) -> None:
+    """What vLLM does in a reload in place: each layer anew, the result copied to the old place."""
+    for name, fresh in source.named_parameters():
+        layer = model.get_submodule(name.rpartition(".")[0])
+        attribute = name.rpartition(".")[2]
+        place = layer.get_parameter(attribute)
+        method = getattr(layer, "quant_method", None)
+        if method is not None:
+            layer.register_parameter(attribute, nn.Parameter(fresh.detach().clone(), False))
+            method.process_weights_after_loading(layer)
+            fresh = layer.get_parameter(attribute)
+            layer.register_parameter(attribute, place)
+        place.data.copy_(fresh)
+
+
+# -- on offer ------------------------------------------------------------------------------------
+
+
+def serve(
+    model: nn.Module,
+    options: Settings | None = None,
+    role: str = TARGET,
+    then: Callable[[], object] | None = None,
+) -> Loaded:
+    """Remember a loaded model, post-process it (`then`, or as it wants), offer it."""
+    options = options or settings()
+    loaded = taken(errand(role), model, options)
+    if then is None:
+        post_process(model)
+    else:
+        then()
+    offer(model, errand(role), loaded, options, CONFIG)
+    return loaded
+
+
+def shop() -> publish.Shop:
+    """The shop of this process."""
+    found = publish.current()
+    assert found is not None
+    return found
+
+
+def where() -> Endpoint:
+    """Where this process serves."""
+    listener = shop()._listener
+    assert listener is not None
+    return listener.endpoint
+
+
+def receive(
+    into: nn.Module | Weights, role: str = TARGET, layout: str = RAW, **options: Any
+) -> Outcome:
+    """Be a client of this process."""
+    chosen = asking(layouts=(layout,), **options)
+    return fill(into, [where()], identity(role, layout), chosen)
+
+
+def refusal(role: str = TARGET) -> tuple[str, str]:
+    """What a client is told that is not served: the reason and the sentence."""
+    (attempt,) = receive(Model(99), role).attempts
+    return attempt.reason.value, attempt.detail
+
+
+def events(lines: Lines) -> list[str]:
+    """What was logged."""
+    return [line["event"] for line in lines]
+
+
+def line_of(lines: Lines, event: str) -> dict[str, Any]:
+    """The one line of an event."""
+    (found,) = [line for line in lines if line["event"] == event]
+    return found

@@ -1,0 +1,195 @@
+"""What a source says becomes the errand; what it should not say costs a line in the log."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from netloader.config import Endpoint
+from netloader.fsm.identity import Identity
+from netloader.fsm.messages import Description
+from netloader.io.client import Survey
+from netloader.log import capture, get_logger
+from netloader.vllm_plugin import LOG_BASE, processed
+from netloader.vllm_plugin import identity as identities
+from netloader.vllm_plugin.errand import Errand, errand_of
+from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, TARGET
+from netloader.vllm_plugin.settings import LayoutChoice, Settings
+from tests.unit.vllm_plugin.helpers import events
+
+SOURCES = (Endpoint("10.0.0.1", 1), Endpoint("10.0.0.2", 2))
+LOGGER = get_logger("client", LOG_BASE)
+
+
+class HfConfig:
+    architectures = ("Tiny",)
+    tie_word_embeddings = False
+
+    def to_dict(self) -> dict[str, object]:
+        return {"hidden_size": 8}
+
+
+def model_config(role: str = TARGET) -> Any:
+    return SimpleNamespace(
+        model="somewhere", runner_type=role, dtype=torch.bfloat16, quantization=None,
+        hf_config=HfConfig(),
+    )  # fmt: skip
+
+
+def parallel(**changes: Any) -> Any:
+    plain = dict.fromkeys(
+        ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "world_size",
+         "prefill_context_parallel_size", "decode_context_parallel_size"), 1,
+    )  # fmt: skip
+    eplb = SimpleNamespace(num_redundant_experts=0)
+    ranks = {"data_parallel_rank": 0, "data_parallel_index": 0}
+    more = {"enable_expert_parallel": False, "eplb_config": eplb, **ranks, **plain}
+    return SimpleNamespace(**{**more, **changes})
+
+
+def vllm_config(device: str = "cpu", **changes: Any) -> Any:
+    return SimpleNamespace(
+        parallel_config=parallel(**changes),
+        device_config=SimpleNamespace(device=device),
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+    )
+
+
+def told(
+    facts: Mapping[str, Any],
+    role: str = TARGET,
+    device: str = "cpu",
+    sources: Sequence[Endpoint] = SOURCES,
+    **changes: Any,
+) -> Errand:
+    """The errand of a client whose first source says this."""
+    options = replace(Settings.parse({}), sources={0: tuple(sources)}, **changes)
+
+    def ask(asked: Sequence[Endpoint], known: Identity) -> Survey:
+        assert known.hard["role"] == role
+        return Survey(Description(known, facts), tuple(reversed(asked)))
+
+    return errand_of(vllm_config(device), model_config(role), options, ask, LOGGER)
+
+
+def test_what_a_source_says_becomes_the_errand() -> None:
+    facts = {"load_state": '{"model.has_own": true}', "unfilled": '["b", "a"]', "layout": "raw"}
+    target, draft = told(facts), told(facts, DRAFT)
+    assert (target.role, draft.role) == (TARGET, DRAFT)
+    assert target.sources == (SOURCES[1], SOURCES[0])
+    assert target.state == {"model.has_own": True}
+    assert (target.unfilled, draft.unfilled) == (frozenset(), frozenset({"a", "b"}))
+    assert (target.layout, target.path, target.rank, target.ranks) == (RAW, "somewhere", 0, (0,))
+    assert target.identity.hard["load_state"] != told({}).identity.hard["load_state"] == "none"
+
+
+def test_parameters_that_no_checkpoint_fills_do_not_travel() -> None:
+    module = nn.Linear(2, 2)
+    draft = told({"unfilled": '["bias", "elsewhere"]'}, DRAFT)
+    assert [name for name, _ in draft.tensors(module)] == ["weight"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "choice", "device", "layout"),
+    [
+        ("processed", LayoutChoice.AUTO, "cuda", PROCESSED),
+        ("processed", LayoutChoice.PROCESSED, "cuda", PROCESSED),
+        ("processed", LayoutChoice.RAW, "cuda", RAW),
+        ("processed", LayoutChoice.AUTO, "cpu", RAW),
+        ("raw", LayoutChoice.PROCESSED, "cuda", RAW),
+        ("another", LayoutChoice.AUTO, "cuda", RAW),
+    ],
+)
+def test_the_layout_is_the_sources_where_it_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, theirs: str, choice: LayoutChoice, device: str, layout: str
+) -> None:
+    monkeypatch.delenv(processed.SWITCH, raising=False)
+    facts = {"layout": theirs}
+    assert told(facts, device=device, layout=choice).layout == layout
+
+
+def test_without_sources_nobody_is_asked() -> None:
+    def ask(*_: object) -> Survey:
+        raise AssertionError
+
+    options = Settings.parse({"SOURCE": [{"device_id": 5, "sources": ["10.0.0.1:1"]}]})
+    lonely = errand_of(vllm_config(), model_config(), options, ask, LOGGER)
+    assert (lonely.sources, lonely.state, lonely.layout) == ((), {}, RAW)
+
+
+def test_a_bug_in_asking_costs_a_line_and_the_sources_are_still_tried() -> None:
+    def ask(*_: object) -> Survey:
+        raise ZeroDivisionError
+
+    options = replace(Settings.parse({}), sources={0: SOURCES})
+    with capture() as lines:
+        asked = errand_of(vllm_config(), model_config(), options, ask, LOGGER)
+    assert events(lines) == ["netloader.driver.error"]
+    assert (asked.sources, asked.state) == (SOURCES, {})
+
+
+ODD = ["{", "5", "null", "true", '"text"', "[" * 100_000, "9" * 5_000, "[1, null, {}]", "1e999"]
+
+
+@pytest.mark.parametrize("role", [TARGET, DRAFT])
+@pytest.mark.parametrize("text", [*ODD, '{"a": 1}', "[]"])
+@pytest.mark.parametrize("fact", ["load_state", "unfilled", "layout", "untied_by_checkpoint"])
+def test_whatever_a_source_says_the_errand_is_made(fact: str, text: str, role: str) -> None:
+    with capture() as lines:
+        made = told({fact: text}, role)
+        assert isinstance(made.identity, Identity)
+    assert set(events(lines)) <= {"netloader.source.odd"}
+    assert len(lines) <= 1
+    assert made.unfilled == frozenset()
+
+
+@pytest.mark.parametrize(("fact", "role"), [("load_state", TARGET), ("unfilled", DRAFT)])
+@pytest.mark.parametrize("text", ODD)
+def test_what_cannot_be_read_is_a_line(fact: str, role: str, text: str) -> None:
+    with capture() as lines:
+        told({fact: text}, role)
+    (line,) = lines
+    assert line["event"] == "netloader.source.odd"
+    assert len(line["netloader.detail"]) < 300
+
+
+def test_a_huge_list_of_names_costs_nothing() -> None:
+    names = [f"parameter.{i}" for i in range(100_000)]
+    draft = told({"unfilled": json.dumps(names)}, DRAFT)
+    assert [name for name, _ in draft.tensors(nn.Linear(2, 2))] == ["weight", "bias"]
+
+
+# -- ranks and ports -----------------------------------------------------------------------------
+
+
+def rank_in(monkeypatch: pytest.MonkeyPatch, world: int, mine: int, **changes: Any) -> int:
+    """The rank of a worker in a process group of this size."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: mine)
+    return identities.rank(parallel(**changes))
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["a world each", "one world"])
+@pytest.mark.parametrize(("replicas", "size"), [(1, 1), (1, 4), (2, 1), (2, 2), (3, 4)])
+def test_no_two_workers_of_an_instance_have_one_rank(
+    monkeypatch: pytest.MonkeyPatch, apart: bool, replicas: int, size: int
+) -> None:
+    # Dense replicas have a torch world of their own, replicas with experts share one.
+    found = []
+    for replica, mine in product(range(replicas), range(size)):
+        world, offset = (size, 0) if apart else (replicas * size, replica * size)
+        changes = {"data_parallel_index": replica, "world_size": size}
+        found.append(rank_in(monkeypatch, world, offset + mine, **changes))
+    assert found == list(range(replicas * size))
+
+
+def test_before_there_is_a_process_group_replicas_are_told_apart_too() -> None:
+    ranks = [identities.rank(parallel(data_parallel_index=i, world_size=2)) for i in range(3)]
+    assert ranks == [0, 2, 4]
