@@ -33,7 +33,7 @@ BEGINS: Mapping[str, tuple[str, ...]] = {
 }
 """Worker methods after which weights change until `ENDS` is called."""
 ADDS, ENDS = "update_weights", "finish_weight_update"
-"""When either fails, vLLM's update is over, and the weights are neither old nor new."""
+"""When the first fails, vLLM's update is over, and the weights are neither old nor new."""
 SLEEP, DISCARD, WAKE = "sleep", "discard", "wake_up"
 """Sleep takes the memory away; awake, the bytes are what they were, or a reload has to come."""
 WEIGHTS_TAG = "weights"
@@ -140,8 +140,7 @@ def _ending(method: Method, name: str) -> Method:
 
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        with _update.over_if_it_fails():
-            result = method(worker, *args, **kwargs)
+        result = method(worker, *args, **kwargs)  # when it fails, vLLM lets it be tried again
         _update.end()
         return result
 

@@ -43,6 +43,7 @@ class Shop:
         self.rank = rank
         self._logger = get_logger("server", LOG_BASE)
         self._goods: dict[str, Goods] = {}
+        self._models: dict[str, weakref.ref[nn.Module]] = {}
         self._fenced: set[str] = set()
         self._lost: set[str] = set()
         self._returning: dict[str, Publication] = {}
@@ -68,7 +69,8 @@ class Shop:
             with self._lock:
                 self._goods[goods.role] = goods
                 if self._put(publication):
-                    weakref.finalize(model, self._retire, goods.role)
+                    self._models[goods.role] = weakref.ref(model)
+                    weakref.finalize(model, self._gone, goods.role)
                     self._tell(goods, publication)
                     in_background("netloader-audit", partial(self._audit, goods.role, publication))
 
@@ -149,11 +151,17 @@ class Shop:
             emit(self._logger, "netloader.server.withdrawn", fields)
             self._retire(role)
 
-    def _retire(self, role: str) -> None:
-        """Offer a role no more; without another one, stop serving.
+    def _gone(self, role: str) -> None:
+        """A model is gone; another one may have its role by now.
 
-        Runs from the garbage collector when a model is gone, so it must not wait.
+        Runs from the garbage collector, so it must not wait.
         """
+        model = self._models.get(role)
+        if model is None or model() is None:
+            self._retire(role)
+
+    def _retire(self, role: str) -> None:
+        """Offer a role no more; without another one, stop serving."""
         with self._guarded(), self._lock:
             self._goods.pop(role, None)
             for publication in (self._on_shelf(role), self._returning.pop(role, None)):

@@ -28,7 +28,7 @@ def obstacle(model: nn.Module) -> str:
     On a CPU, vLLM leaves fused experts in the form of the checkpoint and the packed int8 weights of
     linear layers empty: the engine then answers nonsense, and nothing says so.
     """
-    if next(model.parameters()).device.type != "cpu":
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return ""
     names = {type(getattr(m, "quant_method", None)).__name__ for m in model.modules()}
     odd = sorted(n for n in names - {"NoneType"} if not n.endswith(tuple(REBUILT)))

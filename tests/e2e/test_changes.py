@@ -253,4 +253,5 @@ def test_an_update_by_a_trainer(nursery: Nursery, models: Any, tokens: Any, tmp_
         server.rpc("start_weight_update")
         with pytest.raises(EngineError):
             server.rpc("update_weights", {"file": str(tmp_path / "missing")})
-        assert eventually(lambda: len(said(server, WITHDRAWN)) == 2)
+        assert len(said(server, WITHDRAWN)) == 2
+        assert "netloader.reason=not_serving" in failing(nursery, one.bare, only(at))

@@ -155,12 +155,14 @@ def trap(strike: Callable[[], None]) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=attend)
         thread.start()
-        yield "{}:{}".format(*listener.getsockname())
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-    for guest in guests:
-        guest.close()
+        try:
+            yield "{}:{}".format(*listener.getsockname())
+        finally:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for guest in guests:
+                guest.close()
 
 
 def test_a_silent_rank_is_named_in_time(nursery: Nursery, llama: Model) -> None:

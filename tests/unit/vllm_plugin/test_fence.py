@@ -248,9 +248,7 @@ def test_an_update_is_closed_from_its_begin_to_its_end(begin: str, role: str, ot
     assert offered(Model(9), role) == contents(Model(3))
 
 
-@pytest.mark.parametrize(
-    "failing", ["start_weight_update", "update_weights", "finish_weight_update"]
-)
+@pytest.mark.parametrize("failing", ["start_weight_update", "update_weights"])
 @pytest.mark.parametrize("dirty", [False, True])
 def test_an_update_that_fails_is_over(failing: str, dirty: bool) -> None:
     model, worker = Model(1), worker_of()
@@ -262,7 +260,7 @@ def test_an_update_that_fails_is_over(failing: str, dirty: bool) -> None:
         fail()
 
     with capture() as lines:
-        for name in ("start_weight_update", "update_weights", "finish_weight_update"):
+        for name in ("start_weight_update", "update_weights"):
             if name == failing:
                 worker.act = act
                 with pytest.raises(ZeroDivisionError):
@@ -276,6 +274,19 @@ def test_an_update_that_fails_is_over(failing: str, dirty: bool) -> None:
             assert offered(Model(9)) == contents(Model(1))
     worker.act = lambda: None
     worker.start_weight_update()  # and another one may come
+    worker.act = lambda: reload(model, Model(3))
+    worker.finish_weight_update()
+    assert offered(Model(9)) == contents(Model(3))
+
+
+def test_an_end_that_fails_ends_nothing_and_may_be_tried_again() -> None:
+    model, worker = Model(1), worker_of()
+    serve(model)
+    worker.start_weight_update()
+    worker.act = fail
+    with pytest.raises(ZeroDivisionError):
+        worker.finish_weight_update()
+    assert refusal()[0] == "not_serving"
     worker.act = lambda: reload(model, Model(3))
     worker.finish_weight_update()
     assert offered(Model(9)) == contents(Model(3))
