@@ -36,6 +36,7 @@ from netloader.vllm_plugin.layout import Backup
 from netloader.vllm_plugin.offer import Loaded, offer, read, reloadable, taken
 from netloader.vllm_plugin.reload import HandOver, beside, obstacle
 from netloader.vllm_plugin.settings import Settings
+from netloader.vllm_plugin.traces import Traces
 
 AUTO = "auto"
 PLACEHOLDERS = "dummy"
@@ -103,7 +104,7 @@ class NetLoader(BaseModelLoader):
         self, errand: Errand, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
     ) -> nn.Module:
         """Build and load; a model that cannot go on to the ordinary loader is built anew."""
-        traces = _Traces(vllm_config)
+        traces = Traces(vllm_config)
         try:
             return self._first(errand, vllm_config, model_config, prefix)
         except RebuildError as error:
@@ -157,7 +158,8 @@ class NetLoader(BaseModelLoader):
     ) -> Iterable[tuple[str, Tensor]]:
         """For vLLM's `reload_weights`: from the sources as at start, else from the checkpoint.
 
-        With another path than the one the model was started with, the checkpoint there is meant.
+        With another path than the one the model was started with, the checkpoint there is meant,
+        whatever FALLBACK says: it was asked for.
 
         Raises:
             NotImplementedError: neither can be done.
@@ -166,12 +168,14 @@ class NetLoader(BaseModelLoader):
             raise NotImplementedError(f"{problem}; restart this instance instead")
         before = _reloadable.get(model)
         outcome = None
-        if before and before.errand.sources and before.errand.path == model_config.model:
+        elsewhere = before is not None and before.errand.path != model_config.model
+        if before and before.errand.sources and not elsewhere:
             handed, outcome = self._receive_beside(model, before)
             if handed is not None:
                 return handed
             self._tell_fallback(outcome)
-        ordinary = self._ordinary(outcome)
+        named = elsewhere and self._settings.fallback is None
+        ordinary = self._loader(AUTO, {}) if named else self._ordinary(outcome)
         if not hasattr(ordinary, "get_all_weights"):
             raise NotImplementedError(f"{type(ordinary).__name__} cannot reload weights")
         weights: Iterable[tuple[str, Tensor]] = ordinary.get_all_weights(model_config, model)
@@ -363,23 +367,6 @@ class NetLoader(BaseModelLoader):
     def _shows_progress(self, rank: int) -> bool:
         """As vLLM's own loaders: rank 0, unless the operator does not want it."""
         return bool(self.load_config.use_tqdm_on_load) and rank == 0
-
-
-class _Traces:
-    """What building a model writes into vLLM's configs: layer names, which may come only once."""
-
-    def __init__(self, vllm_config: VllmConfig) -> None:
-        compilation = vllm_config.compilation_config
-        self._layers = compilation.static_forward_context
-        self._experts = compilation.static_all_moe_layers
-        self._before = (dict(self._layers), list(self._experts))
-
-    def undo(self) -> None:
-        """As if nothing had been built since."""
-        layers, experts = self._before
-        self._layers.clear()
-        self._layers.update(layers)
-        self._experts[:] = experts
 
 
 def _known(outcome: Outcome, settings: Settings) -> tuple[str, ...]:

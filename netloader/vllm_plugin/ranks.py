@@ -13,15 +13,20 @@ from contextlib import suppress
 from datetime import timedelta
 
 import torch
+from torch.distributed import DistStoreError
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from netloader.errors import NetloaderError
+from netloader.io.clock import monotonic
 
 INDEPENDENT = frozenset(
     {"auto", "hf", "safetensors", "pt", "npcache", "mistral", "dummy", "sharded_state"}
 )
 """vLLM's load formats that read what a rank needs without a word to the others. Of any other,
 a third party's above all, we do not know."""
+
+SLICE_S = 1.0
+"""The wait is in C++, where no signal is heard: so long a rank may take to obey one."""
 
 RECEIVED, MISSING, GIVEN_UP = "received", "missing", "given up"
 
@@ -78,8 +83,13 @@ def _say(store: Store, mine: int, answer: str) -> None:
 
 def _hear(store: Store, rank: int, timeout_s: float) -> str:
     """What a rank says; a store that is gone is as good as silence."""
-    try:
-        store.wait([str(rank)], timedelta(seconds=timeout_s))
-        return store.get(str(rank)).decode()
-    except RuntimeError:  # DistStoreError and DistNetworkError are
-        return GIVEN_UP
+    end = monotonic() + timeout_s
+    while (left := end - monotonic()) > 0:
+        try:
+            store.wait([str(rank)], timedelta(seconds=min(left, SLICE_S)))
+            return store.get(str(rank)).decode()
+        except DistStoreError:  # not in this slice
+            continue
+        except RuntimeError:  # DistNetworkError is one
+            return GIVEN_UP
+    return GIVEN_UP

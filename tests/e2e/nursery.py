@@ -62,6 +62,7 @@ def _stay_in_process() -> None:
 
 
 def _child(connection: Connection) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an engine asks after its own children
     try:
         spec = connection.recv()
         print_to(spec["log"])

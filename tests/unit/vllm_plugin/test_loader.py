@@ -14,9 +14,10 @@ from vllm.model_executor.model_loader import get_model_loader
 
 from netloader.config import Endpoint
 from netloader.errors import ConfigError
+from netloader.fsm.manifest import Manifest
 from netloader.log import capture
 from netloader.vllm_plugin import register
-from netloader.vllm_plugin.loader import NetLoader, NoWeightsError
+from netloader.vllm_plugin.loader import NetLoader, NoWeightsError, _Reloadable, _reloadable
 from tests.e2e import zoo
 from tests.unit.io.helpers import MIB, contents, serving
 from tests.unit.io.relay import Fault, Relay
@@ -183,3 +184,14 @@ def test_never_after_a_failure_in_the_middle_raises_with_the_whole_history(tmp_p
         pytest.raises(NoWeightsError, match=f"{relay.endpoint}: digest_mismatch"),
     ):
         load_from(Tiny(tensors), config, relay.endpoint, FALLBACK="never", LANES=1)
+
+
+def test_a_checkpoint_that_a_reload_names_is_read_even_with_fallback_never(tmp_path: Path) -> None:
+    tensors = zoo.llama_tensors(1, torch.bfloat16)
+    config = config_of(zoo.write(tmp_path / "m", zoo.llama_config(), tensors))
+    loader = get_model_loader(load_config(FALLBACK="never"))
+    model = Sink()
+    _reloadable[model] = _Reloadable(errand(path="elsewhere"), Manifest(()))
+    with set_current_vllm_config(config):
+        names = {name for name, _ in loader.get_all_weights(config.model_config, model)}
+    assert names == set(tensors)
