@@ -15,7 +15,7 @@ from netloader.io.client import Survey
 from netloader.io.weights import Named, named_tensors
 from netloader.log import Logger, emit
 from netloader.vllm_plugin import identity as identities
-from netloader.vllm_plugin import loadstate, processed
+from netloader.vllm_plugin import loadstate, processed, publish
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
 
 
@@ -35,6 +35,8 @@ class Errand:
     """Parameters that no checkpoint fills, so that no bytes are sent for them."""
     identify: Callable[[str, loadstate.State], Identity]
     """Ours, in a layout and with a state; asked anew when the checkpoint has changed."""
+    serves: bool
+    """Whether this rank is to be a server itself, so that originals are kept and digested."""
     path: str
     """The checkpoint the model was configured with."""
 
@@ -81,6 +83,7 @@ def errand_of(
         state=_state(facts, logger),
         unfilled=_unfilled(facts, logger) if role == identities.DRAFT else frozenset(),
         identify=identify,
+        serves=publish.wanted(settings, rank),
         path=str(model_config.model),
     )
 

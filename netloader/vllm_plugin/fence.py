@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
 
+from vllm.utils.import_utils import resolve_obj_by_qualname
+
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, publish
@@ -82,6 +84,18 @@ class _Change:
             self.shop.lose(role, str(error))
         else:
             offer(weights)
+
+
+def install_in(qualified_name: str) -> None:
+    """Wrap the methods of the worker class that vLLM's configuration names.
+
+    Where there is no such class (`auto`, say), no worker will call them.
+    """
+    try:
+        worker_class: type = resolve_obj_by_qualname(qualified_name)
+    except (ImportError, AttributeError, ValueError):
+        return
+    install(worker_class)
 
 
 def install(worker_class: type) -> None:

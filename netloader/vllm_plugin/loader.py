@@ -17,7 +17,6 @@ from vllm.config import replace as replace_config
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
-from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError
@@ -88,7 +87,7 @@ class NetLoader(BaseModelLoader):
     ) -> nn.Module:
         """Create, load and post-process as vLLM does, then serve what was loaded."""
         self._start_logging()
-        fence.install(resolve_obj_by_qualname(vllm_config.parallel_config.worker_cls))
+        fence.install_in(vllm_config.parallel_config.worker_cls)
         errand = errand_of(vllm_config, model_config, self._settings, self._ask, self._logger)
         if errand.role == TARGET:
             publish.forget_address(self._settings, errand.rank)
@@ -96,7 +95,7 @@ class NetLoader(BaseModelLoader):
         loaded, self._errand, self._loaded = self._loaded, None, None
         if loaded is not None and reloadable(loaded, model):
             _reloadable[model] = _Reloadable(errand, loaded.manifest)
-        if loaded is not None and publish.wanted(self._settings, errand.rank):
+        if loaded is not None and errand.serves:
             offer(model, errand, loaded, self._settings, model_config)
         return model
 
@@ -141,7 +140,7 @@ class NetLoader(BaseModelLoader):
             self._ordinary().load_weights(model, model_config)
             return
         if errand.layout == PROCESSED:
-            self._placeholders(model, model_config)
+            self._prepare_processed(model, model_config, errand)
             return
         received, outcome = self._fill_raw(model, model_config, errand)
         if received and outcome is not None:
@@ -218,6 +217,20 @@ class NetLoader(BaseModelLoader):
             emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
             return False
         return True
+
+    def _prepare_processed(
+        self, model: nn.Module, model_config: ModelConfig, errand: Errand
+    ) -> None:
+        """Fill a model with placeholders, and leave it otherwise as the server's was.
+
+        Raises:
+            RebuildError: the server's is not of this kind.
+        """
+        self._placeholders(model, model_config)
+        if not self._fits(errand, model):
+            self._all_received(None, errand)
+            raise RebuildError(None)
+        loadstate.adopt(errand.state, model)
 
     def _receive_processed(self, model: nn.Module, errand: Errand) -> None:
         """Fill a post-processed model.

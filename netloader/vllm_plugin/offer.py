@@ -6,7 +6,7 @@ all, and the log says why and what would help.
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any
 
@@ -15,7 +15,7 @@ from vllm.config import ModelConfig
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.fsm.manifest import Manifest
-from netloader.io.weights import Named, Weights, WeightsError, named_tensors
+from netloader.io.weights import Named, Weights, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, inventory, loadstate, processed, publish
 from netloader.vllm_plugin.errand import Errand
@@ -23,6 +23,8 @@ from netloader.vllm_plugin.goods import Goods, Originals, owners_of, place_of, r
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, facts_of
 from netloader.vllm_plugin.layout import GoneError, RawSnapshot
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
+
+UNKNOWN = Manifest(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,11 @@ class Loaded:
     state: loadstate.State
     """What `load_weights` left behind, here or on the server."""
     unfilled: frozenset[str] = frozenset()
+    manifest: Manifest = UNKNOWN
+    """Of the raw tensors; empty when they are not known."""
     snapshot: RawSnapshot | None = None
     obstacle: str = ""
     """Why there is no snapshot, if it is not simply that none is wanted."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """Of the raw tensors; empty without a snapshot."""
-        return self.snapshot.manifest if self.snapshot else Manifest(())
 
 
 def reloadable(loaded: Loaded, model: nn.Module) -> bool:
@@ -55,7 +54,7 @@ def taken(
     errand: Errand, model: nn.Module, settings: Settings, known: tuple[str, ...] = ()
 ) -> Loaded:
     """Remember what was received; `known` are the digests that were verified."""
-    return _remember(errand.state, errand.unfilled, model, settings, known)
+    return _remember(Loaded(errand.state, errand.unfilled), errand, model, settings, known)
 
 
 def read(
@@ -82,23 +81,26 @@ def read(
         obstacle = f"load_weights leaves behind more than tensors and plain values: {some}"
         return Loaded(changes.values, obstacle=obstacle)
     unfilled = _unfilled(model, before, filled)
-    return _remember(changes.values, unfilled, model, settings, ())
+    return _remember(Loaded(changes.values, unfilled), errand, model, settings)
 
 
 def _remember(
-    state: loadstate.State,
-    unfilled: frozenset[str],
+    loaded: Loaded,
+    errand: Errand,
     model: nn.Module,
     settings: Settings,
-    known: tuple[str, ...],
+    known: tuple[str, ...] = (),
 ) -> Loaded:
-    if settings.layout is LayoutChoice.PROCESSED:
-        return Loaded(state, unfilled)
-    named = [(name, tensor) for name, tensor in named_tensors(model) if name not in unfilled]
+    """Add the raw tensors: described for a reload in place, kept if they are to be served."""
+    pairs = named_tensors(model)
+    named = [(name, tensor) for name, tensor in pairs if name not in loaded.unfilled]
     try:
-        return Loaded(state, unfilled, RawSnapshot(named, settings, known))
+        described = replace(loaded, manifest=manifest_of(named))
+        if not errand.serves or settings.layout is LayoutChoice.PROCESSED:
+            return described
+        return replace(described, snapshot=RawSnapshot(named, settings, known))
     except WeightsError as error:
-        return Loaded(state, unfilled, obstacle=str(error))
+        return replace(loaded, obstacle=str(error))
 
 
 def _noting(load_weights: Callable[..., Any], filled: list[set[str] | None]) -> Callable[..., Any]:

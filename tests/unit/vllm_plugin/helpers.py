@@ -47,6 +47,7 @@ def errand(role: str = TARGET, **changes: Any) -> Errand:
         state=NOTHING,
         unfilled=frozenset(),
         identify=lambda layout, _: identity(role, layout),
+        serves=True,
         path="somewhere",
     )
     return replace(plain, **changes)

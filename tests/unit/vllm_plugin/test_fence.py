@@ -52,7 +52,7 @@ class Recorder:
         return f"{call[0]} is done"
 
 
-def _method(name: str) -> Callable[..., str]:
+def method_of(name: str) -> Callable[..., str]:
     def method(self: Recorder, *args: Any, **kwargs: Any) -> str:
         return self.note(name, *args, *kwargs.values())
 
@@ -61,7 +61,7 @@ def _method(name: str) -> Callable[..., str]:
 
 def worker_of(*names: str) -> Any:
     """A worker of a new class with these methods, fenced."""
-    kind = type("Worker", (Recorder,), {name: _method(name) for name in names or METHODS})
+    kind = type("Worker", (Recorder,), {name: method_of(name) for name in names or METHODS})
     fence.install(kind)
     return kind()
 
@@ -315,39 +315,6 @@ def test_an_end_without_a_begin_leaves_the_offer_alone() -> None:
 
 
 # -- any change ----------------------------------------------------------------------------------
-
-
-def test_a_worker_without_some_methods_is_fenced_at_the_others() -> None:
-    model, worker = Model(1), worker_of("reload_weights")
-    serve(model)
-    answers: list[tuple[str, str]] = []
-    worker.act = ask(answers)
-    worker.reload_weights()
-    assert answers == [("not_serving", "reload_weights changes the weights")]
-    assert not hasattr(worker, "discard")
-
-
-def test_installing_twice_wraps_once() -> None:
-    worker = worker_of()
-    before = {name: getattr(type(worker), name) for name in METHODS}
-    fence.install(type(worker))
-    assert {name: getattr(type(worker), name) for name in METHODS} == before
-    assert worker.sleep() == "sleep is done"
-    assert worker.calls == [("sleep",)]
-
-
-def test_a_subclass_is_fenced_through_the_class_it_inherits_from() -> None:
-    kind = type(worker_of())
-    child = type("Child", (kind,), {"sleep": _method("sleep")})
-    fence.install(child)
-    model, worker, answers = Model(1), child(), list[tuple[str, str]]()
-    serve(model)
-    worker.act = ask(answers)
-    worker.sleep()
-    worker.wake_up()
-    worker.act = lambda: None
-    assert eventually(lambda: receive(Model(9)).ok, PATIENCE_S)
-    assert answers[0] == ("not_serving", "the instance is asleep")
 
 
 @pytest.mark.parametrize("name", METHODS)

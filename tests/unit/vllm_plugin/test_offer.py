@@ -13,7 +13,7 @@ from netloader.log import capture
 from netloader.vllm_plugin import processed
 from netloader.vllm_plugin.goods import Changed
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, TARGET
-from netloader.vllm_plugin.offer import Loaded, offer, read, reloadable
+from netloader.vllm_plugin.offer import Loaded, offer, read, reloadable, taken
 from netloader.vllm_plugin.settings import CachePolicy, LayoutChoice, Settings
 from tests.unit.io.helpers import asking, bytes_of, contents, module_of
 from tests.unit.vllm_plugin.helpers import (
@@ -360,3 +360,13 @@ def test_which_models_a_reload_may_be_handed_to() -> None:
     online: Any = flagged.up.quant_method
     online.uses_meta_device = True
     assert not reloadable(loaded, flagged)
+
+
+def test_a_rank_that_does_not_serve_keeps_no_originals_and_can_still_reload() -> None:
+    model = Model()
+    kept = taken(errand(), model, settings())
+    free = taken(errand(serves=False), model, settings())
+    assert kept.snapshot is not None
+    assert free.snapshot is None
+    assert free.manifest == kept.manifest
+    assert reloadable(free, model)

@@ -1,4 +1,4 @@
-"""A model that holds placeholders is gone, with its traces, before the next one is built."""
+"""Placeholders: what they are given besides bytes, and how they go when no bytes come."""
 
 import gc
 import weakref
@@ -12,7 +12,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.config import Endpoint
 from netloader.vllm_plugin.identity import PROCESSED, RAW
-from netloader.vllm_plugin.loader import NetLoader, NoWeightsError
+from netloader.vllm_plugin.loader import NetLoader, NoWeightsError, RebuildError
 from tests.unit.vllm_plugin.helpers import errand
 
 NOBODY = Endpoint("127.0.0.1", 1)
@@ -69,3 +69,23 @@ def test_with_fallback_never_no_second_model_is_built(builder: Builder) -> None:
     with pytest.raises(NoWeightsError, match="unreachable"):
         loader._build(wish, builder.config, config, "")
     assert len(builder.built) == 1
+
+
+@pytest.mark.parametrize(("path", "fits"), [("ready", True), ("no.such.module", False)])
+def test_what_load_weights_left_on_the_server_is_left_here_before_post_processing(
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    fits: bool,
+) -> None:
+    loader = loader_with("auto")
+    monkeypatch.setattr(loader, "_placeholders", lambda *_: None)
+    loader._errand = errand(layout=PROCESSED, sources=(NOBODY,), state={path: True})
+    model: Any = nn.Linear(4, 4)
+    model.ready = False
+    config: Any = SimpleNamespace()
+    if fits:
+        loader.load_weights(model, config)
+    else:
+        with pytest.raises(RebuildError):
+            loader.load_weights(model, config)
+    assert model.ready is fits

@@ -1,0 +1,48 @@
+"""Which methods of which class are fenced, and what is left alone."""
+
+import pytest
+
+from netloader.vllm_plugin import fence
+from tests.unit.io.helpers import eventually
+from tests.unit.vllm_plugin.helpers import Model, receive, serve
+from tests.unit.vllm_plugin.test_fence import METHODS, PATIENCE_S, ask, method_of, worker_of
+
+pytestmark = pytest.mark.usefixtures("worker_process")
+
+
+def test_a_worker_without_some_methods_is_fenced_at_the_others() -> None:
+    model, worker = Model(1), worker_of("reload_weights")
+    serve(model)
+    answers: list[tuple[str, str]] = []
+    worker.act = ask(answers)
+    worker.reload_weights()
+    assert answers == [("not_serving", "reload_weights changes the weights")]
+    assert not hasattr(worker, "discard")
+
+
+def test_installing_twice_wraps_once() -> None:
+    worker = worker_of()
+    before = {name: getattr(type(worker), name) for name in METHODS}
+    fence.install(type(worker))
+    assert {name: getattr(type(worker), name) for name in METHODS} == before
+    assert worker.sleep() == "sleep is done"
+    assert worker.calls == [("sleep",)]
+
+
+def test_a_subclass_is_fenced_through_the_class_it_inherits_from() -> None:
+    kind = type(worker_of())
+    child = type("Child", (kind,), {"sleep": method_of("sleep")})
+    fence.install(child)
+    model, worker, answers = Model(1), child(), list[tuple[str, str]]()
+    serve(model)
+    worker.act = ask(answers)
+    worker.sleep()
+    worker.wake_up()
+    worker.act = lambda: None
+    assert eventually(lambda: receive(Model(9)).ok, PATIENCE_S)
+    assert answers[0] == ("not_serving", "the instance is asleep")
+
+
+@pytest.mark.parametrize("name", ["auto", "no.such.Worker", "netloader.vllm_plugin.fence.Nothing"])
+def test_a_worker_class_that_is_not_there_costs_nothing(name: str) -> None:
+    fence.install_in(name)
