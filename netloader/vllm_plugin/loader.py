@@ -23,7 +23,6 @@ from netloader.errors import ConfigError, NetloaderError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
 from netloader.io.client import ClientOptions, Outcome, Survey, UnsafeError, fill, survey
-from netloader.io.digests import ALGORITHMS
 from netloader.io.transports import named as transport_named
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
@@ -145,8 +144,7 @@ class NetLoader(BaseModelLoader):
         received, outcome = self._fill_raw(model, model_config, errand)
         if received and outcome is not None:
             loadstate.adopt(errand.state, model)
-            known = _known(outcome, self._settings)
-            self._loaded = taken(errand, model, self._settings, known)
+            self._loaded = taken(errand, model, self._settings, outcome.progress)
         else:
             self._tell_fallback(outcome)
             loader = self._ordinary(outcome)
@@ -201,7 +199,7 @@ class NetLoader(BaseModelLoader):
         fits = self._fits(errand, model)
         named = errand.tensors(model)
         backup = Backup(named)
-        outcome = self._receive(named, errand, errand.identity) if fits else None
+        outcome = self._receive(named, errand, lambda: errand.identity) if fits else None
         received = self._all_received(outcome, errand)
         if not received and online:
             raise RebuildError(outcome)
@@ -242,8 +240,9 @@ class NetLoader(BaseModelLoader):
         try:
             named = processed.collect(model)
             kernels = processed.kernel_state(model)
-            identity = processed.sharpened(errand.identity, kernels)
-            outcome = self._receive(named, errand, identity)
+            outcome = self._receive(
+                named, errand, lambda: processed.sharpened(errand.identity, kernels)
+            )
             if outcome is not None and outcome.ok:
                 processed.adopt_numbers(model, named)
         except WeightsError as error:
@@ -259,13 +258,13 @@ class NetLoader(BaseModelLoader):
         """Receive raw weights beside a running model, to be reloaded in place."""
         device = next(model.parameters()).device
         named = beside(before.manifest, device)
-        outcome = self._receive(named, before.errand, before.errand.identity)
+        outcome = self._receive(named, before.errand, lambda: before.errand.identity)
         if self._all_received(outcome, before.errand):
             return HandOver(model, named), outcome
         return None, outcome
 
     def _receive(
-        self, named: Sequence[Named], errand: Errand, identity: Identity
+        self, named: Sequence[Named], errand: Errand, identity: Callable[[], Identity]
     ) -> Outcome | None:
         """Fill tensors from the sources; None when that broke down.
 
@@ -275,7 +274,7 @@ class NetLoader(BaseModelLoader):
         try:
             weights = Weights(named)
             with bar(weights.manifest.nbytes, self._shows_progress(errand.rank)) as report:
-                outcome = fill(weights, errand.sources, identity, self._options(report))
+                outcome = fill(weights, errand.sources, identity(), self._options(report))
         except UnsafeError:
             raise
         except WeightsError as error:
@@ -380,13 +379,6 @@ class NetLoader(BaseModelLoader):
     def _shows_progress(self, rank: int) -> bool:
         """As vLLM's own loaders: rank 0, unless the operator does not want it."""
         return bool(self.load_config.use_tqdm_on_load) and rank == 0
-
-
-def _known(outcome: Outcome, settings: Settings) -> tuple[str, ...]:
-    """The digests a client has verified, if they are of the segments this side would cut."""
-    progress = outcome.progress
-    same_cut = progress.segment_bytes == settings.segment_mib << 20
-    return progress.digests if same_cut and progress.algorithm in ALGORITHMS else ()
 
 
 def _check_transport(name: str) -> None:

@@ -14,7 +14,8 @@ from torch import nn
 from vllm.config import ModelConfig
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-from netloader.fsm.manifest import Manifest
+from netloader.fsm.manifest import Manifest, Progress
+from netloader.io.digests import ALGORITHMS
 from netloader.io.weights import Named, Weights, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, inventory, loadstate, processed, publish
@@ -41,6 +42,9 @@ class Loaded:
     """Why there is no snapshot, if it is not simply that none is wanted."""
 
 
+NOT_KNOWN = Loaded(loadstate.NOTHING, obstacle="netloader has failed here, see the error above")
+
+
 def reloadable(loaded: Loaded, model: nn.Module) -> bool:
     """Whether received raw weights can be handed to vLLM's reload in place.
 
@@ -50,11 +54,12 @@ def reloadable(loaded: Loaded, model: nn.Module) -> bool:
     return bool(loaded.manifest.tensors) and not loaded.state and not online
 
 
-def taken(
-    errand: Errand, model: nn.Module, settings: Settings, known: tuple[str, ...] = ()
-) -> Loaded:
-    """Remember what was received; `known` are the digests that were verified."""
-    return _remember(Loaded(errand.state, errand.unfilled), errand, model, settings, known)
+def taken(errand: Errand, model: nn.Module, settings: Settings, progress: Progress) -> Loaded:
+    """Remember what was received and verified; never raises."""
+    same_cut = progress.segment_bytes == settings.segment_mib << 20
+    known = progress.digests if same_cut and progress.algorithm in ALGORITHMS else ()
+    loaded = Loaded(errand.state, errand.unfilled)
+    return _safely(lambda: _remember(loaded, errand, model, settings, known))
 
 
 def read(
@@ -64,24 +69,59 @@ def read(
     model_config: ModelConfig,
     settings: Settings,
 ) -> Loaded:
-    """Have the ordinary loader read the checkpoint, and remember what that did to the model."""
-    marks = loadstate.Marks(model)
-    before = _digests(model) if errand.role == DRAFT else {}
-    filled: list[set[str] | None] = []
-    read_all: Any = model.load_weights
-    reader = vars(model)["load_weights"] = _noting(read_all, filled)
+    """Have the ordinary loader read the checkpoint, and remember what that did to the model.
+
+    Raises what that loader raises, and nothing else.
+    """
+    try:
+        watch: _Watch | None = _Watch(model, errand)
+    except Exception as error:  # noqa: BLE001 - the model is loaded all the same, and not served
+        emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)
+        watch = None
     try:
         loader.load_weights(model, model_config)
     finally:
-        if vars(model).get("load_weights") is reader:
-            del vars(model)["load_weights"]
-    changes = marks.changes(model)
-    if changes.unknown:
-        some = ", ".join(changes.unknown[:5])
-        obstacle = f"load_weights leaves behind more than tensors and plain values: {some}"
-        return Loaded(changes.values, obstacle=obstacle)
-    unfilled = _unfilled(model, before, filled)
-    return _remember(Loaded(changes.values, unfilled), errand, model, settings)
+        if watch is not None:
+            watch.stop()
+    if watch is None:
+        return NOT_KNOWN
+    return _safely(lambda: _remember(watch.seen(), errand, model, settings))
+
+
+class _Watch:
+    """What is seen of a model while the ordinary loader reads its checkpoint."""
+
+    def __init__(self, model: nn.Module, errand: Errand) -> None:
+        self._model = model
+        self._marks = loadstate.Marks(model)
+        self._before = _digests(model) if errand.role == DRAFT else {}
+        self._filled: list[set[str] | None] = []
+        read_all: Any = getattr(model, "load_weights", None)
+        self._reader = _noting(read_all, self._filled) if callable(read_all) else None
+        if self._reader is not None:
+            vars(model)["load_weights"] = self._reader
+
+    def stop(self) -> None:
+        """Leave the model's `load_weights` as it was."""
+        if self._reader is not None and vars(self._model).get("load_weights") is self._reader:
+            del vars(self._model)["load_weights"]
+
+    def seen(self) -> Loaded:
+        """What the checkpoint did besides filling tensors."""
+        changes = self._marks.changes(self._model)
+        if changes.unknown:
+            some = ", ".join(changes.unknown[:5])
+            obstacle = f"load_weights leaves behind more than tensors and plain values: {some}"
+            return Loaded(changes.values, obstacle=obstacle)
+        return Loaded(changes.values, _unfilled(self._model, self._before, self._filled))
+
+
+def _safely(work: Callable[[], Loaded]) -> Loaded:
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - the engine serves inference without us
+        emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)
+        return NOT_KNOWN
 
 
 def _remember(
@@ -92,6 +132,8 @@ def _remember(
     known: tuple[str, ...] = (),
 ) -> Loaded:
     """Add the raw tensors: described for a reload in place, kept if they are to be served."""
+    if loaded.obstacle:
+        return loaded
     pairs = named_tensors(model)
     named = [(name, tensor) for name, tensor in pairs if name not in loaded.unfilled]
     try:

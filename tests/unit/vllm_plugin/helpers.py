@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import Progress
 from netloader.io import Outcome, fill
 from netloader.io.weights import Weights
 from netloader.vllm_plugin import publish
@@ -117,7 +118,7 @@ def serve(
 ) -> Loaded:
     """Remember a loaded model, post-process it (`then`, or as it wants), offer it."""
     options = options or settings()
-    loaded = taken(errand(role), model, options)
+    loaded = taken(errand(role), model, options, Progress())
     if then is None:
         post_process(model)
     else:

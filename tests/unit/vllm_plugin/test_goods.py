@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from netloader.fsm.manifest import Progress
 from netloader.io.weights import Weights, WeightsError
 from netloader.vllm_plugin.goods import Changed, Goods, watched
 from netloader.vllm_plugin.offer import _goods, taken
@@ -30,7 +31,7 @@ from tests.unit.vllm_plugin.helpers import (
 
 def goods_of(model: nn.Module) -> Goods:
     """What is on offer of a freshly loaded model, which is post-processed here."""
-    loaded = taken(errand(), model, settings())
+    loaded = taken(errand(), model, settings(), Progress())
     post_process(model)
     return _goods(model, errand(), loaded, settings(), CONFIG)
 

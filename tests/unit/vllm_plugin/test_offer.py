@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from netloader.fsm.manifest import Progress
 from netloader.io import fill
 from netloader.io.weights import Weights
 from netloader.log import capture
-from netloader.vllm_plugin import processed
+from netloader.vllm_plugin import loadstate, processed
+from netloader.vllm_plugin import offer as offers
 from netloader.vllm_plugin.goods import Changed
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.offer import Loaded, offer, read, reloadable, taken
@@ -278,6 +280,21 @@ def test_parameters_of_a_draft_that_no_checkpoint_fills_stay_behind() -> None:
     assert goods.facts["unfilled"] == '["embed"]'
 
 
+@pytest.mark.parametrize("where", ["Marks", "_unfilled", "RawSnapshot"])
+def test_a_bug_of_ours_costs_the_offer_and_not_the_load(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    owner = loadstate if where == "Marks" else offers
+    monkeypatch.setattr(owner, where, lambda *_: 1 / 0)
+    model = Draft()
+    with capture() as lines:
+        loaded = loaded_from(model, "up")
+        offer(model, errand(DRAFT), loaded, settings(), CONFIG)
+    assert events(lines) == ["netloader.driver.error", "netloader.server.refused"]
+    assert model.get_parameter("up").sum().item() == 4
+    assert "load_weights" not in vars(model)
+
+
 @pytest.mark.parametrize(
     ("model", "names", "role"),
     [
@@ -364,8 +381,8 @@ def test_which_models_a_reload_may_be_handed_to() -> None:
 
 def test_a_rank_that_does_not_serve_keeps_no_originals_and_can_still_reload() -> None:
     model = Model()
-    kept = taken(errand(), model, settings())
-    free = taken(errand(serves=False), model, settings())
+    kept = taken(errand(), model, settings(), Progress())
+    free = taken(errand(serves=False), model, settings(), Progress())
     assert kept.snapshot is not None
     assert free.snapshot is None
     assert free.manifest == kept.manifest
