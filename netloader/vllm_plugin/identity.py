@@ -19,6 +19,7 @@ from vllm.platforms import current_platform
 
 from netloader.fsm.identity import Identity
 from netloader.vllm_plugin import compat, loadstate
+from netloader.vllm_plugin.fingerprint import fingerprint
 
 TARGET, DRAFT = "target", "draft"
 RAW, PROCESSED = "raw", "processed"
@@ -34,9 +35,6 @@ VOLATILE = frozenset(
     }
 )
 """Keys of a Hugging Face config that differ between equal models, or that are compared by field."""
-
-SAMPLES, SAMPLE_BYTES = 16, 4096
-"""Of each checkpoint file: another training run changes bytes everywhere, a few places show it."""
 
 UNTIED = "untied_by_checkpoint"
 """The fact a client without checkpoint files cannot find out: the files hold an lm_head."""
@@ -148,25 +146,8 @@ def _fingerprint(model_config: ModelConfig) -> Iterator[tuple[str, str]]:
     """The checkpoint's revision, as far as this side can see one."""
     if commit := getattr(model_config.hf_config, "_commit_hash", None):
         yield "checkpoint_commit", str(commit)
-    if sample := _sample(Path(model_config.model)):
+    if sample := fingerprint(Path(model_config.model)):
         yield "checkpoint", sample
-
-
-def _sample(folder: Path) -> str:
-    """SHA-256 over each safetensors file's header and a sample of its bytes; '' without files.
-
-    Headers alone (names, dtypes, shapes) are the same in every revision of a model.
-    """
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(min(length, 1 << 27)))
-            for part in range(SAMPLES):
-                stream.seek(file.stat().st_size * part // SAMPLES)
-                digest.update(stream.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16] if files else ""
 
 
 def _tp_rank() -> int:

@@ -11,6 +11,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from netloader.fsm.identity import Identity
 from netloader.vllm_plugin import identity as identities
+from netloader.vllm_plugin.fingerprint import fingerprint
 from netloader.vllm_plugin.identity import PROCESSED, RAW
 from netloader.vllm_plugin.loadstate import NOTHING
 from tests.e2e import zoo
@@ -97,6 +98,21 @@ def test_another_revision_at_the_same_place_is_told_apart(tmp_path: Path) -> Non
     (found,) = mine.differences(theirs)
     assert found.field == "checkpoint"
     assert "revision" in found.remedy
+
+
+def test_one_small_tensor_that_was_edited_is_noticed(tmp_path: Path) -> None:
+    tensors = zoo.llama_tensors(1, torch.bfloat16)
+    folder = zoo.write(tmp_path / "a", zoo.llama_config(), tensors)
+    before = fingerprint(folder)
+    tensors["model.layers.1.post_attention_layernorm.weight"] += 1
+    zoo.write(folder, zoo.llama_config(), tensors)
+    assert fingerprint(folder) != before
+
+
+def test_a_file_that_is_no_checkpoint_is_somebody_elses_problem(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 40)
+    assert len(fingerprint(tmp_path)) == 16
+    assert fingerprint(tmp_path / "nothing") == ""
 
 
 def test_another_commit_of_a_hub_model_is_told_apart(tmp_path: Path) -> None:
