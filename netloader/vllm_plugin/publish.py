@@ -43,7 +43,7 @@ class Shop:
         self.rank = rank
         self._logger = get_logger("server", LOG_BASE)
         self._goods: dict[str, Goods] = {}
-        self._models: dict[str, weakref.ref[nn.Module]] = {}
+        self._owners: dict[str, object] = {}
         self._fenced: set[str] = set()
         self._lost: set[str] = set()
         self._returning: dict[str, Publication] = {}
@@ -69,8 +69,8 @@ class Shop:
             with self._lock:
                 self._goods[goods.role] = goods
                 if self._put(publication):
-                    self._models[goods.role] = weakref.ref(model)
-                    weakref.finalize(model, self._gone, goods.role)
+                    owner = self._owners[goods.role] = object()
+                    weakref.finalize(model, self._gone, goods.role, owner)
                     self._tell(goods, publication)
                     in_background("netloader-audit", partial(self._audit, goods.role, publication))
 
@@ -151,13 +151,12 @@ class Shop:
             emit(self._logger, "netloader.server.withdrawn", fields)
             self._retire(role)
 
-    def _gone(self, role: str) -> None:
-        """A model is gone; another one may have its role by now.
+    def _gone(self, role: str, owner: object) -> None:
+        """A model is gone, or the process ends; another model may have its role by now.
 
         Runs from the garbage collector, so it must not wait.
         """
-        model = self._models.get(role)
-        if model is None or model() is None:
+        if self._owners.get(role) is owner:
             self._retire(role)
 
     def _retire(self, role: str) -> None:

@@ -2,6 +2,8 @@
 
 import gc
 import socket
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -241,3 +243,21 @@ def test_a_second_model_of_a_role_does_not_disturb_the_first(again: str) -> None
     assert contents(twin) == before
     for role in models:
         assert fill(Model(4), [first], identity(role)).ok
+
+
+def test_a_process_that_ends_takes_its_address_file_along(tmp_path: Path) -> None:
+    # The model is alive to the end: an engine does not take itself apart.
+    script = (
+        "import sys\n"
+        "from tests.unit.vllm_plugin.helpers import Model, serve, settings\n"
+        "model = Model()\n"
+        "serve(model, settings(output_prefix=sys.argv[1]))\n"
+        "print(open(sys.argv[1] + '0.txt').read())\n"
+    )
+    command = [sys.executable, "-c", script, f"{tmp_path}/r-"]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True, cwd=root
+    )
+    assert Endpoint.parse(done.stdout.strip()).port
+    assert list(tmp_path.iterdir()) == []
