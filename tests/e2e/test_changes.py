@@ -24,7 +24,7 @@ from tests.e2e.asking import (
     sources,
     written,
 )
-from tests.e2e.engines import Engine, Nursery
+from tests.e2e.engines import NOT_IN_OLDEST, Engine, Nursery
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import HIDDEN, LAYERS
 from tests.e2e.zoo.quantized import quantized_llama
@@ -84,6 +84,7 @@ def next_client(nursery: Nursery, model: Model, at: list[str]) -> Any:
         return client.generate()
 
 
+@NOT_IN_OLDEST
 def test_a_server_offers_what_its_weights_are_now(
     nursery: Nursery, models: Any, serves: tuple[Engine, list[str]], tokens: Any
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_client_reloads_from_its_source(
         assert offers(client) == 3
 
 
+@NOT_IN_OLDEST
 def test_a_client_reloads_from_disk_when_its_source_is_gone(
     nursery: Nursery, models: Any, serves: tuple[Engine, list[str]], tokens: Any
 ) -> None:

@@ -21,7 +21,7 @@ from tests.e2e.asking import (
     sources,
     written,
 )
-from tests.e2e.engines import Engine, Nursery, free_port
+from tests.e2e.engines import NOT_IN_OLDEST, Engine, Nursery, free_port
 from tests.e2e.zoo import dense, drafts
 from tests.unit.io.relay import Fault, Relay
 
@@ -98,7 +98,9 @@ def test_eagle_from_a_free_port(nursery: Nursery, eagle: Duo, server: Any) -> No
         both_fill(client, engine, at[0])
 
 
-@pytest.mark.parametrize("method", ["draft_model", "eagle3", "mtp"])
+@pytest.mark.parametrize(
+    "method", ["draft_model", "eagle3", pytest.param("mtp", marks=NOT_IN_OLDEST)]
+)
 def test_both_roles_from_the_port_that_was_asked_for(
     nursery: Nursery, tmp_path: Path, method: str
 ) -> None:
