@@ -60,8 +60,7 @@ class Server:
     """A running server; a context manager."""
 
     def __init__(self, listener: Listener, shelf: Shelf, options: ServerOptions) -> None:
-        self._listener: Listener | None = listener
-        self._shelf = shelf
+        self._open: tuple[Listener, Shelf] | None = (listener, shelf)
         self._options = options
         self.endpoint: Endpoint = listener.endpoint
 
@@ -80,18 +79,20 @@ class Server:
             LocalProtocolError: the server is closed.
             WeightsError: as `serve`.
         """
-        if self._listener is None:
+        if self._open is None:
             raise LocalProtocolError("a closed server serves nothing")
+        _, shelf = self._open
         options = replace(self._options, facts=facts or {})
         publication = publish(Weights.of(model), _known(identity), options)
-        self._shelf.put(publication)
+        shelf.put(publication)
         publication.seal_quietly()
 
     def close(self) -> None:
         """Turn clients away and free the port, the threads and the model. Idempotent."""
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if self._open is not None:
+            listener, _ = self._open
+            self._open = None  # the shelf too: it holds the weights
+            listener.close()
 
     def __enter__(self) -> Self:
         return self

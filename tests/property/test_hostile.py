@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Final
 
@@ -15,6 +16,7 @@ from hypothesis.stateful import (
 
 from netloader.fsm.client import Wish
 from netloader.fsm.events import OfferRefused, StopRequested, TransferFailed
+from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
 from netloader.fsm.states import LIVING, TERMINAL, State
@@ -24,7 +26,7 @@ from netloader.testing import World
 from netloader.testing.sides import Role
 from tests.property.machine import Conversation, Depth, F, depths
 from tests.property.strategies import pairs, plausible, windows
-from tests.property.world import DEADLINES, NBYTES
+from tests.property.world import DEADLINES, NBYTES, OFFERING, WISH
 
 SIDES: Final = st.sampled_from(["client", "server"])
 SEGMENTS: Final = (0, 1, 2)
@@ -223,3 +225,16 @@ def test_a_hostile_world_ends_right_and_in_time(figures: list[str]) -> None:
     assert living > total / 3, "faults must meet sessions that live"
     for state in LIVING:
         assert any(at[0] is state for at in hurt_at), f"no fault met a client in {state.name}"
+
+
+def test_a_refusal_is_heard_by_a_peer_that_talks_on() -> None:
+    # What nobody has read makes a hang-up a reset, and that would eat the refusal. The runs above
+    # find it by chance; it is too easily broken to be left to that.
+    stranger = replace(WISH, identity=Identity({**WISH.identity.hard, "dtype": "another"}))
+    world = World(stranger, OFFERING)
+    while not world.pipes["server"].bytes:
+        world.do(world.choices()[0])
+    world.forge("server", bytes(100_000))
+    world.run()
+    verdicts = [end.session.verdict for end in world.ends]
+    assert [v.reason for v in verdicts if v] == [Reason.IDENTITY_MISMATCH] * 2

@@ -28,6 +28,7 @@ from netloader.log import (
 )
 
 OPENED = "netloader.session.opened"
+MOVED = "netloader.session.transition"
 CLOSED = "netloader.session.closed"
 FAILED = "netloader.driver.error"
 PLANTED = "hunter2-hunter2-hunter2"
@@ -126,7 +127,7 @@ def test_an_event_outside_the_catalogue_is_our_bug() -> None:
 
 
 def test_a_disabled_level_writes_nothing(host: Host) -> None:
-    emit(get_logger("x", base="vllm.netloader"), "netloader.plugin.registered")
+    emit(get_logger("x", base="vllm.netloader"), MOVED, level="debug")
 
     assert host.lines() == []
 
@@ -263,7 +264,7 @@ def test_dependencies_are_quiet_unless_the_host_wants_them(monkeypatch: pytest.M
 def test_capture_sees_every_level_and_thread_and_keeps_the_host_silent(host: Host) -> None:
     log = get_logger("x", base="vllm.netloader", **{"netloader.rank": 0, "a.token": PLANTED})
     with capture() as seen:
-        emit(log, "netloader.plugin.registered")
+        emit(log, MOVED, level="debug")
         thread = threading.Thread(target=emit, args=(log, CLOSED), kwargs={"level": "warning"})
         thread.start()
         thread.join()
@@ -271,7 +272,7 @@ def test_capture_sees_every_level_and_thread_and_keeps_the_host_silent(host: Hos
 
     bound = {"netloader.rank": 0, "a.token": "Secret(***)"}
     assert seen == [
-        {"event": "netloader.plugin.registered", "severity": "DEBUG", **bound},
+        {"event": MOVED, "severity": "DEBUG", **bound},
         {"event": CLOSED, "severity": "WARNING", **bound},
     ]
     assert [line["event"] for line in host.objects()] == [OPENED]

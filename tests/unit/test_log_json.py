@@ -14,6 +14,7 @@ import pytest
 from netloader.log import JsonFormatter, configure_json, emit, get_logger
 
 OPENED = "netloader.session.opened"
+MOVED = "netloader.session.transition"
 CLOSED = "netloader.session.closed"
 
 
@@ -58,7 +59,7 @@ def test_info_lines_reach_the_file_though_the_host_shows_warnings_only(tmp_path:
 
     undo = configure_json(str(path), base="nllevel")
     emit(log, OPENED)
-    emit(log, "netloader.plugin.registered")
+    emit(log, MOVED, level="debug")
     undo()
     emit(log, OPENED)
 
@@ -74,7 +75,7 @@ def test_configuring_twice_writes_each_line_once_and_can_change_the_level(
     log = get_logger("x", base="nltwice")
     first = configure_json("log.jsonl", base="nltwice")
     second = configure_json(str(tmp_path / "log.jsonl"), base="nltwice", level=logging.DEBUG)
-    emit(log, "netloader.plugin.registered")
+    emit(log, MOVED, level="debug")
     monkeypatch.chdir("/")
     emit(log, OPENED)
 
