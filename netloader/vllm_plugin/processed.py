@@ -41,8 +41,9 @@ def collect(model: nn.Module) -> list[Named]:
     if found.opaque:
         some = ", ".join(f"{path} ({kind})" for path, kind in list(found.opaque.items())[:5])
         raise WeightsError(f"kernels keep weights out of sight in {len(found.opaque)}: {some}")
+    spans = _spans(found)
     for path, tensor in found.tensors.items():
-        if _holds_addresses(tensor, found):
+        if _holds_addresses(tensor, spans):
             raise WeightsError(f"{path} holds memory addresses, which mean nothing elsewhere")
     return [*found.tensors.items(), *_numbers(found)]
 
@@ -89,15 +90,16 @@ def _numbers(found: Inventory) -> Iterator[Named]:
             yield path, torch.tensor(value, dtype=torch.float64)
 
 
-def _holds_addresses(tensor: Tensor, found: Inventory) -> bool:
+def _spans(found: Inventory) -> list[tuple[int, int]]:
+    """Where the memory of the tensors begins, and its bytes."""
+    storages = (t.untyped_storage() for t in found.tensors.values() if not t.is_meta)
+    return [(s.data_ptr(), s.nbytes()) for s in storages if s.nbytes()]
+
+
+def _holds_addresses(tensor: Tensor, spans: list[tuple[int, int]]) -> bool:
     if tensor.dtype not in (torch.int64, torch.uint64) or not 0 < tensor.numel() <= MAX_TABLE:
         return False
     values = tensor.detach().cpu().view(torch.int64).flatten()
-    spans = [
-        (storage.data_ptr(), storage.nbytes())
-        for storage in (t.untyped_storage() for t in found.tensors.values() if not t.is_meta)
-        if storage.nbytes()
-    ]
     low = min(start for start, _ in spans)
     high = max(start + nbytes for start, nbytes in spans)
     near = values[(values >= low) & (values < high)].tolist()
