@@ -67,7 +67,10 @@ def _folder(model: str) -> Path:
         return Path(model)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model))
+    try:
+        return Path(snapshot_download(model))
+    except (OSError, ValueError) as error:  # its errors are these, with a page of stack
+        sys.exit(f"MODEL {model!r} is no folder here, and no hub has it: {error}")
 
 
 def _start(

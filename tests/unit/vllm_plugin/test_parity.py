@@ -288,3 +288,8 @@ def test_the_command_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> No
         main(["--help"])
     assert end.value.code == 0
     assert "--speculative-config" in capsys.readouterr().out
+
+
+def test_a_model_that_is_nowhere_is_named_in_one_line() -> None:
+    with pytest.raises(SystemExit, match=r"MODEL './no-such-model' is no folder here"):
+        main(["./no-such-model"])
