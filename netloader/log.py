@@ -65,6 +65,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.session.transition": _info_or_debug("The state changed (debug: it stayed)."),
         "netloader.session.closed": _info_or_warning("The whole session in one line."),
         "netloader.peer.violation": _warning("The peer broke the protocol."),
+        "netloader.transport.left_out": _warning("A faster transport cannot be used, and why."),
         "netloader.transfer.started": _info("Bytes begin to move."),
         "netloader.transfer.finished": _info("All bytes of the session have moved."),
         "netloader.transfer.aborted": _warning("The transfer was stopped before its end."),

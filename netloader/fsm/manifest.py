@@ -21,7 +21,9 @@ class TensorSpec:
 
     `shape` and `stride` are in elements, `nbytes` is elements times element size. `shares` is the
     index of the first tensor of the manifest in the same storage (-1: none before it) and `offset`
-    the distance in bytes from that tensor's first element, so tied weights stay tied.
+    the distance in bytes from that tensor's first element, so tied weights stay tied. `format` is
+    the device's private storage format, empty where shape and stride tell all: elements travel, and
+    each side stores them as it does.
     """
 
     name: str
@@ -31,6 +33,7 @@ class TensorSpec:
     nbytes: int
     shares: int = -1
     offset: int = 0
+    format: str = ""
 
 
 @dataclass(frozen=True)

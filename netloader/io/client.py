@@ -31,6 +31,7 @@ from netloader.io.digests import ALGORITHMS
 from netloader.io.driver import Link, Loop
 from netloader.io.intake import Ledger
 from netloader.io.observe import Observer
+from netloader.io.transports import suited
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import Logger, emit, get_logger
 
@@ -52,7 +53,8 @@ class UnsafeError(NetloaderError):
 class ClientOptions:
     """How to fill a model. `transports` and `layouts` are in order of preference."""
 
-    transports: tuple[str, ...] = ("tcp",)
+    transports: tuple[str, ...] = ()
+    """None: all that move memory of the device where the weights are to be, the fastest first."""
     layouts: tuple[str, ...] = ("raw",)
     lanes: int = LANES
     token: Secret | None = None
@@ -138,7 +140,7 @@ def fill(
         identity=identity if isinstance(identity, Identity) else Identity(identity),
         manifest=weights.manifest,
         layouts=options.layouts,
-        transports=options.transports,
+        transports=options.transports or suited(weights.device.type, options.logger),
         digests=tuple(ALGORITHMS),
         lanes=options.lanes,
         token=options.token,

@@ -24,7 +24,15 @@ from netloader.fsm.server import MAX_LANES
 from netloader.io.framing import encode
 from netloader.io.intake import Intake, Ledger
 from netloader.io.publication import Publication
-from netloader.io.transports import Inlet, Outlet, Receiving, Sending, TransferError, named
+from netloader.io.transports import (
+    BusyError,
+    Inlet,
+    Outlet,
+    Receiving,
+    Sending,
+    TransferError,
+    named,
+)
 
 Order: TypeAlias = PrepareOffer | OpenTransport | StartTransfer
 
@@ -39,6 +47,7 @@ class Crew(ABC):
         self.post: Callable[[Event], None] = lambda _: None
         self.trouble: Callable[[Exception], None] = lambda _: None
         self._thread: threading.Thread | None = None
+        self._unsafe = False
 
     def begin(self, order: Order) -> None:
         """Start on an order; its event is posted when it is done or has failed."""
@@ -56,10 +65,19 @@ class Crew(ABC):
             self.trouble(error)
             event = TransferFailed(Reason.TRANSFER_FAILED, f"internal: {type(error).__name__}")
         self.post(event)
+        try:
+            self.tidy(order)
+        except Exception as error:  # noqa: BLE001 - as above; nobody can say what still moves
+            self._unsafe = True
+            self.trouble(error)
 
     @abstractmethod
     def do(self, order: Order) -> Event:
         """Carry out one order, on the worker thread."""
+
+    @abstractmethod
+    def tidy(self, order: Order) -> None:
+        """Let go of what an order left, on the worker thread, after its event was posted."""
 
     @abstractmethod
     def abort(self) -> None:
@@ -70,10 +88,11 @@ class Crew(ABC):
         self.abort()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the worker to be gone; False when it is still there."""
+        """Wait for the worker to be gone; False when something of it is still there."""
         if self._thread is not None:
             self._thread.join(timeout_s)
-        return self._thread is None or not self._thread.is_alive()
+        alive = self._thread is not None and self._thread.is_alive()
+        return not alive and not self._unsafe
 
 
 class IdleCrew(Crew):
@@ -82,6 +101,9 @@ class IdleCrew(Crew):
     def do(self, order: Order) -> Event:
         """Refuse: no order can come."""
         raise LocalProtocolError(f"nobody carries out {type(order).__name__} here")
+
+    def tidy(self, order: Order) -> None:
+        """Do nothing: nothing was done."""
 
     def abort(self) -> None:
         """Do nothing: nothing runs."""
@@ -103,6 +125,7 @@ class ServerCrew(Crew):
         self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
         self._sending: Sending | None = None
         self._leaving = contextlib.ExitStack()
+        self._reading = contextlib.ExitStack()
         self._closed = False
         self._lock = threading.Lock()
 
@@ -119,9 +142,15 @@ class ServerCrew(Crew):
             return self._prepare(publication, order.transport)
         if isinstance(order, StartTransfer) and publication is not None and sending is not None:
             segments = [publication.segments[i] for i in order.segments]
-            with publication.reading():
-                return Transferred(sending.run(segments, order.lanes))
+            self._reading.enter_context(publication.reading())
+            return Transferred(sending.run(segments, order.lanes))
         raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
+
+    def tidy(self, order: Order) -> None:
+        """Close the sending end: until then it may read the weights."""
+        if isinstance(order, StartTransfer) and self._sending is not None:
+            with self._reading:
+                self._sending.close()
 
     def _prepare(self, publication: Publication, transport: str) -> Event:
         entered = self._enter(publication)
@@ -134,9 +163,15 @@ class ServerCrew(Crew):
         if digests is None:
             return OfferRefused(Reason.NOT_READY, "digests are being computed", RETRY_AFTER_S)
         outlet = Outlet(publication.weights, self._session, self._stall_s)
-        sending = named(transport).sending(outlet)
+        try:
+            sending = named(transport).sending(outlet)
+        except BusyError as error:
+            return OfferRefused(error.reason, error.detail, RETRY_AFTER_S)
         with self._lock:
             self._sending = sending
+            closed = self._closed
+        if closed:  # meanwhile: then nobody aborts it any more
+            sending.abort()
         return OfferReady(sending.rendezvous(), digests)
 
     def _enter(self, publication: Publication) -> bool:
@@ -197,6 +232,11 @@ class ClientCrew(Crew):
                 return Transferred(self._receiving.run(segments))
             case _:
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
+
+    def tidy(self, order: Order) -> None:
+        """Close the receiving end: until then it may write into the model."""
+        if isinstance(order, StartTransfer) and self._receiving is not None:
+            self._receiving.close()
 
     def _open(self, offer: Offer) -> Event:
         def dial(index: int) -> socket:

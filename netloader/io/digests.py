@@ -4,6 +4,7 @@ BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs) is collision resistant and,
 core with AVX-512, hashes 4.7 GiB/s: more than one TCP connection carries.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -21,16 +22,26 @@ class Hasher(Protocol):
         """The digest of everything taken so far."""
 
 
-ALGORITHMS: dict[str, Callable[[], Hasher]] = {"blake3": blake3}
-"""Every algorithm this side can do, best first."""
+def _blake3(threads: int) -> Hasher:
+    return blake3(max_threads=threads)
 
+
+ALGORITHMS: dict[str, Callable[[int], Hasher]] = {"blake3": _blake3}
+"""Every algorithm this side can do, best first; how many threads may work on one update."""
+
+HASHING_THREADS = min(8, max(1, (os.cpu_count() or 1) // 4))
+"""For bytes that come faster than one core hashes, from an accelerator: on a host with eight of
+them and a few hundred cores, each has eight threads for as long as its weights are on their way."""
+
+MAX_WORKERS = 8
+"""Together they hash more than memory delivers; each may hold some parcels of a device's memory."""
 STEP_BYTES = 1 << 20
 """Bytes hashed per call: long enough to release the interpreter lock, short enough to share it."""
 
 
 def digest_of(algorithm: str, views: Iterable[memoryview]) -> str:
     """The digest of some memory, in order."""
-    hasher = ALGORITHMS[algorithm]()
+    hasher = ALGORITHMS[algorithm](1)
     for view in views:
         for start in range(0, len(view), STEP_BYTES):
             hasher.update(view[start : start + STEP_BYTES])
@@ -44,6 +55,7 @@ def digests_of(
 
     One worker is the calling thread: a pool's threads would hold up a process that wants to end.
     """
+    workers = min(workers, MAX_WORKERS)
     if workers == 1:
         return tuple(digest_of(algorithm, views()) for views in segments)
     with ThreadPoolExecutor(workers, thread_name_prefix="netloader-digest") as pool:

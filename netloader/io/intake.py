@@ -11,9 +11,10 @@ from dataclasses import replace
 from netloader.fsm.manifest import Progress, Segment, plan
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
-from netloader.io.digests import ALGORITHMS
+from netloader.io.digests import ALGORITHMS, Hasher
 from netloader.io.failure import TransferError
-from netloader.io.weights import Weights, memory_of
+from netloader.io.memory import memory_of
+from netloader.io.weights import Weights
 
 Report = Callable[[int, int], None]
 """Called with bytes verified so far and bytes in all, from whatever thread moved them."""
@@ -69,35 +70,44 @@ class Intake:
         self.offer = offer
         self.segments = segments
 
-    def expect(self, segment: Segment) -> "Incoming":
+    def expect(self, segment: Segment, hashing_threads: int = 1) -> "Incoming":
         """Where the bytes of one segment go."""
-        return Incoming(self, segment)
+        hasher = ALGORITHMS[self.offer.digest](hashing_threads)
+        return Incoming(self.ledger, segment, hasher, self.offer.digests[segment.index])
 
 
 class Incoming:
-    """One segment on its way in: fill `views` in order, `update` with what came, then `finish`."""
+    """One segment on its way in: fill its targets in order, and `update` with them.
 
-    def __init__(self, intake: Intake, segment: Segment) -> None:
-        self._intake = intake
+    With its last byte a segment is compared, and counts.
+    """
+
+    def __init__(self, ledger: Ledger, segment: Segment, hasher: Hasher, digest: str) -> None:
+        self._ledger = ledger
         self._segment = segment
-        self._hasher = ALGORITHMS[intake.offer.digest]()
-        self.tensors = [intake.ledger.weights.target(piece) for piece in segment.pieces]
-        self.views = [memory_of(tensor) for tensor in self.tensors]
+        self._hasher = hasher
+        self._digest = digest
+        self._left = segment.nbytes
+
+    def views(self) -> list[memoryview]:
+        """The targets, for a transport that writes to memory of the host."""
+        target = self._ledger.weights.target
+        return [memory_of(target(piece)) for piece in self._segment.pieces]
 
     def update(self, view: memoryview) -> None:
-        """Take the next bytes into the digest."""
-        self._hasher.update(view)
-
-    def finish(self) -> None:
-        """Compare, and count the segment.
+        """Take the next bytes into the digest.
 
         Raises:
-            TransferError: DIGEST_MISMATCH; the segment does not count.
+            TransferError: DIGEST_MISMATCH, with the last bytes; the segment does not count.
         """
-        index = self._segment.index
-        if self._hasher.hexdigest() != self._intake.offer.digests[index]:
-            raise TransferError(
-                Reason.DIGEST_MISMATCH, f"segment {index} does not match its published digest"
-            )
-        self._intake.ledger.weights.arrived(self._segment)
-        self._intake.ledger.record(self._segment)
+        self._hasher.update(view)
+        self._left -= len(view)
+        if not self._left:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._hasher.hexdigest() != self._digest:
+            detail = f"segment {self._segment.index} does not match its published digest"
+            raise TransferError(Reason.DIGEST_MISMATCH, detail)
+        self._ledger.weights.arrived(self._segment)
+        self._ledger.record(self._segment)

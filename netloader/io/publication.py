@@ -5,6 +5,7 @@ were changed under the server and the publication is withdrawn. Once withdrawn, 
 read the weights; `quiet` tells when the last one who did has ended.
 """
 
+import atexit
 import contextlib
 import os
 import threading
@@ -22,8 +23,13 @@ from netloader.io.weights import Weights
 
 NICE = 10
 """Background hashing yields to the engine's threads."""
+END_S = 5.0
+"""How long a process that ends waits for background work: it stops at the next segment."""
 SHOWN_NAMES = 5
 """How many changed tensors a message names."""
+
+_background: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_ending = threading.Event()
 
 
 class WithdrawnError(TransferError):
@@ -143,9 +149,9 @@ class Publication:
             readers = [partial(self._views, segment) for segment in self.segments]
             return digests_of(self.offering.digests[0], readers, workers)
 
-    def _views(self, segment: Segment) -> list[memoryview]:
-        if self.withdrawn:
-            raise WithdrawnError(self.withdrawn)
+    def _views(self, segment: Segment) -> Iterator[memoryview]:
+        if self.withdrawn or _ending.is_set():
+            raise WithdrawnError(self.withdrawn or "the process ends")
         return self.weights.views(segment)
 
 
@@ -205,5 +211,18 @@ def in_background(name: str, work: Callable[[], None]) -> threading.Thread:
         work()
 
     thread = threading.Thread(target=nicely, name=name, daemon=True)
+    _background.add(thread)
     thread.start()
     return thread
+
+
+@atexit.register
+def _end_background() -> None:
+    """Have nobody in the middle of a torch operation when the interpreter goes.
+
+    A thread that asks a finalizing interpreter for its lock is unwound, and the C++ it is unwound
+    through ends the process with SIGABRT (CPython 3.11, `PyEval_RestoreThread`).
+    """
+    _ending.set()
+    for thread in list(_background):
+        thread.join(END_S)

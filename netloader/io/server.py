@@ -14,6 +14,7 @@ from netloader.fsm.server import Offering
 from netloader.io.digests import ALGORITHMS
 from netloader.io.listener import Listener, bind
 from netloader.io.publication import Publication, Shelf
+from netloader.io.transports import suited
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import Logger, get_logger
 
@@ -24,7 +25,8 @@ MIB = 1 << 20
 class ServerOptions:
     """How to serve. `transports` and `layouts` name what clients may choose from."""
 
-    transports: tuple[str, ...] = ("tcp", "gloo")
+    transports: tuple[str, ...] = ()
+    """None: all that move memory of the device where the weights are."""
     layouts: tuple[str, ...] = ("raw",)
     segment_bytes: int = 64 * MIB
     max_clients: int = 2
@@ -48,7 +50,7 @@ def publish(weights: Weights, identity: Identity, options: ServerOptions) -> Pub
         manifest=weights.manifest,
         segment_bytes=options.segment_bytes,
         layouts=options.layouts,
-        transports=options.transports,
+        transports=options.transports or suited(weights.device.type, options.logger),
         digests=tuple(ALGORITHMS)[:1],
         facts=options.facts,
         token=options.token,

@@ -1,10 +1,10 @@
 """A model's tensors as manifest and memory. Law: bytes go into existing storage, never rebind.
 
-Dense CPU tensors are reached in place: their memory is what the socket reads and writes. Tensors
-with holes and tensors of other devices go through a contiguous copy on the CPU, one tensor long.
+A dense tensor is reached in place on its own device: its memory is what a socket, or a group of
+accelerators, reads and writes. Tensors with holes, in private storage formats, or on another device
+than the transport's go through a contiguous copy, one tensor long.
 """
 
-import ctypes
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from netloader.errors import NetloaderError
 from netloader.fsm.manifest import Manifest, Piece, Segment, TensorSpec
 from netloader.fsm.reasons import Reason
+from netloader.io.device import CPU, Fetch, beside, follow
 from netloader.io.failure import TransferError
+from netloader.io.formats import assign, can_travel, format_of, plain
+from netloader.io.memory import memory_of, span_of
+from netloader.io.parcels import parcels
 
 Named = tuple[str, Tensor]
 
@@ -44,13 +48,18 @@ def manifest_of(named: Sequence[Named]) -> Manifest:
     """Describe tensors as the wire does.
 
     Raises:
-        WeightsError: a tensor has no memory (it is on the meta device) or is not strided.
+        WeightsError: a tensor has no memory (it is on the meta device), is not strided, or is in a
+            storage format that cannot travel.
     """
     first_in: dict[int, int] = {}
     specs: list[TensorSpec] = []
     for index, (name, tensor) in enumerate(named):
         if tensor.is_meta or tensor.layout != torch.strided:
             raise WeightsError(f"{name} has no plain memory ({tensor.device}, {tensor.layout})")
+        stored = format_of(tensor)
+        if not can_travel(tensor, stored):
+            remedy = "cast it to ND with torch_npu.npu_format_cast"
+            raise WeightsError(f"{name} is stored as {stored}, which cannot travel; {remedy}")
         nbytes = tensor.numel() * tensor.element_size()
         storage = tensor.untyped_storage().data_ptr()
         first = first_in.setdefault(storage, index) if nbytes else index
@@ -64,25 +73,10 @@ def manifest_of(named: Sequence[Named]) -> Manifest:
                 nbytes=nbytes,
                 shares=first if shared else -1,
                 offset=tensor.data_ptr() - named[first][1].data_ptr() if shared else 0,
+                format=stored,
             )
         )
     return Manifest(tuple(specs))
-
-
-def memory_of(flat: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor as writable bytes; keeps the tensor alive."""
-    return _span(flat, 0, flat.numel() * flat.element_size())
-
-
-def _span(tensor: Tensor, start: int, length: int) -> memoryview:
-    """`length` bytes of a dense CPU tensor, from byte `start` of its memory; keeps it alive.
-
-    Numbers only: a torch operation gives up the interpreter lock, and beside a busy thread it takes
-    up to 5 ms to have it back, for each of ten thousand tensors.
-    """
-    array = (ctypes.c_ubyte * length).from_address(tensor.data_ptr() + start)
-    array.keep = tensor  # type: ignore[attr-defined]  # ctypes arrays take attributes
-    return memoryview(array).cast("B")
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -108,36 +102,42 @@ class Weights:
         pairs = [(name, tensor.detach()) for name, tensor in named]
         self.manifest = manifest_of(pairs)
         self._tensors = [tensor for _, tensor in pairs]
-        self._in_place = [t.device.type == "cpu" and _dense(t) for t in self._tensors]
+        specs = self.manifest.tensors
+        self._flat = [not s.format and _dense(t) for s, t in zip(specs, self._tensors, strict=True)]
         self._staged: dict[int, tuple[Tensor, int]] = {}
         self._lock = threading.Lock()
+        self.device = next((t.device for t in self._tensors if t.device != CPU), CPU)
+        """The accelerator that holds the weights, or some of them; else the CPU."""
+        follow(self.device)
 
     @classmethod
     def of(cls, module: nn.Module) -> "Weights":
         """The weights of a module: `named_tensors` of it."""
         return cls(named_tensors(module))
 
-    def read(self, piece: Piece) -> Tensor:
-        """Bytes of a piece (uint8, 1-d, CPU); in place where the memory allows it.
+    def read(self, piece: Piece, device: torch.device = CPU) -> Tensor:
+        """Bytes of a piece (uint8, 1-d) on a device; in place where the memory allows it.
+
+        On an accelerator this belongs `beside` its engine.
 
         Raises:
             TransferError: the memory was freed since the manifest was made.
         """
         tensor = self._alive(piece)
-        end = piece.start + piece.length
-        if self._in_place[piece.tensor] or _dense(tensor):
-            return _flat(tensor)[piece.start : end].cpu()
-        return _flat(tensor.contiguous())[piece.start : end].cpu()
+        block = _flat(tensor if self._flat[piece.tensor] else plain(tensor))
+        return block[piece.start : piece.start + piece.length].to(device)
 
-    def target(self, piece: Piece) -> Tensor:
-        """Where the bytes of a piece belong (uint8, 1-d, CPU); then call `arrived`."""
+    def target(self, piece: Piece, device: torch.device = CPU) -> Tensor:
+        """Where a transport that writes on `device` puts a piece (uint8, 1-d); then `arrived`."""
         end = piece.start + piece.length
-        if self._in_place[piece.tensor]:
-            return _flat(self._tensors[piece.tensor])[piece.start : end]
+        tensor = self._tensors[piece.tensor]
+        if self._flat[piece.tensor] and tensor.device == device:
+            return _flat(tensor)[piece.start : end]
         with self._lock:
             if piece.tensor not in self._staged:
                 nbytes = self.manifest.tensors[piece.tensor].nbytes
-                self._staged[piece.tensor] = (torch.empty(nbytes, dtype=torch.uint8), nbytes)
+                room = torch.empty(nbytes, dtype=torch.uint8, device=device)
+                self._staged[piece.tensor] = (room, nbytes)
             return self._staged[piece.tensor][0][piece.start : end]
 
     def restart(self) -> None:
@@ -148,11 +148,12 @@ class Weights:
     def arrived(self, segment: Segment) -> None:
         """A segment is in its targets and verified: staged tensors that are whole move in."""
         for piece in segment.pieces:
-            if not self._in_place[piece.tensor]:
-                self._advance(piece)
+            self._advance(piece)
 
     def _advance(self, piece: Piece) -> None:
         with self._lock:
+            if piece.tensor not in self._staged:
+                return
             staging, missing = self._staged[piece.tensor]
             missing -= piece.length
             if missing:
@@ -160,25 +161,51 @@ class Weights:
                 return
             del self._staged[piece.tensor]
         tensor = self._tensors[piece.tensor]
-        whole = staging.view(tensor.dtype).view(tensor.shape)
-        for dimension, stride in enumerate(tensor.stride()):
-            if not stride:  # expanded: one element is stored, and shown many times
-                tensor, whole = tensor.narrow(dimension, 0, 1), whole.narrow(dimension, 0, 1)
-        with torch.no_grad():
-            tensor.copy_(whole)
+        with beside(tensor.device):
+            assign(tensor, staging.view(tensor.dtype).view(tensor.shape))
+            self._check_assigned(piece.tensor, staging)
 
-    def views(self, segment: Segment) -> list[memoryview]:
-        """The memory of a segment, to read from.
+    def _check_assigned(self, index: int, staging: Tensor) -> None:
+        """Read a tensor of an accelerator back: a device that failed may drop work in silence."""
+        tensor, spec = self._tensors[index], self.manifest.tensors[index]
+        if tensor.device == CPU:
+            return
+        whole = Segment(0, (Piece(index, 0, spec.nbytes),), spec.nbytes)
+        received = memory_of(staging.cpu())
+        for view in self.views(whole):
+            if view != received[: len(view)]:
+                detail = f"{spec.name} did not take the bytes that were received for it"
+                raise TransferError(Reason.DIGEST_MISMATCH, detail)
+            received = received[len(view) :]
+
+    def views(self, segment: Segment) -> Iterator[memoryview]:
+        """The memory of a segment, to read from; each view may be read while it is kept.
 
         Raises:
             TransferError: some of it was freed since the manifest was made.
         """
-        return [
-            _span(self._alive(piece), piece.start, piece.length)
-            if self._in_place[piece.tensor]
-            else memory_of(self.read(piece))
-            for piece in segment.pieces
-        ]
+        if self.device == CPU:
+            yield from map(self._view, segment.pieces)
+        else:
+            yield from self._fetched(segment)
+
+    def _view(self, piece: Piece) -> memoryview:
+        if self._flat[piece.tensor]:
+            return span_of(self._alive(piece), piece.start, piece.length)
+        return memory_of(self.read(piece))
+
+    def _fetched(self, segment: Segment) -> Iterator[memoryview]:
+        """Through host memory; while one parcel is looked at, the next is on its way."""
+        never = threading.Event()
+        ahead: Fetch | None = None
+        for parcel in parcels(segment):
+            with beside(self.device):
+                fetch = Fetch([self.read(piece, self.device) for piece in parcel], self.device)
+            if ahead is not None:
+                yield memory_of(ahead.wait(never))
+            ahead = fetch
+        if ahead is not None:
+            yield memory_of(ahead.wait(never))
 
     def _alive(self, piece: Piece) -> Tensor:
         tensor = self._tensors[piece.tensor]

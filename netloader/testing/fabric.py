@@ -132,6 +132,9 @@ class Hands(Crew):
                 self._fabric.sent |= self.role == "server"
                 return Transferred(self._fabric.nbytes(order.segments))
 
+    def tidy(self, order: Order) -> None:
+        """Do nothing: what an order leaves is in the fabric."""
+
     def abort(self) -> None:
         """Make the order at hand fail; the other side's does not notice."""
         if self.order is not None:

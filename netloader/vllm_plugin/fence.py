@@ -17,7 +17,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, publish
+from netloader.vllm_plugin import LOG_BASE, publish, warmup
 from netloader.vllm_plugin.goods import Changed, watched
 from netloader.vllm_plugin.identity import DRAFT, TARGET
 from netloader.vllm_plugin.publish import Shop
@@ -108,6 +108,7 @@ def install(worker_class: type) -> None:
         SLEEP: _sleeping,
         DISCARD: _discarding,
         WAKE: _waking,
+        warmup.METHOD: _warming,
     }
     for name, wrap in wrappers.items():
         method = getattr(worker_class, name, None)
@@ -203,6 +204,20 @@ def _waking(method: Method, name: str) -> Method:
             with _harmless():
                 for role in shop.roles:
                     shop.resume(role)
+        return result
+
+    return fenced
+
+
+def _warming(method: Method, name: str) -> Method:
+    del name
+    warmup.WORKER.expect()
+
+    @wraps(method)
+    def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(worker, *args, **kwargs)
+        with _harmless():
+            warmup.WORKER.done()
         return result
 
     return fenced

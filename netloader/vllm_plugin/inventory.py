@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from netloader.io.digests import ALGORITHMS, digest_of
-from netloader.io.weights import memory_of
+from netloader.io.memory import memory_of
 
 Scalar = bool | int | float | str
 

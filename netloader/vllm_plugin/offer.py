@@ -18,7 +18,7 @@ from netloader.fsm.manifest import Manifest, Progress
 from netloader.io.digests import ALGORITHMS
 from netloader.io.weights import Named, Weights, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, inventory, loadstate, processed, publish
+from netloader.vllm_plugin import LOG_BASE, inventory, loadstate, processed, publish, warmup
 from netloader.vllm_plugin.errand import Errand
 from netloader.vllm_plugin.goods import Goods, Originals, owners_of, place_of, renew_processed
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, facts_of
@@ -183,7 +183,7 @@ def offer(
     settings: Settings,
     model_config: ModelConfig,
 ) -> None:
-    """Serve a post-processed model in the best layout there is; never raises."""
+    """Serve a post-processed model in the best layout there is, when it may be; never raises."""
     logger = get_logger("server", LOG_BASE)
     try:
         goods = _goods(model, errand, loaded, settings, model_config)
@@ -194,7 +194,8 @@ def offer(
     except Exception as error:  # noqa: BLE001 - the engine serves inference without us
         emit(logger, "netloader.driver.error", exc_info=error)
     else:
-        publish.shop_for(settings, errand.rank, errand.role).open(goods, model)
+        shop = publish.shop_for(settings, errand.rank, errand.role)
+        warmup.WORKER.offer(model, goods.weights.device, partial(shop.open, goods))
 
 
 def _goods(

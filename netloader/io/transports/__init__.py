@@ -1,10 +1,14 @@
 """Transports by name. Law: adding one is one file and one call of `register`."""
 
 from netloader.io.failure import TransferError
-from netloader.io.transports.base import Inlet, Outlet, Receiving, Sending, Transport
+from netloader.io.transports.base import BusyError, Inlet, Outlet, Receiving, Sending, Transport
 from netloader.io.transports.tcp import TCP
+from netloader.log import Logger, emit
 
-_REGISTRY: dict[str, Transport] = {}
+_REGISTRY: dict[str, Transport] = {TCP.name: TCP}
+_GROUPS = ("gloo", "hccl", "nccl")
+"""Made when they are first asked for: they import torch.distributed."""
+_SUITED = {"npu": ("hccl", "tcp", "gloo"), "cuda": ("nccl", "tcp", "gloo")}
 
 
 def register(transport: Transport) -> None:
@@ -16,22 +20,42 @@ def named(name: str) -> Transport:
     """The transport of a name.
 
     Raises:
-        ValueError: no such transport; names those there are.
+        ValueError: no such transport (names those there are), or what it needs is missing here.
     """
-    if name == "gloo" and name not in _REGISTRY:
-        from netloader.io.transports.process_group import GLOO
-
-        register(GLOO)
-    if name not in _REGISTRY:
-        known = ", ".join(sorted({*_REGISTRY, "gloo"}))
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    if name not in _GROUPS:
+        known = ", ".join(sorted({*_REGISTRY, *_GROUPS}))
         msg = f"no transport named {name!r}; there are: {known}"
         raise ValueError(msg)
+    from netloader.io.transports import backends, process_group
+
+    backend = backends.BACKENDS[name]
+    if why := backend.obstacle():
+        msg = f"the transport {name} cannot be used here: {why}"
+        raise ValueError(msg)
+    register(process_group.transport(backend))
     return _REGISTRY[name]
 
 
-register(TCP)
+def suited(device_type: str, logger: Logger) -> tuple[str, ...]:
+    """Names of transports for memory of a type of device, best first; logs those left out."""
+    names = _SUITED.get(device_type, ("tcp", "gloo"))
+    return tuple(name for name in names if _usable(name, logger))
+
+
+def _usable(name: str, logger: Logger) -> bool:
+    try:
+        named(name)
+    except ValueError as error:
+        fields = {"netloader.transport": name, "netloader.detail": str(error)}
+        emit(logger, "netloader.transport.left_out", fields)
+        return False
+    return True
+
 
 __all__ = [
+    "BusyError",
     "Inlet",
     "Outlet",
     "Receiving",
@@ -40,4 +64,5 @@ __all__ = [
     "Transport",
     "named",
     "register",
+    "suited",
 ]

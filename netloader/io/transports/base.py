@@ -10,8 +10,17 @@ from socket import socket
 from typing import Protocol
 
 from netloader.fsm.manifest import Segment
+from netloader.fsm.reasons import Reason
+from netloader.io.failure import TransferError
 from netloader.io.intake import Intake
 from netloader.io.weights import Weights
+
+
+class BusyError(TransferError):
+    """One more session finds no room now; later it may."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Reason.BUSY, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,13 @@ class Sending(Protocol):
     def abort(self) -> None:
         """Make `run` end within a second (from any thread; twice does no harm)."""
 
+    def close(self) -> None:
+        """After `run`, on its thread, when the session knows how it ended: let go of the rest.
+
+        Raises:
+            TransferError: it cannot; something may still move.
+        """
+
 
 class Receiving(Protocol):
     """The client's end."""
@@ -62,10 +78,20 @@ class Receiving(Protocol):
     def abort(self) -> None:
         """Make `run` end within a second (from any thread; twice does no harm)."""
 
+    def close(self) -> None:
+        """After `run`, on its thread, when the session knows how it ended: let go of the rest.
+
+        Raises:
+            TransferError: it cannot; something may still be written into the model.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """A way to move bytes, by name."""
+    """A way to move bytes, by name.
+
+    `sending` may raise BusyError: the client is told to ask again.
+    """
 
     name: str
     sending: Callable[[Outlet], Sending]

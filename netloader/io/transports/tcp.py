@@ -6,7 +6,7 @@ both sides know the plan.
 
 import errno
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from netloader.fsm.manifest import Segment
@@ -24,7 +24,7 @@ RECEIVE_BYTES = 256 << 10
 """Bytes per receive call: what was just received is hashed while it is still in the L2 cache."""
 
 
-def batches(views: Sequence[memoryview], size: int) -> Iterator[list[memoryview]]:
+def batches(views: Iterable[memoryview], size: int) -> Iterator[list[memoryview]]:
     """Group memory into batches of at most `size` bytes and IOV_MAX buffers, in order."""
     batch: list[memoryview] = []
     room = size
@@ -123,6 +123,9 @@ class TcpSending:
         """Shut the lanes down; blocked calls return at once."""
         self._lanes.abort()
 
+    def close(self) -> None:
+        """Do nothing: `abort` closes what a failure left open."""
+
 
 class TcpReceiving:
     """The client's end."""
@@ -151,12 +154,11 @@ class TcpReceiving:
         try:
             for segment in own:
                 incoming = self._inlet.intake.expect(segment)
-                for batch in batches(incoming.views, RECEIVE_BYTES):
+                for batch in batches(incoming.views(), RECEIVE_BYTES):
                     go_on(self._lanes)
                     receive_batch(lane, batch)
                     for view in batch:
                         incoming.update(view)
-                incoming.finish()
         except OSError as error:
             raise _as_transfer_error(error) from error
         return sum(segment.nbytes for segment in own)
@@ -164,6 +166,9 @@ class TcpReceiving:
     def abort(self) -> None:
         """Shut the lanes down; blocked calls return at once."""
         self._lanes.abort()
+
+    def close(self) -> None:
+        """Do nothing: `abort` closes what a failure left open."""
 
 
 TCP = Transport("tcp", TcpSending, TcpReceiving)

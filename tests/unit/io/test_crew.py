@@ -69,10 +69,15 @@ class Scripted(Crew):
     def __init__(self, work: Callable[[], Event]) -> None:
         super().__init__()
         self._work_of_test = work
+        self.left: Exception | None = None
         self.aborts = 0
 
     def do(self, order: Order) -> Event:
         return self._work_of_test()
+
+    def tidy(self, order: Order) -> None:
+        if self.left is not None:
+            raise self.left
 
     def abort(self) -> None:
         self.aborts += 1
@@ -359,3 +364,18 @@ def test_a_transfer_before_the_transport_is_open_is_our_own_mistake(
 
     assert isinstance(heard.after(StartTransfer((0,), 1)), TransferFailed)
     assert isinstance(heard.troubles[0], LocalProtocolError)
+
+
+def test_what_cannot_be_let_go_of_makes_the_tensors_unsafe() -> None:
+    crew = Scripted(lambda: Transferred(7))
+    crew.left = TransferError(Reason.TRANSFER_STALLED, "a receive is still under way")
+    troubles: list[Exception] = []
+    crew.trouble = troubles.append
+    events: queue.Queue[Event] = queue.Queue()
+    crew.post = events.put
+
+    crew.begin(PREPARE)
+
+    assert events.get(timeout=SOON_S) == Transferred(7)
+    assert not crew.join(SOON_S)
+    assert troubles == [crew.left]

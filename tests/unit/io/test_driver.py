@@ -47,6 +47,9 @@ class Idle(Crew):
     def do(self, order: Order) -> Event:
         raise NotImplementedError
 
+    def tidy(self, order: Order) -> None:
+        raise NotImplementedError
+
     def abort(self) -> None:
         self.aborts += 1
 

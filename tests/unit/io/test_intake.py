@@ -38,11 +38,10 @@ class Source:
         block[0] ^= flip
         incoming = intake.expect(intake.segments[index])
         start = 0
-        for view in incoming.views:
+        for view in incoming.views():
             view[:] = block[start : start + len(view)]
             start += len(view)
             incoming.update(view)
-        incoming.finish()
 
 
 def ledger_of(target: nn.Module) -> Ledger:

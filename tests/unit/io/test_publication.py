@@ -161,6 +161,9 @@ def test_a_publication_is_not_quiet_before_its_last_segment_is_hashed(
     class Waiting:
         """Holds the memory it is given until the test lets go."""
 
+        def __init__(self, threads: int) -> None:
+            del threads
+
         def update(self, data: memoryview, /) -> None:
             hashing.set()
             go_on.wait(SOON_S)

@@ -127,8 +127,8 @@ class SlowHasher:
 
     let_go = threading.Event()
 
-    def __init__(self) -> None:
-        self._real = REAL()
+    def __init__(self, threads: int) -> None:
+        self._real = REAL(threads)
 
     def update(self, data: memoryview, /) -> object:
         hashing.set()
@@ -139,7 +139,7 @@ class SlowHasher:
         return self._real.hexdigest()
 
 
-REAL: Callable[[], Hasher] = digests.ALGORITHMS["blake3"]
+REAL: Callable[[int], Hasher] = digests.ALGORITHMS["blake3"]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from netloader.fsm.manifest import plan
 from netloader.io.clock import monotonic
-from netloader.io.weights import Weights, WeightsError, manifest_of, memory_of, named_tensors
+from netloader.io.memory import memory_of
+from netloader.io.weights import Weights, WeightsError, manifest_of, named_tensors
 from tests.unit.io.helpers import KIB, bytes_of, contents, module_of, places, random, zoo
 
 DTYPES = (

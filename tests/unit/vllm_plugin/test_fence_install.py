@@ -1,8 +1,10 @@
 """Which methods of which class are fenced, and what is left alone."""
 
 import pytest
+import torch
+from torch import nn
 
-from netloader.vllm_plugin import fence
+from netloader.vllm_plugin import fence, warmup
 from tests.unit.io.helpers import eventually
 from tests.unit.vllm_plugin.helpers import Model, receive, serve
 from tests.unit.vllm_plugin.test_fence import METHODS, PATIENCE_S, ask, method_of, worker_of
@@ -46,3 +48,16 @@ def test_a_subclass_is_fenced_through_the_class_it_inherits_from() -> None:
 @pytest.mark.parametrize("name", ["auto", "no.such.Worker", "netloader.vllm_plugin.fence.Nothing"])
 def test_a_worker_class_that_is_not_there_costs_nothing(name: str) -> None:
     fence.install_in(name)
+
+
+def test_offers_on_a_device_are_made_when_the_worker_has_warmed_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(warmup, "WORKER", warmup.WarmUp())
+    worker, offered, model = worker_of(warmup.METHOD), list[nn.Module](), nn.Module()
+    warmup.WORKER.offer(model, torch.device("cuda:0"), offered.append)
+    assert offered == []
+
+    assert worker.compile_or_warm_up_model() == f"{warmup.METHOD} is done"
+
+    assert offered == [model]

@@ -20,14 +20,13 @@ from tests.unit.io.helpers import KIB, SOON_S, connected_pair, offer_of
 class Ending:
     """What became of one end that ran on a thread."""
 
-    thread: threading.Thread
+    over: threading.Event = field(default_factory=threading.Event)
     result: list[int] = field(default_factory=list)
     failure: list[TransferError] = field(default_factory=list)
 
     def wait(self, timeout_s: float = SOON_S) -> bool:
         """Whether the end is over in time."""
-        self.thread.join(timeout_s)
-        return not self.thread.is_alive()
+        return self.over.wait(timeout_s)
 
 
 class Ends:
@@ -53,7 +52,7 @@ class Ends:
         self.lanes = lanes
         self.near: list[socket.socket] = []
         self.far: list[socket.socket] = []
-        self._endings: list[Ending] = []
+        self._threads: list[threading.Thread] = []
         self.sending: Sending = named(transport).sending(Outlet(self.giving, "session", stall_s))
         self.receiving: Receiving = named(transport).receiving(
             Inlet(intake, "session", stall_s, dial or self.dial, lanes)
@@ -70,31 +69,34 @@ class Ends:
     def send(self, segments: Sequence[Segment] | None = None) -> Ending:
         """Start the sending end."""
         chosen = self.segments if segments is None else segments
-        return self._start(lambda: self.sending.run(chosen, self.lanes))
+        return self._start(lambda: self.sending.run(chosen, self.lanes), self.sending)
 
     def receive(self, segments: Sequence[Segment] | None = None) -> Ending:
         """Start the receiving end."""
         chosen = self.segments if segments is None else segments
-        return self._start(lambda: self.receiving.run(chosen))
+        return self._start(lambda: self.receiving.run(chosen), self.receiving)
 
-    def _start(self, run: Callable[[], int]) -> Ending:
+    def _start(self, run: Callable[[], int], end: Sending | Receiving) -> Ending:
         def work() -> None:
             try:
                 ending.result.append(run())
             except TransferError as error:
                 ending.failure.append(error)
+            ending.over.set()
+            end.close()
 
-        ending = Ending(threading.Thread(target=work, daemon=True))
-        self._endings.append(ending)
-        ending.thread.start()
+        ending = Ending()
+        thread = threading.Thread(target=work, daemon=True)
+        self._threads.append(thread)
+        thread.start()
         return ending
 
     def close(self) -> None:
         """Stop whatever still runs and close every lane."""
         self.sending.abort()
         self.receiving.abort()
-        for ending in self._endings:
-            ending.wait()
+        for thread in self._threads:
+            thread.join(SOON_S)
         for lane in (*self.near, *self.far):
             lane.close()
 

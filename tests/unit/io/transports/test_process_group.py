@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -171,12 +171,15 @@ class Pause:
             self.over.wait(SOON_S)
 
 
-def after(pause: Pause, read: Callable[[Piece], Tensor]) -> Callable[[Piece], Tensor]:
+Read: TypeAlias = Callable[[Piece, torch.device], Tensor]
+
+
+def after(pause: Pause, read: Read) -> Read:
     """Reading that pauses first."""
 
-    def paused(piece: Piece) -> Tensor:
+    def paused(piece: Piece, device: torch.device) -> Tensor:
         pause()
-        return read(piece)
+        return read(piece, device)
 
     return paused
 

@@ -1,29 +1,50 @@
-"""Transports by name."""
+"""The registry: transports by name, those that suit a device, and one for a host to add its own."""
 
-from dataclasses import replace
+from typing import Any, TypeAlias
 
 import pytest
 
-from netloader.io.transports import named, register
-from netloader.io.transports.process_group import GLOO
+from netloader.io.transports import Transport, named, register, suited
 from netloader.io.transports.tcp import TCP
+from netloader.log import get_logger
+
+Lines: TypeAlias = list[dict[str, Any]]
 
 
-def test_the_built_in_ones_are_found_by_name() -> None:
-    assert named("tcp") is TCP
-    assert named("gloo") is GLOO
+@pytest.mark.parametrize("name", ["tcp", "gloo"])
+def test_what_works_everywhere_is_there(name: str) -> None:
+    assert named(name).name == name
+    assert named(name) is named(name)
 
 
-def test_an_unknown_name_is_refused_and_says_what_there_is() -> None:
-    with pytest.raises(ValueError, match="no transport named 'pigeon'; there are: gloo, tcp"):
+def test_an_unknown_name_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"'pigeon'; there are: gloo, hccl, nccl, tcp"):
         named("pigeon")
 
 
-def test_a_host_can_bring_its_own_and_replace_one() -> None:
-    ours = replace(TCP, sending=TCP.sending)
+def test_a_library_that_is_not_here_is_named() -> None:
+    with pytest.raises(ValueError, match=r"nccl cannot be used here: .* torch has no NCCL"):
+        named("nccl")
+
+
+def test_a_host_may_replace_a_transport() -> None:
+    own = Transport("tcp", TCP.sending, TCP.receiving)
+    register(own)
     try:
-        register(ours)
-        assert named("tcp") is ours
+        assert named("tcp") is own
     finally:
         register(TCP)
-    assert named("tcp") is TCP
+
+
+def test_what_suits_a_cpu_needs_no_word(captured: Lines) -> None:
+    assert suited("cpu", get_logger("client")) == ("tcp", "gloo")
+    assert captured == []
+
+
+def test_the_fast_transport_of_a_device_is_left_out_with_a_word(captured: Lines) -> None:
+    assert suited("cuda", get_logger("client")) == ("tcp", "gloo")
+
+    (line,) = captured
+    assert line["event"] == "netloader.transport.left_out"
+    assert line["netloader.transport"] == "nccl"
+    assert "this build of torch has no NCCL" in line["netloader.detail"]

@@ -1,0 +1,112 @@
+"""Accelerators beside their engine. Law: nothing here queues up behind the engine's work.
+
+Each device has one side stream in this process, for all that netloader does on it. Every thread
+names its device itself: a new one is on device 0 whatever the main thread uses (CUDA and CANN keep
+the current device by thread). A CPU has no streams, and nothing here changes anything for it.
+"""
+
+import contextlib
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from netloader.io.memory import memory_of
+from netloader.io.waiting import poll
+
+CPU = torch.device("cpu")
+ANSWER_S = 60.0
+"""How long a device may take for what we gave it: copies of some megabytes take milliseconds."""
+SCRIBBLE_BYTES = 8
+
+_side_streams: dict[torch.device, Any] = {}
+_lock = threading.Lock()
+
+
+def side_stream(device: torch.device) -> Any:
+    """Our stream on a device: one for all, because the allocator keeps memory by stream."""
+    with _lock:
+        if device not in _side_streams:
+            _side_streams[device] = torch.get_device_module(device).Stream(device=device)
+        return _side_streams[device]
+
+
+@contextlib.contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """What this thread does in here on `device` goes to its side stream."""
+    if device == CPU:
+        yield
+        return
+    module = torch.get_device_module(device)
+    with module.device(device), module.stream(side_stream(device)):
+        yield
+
+
+def follow(device: torch.device) -> None:
+    """Let the side stream begin after what this thread's stream was given so far."""
+    if device == CPU:
+        return
+    module = torch.get_device_module(device)
+    with module.device(device):
+        side_stream(device).wait_stream(module.current_stream())
+
+
+def launched(device: torch.device) -> None:
+    """Make sure that what was posted has reached the libraries below torch.
+
+    torch_npu posts through a queue of its own (TASK_QUEUE_ENABLE), and an operation of a
+    communicator that was destroyed meanwhile would be called with a dangling pointer.
+    """
+    if device != CPU:
+        with contextlib.suppress(RuntimeError):  # the device has failed: nothing is launched
+            side_stream(device).query()
+
+
+def give_back(device: torch.device) -> None:
+    """Return memory that the allocator holds for us to the device, for others to measure."""
+    if device != CPU:
+        with beside(device):
+            torch.get_device_module(device).empty_cache()
+
+
+def copy_bytes(target: Tensor, source: Tensor) -> None:
+    """Copy bytes between two places (uint8, 1-d) on one device; on a CPU, without torch."""
+    if target.device == CPU:
+        memory_of(target)[:] = memory_of(source)
+    else:
+        target.copy_(source)
+
+
+class Fetch:
+    """Bytes of some tensors on their way to host memory, all behind one another.
+
+    After a failure a device may drop later work without a word (torch_npu does, once it has
+    raised), and pinned memory is used again and again. So the beginning of every tensor's place is
+    scribbled over first: what was not copied does not pass for what was there before.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        """Start; `tensors` are uint8 and 1-d. For the side stream, see `beside`."""
+        nbytes = sum(map(len, tensors))
+        self._device = device
+        self._host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        token = torch.frombuffer(bytearray(secrets.token_bytes(SCRIBBLE_BYTES)), dtype=torch.uint8)
+        room = self._host
+        for tensor in tensors:
+            room[:SCRIBBLE_BYTES] = token[: len(room)]
+            room[: len(tensor)].copy_(tensor, non_blocking=True)
+            room = room[len(tensor) :]
+        self._event = torch.get_device_module(device).Event()
+        self._event.record()
+
+    def wait(self, stop: threading.Event) -> Tensor:
+        """The bytes, when they are here.
+
+        Raises:
+            TransferError: it was stopped, or took too long.
+        """
+        poll(self._event.query, f"reading from {self._device}", ANSWER_S, stop)
+        return self._host

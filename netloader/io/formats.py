@@ -1,0 +1,64 @@
+"""How an NPU stores a tensor. Law: only bytes that mean the same on both sides travel.
+
+An NPU may keep a matrix in a private storage format, for its matrix units: the elements are
+permuted and padded, and shape and stride do not tell. Its bytes are no use to anybody but the
+kernels of that device, so such a tensor is converted on both sides with `npu_format_cast` of
+torch_npu, or refused by name. The numbers are those of `torch_npu.Format`, CANN's `aclFormat`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ND, NZ = 2, 29
+PLAIN = frozenset({0, 1, ND, 30})
+"""NCHW, NHWC, ND, NCDHW: shape and stride say all. New tensors of 4 and 5 dimensions are 0 and 30.
+These are never cast: that would rename the storage of the engine's tensor in place."""
+NZ_NAME = "FRACTAL_NZ"
+NZ_DTYPES = frozenset({torch.int8, torch.uint8, torch.float16, torch.bfloat16})
+"""Wider elements in FRACTAL_NZ are narrow ones in disguise (vllm-ascend packs int8 into int32)."""
+
+
+def format_of(tensor: Tensor) -> str:
+    """The name of a private storage format; empty for a tensor that is stored as it looks."""
+    if tensor.device.type != "npu":
+        return ""
+    number = int(_torch_npu().get_npu_format(tensor))
+    if number in PLAIN:
+        return ""
+    return NZ_NAME if number == NZ else f"NPU format {number}"
+
+
+def can_travel(tensor: Tensor, name: str) -> bool:
+    """Whether a tensor in a storage format can be sent and filled: a view of a part cannot."""
+    whole = tensor.is_contiguous() and not tensor.storage_offset()
+    return not name or (name == NZ_NAME and whole and tensor.dtype in NZ_DTYPES)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The elements of a tensor in order: itself, or a copy that is contiguous and stored as ND."""
+    if format_of(tensor):
+        tensor = _torch_npu().npu_format_cast(tensor, ND)
+    return tensor.contiguous()
+
+
+def assign(tensor: Tensor, elements: Tensor) -> None:
+    """Write `elements` (same shape and dtype, plain, any device) into a tensor's own storage.
+
+    Copying plain elements into a private format would give the tensor another storage; copying
+    between two of one format moves bytes.
+    """
+    if format_of(tensor):
+        elements = _torch_npu().npu_format_cast(elements.to(tensor.device), NZ)
+    for dimension, stride in enumerate(tensor.stride()):
+        if not stride:  # expanded: one element is stored, and shown many times
+            tensor, elements = tensor.narrow(dimension, 0, 1), elements.narrow(dimension, 0, 1)
+    with torch.no_grad():
+        tensor.copy_(elements)
+
+
+def _torch_npu() -> Any:
+    import torch_npu
+
+    return torch_npu

@@ -1,0 +1,222 @@
+"""What differs between collective libraries. Law: one row each; the rest is one code path.
+
+A group is made of the backend's own class, never through `torch.distributed`'s functions, which
+would register it with the host's world. None of the libraries may take the process down:
+
+- HCCL's watchdog ends the process when a peer dies (torch_npu `ProcessGroupHCCL`, SIGABRT), so it
+  is stopped for our groups alone. `Work.wait` does not wait, nor is `Options._timeout` a deadline:
+  operations are asked whether they are complete.
+- NCCL's watchdog does the same, minutes later and through the host's own groups; a group made with
+  `TORCH_NCCL_BLOCKING_WAIT` has none (torch `ProcessGroupNCCL`: its constructor reads the
+  environment, and there is no option). Its `Work.wait` then blocks, so complete works alone are
+  waited for.
+- Gloo's operations can only be waited for; they end when the pair of sockets is closed.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+
+from netloader.io.waiting import poll
+
+SERVER, CLIENT = 0, 1
+MEMBERS = [SERVER, CLIENT]
+GLOO_CONNECT_FACTOR = 5
+"""Gloo waits so many times its time-out for a connection; every later wait here names its own."""
+HCCL_EXEC_S = 1836
+"""HCCL's own time-out for an operation (HCCL_EXEC_TIMEOUT). When it passes, the stream fails, and
+on many devices all streams of the process with it: our stall deadline is to come first, however
+short the operator wants those of the engine's own groups."""
+HCCL_LONGEST_EXEC_S = 17340
+HCCL_WATCHDOG_STOP = 2
+"""`ProcessGroupHCCL.set_watchdog_status`: 0 init, 1 run, 2 stop."""
+_constructing = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What it takes to make a group of two; `host` is an address of this side for the peer."""
+
+    store: Store
+    rank: int
+    session: str
+    host: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One library.
+
+    `connect` makes a group and may block until the peer does the same. `move` sends a buffer
+    (uint8, 1-d, contiguous) as the server or receives it as the client, and answers a work;
+    `wait(work, timeout_s, stop)` waits for that. `wake(group, rank)` makes waits fail at once, from
+    any thread; `ended` tells whether a work will touch its buffer no more, after its group ended. A
+    group ends when nobody refers to it any more: that frees its communicator and, unlike an abort,
+    holds up no other Python thread meanwhile (torch_npu's bindings).
+    """
+
+    name: str
+    device: str
+    connect: Callable[[Ticket], Any]
+    move: Callable[[Any, Tensor, int], Any]
+    wait: Callable[[Any, float, threading.Event], None]
+    wake: Callable[[Any, int], None]
+    ended: Callable[[Any], bool]
+    obstacle: Callable[[], str]
+    """Says why it cannot be used in this process, or nothing."""
+
+
+# -- gloo ----------------------------------------------------------------------------------------
+
+
+def _connect_gloo(ticket: Ticket) -> Any:
+    gloo: Any = dist.ProcessGroupGloo  # its stubs leave out what is needed to name the device
+    options = gloo._Options()  # noqa: SLF001 - there is no public name
+    options._timeout = timedelta(seconds=ticket.timeout_s / GLOO_CONNECT_FACTOR)  # noqa: SLF001
+    options._devices = [gloo.create_device(hostname=ticket.host)]  # noqa: SLF001
+    return gloo(ticket.store, ticket.rank, len(MEMBERS), options)
+
+
+def _wait_gloo(work: Any, timeout_s: float, stop: threading.Event) -> None:
+    del stop  # woken by _wake_gloo
+    work.wait(timedelta(seconds=timeout_s))
+
+
+def _wake_gloo(group: Any, rank: int) -> None:
+    """Gloo has no abort; a receive that times out closes the pair, and that fails everything."""
+    with contextlib.suppress(RuntimeError):
+        nothing = torch.empty(1, dtype=torch.uint8)
+        group.recv([nothing], 1 - rank, 1).wait(timedelta(milliseconds=1))
+
+
+# -- hccl ----------------------------------------------------------------------------------------
+
+
+def _connect_hccl(ticket: Ticket) -> Any:
+    from torch_npu._C._distributed_c10d import ProcessGroupHCCL
+
+    options = ProcessGroupHCCL.Options()
+    options.group_name = options.group_id = ticket.session
+    options.global_ranks_in_group = MEMBERS  # without: it takes itself for the host's world
+    exec_s = min(max(HCCL_EXEC_S, 2 * int(ticket.timeout_s)), HCCL_LONGEST_EXEC_S)
+    options.hccl_config = {"hccl_exec_timeout": exec_s}
+    group = ProcessGroupHCCL(ticket.store, ticket.rank, len(MEMBERS), options)
+    group.set_watchdog_status(HCCL_WATCHDOG_STOP)
+    return group
+
+
+def _move_hccl(group: Any, buffer: Tensor, rank: int) -> Any:
+    """A batch of one: a plain send has a communicator of its own, which heeds no option."""
+    verb = "isend" if rank == SERVER else "irecv"
+    return group.batch_isend_irecv([verb], [buffer], [1 - rank])
+
+
+def _obstacle_hccl() -> str:
+    if find_spec("torch_npu") is None:
+        return "torch_npu is not installed"
+    if os.environ.get("RANK_TABLE_FILE"):
+        return "RANK_TABLE_FILE is set, and torch_npu makes every communicator of what it says"
+    return ""
+
+
+# -- nccl ----------------------------------------------------------------------------------------
+
+
+def _connect_nccl(ticket: Ticket) -> Any:
+    nccl: Any = dist.ProcessGroupNCCL
+    options = nccl.Options()
+    options.group_name = ticket.session
+    options.global_ranks_in_group = MEMBERS
+    options.config.blocking = 0  # else nothing ends the wait for a peer that does not come
+    with _environment("TORCH_NCCL_BLOCKING_WAIT", "1"):
+        return nccl(ticket.store, ticket.rank, len(MEMBERS), options)
+
+
+def _obstacle_nccl() -> str:
+    return "" if dist.is_nccl_available() else "this build of torch has no NCCL"
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    with _constructing:
+        before = os.environ.get(name)
+        os.environ[name] = value
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+# -- several -------------------------------------------------------------------------------------
+
+
+def _send_or_receive(group: Any, buffer: Tensor, rank: int) -> Any:
+    move = group.send if rank == SERVER else group.recv
+    return move([buffer], 1 - rank, 0)
+
+
+def _wait_by_asking(work: Any, timeout_s: float, stop: threading.Event) -> None:
+    poll(work.is_completed, "moving a parcel", timeout_s, stop)
+    if error := work.exception():
+        raise RuntimeError(str(error))
+    work.wait()  # it is complete: this has the allocator forget who used the memory
+
+
+def _nobody_sleeps(group: Any, rank: int) -> None:
+    """Do nothing: who asks again and again sees for himself that he is to stop."""
+
+
+def _ended(work: Any) -> bool:
+    try:
+        return bool(work.is_completed())
+    except RuntimeError:  # the device has failed, and does nothing any more
+        return True
+
+
+_ROWS = (
+    Backend(
+        name="gloo",
+        device="cpu",
+        connect=_connect_gloo,
+        move=_send_or_receive,
+        wait=_wait_gloo,
+        wake=_wake_gloo,
+        ended=lambda work: True,  # noqa: ARG005 - with its pair of sockets
+        obstacle=lambda: "",
+    ),
+    Backend(
+        name="hccl",
+        device="npu",
+        connect=_connect_hccl,
+        move=_move_hccl,
+        wait=_wait_by_asking,
+        wake=_nobody_sleeps,
+        ended=_ended,
+        obstacle=_obstacle_hccl,
+    ),
+    Backend(
+        name="nccl",
+        device="cuda",
+        connect=_connect_nccl,
+        move=_send_or_receive,
+        wait=_wait_by_asking,
+        wake=_nobody_sleeps,
+        ended=_ended,
+        obstacle=_obstacle_nccl,
+    ),
+)
+BACKENDS = {backend.name: backend for backend in _ROWS}

@@ -1,0 +1,131 @@
+"""A device's place for one group. Law: one communicator at a time, and never on a broken device.
+
+A communicator costs device memory by itself (HCCL: twice HCCL_BUFFSIZE, 200 MB unless set; CANN
+environment variable reference), so sessions that want the same device take turns: a server tells
+whoever comes second to ask again. The staging memory stays here between transfers, because memory
+that a failed operation was given must not go back to an allocator that the engine uses as well.
+"""
+
+import secrets
+import threading
+
+import torch
+from torch import Tensor
+
+from netloader.fsm.reasons import Reason
+from netloader.io.device import CPU, Fetch, beside, give_back
+from netloader.io.failure import TransferError
+from netloader.io.parcels import PACKED_BYTES
+from netloader.io.transports.base import BusyError
+from netloader.io.waiting import poll
+
+IN_FLIGHT = 4
+"""Parcels under way at once: the next are on the wire while one is verified. With PACKED_BYTES they
+bound the staging memory to 32 MiB."""
+MAX_STUCK = 3
+"""Groups that may still be in the making, for peers that left, before no other is begun."""
+
+
+class Berth:
+    """Who has the group of a device; on a CPU there is one for each session."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stuck = 0
+        self._owner: object = None
+        self._suspect = False
+        self._staging: Tensor | None = None
+        self._lock = threading.Lock()
+
+    def claim(self, owner: object) -> None:
+        """Take the place.
+
+        Raises:
+            BusyError: somebody else has it, or too many groups are still in the making.
+            TransferError: the device does not work.
+        """
+        with self._lock:
+            if self._owner is not None:
+                raise BusyError(f"another transfer has the communicator of {self.device}")
+            if self._stuck >= MAX_STUCK:
+                detail = f"{self._stuck} communicators of {self.device} wait for peers that left"
+                raise BusyError(detail)
+            self._owner = owner
+            suspect = self._suspect
+        if suspect:
+            self._examine(owner)
+
+    def _examine(self, owner: object) -> None:
+        if not _works(self.device):
+            self.leave(owner)
+            detail = f"{self.device} failed, and drops work since; restart this process"
+            raise TransferError(Reason.TRANSFER_FAILED, detail)
+        with self._lock:
+            self._suspect = False
+
+    def wait_for(self, owner: object, timeout_s: float, stop: threading.Event) -> None:
+        """Take the place, when it is free.
+
+        Raises:
+            TransferError: it was stopped, took too long, or the device does not work.
+        """
+
+        def claimed() -> bool:
+            try:
+                self.claim(owner)
+            except BusyError:
+                return False
+            return True
+
+        poll(claimed, f"another transfer on {self.device}", timeout_s, stop)
+
+    def leave(self, owner: object) -> None:
+        """Give the place back, if it is `owner` who has it."""
+        with self._lock:
+            if self._owner is owner:
+                self._owner = None
+
+    def strand(self, count: int) -> None:
+        """Add groups that nobody waits for while their library still makes them (-1: it ended)."""
+        with self._lock:
+            self._stuck += count
+
+    def suspect(self) -> None:
+        """A transfer failed: look at the device before it is used again."""
+        with self._lock:
+            self._suspect = True
+
+    def staging(self) -> Tensor:
+        """Room for packed parcels, IN_FLIGHT rows; for whoever has the place."""
+        if self._staging is None:
+            shape = (IN_FLIGHT, PACKED_BYTES)
+            self._staging = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        return self._staging
+
+    def clear(self) -> None:
+        """Give the staging memory back to the device, and what the allocator has to spare."""
+        self._staging = None
+        give_back(self.device)
+
+
+_berths: dict[torch.device, Berth] = {}
+_lock = threading.Lock()
+
+
+def berth_of(device: torch.device) -> Berth:
+    """The place of an accelerator; a CPU has room for everybody."""
+    if device == CPU:
+        return Berth(device)
+    with _lock:
+        return _berths.setdefault(device, Berth(device))
+
+
+def _works(device: torch.device) -> bool:
+    """Whether bytes that are sent to a device come back."""
+    sent = torch.frombuffer(bytearray(secrets.token_bytes(64)), dtype=torch.uint8)
+    try:
+        with beside(device):
+            back = Fetch([sent.to(device)], device).wait(threading.Event())
+        return torch.equal(back, sent)
+    except (RuntimeError, TransferError):  # torch's error for every failure of a device
+        return False

@@ -1,0 +1,273 @@
+"""The two members of one group, seen from one of them. Law: joined once, aborted from anywhere.
+
+One thread joins, posts and waits; after it has told how that ended it calls `close`, which ends the
+group when the session is over: a peer is to hear the cause from the session first, and not from a
+communicator that broke. A group is never used again: its store still knows the addresses of old.
+"""
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+
+from netloader.errors import NetloaderError
+from netloader.fsm.reasons import Reason
+from netloader.io.device import beside, launched
+from netloader.io.failure import TransferError
+from netloader.io.transports.backends import CLIENT, Backend, Ticket
+from netloader.io.transports.berth import IN_FLIGHT, Berth, berth_of
+from netloader.io.transports.lane_store import LaneStore
+from netloader.io.transports.lanes import Lanes
+from netloader.io.waiting import poll
+
+GREETING_BYTES = 64
+"""What the server sends first: libraries make communicators with the first operation."""
+OVER_S = 900.0
+"""How long an end waits for the word that its session is over; sessions have deadlines."""
+DRAIN_S = 20.0
+"""How long operations may still be under way after their group has ended."""
+SHOWN_CHARS = 200
+"""How much of a library's error goes into the verdict."""
+
+
+class _Rendezvous(LaneStore):
+    """Waits for the peer's word until the stall deadline, however short a time is asked for."""
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        """Wait until all keys are set."""
+        del timeout
+        super().wait(keys)
+
+
+class _Joining:
+    """Makes a group on a thread of its own, which can be left behind.
+
+    Nothing ends HcclCommInitRootInfoConfig or ncclCommInitRankConfig while the peer stays away, but
+    the library's own time-out (HCCL_CONNECT_TIMEOUT, 120 s at least).
+    """
+
+    def __init__(self, connect: Callable[[], Any], berth: Berth) -> None:
+        self._connect = connect
+        self._berth = berth
+        self._group: Any = None
+        self._failure: Exception | None = None
+        self._done = threading.Event()
+        self._left = False
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="netloader-join", daemon=True).start()
+
+    def _run(self) -> None:
+        group = failure = None
+        try:
+            group = self._connect()
+        except Exception as error:  # noqa: BLE001 - carried over to whoever waits
+            failure = error
+        with self._lock:
+            if self._left:  # the group ends here, with the last reference to it
+                self._berth.strand(-1)
+                return
+            self._group, self._failure = group, failure
+        self._done.set()
+
+    def wait(self, timeout_s: float, stop: threading.Event) -> Any:
+        """The group.
+
+        Raises:
+            TransferError: it was stopped, or took too long.
+            Exception: whatever the library raised.
+        """
+        try:
+            poll(self._done.is_set, "joining the group", timeout_s, stop)
+        except TransferError:
+            with self._lock:
+                if not self._done.is_set():
+                    self._left = True
+                    self._berth.strand(1)
+            raise
+        failure, group, self._failure, self._group = self._failure, self._group, None, None
+        if failure is not None:
+            raise failure
+        return group
+
+
+class Pair:
+    """One side of a group of two, with its lane and its store."""
+
+    def __init__(
+        self, backend: Backend, rank: int, session: str, stall_s: float, device: torch.device
+    ) -> None:
+        self.device = device
+        self.lanes = Lanes()
+        self.stop = threading.Event()
+        self.berth = berth_of(device)
+        self._backend = backend
+        self._rank = rank
+        self._session = session
+        self._stall_s = stall_s
+        self._store: LaneStore | None = None
+        self._group: Any = None
+        self._under_way: deque[tuple[Any, Tensor]] = deque()
+        self._packed = 0
+        self._running = False
+        self._failed = False
+        self._lock = threading.Lock()
+
+    # -- for the thread that moves ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def joined(self, sizes: str) -> Iterator[None]:
+        """Where this thread may post; `sizes` is one word for the sizes of all that is to come."""
+        with self._lock:
+            if self.stop.is_set():
+                raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+            self._running = True
+        try:
+            with self._translated(), beside(self.device):
+                self._join(sizes)
+                yield
+        except TransferError:
+            self._failed = True
+            self.berth.suspect()
+            raise
+        finally:
+            self.lanes.release()
+
+    def _join(self, sizes: str) -> None:
+        lane = self.lanes.take(1, self._stall_s)[0]
+        store = _Rendezvous(lane, self._stall_s)
+        with self._lock:
+            self._store = store
+        self._agree(store, sizes)
+        ticket = Ticket(
+            store=PrefixStore(f"netloader/{self._session}", store),
+            rank=self._rank,
+            session=self._session,
+            host=lane.getsockname()[0],
+            timeout_s=self._stall_s,
+        )
+        group = _Joining(partial(self._connect, ticket), self.berth).wait(self._stall_s, self.stop)
+        with self._lock:
+            self._group = group
+
+    def _agree(self, store: LaneStore, sizes: str) -> None:
+        """Make sure that both sides move parcels of the same sizes.
+
+        A library may end the whole process (gloo) or hang (HCCL) when a buffer is smaller than what
+        arrives in it, so two sides that disagree must not even form a group.
+        """
+        store.set(f"sizes of {self._rank}", sizes)
+        theirs = store.get(f"sizes of {1 - self._rank}").decode(errors="replace")
+        if theirs != sizes:
+            detail = "the two sides would move parcels of different sizes"
+            remedy = "run the same netloader on both sides"
+            raise TransferError(Reason.TRANSFER_FAILED, f"{detail}; {remedy}")
+
+    def _connect(self, ticket: Ticket) -> Any:
+        with beside(self.device):  # a new thread
+            group = self._backend.connect(ticket)
+            try:
+                work = self._backend.move(group, self.row(GREETING_BYTES), self._rank)
+                self._backend.wait(work, self._stall_s, self.stop)
+            except Exception:
+                del group  # which the traceback would keep, and so its communicator
+                raise
+            return group
+
+    @property
+    def full(self) -> bool:
+        """Whether as much is under way as may be: `arrive` first, then post."""
+        return len(self._under_way) == IN_FLIGHT
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._under_way
+
+    def row(self, nbytes: int) -> Tensor:
+        """Staging memory for one packed parcel, free as long as `full` is heeded."""
+        self._packed += 1
+        return self.berth.staging()[self._packed % IN_FLIGHT][:nbytes]
+
+    def post(self, buffer: Tensor) -> None:
+        """Start to move one buffer to or from the other member."""
+        if self.stop.is_set():
+            raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+        work = self._backend.move(self._group, buffer, self._rank)
+        self._under_way.append((work, buffer))
+
+    def arrive(self) -> None:
+        """Wait for the oldest buffer, at most the stall deadline."""
+        self._backend.wait(self._under_way[0][0], self._stall_s, self.stop)
+        self._under_way.popleft()
+
+    def close(self) -> None:
+        """End the group when the session is over.
+
+        A client gives the staging memory back, for its engine will measure what is free; a server
+        keeps it, for emptying the allocator would slow its engine down.
+
+        Raises:
+            TransferError: something is still under way.
+        """
+        self.stop.wait(OVER_S)
+        self.abort()
+        launched(self.device)
+        with self._lock:
+            self._group = None
+        try:
+            poll(self._drained, "ending what was under way", DRAIN_S, threading.Event())
+            if self._rank == CLIENT and not self._failed:
+                self.berth.clear()
+        except TransferError:
+            self.berth.strand(1)
+            raise
+        finally:
+            with self._lock:
+                self._running = False
+            self.berth.leave(self)
+
+    def _drained(self) -> bool:
+        while self._under_way:
+            if not self._backend.ended(self._under_way[0][0]):
+                return False
+            self._under_way.popleft()
+        return True
+
+    # -- for any thread --------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """Make whatever waits here fail, at once."""
+        self.stop.set()
+        self.lanes.abort()
+        with self._lock:
+            store, group, running = self._store, self._group, self._running
+        if store is not None:
+            store.close()
+        if group is not None:
+            self._backend.wake(group, self._rank)
+        if not running:
+            self.berth.leave(self)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise what a library says as the one error that transports raise."""
+        try:
+            yield
+        except NetloaderError as error:
+            if self.stop.is_set() and isinstance(error, TransferError):
+                raise TransferError(Reason.TRANSFER_FAILED, "aborted") from error
+            raise
+        except Exception as error:
+            aborted = self.stop.is_set()
+            stalled = "timed out" in str(error).lower() and not aborted
+            reason = Reason.TRANSFER_STALLED if stalled else Reason.TRANSFER_FAILED
+            said = (str(error).splitlines() or [type(error).__name__])[0][:SHOWN_CHARS]
+            detail = "aborted" if aborted else f"{self._backend.name}: {said}"
+            raise TransferError(reason, detail) from error

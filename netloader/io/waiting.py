@@ -1,0 +1,30 @@
+"""Waiting for something that can only be asked. Law: a deadline, and a way to stop at once."""
+
+import threading
+from collections.abc import Callable
+
+from netloader.fsm.reasons import Reason
+from netloader.io.clock import monotonic
+from netloader.io.failure import TransferError
+
+FIRST_PAUSE_S = 50e-6
+LONGEST_PAUSE_S = 2e-3
+"""Between two questions; in the end a parcel is noticed this late, while others are under way."""
+
+
+def poll(ready: Callable[[], bool], what: str, timeout_s: float, stop: threading.Event) -> None:
+    """Ask until `ready` says so.
+
+    Raises:
+        TransferError: `stop` was set (TRANSFER_FAILED), or it took longer than `timeout_s`
+            (TRANSFER_STALLED); `what` is what did not happen.
+    """
+    deadline = monotonic() + timeout_s
+    pause = FIRST_PAUSE_S
+    while not ready():
+        if stop.wait(pause):
+            raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+        if monotonic() > deadline:
+            detail = f"{what} took longer than {timeout_s:g} s"
+            raise TransferError(Reason.TRANSFER_STALLED, detail)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
