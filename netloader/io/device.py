@@ -9,7 +9,7 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -86,21 +86,39 @@ class Fetch:
     After a failure a device may drop later work without a word (torch_npu does, once it has
     raised), and pinned memory is used again and again. So the beginning of every tensor's place is
     scribbled over first: what was not copied does not pass for what was there before.
+
+    Memory is kept until its copies have ended, whoever has lost interest: torch_npu ends the
+    process when pinned memory is freed that a stream was given which has failed since.
     """
+
+    _under_way: ClassVar[list["Fetch"]] = []
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         """Start; `tensors` are uint8 and 1-d. For the side stream, see `beside`."""
-        nbytes = sum(map(len, tensors))
         self._device = device
-        self._host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        self._host = torch.empty(sum(map(len, tensors)), dtype=torch.uint8, pin_memory=True)
+        self._event: Any = None
+        self._keep()
         token = torch.frombuffer(bytearray(secrets.token_bytes(SCRIBBLE_BYTES)), dtype=torch.uint8)
         room = self._host
         for tensor in tensors:
             room[:SCRIBBLE_BYTES] = token[: len(room)]
             room[: len(tensor)].copy_(tensor, non_blocking=True)
             room = room[len(tensor) :]
-        self._event = torch.get_device_module(device).Event()
-        self._event.record()
+        event = torch.get_device_module(device).Event()
+        event.record()
+        self._event = event
+
+    def _keep(self) -> None:
+        with _lock:
+            self._under_way[:] = [*(fetch for fetch in self._under_way if not fetch.over()), self]
+
+    def over(self) -> bool:
+        """Whether the device will write no more; never so when it has failed."""
+        try:
+            return self._event is not None and bool(self._event.query())
+        except RuntimeError:
+            return False
 
     def wait(self, stop: threading.Event) -> Tensor:
         """The bytes, when they are here.
@@ -109,4 +127,6 @@ class Fetch:
             TransferError: it was stopped, or took too long.
         """
         poll(self._event.query, f"reading from {self._device}", ANSWER_S, stop)
+        with _lock:
+            self._under_way.remove(self)
         return self._host

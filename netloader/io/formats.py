@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from netloader.fsm.reasons import Reason
+from netloader.io.failure import TransferError
+
 ND, NZ = 2, 29
 PLAIN = frozenset({0, 1, ND, 30})
 """NCHW, NHWC, ND, NCDHW: shape and stride say all. New tensors of 4 and 5 dimensions are 0 and 30.
@@ -24,7 +27,10 @@ def format_of(tensor: Tensor) -> str:
     """The name of a private storage format; empty for a tensor that is stored as it looks."""
     if tensor.device.type != "npu":
         return ""
-    number = int(_torch_npu().get_npu_format(tensor))
+    try:
+        number = int(_torch_npu().get_npu_format(tensor))
+    except ValueError:  # torch_npu has no name for it
+        return "an unknown NPU format"
     if number in PLAIN:
         return ""
     return NZ_NAME if number == NZ else f"NPU format {number}"
@@ -48,9 +54,17 @@ def assign(tensor: Tensor, elements: Tensor) -> None:
 
     Copying plain elements into a private format would give the tensor another storage; copying
     between two of one format moves bytes.
+
+    Raises:
+        TransferError: this process may not use private formats.
     """
     if format_of(tensor):
         elements = _torch_npu().npu_format_cast(elements.to(tensor.device), NZ)
+        if not format_of(elements):  # torch_npu only warns
+            detail = "allow it: torch.npu.config.allow_internal_format = True"
+            raise TransferError(
+                Reason.TRANSFER_FAILED, f"nothing can be cast to {NZ_NAME}; {detail}"
+            )
     for dimension, stride in enumerate(tensor.stride()):
         if not stride:  # expanded: one element is stored, and shown many times
             tensor, elements = tensor.narrow(dimension, 0, 1), elements.narrow(dimension, 0, 1)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from netloader.config import Endpoint
-from netloader.fsm.effects import AbortTransfer, StartTransfer
+from netloader.fsm.effects import AbortTransfer, OpenTransport, PrepareOffer, StartTransfer
 from netloader.fsm.events import Connected, TransferFailed, Transferred
 from netloader.fsm.messages import PROTOCOL_VERSION
 from netloader.fsm.reasons import Reason
@@ -45,6 +45,10 @@ class Observer:
         ):
             self._say("transfer.aborted", session, {})
         for effect in step.effects:
+            if isinstance(effect, PrepareOffer):
+                self._fields["netloader.transport"] = effect.transport
+            if isinstance(effect, OpenTransport):
+                self._fields["netloader.transport"] = effect.offer.transport
             if isinstance(effect, StartTransfer):
                 asked = {
                     "netloader.segments": len(effect.segments),

@@ -11,10 +11,9 @@ from netloader.fsm.manifest import Piece, Segment
 
 SMALL_BYTES = 1 << 20
 """Pieces smaller than this share a parcel: an operation costs about as much as moving 100 KiB."""
-PACKED_BYTES = 8 << 20
-"""Largest parcel of small pieces: what has to be packed takes staging memory."""
-LARGE_BYTES = 16 << 20
-"""Largest parcel of one piece: moved in place, but read back through host memory of this size."""
+PARCEL_BYTES = 16 << 20
+"""Largest parcel. Some are under way at once, and may need so much staging memory each; while they
+are, a busy Python thread may keep the interpreter lock for 5 ms, in which a link moves 100 MB."""
 
 Parcel: TypeAlias = tuple[Piece, ...]
 
@@ -22,12 +21,12 @@ Parcel: TypeAlias = tuple[Piece, ...]
 def parcels(segment: Segment) -> Iterator[Parcel]:
     """The pieces of a segment by operation, in order."""
     packed: list[Piece] = []
-    room = PACKED_BYTES
+    room = PARCEL_BYTES
     for piece in segment.pieces:
         small = piece.length < SMALL_BYTES
         if packed and (not small or piece.length > room):
             yield tuple(packed)
-            packed, room = [], PACKED_BYTES
+            packed, room = [], PARCEL_BYTES
         if small:
             packed.append(piece)
             room -= piece.length
@@ -38,8 +37,8 @@ def parcels(segment: Segment) -> Iterator[Parcel]:
 
 
 def _slices(piece: Piece) -> Iterator[Parcel]:
-    for start in range(0, piece.length, LARGE_BYTES):
-        length = min(LARGE_BYTES, piece.length - start)
+    for start in range(0, piece.length, PARCEL_BYTES):
+        length = min(PARCEL_BYTES, piece.length - start)
         yield (Piece(piece.tensor, piece.start + start, length),)
 
 

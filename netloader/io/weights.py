@@ -6,7 +6,7 @@ than the transport's go through a contiguous copy, one tensor long.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -115,17 +115,29 @@ class Weights:
         """The weights of a module: `named_tensors` of it."""
         return cls(named_tensors(module))
 
-    def read(self, piece: Piece, device: torch.device = CPU) -> Tensor:
-        """Bytes of a piece (uint8, 1-d) on a device; in place where the memory allows it.
+    def reader(self, device: torch.device = CPU) -> Callable[[Piece], Tensor]:
+        """Reads pieces: their bytes (uint8, 1-d) on a device, in place where the memory allows it.
 
-        On an accelerator this belongs `beside` its engine.
+        A tensor that has to be copied first is copied once for pieces that follow one another. On
+        an accelerator this belongs `beside` its engine.
 
-        Raises:
+        What it returns raises:
             TransferError: the memory was freed since the manifest was made.
         """
-        tensor = self._alive(piece)
-        block = _flat(tensor if self._flat[piece.tensor] else plain(tensor))
-        return block[piece.start : piece.start + piece.length].to(device)
+        copied: dict[int, Tensor] = {}
+
+        def read(piece: Piece) -> Tensor:
+            tensor = self._alive(piece)
+            if self._flat[piece.tensor]:
+                block = _flat(tensor)
+            else:
+                if piece.tensor not in copied:
+                    copied.clear()
+                    copied[piece.tensor] = _flat(plain(tensor))
+                block = copied[piece.tensor]
+            return block[piece.start : piece.start + piece.length].to(device)
+
+        return read
 
     def target(self, piece: Piece, device: torch.device = CPU) -> Tensor:
         """Where a transport that writes on `device` puts a piece (uint8, 1-d); then `arrived`."""
@@ -163,13 +175,12 @@ class Weights:
         tensor = self._tensors[piece.tensor]
         with beside(tensor.device):
             assign(tensor, staging.view(tensor.dtype).view(tensor.shape))
-            self._check_assigned(piece.tensor, staging)
+            if self.device != CPU:
+                self._check_assigned(piece.tensor, staging)
 
     def _check_assigned(self, index: int, staging: Tensor) -> None:
-        """Read a tensor of an accelerator back: a device that failed may drop work in silence."""
-        tensor, spec = self._tensors[index], self.manifest.tensors[index]
-        if tensor.device == CPU:
-            return
+        """Read a tensor back from where it belongs: a device that failed drops work in silence."""
+        spec = self.manifest.tensors[index]
         whole = Segment(0, (Piece(index, 0, spec.nbytes),), spec.nbytes)
         received = memory_of(staging.cpu())
         for view in self.views(whole):
@@ -184,23 +195,23 @@ class Weights:
         Raises:
             TransferError: some of it was freed since the manifest was made.
         """
-        if self.device == CPU:
-            yield from map(self._view, segment.pieces)
-        else:
+        if self.device != CPU:
             yield from self._fetched(segment)
-
-    def _view(self, piece: Piece) -> memoryview:
-        if self._flat[piece.tensor]:
-            return span_of(self._alive(piece), piece.start, piece.length)
-        return memory_of(self.read(piece))
+            return
+        read = self.reader()
+        for piece in segment.pieces:
+            if self._flat[piece.tensor]:
+                yield span_of(self._alive(piece), piece.start, piece.length)
+            else:
+                yield memory_of(read(piece))
 
     def _fetched(self, segment: Segment) -> Iterator[memoryview]:
         """Through host memory; while one parcel is looked at, the next is on its way."""
-        never = threading.Event()
+        never, read = threading.Event(), self.reader(self.device)
         ahead: Fetch | None = None
         for parcel in parcels(segment):
             with beside(self.device):
-                fetch = Fetch([self.read(piece, self.device) for piece in parcel], self.device)
+                fetch = Fetch([*map(read, parcel)], self.device)
             if ahead is not None:
                 yield memory_of(ahead.wait(never))
             ahead = fetch

@@ -313,11 +313,11 @@ def test_one_bit_changed_on_the_way_is_caught_wherever_it_is(stack: ExitStack, a
 
 OTHER_BUILD = """
 import sys
-from netloader.io.transports import process_group
+from netloader.io import parcels as cut
 from tests.e2e.test_never_wrong import parcels
 from tests.unit.io.helpers import serving
 
-process_group.PACK_BELOW = 1 << 30
+cut.SMALL_BYTES = 1 << 30
 with serving(parcels(1), segment_bytes=8 << 20) as server:
     print(server.endpoint, flush=True)
     sys.stdin.read()

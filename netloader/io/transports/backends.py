@@ -33,11 +33,10 @@ SERVER, CLIENT = 0, 1
 MEMBERS = [SERVER, CLIENT]
 GLOO_CONNECT_FACTOR = 5
 """Gloo waits so many times its time-out for a connection; every later wait here names its own."""
-HCCL_EXEC_S = 1836
-"""HCCL's own time-out for an operation (HCCL_EXEC_TIMEOUT). When it passes, the stream fails, and
-on many devices all streams of the process with it: our stall deadline is to come first, however
-short the operator wants those of the engine's own groups."""
-HCCL_LONGEST_EXEC_S = 17340
+HCCL_NO_EXEC_TIMEOUT = 0
+"""An operation waits on the device for as long as its group lives. With HCCL's own time-out
+(HCCL_EXEC_TIMEOUT, half an hour unless the operator wants it shorter) it would *fail*, and on many
+devices all streams of the process with it. The deadlines are ours."""
 HCCL_WATCHDOG_STOP = 2
 """`ProcessGroupHCCL.set_watchdog_status`: 0 init, 1 run, 2 stop."""
 _constructing = threading.Lock()
@@ -61,17 +60,19 @@ class Backend:
     `connect` makes a group and may block until the peer does the same. `move` sends a buffer
     (uint8, 1-d, contiguous) as the server or receives it as the client, and answers a work;
     `wait(work, timeout_s, stop)` waits for that. `wake(group, rank)` makes waits fail at once, from
-    any thread; `ended` tells whether a work will touch its buffer no more, after its group ended. A
-    group ends when nobody refers to it any more: that frees its communicator and, unlike an abort,
-    holds up no other Python thread meanwhile (torch_npu's bindings).
+    any thread. `end` ends a group that nobody else refers to any more; `ended` tells whether a work
+    will then touch its buffer no more.
     """
 
     name: str
     device: str
+    in_place: bool
+    """Whether it may be given memory that is not ours."""
     connect: Callable[[Ticket], Any]
     move: Callable[[Any, Tensor, int], Any]
     wait: Callable[[Any, float, threading.Event], None]
     wake: Callable[[Any, int], None]
+    end: Callable[[Any], None]
     ended: Callable[[Any], bool]
     obstacle: Callable[[], str]
     """Says why it cannot be used in this process, or nothing."""
@@ -109,8 +110,7 @@ def _connect_hccl(ticket: Ticket) -> Any:
     options = ProcessGroupHCCL.Options()
     options.group_name = options.group_id = ticket.session
     options.global_ranks_in_group = MEMBERS  # without: it takes itself for the host's world
-    exec_s = min(max(HCCL_EXEC_S, 2 * int(ticket.timeout_s)), HCCL_LONGEST_EXEC_S)
-    options.hccl_config = {"hccl_exec_timeout": exec_s}
+    options.hccl_config = {"hccl_exec_timeout": HCCL_NO_EXEC_TIMEOUT}
     group = ProcessGroupHCCL(ticket.store, ticket.rank, len(MEMBERS), options)
     group.set_watchdog_status(HCCL_WATCHDOG_STOP)
     return group
@@ -125,8 +125,9 @@ def _move_hccl(group: Any, buffer: Tensor, rank: int) -> Any:
 def _obstacle_hccl() -> str:
     if find_spec("torch_npu") is None:
         return "torch_npu is not installed"
-    if os.environ.get("RANK_TABLE_FILE"):
-        return "RANK_TABLE_FILE is set, and torch_npu makes every communicator of what it says"
+    for name in ("RANK_TABLE_FILE", "ROOTINFO_SUBCOMM_ENABLE"):
+        if os.environ.get(name, "0") not in ("", "0"):
+            return f"{name} is set, and torch_npu makes every communicator of the engine's"
     return ""
 
 
@@ -141,6 +142,10 @@ def _connect_nccl(ticket: Ticket) -> Any:
     options.config.blocking = 0  # else nothing ends the wait for a peer that does not come
     with _environment("TORCH_NCCL_BLOCKING_WAIT", "1"):
         return nccl(ticket.store, ticket.rank, len(MEMBERS), options)
+
+
+def _end_nccl(group: Any) -> None:
+    group.abort()
 
 
 def _obstacle_nccl() -> str:
@@ -172,12 +177,16 @@ def _send_or_receive(group: Any, buffer: Tensor, rank: int) -> Any:
 def _wait_by_asking(work: Any, timeout_s: float, stop: threading.Event) -> None:
     poll(work.is_completed, "moving a parcel", timeout_s, stop)
     if error := work.exception():
-        raise RuntimeError(str(error))
+        raise RuntimeError(str(error) or "an operation failed; its peer may be gone")
     work.wait()  # it is complete: this has the allocator forget who used the memory
 
 
 def _nobody_sleeps(group: Any, rank: int) -> None:
     """Do nothing: who asks again and again sees for himself that he is to stop."""
+
+
+def _ends_with_its_last_reference(group: Any) -> None:
+    """Do nothing: `abort_hccl_comm` would hold the interpreter lock while HCCL takes its time."""
 
 
 def _ended(work: Any) -> bool:
@@ -191,30 +200,36 @@ _ROWS = (
     Backend(
         name="gloo",
         device="cpu",
+        in_place=True,
         connect=_connect_gloo,
         move=_send_or_receive,
         wait=_wait_gloo,
         wake=_wake_gloo,
+        end=_ends_with_its_last_reference,
         ended=lambda work: True,  # noqa: ARG005 - with its pair of sockets
         obstacle=lambda: "",
     ),
     Backend(
         name="hccl",
         device="npu",
+        in_place=False,  # see Berth.clear
         connect=_connect_hccl,
         move=_move_hccl,
         wait=_wait_by_asking,
         wake=_nobody_sleeps,
+        end=_ends_with_its_last_reference,
         ended=_ended,
         obstacle=_obstacle_hccl,
     ),
     Backend(
         name="nccl",
         device="cuda",
+        in_place=True,
         connect=_connect_nccl,
         move=_send_or_receive,
         wait=_wait_by_asking,
         wake=_nobody_sleeps,
+        end=_end_nccl,
         ended=_ended,
         obstacle=_obstacle_nccl,
     ),

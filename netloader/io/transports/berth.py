@@ -15,15 +15,17 @@ from torch import Tensor
 from netloader.fsm.reasons import Reason
 from netloader.io.device import CPU, Fetch, beside, give_back
 from netloader.io.failure import TransferError
-from netloader.io.parcels import PACKED_BYTES
+from netloader.io.parcels import PARCEL_BYTES
 from netloader.io.transports.base import BusyError
 from netloader.io.waiting import poll
 
 IN_FLIGHT = 4
-"""Parcels under way at once: the next are on the wire while one is verified. With PACKED_BYTES they
-bound the staging memory to 32 MiB."""
+"""Parcels under way at once: the next are on the wire while one is verified. With PARCEL_BYTES they
+bound the staging memory to 64 MiB."""
 MAX_STUCK = 3
-"""Groups that may still be in the making, for peers that left, before no other is begun."""
+"""Groups whose last operation did not end with them, before no other is begun. One that is still in
+the making, for a peer that left, counts for all of them: HCCL allows no two at once (CANN API
+reference, HcclCommInitRootInfoConfig)."""
 
 
 class Berth:
@@ -34,7 +36,9 @@ class Berth:
         self._stuck = 0
         self._owner: object = None
         self._suspect = False
+        self._tainted = False
         self._staging: Tensor | None = None
+        self._lost: list[Tensor] = []
         self._lock = threading.Lock()
 
     def claim(self, owner: object) -> None:
@@ -48,8 +52,7 @@ class Berth:
             if self._owner is not None:
                 raise BusyError(f"another transfer has the communicator of {self.device}")
             if self._stuck >= MAX_STUCK:
-                detail = f"{self._stuck} communicators of {self.device} wait for peers that left"
-                raise BusyError(detail)
+                raise BusyError(f"communicators of {self.device} still wait for peers that left")
             self._owner = owner
             suspect = self._suspect
         if suspect:
@@ -86,26 +89,37 @@ class Berth:
                 self._owner = None
 
     def strand(self, count: int) -> None:
-        """Add groups that nobody waits for while their library still makes them (-1: it ended)."""
+        """Add to what the library still does for peers that left; less than 0: it has ended."""
         with self._lock:
             self._stuck += count
 
     def suspect(self) -> None:
         """A transfer failed: look at the device before it is used again."""
         with self._lock:
-            self._suspect = True
+            self._suspect = self._tainted = True
 
     def staging(self) -> Tensor:
         """Room for packed parcels, IN_FLIGHT rows; for whoever has the place."""
         if self._staging is None:
-            shape = (IN_FLIGHT, PACKED_BYTES)
+            shape = (IN_FLIGHT, PARCEL_BYTES)
             self._staging = torch.empty(shape, dtype=torch.uint8, device=self.device)
         return self._staging
 
-    def clear(self) -> None:
-        """Give the staging memory back to the device, and what the allocator has to spare."""
+    def abandon(self) -> None:
+        """Use this staging memory no more: an operation may still write into it."""
+        if self._staging is not None:
+            self._lost.append(self._staging)
         self._staging = None
-        give_back(self.device)
+
+    def clear(self) -> None:
+        """Give the staging memory back to the device, and what the allocator has to spare.
+
+        Memory that a failed operation was given is never given back: torch_npu's allocator would
+        record an event on the stream that failed, and end the process when that is refused.
+        """
+        if not self._tainted:
+            self._staging = None
+            give_back(self.device)
 
 
 _berths: dict[torch.device, Berth] = {}

@@ -19,6 +19,9 @@ LENGTHS = struct.Struct(">II")
 MAX_BYTES = 1 << 20
 """All that a peer may store: a few keys of a few hundred bytes are what it takes."""
 
+ARRIVED = "arrived: "
+"""Before the name of a key: what its receiver answers."""
+
 
 class LaneStore(Store):
     """Both sides hold one; what either sets, both can get."""
@@ -30,14 +33,26 @@ class LaneStore(Store):
         self._values: dict[str, bytes] = {}
         self._closed = False
         self._change = threading.Condition()
+        self._speaking = threading.Lock()
         threading.Thread(target=self._listen, name="netloader-store", daemon=True).start()
 
     def set(self, key: str, value: bytes | str) -> None:
-        """Set a key here and on the other side."""
-        data = value.encode() if isinstance(value, str) else bytes(value)
+        """Set a key here and on the other side; returns when it has arrived there.
+
+        So who goes on to wait for the other side in a library, where nobody can wake it, knows that
+        the other side has come just as far.
+
+        Raises:
+            RuntimeError: not within the time-out, or the other side is gone.
+        """
+        self._tell(key, value.encode() if isinstance(value, str) else bytes(value))
+        self.wait([ARRIVED + key])
+
+    def _tell(self, key: str, data: bytes) -> None:
         name = key.encode()
         self._keep(key, data)
-        self._lane.sendall(LENGTHS.pack(len(name), len(data)) + name + data)
+        with self._speaking:
+            self._lane.sendall(LENGTHS.pack(len(name), len(data)) + name + data)
 
     def get(self, key: str) -> bytes:
         """The value of a key, waiting for it."""
@@ -93,6 +108,8 @@ class LaneStore(Store):
                     return
                 key = self._read(key_bytes).decode(errors="replace")
                 self._keep(key, self._read(value_bytes))
+                if not key.startswith(ARRIVED):
+                    self._tell(ARRIVED + key, b"")
         except OSError:
             pass
         finally:

@@ -22,7 +22,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io.device import beside, launched
 from netloader.io.failure import TransferError
 from netloader.io.transports.backends import CLIENT, Backend, Ticket
-from netloader.io.transports.berth import IN_FLIGHT, Berth, berth_of
+from netloader.io.transports.berth import IN_FLIGHT, MAX_STUCK, Berth, berth_of
 from netloader.io.transports.lane_store import LaneStore
 from netloader.io.transports.lanes import Lanes
 from netloader.io.waiting import poll
@@ -71,7 +71,7 @@ class _Joining:
             failure = error
         with self._lock:
             if self._left:  # the group ends here, with the last reference to it
-                self._berth.strand(-1)
+                self._berth.strand(-MAX_STUCK)
                 return
             self._group, self._failure = group, failure
         self._done.set()
@@ -89,7 +89,7 @@ class _Joining:
             with self._lock:
                 if not self._done.is_set():
                     self._left = True
-                    self._berth.strand(1)
+                    self._berth.strand(MAX_STUCK)  # libraries allow one in the making
             raise
         failure, group, self._failure, self._group = self._failure, self._group, None, None
         if failure is not None:
@@ -116,7 +116,6 @@ class Pair:
         self._under_way: deque[tuple[Any, Tensor]] = deque()
         self._packed = 0
         self._running = False
-        self._failed = False
         self._lock = threading.Lock()
 
     # -- for the thread that moves ---------------------------------------------------------------
@@ -133,7 +132,6 @@ class Pair:
                 self._join(sizes)
                 yield
         except TransferError:
-            self._failed = True
             self.berth.suspect()
             raise
         finally:
@@ -181,6 +179,11 @@ class Pair:
             return group
 
     @property
+    def in_place(self) -> bool:
+        """Whether a parcel of one piece may be posted where it is."""
+        return self._backend.in_place
+
+    @property
     def full(self) -> bool:
         """Whether as much is under way as may be: `arrive` first, then post."""
         return len(self._under_way) == IN_FLIGHT
@@ -191,7 +194,7 @@ class Pair:
         return not self._under_way
 
     def row(self, nbytes: int) -> Tensor:
-        """Staging memory for one packed parcel, free as long as `full` is heeded."""
+        """Staging memory for one parcel, free as long as `full` is heeded."""
         self._packed += 1
         return self.berth.staging()[self._packed % IN_FLIGHT][:nbytes]
 
@@ -219,14 +222,19 @@ class Pair:
         self.stop.wait(OVER_S)
         self.abort()
         launched(self.device)
+        self._drained()  # asks each work for its error, which it has from the group
         with self._lock:
-            self._group = None
+            group, self._group = self._group, None
+        if group is not None:
+            self._backend.end(group)
+            del group
         try:
             poll(self._drained, "ending what was under way", DRAIN_S, threading.Event())
-            if self._rank == CLIENT and not self._failed:
+            if self._rank == CLIENT:
                 self.berth.clear()
         except TransferError:
             self.berth.strand(1)
+            self.berth.abandon()
             raise
         finally:
             with self._lock:

@@ -1,14 +1,14 @@
 """Segments over a process group of two. Law: never the host's default group, and one path for all.
 
 What differs between collective libraries is in `backends`. The group has two members (server 0,
-client 1), its own store and the session in its name; it serves one transfer. Large pieces are sent
-from and received into place, small ones are packed into a staging buffer. What was received is
-verified where it is in the end: on an accelerator it is read back from the model.
+client 1), its own store and the session in its name; it serves one transfer. Small pieces share a
+staging buffer; large ones are sent from and received into place, where the library allows it. What
+was received is verified where it is in the end: on an accelerator it is read back.
 """
 
 import socket
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from netloader.fsm.manifest import Segment
+from netloader.fsm.manifest import Piece, Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.device import CPU, Fetch, copy_bytes
 from netloader.io.digests import HASHING_THREADS
@@ -55,18 +55,19 @@ class GroupSending:
         """Send parcel by parcel, as many at a time as may be under way."""
         del lanes
         pair = self._pair
+        read = self._weights.reader(pair.device)
         with pair.joined(sizes_digest(segments)):
             for parcel in chain.from_iterable(map(parcels, segments)):
                 if pair.full:
                     pair.arrive()
-                pair.post(self._pack(parcel))
+                pair.post(self._pack(parcel, read))
             while not pair.empty:
                 pair.arrive()
         return sum(segment.nbytes for segment in segments)
 
-    def _pack(self, parcel: Parcel) -> Tensor:
-        pieces = (self._weights.read(piece, self._pair.device) for piece in parcel)
-        if len(parcel) == 1:
+    def _pack(self, parcel: Parcel, read: Callable[[Piece], Tensor]) -> Tensor:
+        pieces = map(read, parcel)
+        if len(parcel) == 1 and self._pair.in_place:
             return next(pieces)
         buffer = room = self._pair.row(size_of(parcel))
         for piece in pieces:
@@ -93,7 +94,7 @@ class _Landing:
 
     def spread(self) -> None:
         """Put what has arrived where it belongs."""
-        if len(self.places) > 1:
+        if self.buffer is not self.places[0]:
             room = self.buffer
             for place in self.places:
                 copy_bytes(place, room[: len(place)])
@@ -142,7 +143,8 @@ class GroupReceiving:
 
     def _post(self, incoming: Incoming, parcel: Parcel) -> None:
         places = tuple(self._weights.target(piece, self._pair.device) for piece in parcel)
-        buffer = places[0] if len(places) == 1 else self._pair.row(size_of(parcel))
+        in_place = len(places) == 1 and self._pair.in_place
+        buffer = places[0] if in_place else self._pair.row(size_of(parcel))
         self._pair.post(buffer)
         self._posted.append(_Landing(incoming, buffer, places))
 

@@ -5,14 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloader.fsm.manifest import Piece, Segment
-from netloader.io.parcels import (
-    LARGE_BYTES,
-    PACKED_BYTES,
-    SMALL_BYTES,
-    parcels,
-    size_of,
-    sizes_digest,
-)
+from netloader.io.parcels import PARCEL_BYTES, SMALL_BYTES, parcels, size_of, sizes_digest
 
 
 def segment(*lengths: int) -> Segment:
@@ -24,19 +17,19 @@ def segment(*lengths: int) -> Segment:
 def test_ten_thousand_small_pieces_take_a_few_parcels() -> None:
     cut = list(parcels(segment(*[4096] * 10_000)))
 
-    assert len(cut) == -(-10_000 * 4096 // PACKED_BYTES)
-    assert all(size_of(parcel) <= PACKED_BYTES for parcel in cut)
+    assert len(cut) == -(-10_000 * 4096 // PARCEL_BYTES)
+    assert all(size_of(parcel) <= PARCEL_BYTES for parcel in cut)
 
 
 def test_a_big_piece_goes_in_slices_of_its_own() -> None:
-    cut = list(parcels(segment(10, 2 * LARGE_BYTES + 5, 20)))
+    cut = list(parcels(segment(10, 2 * PARCEL_BYTES + 5, 20)))
 
-    assert [size_of(parcel) for parcel in cut] == [10, LARGE_BYTES, LARGE_BYTES, 5, 20]
-    assert cut[2] == (Piece(1, LARGE_BYTES, LARGE_BYTES),)
+    assert [size_of(parcel) for parcel in cut] == [10, PARCEL_BYTES, PARCEL_BYTES, 5, 20]
+    assert cut[2] == (Piece(1, PARCEL_BYTES, PARCEL_BYTES),)
 
 
 lengths = st.integers(1, 64) | st.sampled_from(
-    [SMALL_BYTES - 1, SMALL_BYTES, PACKED_BYTES, LARGE_BYTES, 3 * LARGE_BYTES + 7]
+    [SMALL_BYTES - 1, SMALL_BYTES, PARCEL_BYTES, 3 * PARCEL_BYTES + 7]
 )
 
 
@@ -56,7 +49,7 @@ def test_every_byte_is_in_one_parcel_and_in_order(sizes: list[int]) -> None:
             joined.append((piece.tensor, piece.length))
     assert joined == list(enumerate(sizes))
     for parcel in cut:
-        assert size_of(parcel) <= (LARGE_BYTES if len(parcel) == 1 else PACKED_BYTES)
+        assert size_of(parcel) <= PARCEL_BYTES
 
 
 @pytest.mark.parametrize("other", [(10, 21), (20, 10), (10,), (10, 20, 30)])

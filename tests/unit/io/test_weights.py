@@ -198,7 +198,7 @@ def test_in_place_targets_are_the_tensors_own_memory() -> None:
     weights = Weights([("w", tensor)])
 
     assert weights.target(segment.pieces[0]).data_ptr() == tensor.data_ptr()
-    assert weights.read(segment.pieces[0]).data_ptr() == tensor.data_ptr()
+    assert weights.reader()(segment.pieces[0]).data_ptr() == tensor.data_ptr()
 
 
 def test_parameters_that_require_gradients_are_written_without_one() -> None:

@@ -53,6 +53,7 @@ class NcclSimulator:
     """ProcessGroupNCCL as torch 2.13 declares it."""
 
     alive: ClassVar[int] = 0
+    aborted: ClassVar[int] = 0
     made: ClassVar[list[dict[str, Any]]] = []
 
     @staticmethod
@@ -80,6 +81,9 @@ class NcclSimulator:
     def __del__(self) -> None:
         type(self).alive -= 1
 
+    def abort(self) -> None:
+        type(self).aborted += 1
+
     def send(self, tensors: Any, peer: int, tag: int) -> NcclWork:
         return NcclWork(self._communicator().send(tensors, peer, tag))
 
@@ -92,6 +96,7 @@ def nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real row of the table, on the memory of the CPU."""
     monkeypatch.setattr(dist, "ProcessGroupNCCL", NcclSimulator, raising=False)
     monkeypatch.setattr(NcclSimulator, "made", [])
+    monkeypatch.setattr(NcclSimulator, "aborted", 0)
     here = replace(BACKENDS["nccl"], name="nccl on a cpu", device="cpu")
     monkeypatch.setattr(transports, "_REGISTRY", dict(transports._REGISTRY))
     transports.register(transport(here))
@@ -152,6 +157,7 @@ def test_a_group_ends_with_its_session(join: Join) -> None:
 
     gc.collect()
     assert NcclSimulator.alive == 0
+    assert NcclSimulator.aborted == 2
 
 
 def test_an_error_of_the_library_is_the_reason(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,15 +171,20 @@ class Pause:
             self.over.wait(SOON_S)
 
 
-Read: TypeAlias = Callable[[Piece, torch.device], Tensor]
+Reader: TypeAlias = Callable[[torch.device], Callable[[Piece], Tensor]]
 
 
-def after(pause: Pause, read: Read) -> Read:
+def after(pause: Pause, reader: Reader) -> Reader:
     """Reading that pauses first."""
 
-    def paused(piece: Piece, device: torch.device) -> Tensor:
-        pause()
-        return read(piece, device)
+    def paused(device: torch.device) -> Callable[[Piece], Tensor]:
+        read = reader(device)
+
+        def first(piece: Piece) -> Tensor:
+            pause()
+            return read(piece)
+
+        return first
 
     return paused
 
@@ -211,7 +216,7 @@ def test_an_abort_ends_a_receiver_whose_peer_sends_nothing_more(
     join: Join, pause: Pause, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends = join("gloo", big(), big(), segment_bytes=MIB)
-    monkeypatch.setattr(ends.giving, "read", after(pause, ends.giving.read))
+    monkeypatch.setattr(ends.giving, "reader", after(pause, ends.giving.reader))
     ends.receiving.open()
     received = ends.receive()
     ends.send()
@@ -233,7 +238,7 @@ def test_a_peer_that_falls_silent_is_noticed_after_one_stall_deadline(
     report = pause if silent == "receiver" else lambda done, total: None
     ends = join("gloo", big(), big(), segment_bytes=MIB, stall_s=3.0, report=report)
     if silent == "sender":
-        monkeypatch.setattr(ends.giving, "read", after(pause, ends.giving.read))
+        monkeypatch.setattr(ends.giving, "reader", after(pause, ends.giving.reader))
     ends.receiving.open()
     sent, received = ends.send(), ends.receive()
     assert pause.reached.wait(SOON_S)
