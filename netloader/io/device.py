@@ -128,5 +128,5 @@ class Fetch:
         """
         poll(self._event.query, f"reading from {self._device}", ANSWER_S, stop)
         with _lock:
-            self._under_way.remove(self)
+            self._under_way[:] = (fetch for fetch in self._under_way if fetch is not self)
         return self._host

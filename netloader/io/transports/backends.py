@@ -61,7 +61,7 @@ class Backend:
     (uint8, 1-d, contiguous) as the server or receives it as the client, and answers a work;
     `wait(work, timeout_s, stop)` waits for that. `wake(group, rank)` makes waits fail at once, from
     any thread. `end` ends a group that nobody else refers to any more; `ended` tells whether a work
-    will then touch its buffer no more.
+    will then touch its buffer no more, as does what `watch` answers, for all of a group.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Backend:
     wake: Callable[[Any, int], None]
     end: Callable[[Any], None]
     ended: Callable[[Any], bool]
+    watch: Callable[[Any], Callable[[], bool]]
     obstacle: Callable[[], str]
     """Says why it cannot be used in this process, or nothing."""
 
@@ -120,6 +121,24 @@ def _move_hccl(group: Any, buffer: Tensor, rank: int) -> Any:
     """A batch of one: a plain send has a communicator of its own, which heeds no option."""
     verb = "isend" if rank == SERVER else "irecv"
     return group.batch_isend_irecv([verb], [buffer], [1 - rank])
+
+
+def _watch_hccl(group: Any) -> Callable[[], bool]:
+    """Whether the stream of a group has failed: it does nothing more, and its events never come."""
+    here = torch.accelerator.current_stream()
+    number = group._get_stream_id()  # noqa: SLF001 - there is no public name
+    stream = torch.get_device_module("npu").Stream(
+        stream_id=number, device_index=here.device_index, device_type=here.device_type
+    )
+
+    def failed() -> bool:
+        try:
+            stream.query()
+        except RuntimeError:
+            return True
+        return False
+
+    return failed
 
 
 def _obstacle_hccl() -> str:
@@ -189,6 +208,11 @@ def _ends_with_its_last_reference(group: Any) -> None:
     """Do nothing: `abort_hccl_comm` would hold the interpreter lock while HCCL takes its time."""
 
 
+def _never_fails(group: Any) -> Callable[[], bool]:
+    del group
+    return lambda: False
+
+
 def _ended(work: Any) -> bool:
     try:
         return bool(work.is_completed())
@@ -207,6 +231,7 @@ _ROWS = (
         wake=_wake_gloo,
         end=_ends_with_its_last_reference,
         ended=lambda work: True,  # noqa: ARG005 - with its pair of sockets
+        watch=_never_fails,
         obstacle=lambda: "",
     ),
     Backend(
@@ -219,6 +244,7 @@ _ROWS = (
         wake=_nobody_sleeps,
         end=_ends_with_its_last_reference,
         ended=_ended,
+        watch=_watch_hccl,
         obstacle=_obstacle_hccl,
     ),
     Backend(
@@ -231,6 +257,7 @@ _ROWS = (
         wake=_nobody_sleeps,
         end=_end_nccl,
         ended=_ended,
+        watch=_never_fails,
         obstacle=_obstacle_nccl,
     ),
 )

@@ -31,7 +31,7 @@ GREETING_BYTES = 64
 """What the server sends first: libraries make communicators with the first operation."""
 OVER_S = 900.0
 """How long an end waits for the word that its session is over; sessions have deadlines."""
-DRAIN_S = 20.0
+DRAIN_S = 5.0
 """How long operations may still be under way after their group has ended."""
 SHOWN_CHARS = 200
 """How much of a library's error goes into the verdict."""
@@ -113,6 +113,7 @@ class Pair:
         self._stall_s = stall_s
         self._store: LaneStore | None = None
         self._group: Any = None
+        self._dead: Callable[[], bool] = lambda: False
         self._under_way: deque[tuple[Any, Tensor]] = deque()
         self._packed = 0
         self._running = False
@@ -152,7 +153,7 @@ class Pair:
         )
         group = _Joining(partial(self._connect, ticket), self.berth).wait(self._stall_s, self.stop)
         with self._lock:
-            self._group = group
+            self._group, self._dead = group
 
     def _agree(self, store: LaneStore, sizes: str) -> None:
         """Make sure that both sides move parcels of the same sizes.
@@ -167,7 +168,7 @@ class Pair:
             remedy = "run the same netloader on both sides"
             raise TransferError(Reason.TRANSFER_FAILED, f"{detail}; {remedy}")
 
-    def _connect(self, ticket: Ticket) -> Any:
+    def _connect(self, ticket: Ticket) -> tuple[Any, Callable[[], bool]]:
         with beside(self.device):  # a new thread
             group = self._backend.connect(ticket)
             try:
@@ -176,7 +177,7 @@ class Pair:
             except Exception:
                 del group  # which the traceback would keep, and so its communicator
                 raise
-            return group
+            return group, self._backend.watch(group)
 
     @property
     def in_place(self) -> bool:
@@ -217,7 +218,7 @@ class Pair:
         keeps it, for emptying the allocator would slow its engine down.
 
         Raises:
-            TransferError: something is still under way.
+            TransferError: something may still be written into the model.
         """
         self.stop.wait(OVER_S)
         self.abort()
@@ -235,7 +236,8 @@ class Pair:
         except TransferError:
             self.berth.strand(1)
             self.berth.abandon()
-            raise
+            if self._backend.in_place:
+                raise
         finally:
             with self._lock:
                 self._running = False
@@ -243,7 +245,7 @@ class Pair:
 
     def _drained(self) -> bool:
         while self._under_way:
-            if not self._backend.ended(self._under_way[0][0]):
+            if not (self._backend.ended(self._under_way[0][0]) or self._dead()):
                 return False
             self._under_way.popleft()
         return True
