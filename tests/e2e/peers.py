@@ -28,7 +28,7 @@ from torch.distributed import distributed_c10d
 from netloader.io import ClientOptions, Deadlines, Outcome, Server, ServerOptions, fill, serve
 from netloader.io.client import LANES
 from netloader.io.clock import monotonic
-from netloader.io.weights import memory_of
+from netloader.io.memory import memory_of
 from tests.e2e.hosts import enter
 
 if TYPE_CHECKING:
