@@ -6,7 +6,6 @@ the current device by thread). A CPU has no streams, and nothing here changes an
 """
 
 import contextlib
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -20,7 +19,6 @@ from netloader.io.waiting import poll
 CPU = torch.device("cpu")
 ANSWER_S = 60.0
 """How long a device may take for what we gave it: copies of some megabytes take milliseconds."""
-SCRIBBLE_BYTES = 8
 
 _side_streams: dict[torch.device, Any] = {}
 _lock = threading.Lock()
@@ -83,9 +81,9 @@ def copy_bytes(target: Tensor, source: Tensor) -> None:
 class Fetch:
     """Bytes of some tensors on their way to host memory, all behind one another.
 
-    After a failure a device may drop later work without a word (torch_npu does, once it has
-    raised), and pinned memory is used again and again. So the beginning of every tensor's place is
-    scribbled over first: what was not copied does not pass for what was there before.
+    Only an event tells that they have arrived. After a failure torch_npu drops work without a word,
+    synchronizing a stream or device then returns at once, and pinned memory, which is used again
+    and again, may well hold the bytes of the last time.
 
     Memory is kept until its copies have ended, whoever has lost interest: torch_npu ends the
     process when pinned memory is freed that a stream was given which has failed since.
@@ -99,10 +97,8 @@ class Fetch:
         self._host = torch.empty(sum(map(len, tensors)), dtype=torch.uint8, pin_memory=True)
         self._event: Any = None
         self._keep()
-        token = torch.frombuffer(bytearray(secrets.token_bytes(SCRIBBLE_BYTES)), dtype=torch.uint8)
         room = self._host
         for tensor in tensors:
-            room[:SCRIBBLE_BYTES] = token[: len(room)]
             room[: len(tensor)].copy_(tensor, non_blocking=True)
             room = room[len(tensor) :]
         event = torch.get_device_module(device).Event()

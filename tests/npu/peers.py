@@ -218,9 +218,17 @@ def _fill(spec: NpuSpec, line: Line, say: Callable[..., None], watch: Watch) -> 
     for order in orders(line):
         if order == "go on":
             watch.go_on.set()
-        else:
-            working.join()
-            say(digest=digest(module), pid=os.getpid(), **holds(device))
+            continue
+        working.join()
+        if order == "free":
+            _free(module)
+        say(digest=digest(module), pid=os.getpid(), **holds(device))
+
+
+def _free(module: torch.nn.Module) -> None:
+    """Let go of the memory of a model, as an engine does of what it has repacked."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
 
 
 def _places(module: torch.nn.Module) -> list[int]:

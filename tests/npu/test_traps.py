@@ -148,19 +148,6 @@ def test_a_plain_send_would_have_a_communicator_without_options(cast: Cast, sour
         assert {call.name for call in cast.operations(peer.pid)} == {"HcclBatchSendRecv"}
 
 
-def test_device_work_that_is_silently_dropped_is_not_success(
-    cast: Cast, source: str, meeting: Path
-) -> None:
-    server = cast.server(model="large", source=source, deadlines=SHORT)
-    knobs = {"SIM_FAIL_COPIES": str(meeting), "TASK_QUEUE_ENABLE": "1"}
-    client = cast.client(server, knobs=knobs, deadlines=SHORT, halt=Halt("wait", share=0.2))
-    client.reached()
-    meeting.touch()
-    client.tell("go on")
-
-    assert not client.hear(2 * SOON_S)["ok"]
-
-
 def test_no_exception_is_no_proof_that_bytes_are_right(
     cast: Cast, source: str, meeting: Path
 ) -> None:

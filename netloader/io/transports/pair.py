@@ -112,6 +112,7 @@ class Pair:
         self._session = session
         self._stall_s = stall_s
         self._store: LaneStore | None = None
+        self._making: Any = None
         self._group: Any = None
         self._dead: Callable[[], bool] = lambda: False
         self._under_way: deque[tuple[Any, Tensor]] = deque()
@@ -143,6 +144,7 @@ class Pair:
         store = _Rendezvous(lane, self._stall_s)
         with self._lock:
             self._store = store
+        self.berth.staging()  # before the peer waits for us in a library: there may be no room
         self._agree(store, sizes)
         ticket = Ticket(
             store=PrefixStore(f"netloader/{self._session}", store),
@@ -151,9 +153,17 @@ class Pair:
             host=lane.getsockname()[0],
             timeout_s=self._stall_s,
         )
-        group = _Joining(partial(self._connect, ticket), self.berth).wait(self._stall_s, self.stop)
+        joining = _Joining(partial(self._connect, ticket), self.berth)
+        try:
+            group, dead = joining.wait(self._stall_s, self.stop)
+        except TransferError:
+            if self._making is not None:  # some libraries can be told that nobody waits any more
+                self._backend.end(self._making)
+            raise
+        finally:
+            self._making = None
         with self._lock:
-            self._group, self._dead = group
+            self._group, self._dead = group, dead
 
     def _agree(self, store: LaneStore, sizes: str) -> None:
         """Make sure that both sides move parcels of the same sizes.
@@ -170,7 +180,7 @@ class Pair:
 
     def _connect(self, ticket: Ticket) -> tuple[Any, Callable[[], bool]]:
         with beside(self.device):  # a new thread
-            group = self._backend.connect(ticket)
+            group = self._making = self._backend.connect(ticket)
             try:
                 work = self._backend.move(group, self.row(GREETING_BYTES), self._rank)
                 self._backend.wait(work, self._stall_s, self.stop)
