@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 from tests.e2e.peers import MIB
-from tests.npu.cast import IMPATIENT, Cast, served
+from tests.npu.cast import IMPATIENT, SHORT, Cast, served
 from tests.planting import copied, planted
 
 MANY = 50
@@ -47,6 +47,21 @@ def test_a_build_that_cuts_otherwise_is_refused_before_any_collective(
     assert not outcome["ok"]
     assert "parcels" in outcome["attempts"][0]["detail"]
     assert_no_collective(cast, server.pid, client.pid)
+
+
+def test_unless_they_are_compared_other_sizes_are_for_hccl_to_find(
+    cast: Cast, tmp_path: Path
+) -> None:
+    unaware, otherwise = (copied(tmp_path / name, "netloader") for name in ("server", "client"))
+    compare = ("netloader/io/transports/pair.py", r"if theirs != sizes:", "if False:")
+    cut = ("netloader/io/parcels.py", r"PARCEL_BYTES = \d+ << 20", "PARCEL_BYTES = 4096")
+    with planted(unaware, *compare), planted(otherwise, *compare), planted(otherwise, *cut):
+        server = cast.server(source=str(unaware), deadlines=SHORT)
+        client = cast.client(server, source=str(otherwise), deadlines=SHORT)
+        outcome = client.hear()
+
+    assert not outcome["ok"]
+    assert len(cast.operations(client.pid)) > 1  # more than the greeting
 
 
 def test_a_client_without_memory_fails_cleanly_and_takes_another_road(cast: Cast) -> None:
