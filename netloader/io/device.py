@@ -70,6 +70,11 @@ def give_back(device: torch.device) -> None:
             torch.get_device_module(device).empty_cache()
 
 
+def rooms(buffer: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Where each of some tensors (uint8, 1-d) is in a buffer that holds them back to back."""
+    return buffer.split_with_sizes([len(tensor) for tensor in tensors])
+
+
 def copy_bytes(target: Tensor, source: Tensor) -> None:
     """Copy bytes between two places (uint8, 1-d) on one device; on a CPU, without torch."""
     if target.device == CPU:
@@ -97,10 +102,8 @@ class Fetch:
         self._host = torch.empty(sum(map(len, tensors)), dtype=torch.uint8, pin_memory=True)
         self._event: Any = None
         self._keep()
-        room = self._host
-        for tensor in tensors:
-            room[: len(tensor)].copy_(tensor, non_blocking=True)
-            room = room[len(tensor) :]
+        for room, tensor in zip(rooms(self._host, tensors), tensors, strict=True):
+            room.copy_(tensor, non_blocking=True)
         event = torch.get_device_module(device).Event()
         event.record()
         self._event = event

@@ -3,10 +3,7 @@
 Real sockets and real gloo throughout; processes where one may die.
 """
 
-import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +18,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import WeightsError, fill, serve
+from tests.children import process
 from tests.e2e import zoo as checkpoints
 from tests.e2e.engines import Nursery
 from tests.unit.io.helpers import (
@@ -36,7 +34,6 @@ from tests.unit.io.relay import Fault, Relay
 
 pytestmark = pytest.mark.timeout(180)
 
-ROOT = Path(__file__).parents[2]
 TRANSPORTS = pytest.mark.parametrize("transport", ["tcp", "gloo"])
 Lines = list[dict[str, Any]]
 
@@ -336,23 +333,6 @@ print(json.dumps([[a.reason.value, a.detail] for a in outcome.attempts]))
 def parcels(seed: int) -> nn.Module:
     """Pieces that one build sends alone and another might send together."""
     return module_of(**{name: random(300_000, seed=seed) for name in "abc"})
-
-
-@contextlib.contextmanager
-def process(code: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """A Python process that is gone at the end."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        text=True,
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
 
 
 def test_a_server_that_cuts_other_buffers_is_refused_before_gloo_can_end_the_process() -> None:

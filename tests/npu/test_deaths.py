@@ -129,15 +129,21 @@ def test_one_death_after_another_adds_up_to_nothing(cast: Cast) -> None:
     server.becomes(lambda now: now["torch_bytes"] <= calm["torch_bytes"])
 
 
-@NOTICED
-def test_a_server_killed_in_the_middle_costs_only_what_is_missing(
-    cast: Cast, knobs: dict[str, str]
-) -> None:
+def waiting_in_the_middle(cast: Cast, knobs: dict[str, str]) -> tuple[Host, Host, NpuPeer]:
+    """Two servers, and a client that has some of the bytes of the first and waits."""
     first, second = cast.server(model="large"), cast.server(model="large")
     client = cast.client(
         first, second, halt=Halt("wait", share=IN_THE_MIDDLE), knobs=knobs, deadlines=SHORT
     )
     client.reached()
+    return first, second, client
+
+
+@NOTICED
+def test_a_server_killed_in_the_middle_costs_only_what_is_missing(
+    cast: Cast, knobs: dict[str, str]
+) -> None:
+    first, second, client = waiting_in_the_middle(cast, knobs)
     first.signal(signal.SIGKILL)
     client.tell("go on")
 
@@ -151,11 +157,7 @@ def test_a_server_killed_in_the_middle_costs_only_what_is_missing(
 def test_a_server_frozen_in_the_middle_costs_bounded_time(
     cast: Cast, knobs: dict[str, str]
 ) -> None:
-    first, second = cast.server(model="large"), cast.server(model="large")
-    client = cast.client(
-        first, second, halt=Halt("wait", share=IN_THE_MIDDLE), knobs=knobs, deadlines=SHORT
-    )
-    client.reached()
+    first, second, client = waiting_in_the_middle(cast, knobs)
     first.stop()
     client.tell("go on")
 

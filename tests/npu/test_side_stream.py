@@ -1,14 +1,11 @@
 """A transfer and the engine's work do not queue up behind one another."""
 
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from inspect import cleandoc
 from pathlib import Path
+from subprocess import Popen
 from typing import Final
 
+from tests.children import process
 from tests.npu.cast import SHORT, Cast
 from tests.npu.simulator import ROOT
 from tests.planting import copied, planted
@@ -34,24 +31,7 @@ PROGRAM: Final = """
 """A server; the engine beside it begins a step that does not end when it reads a line."""
 
 
-@contextmanager
-def server(source: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process that is gone at the end."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", cleandoc(PROGRAM), str(source)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
-
-
-def heard(child: "subprocess.Popen[str]") -> str:
+def heard(child: Popen[str]) -> str:
     """The next line that is not a warning of torch_npu's."""
     assert child.stdout is not None
     return next(line for line in child.stdout if "Warning" not in line).strip()
@@ -61,7 +41,7 @@ def two_transfers(cast: Cast, source: Path) -> list[bool]:
     """Whether a client is served while the engine is idle, and while it is busy."""
     deadlines = replace(SHORT, queue_s=0.0)
     knobs = {"SIM_HOST_ID": "another"}
-    with server(source) as child:
+    with process(PROGRAM, str(source)) as child:
         endpoint = heard(child)
         idle = cast.client(endpoint, deadlines=deadlines, knobs=knobs).hear()["ok"]
         assert child.stdin is not None

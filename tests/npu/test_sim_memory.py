@@ -18,21 +18,9 @@ from tests.ascend_sim.probe import (
     run,
     runtime,
 )
+from tests.npu.models import DTYPES
 
-WEIGHT_DTYPES: Final = (
-    torch.bfloat16,
-    torch.float16,
-    torch.float32,
-    torch.float64,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.bool,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-)
+WEIGHT_DTYPES: Final = (*DTYPES, torch.bool)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=str)

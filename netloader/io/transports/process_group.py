@@ -18,7 +18,7 @@ from torch import Tensor
 
 from netloader.fsm.manifest import Piece, Segment
 from netloader.fsm.reasons import Reason
-from netloader.io.device import CPU, Fetch, copy_bytes
+from netloader.io.device import CPU, Fetch, copy_bytes, rooms
 from netloader.io.digests import HASHING_THREADS
 from netloader.io.failure import TransferError
 from netloader.io.intake import Incoming
@@ -66,13 +66,12 @@ class GroupSending:
         return sum(segment.nbytes for segment in segments)
 
     def _pack(self, parcel: Parcel, read: Callable[[Piece], Tensor]) -> Tensor:
-        pieces = map(read, parcel)
-        if len(parcel) == 1 and self._pair.in_place:
-            return next(pieces)
-        buffer = room = self._pair.row(size_of(parcel))
-        for piece in pieces:
-            copy_bytes(room[: len(piece)], piece)
-            room = room[len(piece) :]
+        pieces = [*map(read, parcel)]
+        if len(pieces) == 1 and self._pair.in_place:
+            return pieces[0]
+        buffer = self._pair.row(size_of(parcel))
+        for room, piece in zip(rooms(buffer, pieces), pieces, strict=True):
+            copy_bytes(room, piece)
         return buffer
 
     def abort(self) -> None:
@@ -95,10 +94,8 @@ class _Landing:
     def spread(self) -> None:
         """Put what has arrived where it belongs."""
         if self.buffer is not self.places[0]:
-            room = self.buffer
-            for place in self.places:
-                copy_bytes(place, room[: len(place)])
-                room = room[len(place) :]
+            for place, room in zip(self.places, rooms(self.buffer, self.places), strict=True):
+                copy_bytes(place, room)
 
 
 class GroupReceiving:
