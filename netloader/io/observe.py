@@ -4,12 +4,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from netloader.config import Endpoint
-from netloader.fsm.effects import AbortTransfer, OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.effects import OpenTransport, PrepareOffer, StartTransfer
 from netloader.fsm.events import Connected, TransferFailed, Transferred
 from netloader.fsm.messages import PROTOCOL_VERSION
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session, Step
-from netloader.fsm.states import State
+from netloader.fsm.states import TERMINAL, State
 from netloader.log import Level, Logger, emit
 
 
@@ -20,6 +20,7 @@ class Observer:
         self.seconds: dict[State, float] = defaultdict(float)
         self.moved_bytes = 0
         self._opened = False
+        self._transferring = False
         self._logger = logger
         self._fields = {
             "network.peer.address": peer.host,
@@ -29,32 +30,20 @@ class Observer:
         }
 
     def saw(self, session: Session, step: Step) -> None:
-        """Log one step."""
+        """Log one step; what a session that is over still hears is only the echo of its end."""
+        if step.before in TERMINAL:
+            return
         self._open(session, step)
         if step.after is not step.before:
             self.seconds[step.before] += step.lasted_s
             if self._opened:
                 self._say("session.transition", session, _move(step))
-        if isinstance(step.event, Transferred):
-            self.moved_bytes = step.event.nbytes
-            self._say("transfer.finished", session, {"netloader.transfer.bytes": self.moved_bytes})
-        if isinstance(step.event, TransferFailed):
-            self._say("transfer.aborted", session, {"netloader.detail": step.event.detail})
-        elif step.before is State.TRANSFER and any(
-            isinstance(e, AbortTransfer) for e in step.effects
-        ):
-            self._say("transfer.aborted", session, {})
+        self._transfer(session, step)
         for effect in step.effects:
             if isinstance(effect, PrepareOffer):
                 self._fields["netloader.transport"] = effect.transport
             if isinstance(effect, OpenTransport):
                 self._fields["netloader.transport"] = effect.offer.transport
-            if isinstance(effect, StartTransfer):
-                asked = {
-                    "netloader.segments": len(effect.segments),
-                    "netloader.lanes": effect.lanes,
-                }
-                self._say("transfer.started", session, asked)
 
     def closed(self, session: Session) -> None:
         """Log the canonical line: the whole session in one record."""
@@ -94,6 +83,25 @@ class Observer:
         if not self._opened and (session.role == "client" or not isinstance(step.event, Connected)):
             self._opened = True
             self._say("session.opened", session, {})
+
+    def _transfer(self, session: Session, step: Step) -> None:
+        """A transfer that started ends once: done, failed, or stopped because the session ends."""
+        if isinstance(step.event, Transferred):
+            self.moved_bytes = step.event.nbytes
+            self._transferring = False
+            self._say("transfer.finished", session, {"netloader.transfer.bytes": self.moved_bytes})
+        if isinstance(step.event, TransferFailed):
+            self._say("transfer.aborted", session, {"netloader.detail": step.event.detail})
+        elif self._transferring and step.after in TERMINAL:
+            self._say("transfer.aborted", session, {})
+        for effect in step.effects:
+            if isinstance(effect, StartTransfer):
+                self._transferring = True
+                asked = {
+                    "netloader.segments": len(effect.segments),
+                    "netloader.lanes": effect.lanes,
+                }
+                self._say("transfer.started", session, asked)
 
     def _say(self, event: str, session: Session, fields: Mapping[str, object]) -> None:
         emit(self._logger, f"netloader.{event}", self._with(session, fields))

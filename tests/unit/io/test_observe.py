@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from netloader.config import Secret
-from netloader.fsm.messages import Challenge, Lane, Reject
+from netloader.fsm.messages import Begin, Challenge, Lane, Reject, Request
 from netloader.io import fill
 from netloader.log import EVENTS
 from tests.unit.io.helpers import (
@@ -186,6 +186,19 @@ def test_nothing_a_peer_said_reaches_the_log_as_it_was(captured: Lines) -> None:
     assert len(closed["netloader.detail"]) <= 500
 
 
+def test_the_echo_of_an_aborted_transfer_is_not_said_again(captured: Lines) -> None:
+    with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
+        peer.offered()
+        peer.say(Request((0,)))  # the lane that it would be sent over never comes
+        assert isinstance(peer.hear(), Begin)
+        peer.say(Reject("digest_mismatch"))
+        # As long as this side does not hang up, the session hears how its transfer took the abort.
+        assert eventually(lambda: named(captured, "session.closed"))
+
+    assert [line["netloader.transfer.bytes"] for line in named(captured, "session.closed")] == [0]
+    assert len(named(captured, "transfer.aborted")) == 1
+
+
 def test_a_transfer_that_ended_early_is_said_once_on_each_side(captured: Lines) -> None:
     source = zoo(1)
     with serving(source) as server:
@@ -197,6 +210,7 @@ def test_a_transfer_that_ended_early_is_said_once_on_each_side(captured: Lines) 
         client, server_line = both_closed(captured)
 
     assert client["netloader.reason"] == server_line["netloader.reason"] == "digest_mismatch"
-    for role in ("client", "server"):
-        assert len(named(captured, "transfer.aborted", role)) == 1
+    assert len(named(captured, "transfer.aborted", "client")) == 1
     assert named(captured, "transfer.finished", "client") == []
+    said = [named(captured, f"transfer.{how}", "server") for how in ("finished", "aborted")]
+    assert len(said[0] + said[1]) == 1, "all was sent when the client said no, or it was not"
