@@ -148,6 +148,19 @@ def test_a_plain_send_would_have_a_communicator_without_options(cast: Cast, sour
         assert {call.name for call in cast.operations(peer.pid)} == {"HcclBatchSendRecv"}
 
 
+def test_a_group_would_pass_itself_off_as_the_host_s_world(cast: Cast, source: str) -> None:
+    launcher = {"RANK": "7"}  # as torchrun sets for every rank of a host's world
+    server = cast.server(source=source, knobs=launcher, deadlines=SHORT)
+    client = cast.client(server, knobs=launcher, deadlines=SHORT)
+
+    outcome = client.hear(SOON_S)
+    assert outcome["ok"], outcome["attempts"]
+
+    # HCCL steers the network's load by what a communicator says of the job that it is part of.
+    (made,) = cast.trace.of({"HcclCommInit"}, server.pid)
+    assert made.number("world_rank") == 0
+
+
 def test_no_exception_is_no_proof_that_bytes_are_right(
     cast: Cast, source: str, meeting: Path
 ) -> None:
@@ -219,6 +232,12 @@ TRAPS = (
         BACKENDS,
         r"    return group\.batch_isend_irecv\(.*\n",
         "    return _send_or_receive(group, buffer, rank)\n",
+    ),
+    Trap(
+        test_a_group_would_pass_itself_off_as_the_host_s_world,
+        BACKENDS,
+        r"    options\.global_ranks_in_group = MEMBERS  # .*\n",
+        "",
     ),
     Trap(
         test_no_exception_is_no_proof_that_bytes_are_right,

@@ -165,8 +165,9 @@ static HcclResult create(uint32_t ranks, const void *root_info, uint32_t rank,
     if (comm == NULL) {
         return HCCL_E_MEMORY;
     }
-    sim_trace("HcclCommInit", "comm=%llu name=%s rank=%u ranks=%u device=%d",
-              (unsigned long long)comm->number, comm->name, rank, ranks, comm->device);
+    sim_trace("HcclCommInit", "comm=%llu name=%s rank=%u ranks=%u device=%d world_rank=%u",
+              (unsigned long long)comm->number, comm->name, rank, ranks, comm->device,
+              config != NULL ? config->world_rank : 0);
     int64_t deadline = now_ms() + sim_knob_int("HCCL_CONNECT_TIMEOUT", 120) * 1000;
     int listener = claim_root(&root);
     HcclResult result = wait_while_blocked(deadline);
