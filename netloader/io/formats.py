@@ -50,7 +50,7 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def assign(tensor: Tensor, elements: Tensor) -> None:
-    """Write `elements` (same shape and dtype, plain, any device) into a tensor's own storage.
+    """Write `elements` (same shape, dtype and device; plain) into a tensor's own storage.
 
     Copying plain elements into a private format would give the tensor another storage; copying
     between two of one format moves bytes.
@@ -59,7 +59,7 @@ def assign(tensor: Tensor, elements: Tensor) -> None:
         TransferError: this process may not use private formats.
     """
     if format_of(tensor):
-        elements = _torch_npu().npu_format_cast(elements.to(tensor.device), NZ)
+        elements = _torch_npu().npu_format_cast(elements, NZ)
         if not format_of(elements):  # torch_npu only warns
             detail = "allow it: torch.npu.config.allow_internal_format = True"
             raise TransferError(

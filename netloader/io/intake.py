@@ -8,13 +8,17 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from netloader.fsm.manifest import Progress, Segment, plan
+import torch
+from torch import Tensor
+
+from netloader.fsm.manifest import Piece, Progress, Segment, plan
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
+from netloader.io.device import CPU
 from netloader.io.digests import ALGORITHMS, Hasher
 from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
-from netloader.io.weights import Weights
+from netloader.io.weights import Weights, bring
 
 Report = Callable[[int, int], None]
 """Called with bytes verified so far and bytes in all, from whatever thread moved them."""
@@ -77,7 +81,7 @@ class Intake:
 
 
 class Incoming:
-    """One segment on its way in: fill its targets in order, and `update` with them.
+    """One segment on its way in, for one thread: fill its targets in order, `update` with them.
 
     With its last byte a segment is compared, and counts.
     """
@@ -88,11 +92,21 @@ class Incoming:
         self._hasher = hasher
         self._digest = digest
         self._left = segment.nbytes
+        self._apart: list[tuple[Tensor, Tensor]] = []
+        """Places that the transport cannot write to, and what it fills instead."""
+
+    def target(self, piece: Piece, device: torch.device = CPU) -> Tensor:
+        """Where a transport that writes on `device` puts a piece of it (uint8, 1-d)."""
+        place = self._ledger.weights.place(piece)
+        if place.device == device:
+            return place
+        room = torch.empty(piece.length, dtype=torch.uint8, device=device)
+        self._apart.append((place, room))
+        return room
 
     def views(self) -> list[memoryview]:
         """The targets, for a transport that writes to memory of the host."""
-        target = self._ledger.weights.target
-        return [memory_of(target(piece)) for piece in self._segment.pieces]
+        return [memory_of(self.target(piece)) for piece in self._segment.pieces]
 
     def update(self, view: memoryview) -> None:
         """Take the next bytes into the digest.
@@ -109,5 +123,8 @@ class Incoming:
         if self._hasher.hexdigest() != self._digest:
             detail = f"segment {self._segment.index} does not match its published digest"
             raise TransferError(Reason.DIGEST_MISMATCH, detail)
+        for place, room in self._apart:
+            bring(place, room)
+        self._apart.clear()
         self._ledger.weights.arrived(self._segment)
         self._ledger.record(self._segment)

@@ -1,8 +1,9 @@
 """A model's tensors as manifest and memory. Law: bytes go into existing storage, never rebind.
 
 A dense tensor is reached in place on its own device: its memory is what a socket, or a group of
-accelerators, reads and writes. Tensors with holes, in private storage formats, or on another device
-than the transport's go through a contiguous copy, one tensor long.
+accelerators, reads and writes. Tensors with holes or in private storage formats go through a copy
+that is contiguous, on the same device. So each tensor has one place where it is put together, and a
+source may go on where another failed, whatever their transports.
 """
 
 import threading
@@ -18,7 +19,7 @@ from netloader.io.device import CPU, Fetch, beside, follow
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign, can_travel, format_of, plain
 from netloader.io.memory import memory_of, span_of
-from netloader.io.parcels import parcels
+from netloader.io.parcels import PARCEL_BYTES, parcels
 
 Named = tuple[str, Tensor]
 
@@ -48,14 +49,15 @@ def manifest_of(named: Sequence[Named]) -> Manifest:
     """Describe tensors as the wire does.
 
     Raises:
-        WeightsError: a tensor has no memory (it is on the meta device), is not strided, or is in a
-            storage format that cannot travel.
+        WeightsError: a tensor's memory is not its elements (it is on the meta device, not strided,
+            quantized by torch, a conjugate or negative view), or is in a storage format that cannot
+            travel.
     """
     first_in: dict[int, int] = {}
     specs: list[TensorSpec] = []
     for index, (name, tensor) in enumerate(named):
-        if tensor.is_meta or tensor.layout != torch.strided:
-            raise WeightsError(f"{name} has no plain memory ({tensor.device}, {tensor.layout})")
+        if odd := _oddity(tensor):
+            raise WeightsError(f"{name} has no plain memory: it is {odd}")
         stored = format_of(tensor)
         if not can_travel(tensor, stored):
             remedy = "cast it to ND with torch_npu.npu_format_cast"
@@ -77,6 +79,19 @@ def manifest_of(named: Sequence[Named]) -> Manifest:
             )
         )
     return Manifest(tuple(specs))
+
+
+def _oddity(tensor: Tensor) -> str:
+    """What keeps a tensor's memory from being its elements; empty for nearly all tensors."""
+    if tensor.is_meta:
+        return "on the meta device"
+    if tensor.layout != torch.strided:
+        return f"of layout {tensor.layout}"
+    if tensor.is_quantized:
+        return f"of dtype {tensor.dtype}, with scales beside its elements"
+    if tensor.is_conj() or tensor.is_neg():
+        return "a view that is conjugated or negated when it is read; clone it"
+    return ""
 
 
 def _dense(tensor: Tensor) -> bool:
@@ -104,7 +119,7 @@ class Weights:
         self._tensors = [tensor for _, tensor in pairs]
         specs = self.manifest.tensors
         self._flat = [not s.format and _dense(t) for s, t in zip(specs, self._tensors, strict=True)]
-        self._staged: dict[int, tuple[Tensor, int]] = {}
+        self._staged: dict[int, tuple[Tensor, set[Piece]]] = {}
         self._lock = threading.Lock()
         self.device = next((t.device for t in self._tensors if t.device != CPU), CPU)
         """The accelerator that holds the weights, or some of them; else the CPU."""
@@ -114,6 +129,13 @@ class Weights:
     def of(cls, module: nn.Module) -> "Weights":
         """The weights of a module: `named_tensors` of it."""
         return cls(named_tensors(module))
+
+    def readers(self, most: int) -> int:
+        """How many may read at once; on a device one, where a tensor has to be copied to be read.
+
+        Segments that follow one another are often of one tensor, and each reader would copy it.
+        """
+        return most if self.device == CPU or all(self._flat) else 1
 
     def reader(self, device: torch.device = CPU) -> Callable[[Piece], Tensor]:
         """Reads pieces: their bytes (uint8, 1-d) on a device, in place where the memory allows it.
@@ -139,18 +161,21 @@ class Weights:
 
         return read
 
-    def target(self, piece: Piece, device: torch.device = CPU) -> Tensor:
-        """Where a transport that writes on `device` puts a piece (uint8, 1-d); then `arrived`."""
-        end = piece.start + piece.length
-        tensor = self._tensors[piece.tensor]
-        if self._flat[piece.tensor] and tensor.device == device:
-            return _flat(tensor)[piece.start : end]
+    def place(self, piece: Piece) -> Tensor:
+        """Where the bytes of a piece belong (uint8, 1-d); when they are there, `arrived`."""
+        flat = self._flat[piece.tensor]
+        block = _flat(self._tensors[piece.tensor] if flat else self._staging(piece.tensor))
+        return block[piece.start : piece.start + piece.length]
+
+    def _staging(self, index: int) -> Tensor:
+        """A plain copy, with a storage of its shape: `npu_format_cast` goes by that."""
+        tensor = self._tensors[index]
         with self._lock:
-            if piece.tensor not in self._staged:
-                nbytes = self.manifest.tensors[piece.tensor].nbytes
-                room = torch.empty(nbytes, dtype=torch.uint8, device=device)
-                self._staged[piece.tensor] = (room, nbytes)
-            return self._staged[piece.tensor][0][piece.start : end]
+            if index not in self._staged:
+                with beside(tensor.device):
+                    room = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+                self._staged[index] = (room, set())
+            return self._staged[index][0]
 
     def restart(self) -> None:
         """Forget half-received tensors: what comes next is of another checkpoint."""
@@ -158,31 +183,41 @@ class Weights:
             self._staged.clear()
 
     def arrived(self, segment: Segment) -> None:
-        """A segment is in its targets and verified: staged tensors that are whole move in."""
-        for piece in segment.pieces:
-            self._advance(piece)
+        """A segment is in its places and verified: staged tensors that are whole move in.
 
-    def _advance(self, piece: Piece) -> None:
+        It may arrive again, when this has failed: nothing counts twice, and nothing is forgotten.
+
+        Raises:
+            TransferError: a tensor did not take its bytes.
+        """
+        whole = [piece.tensor for piece in segment.pieces if self._completes(piece)]
+        for index in whole:
+            self._move_in(index)
         with self._lock:
-            if piece.tensor not in self._staged:
-                return
-            staging, missing = self._staged[piece.tensor]
-            missing -= piece.length
-            if missing:
-                self._staged[piece.tensor] = (staging, missing)
-                return
-            del self._staged[piece.tensor]
-        tensor = self._tensors[piece.tensor]
+            for index in whole:
+                del self._staged[index]
+
+    def _completes(self, piece: Piece) -> bool:
+        """Note a piece of a staged tensor, and tell whether that was all of it."""
+        if self._flat[piece.tensor]:
+            return False
+        with self._lock:
+            _, here = self._staged[piece.tensor]
+            here.add(piece)
+            return sum(p.length for p in here) == self.manifest.tensors[piece.tensor].nbytes
+
+    def _move_in(self, index: int) -> None:
+        tensor, staging = self._tensors[index], self._staged[index][0]
         with beside(tensor.device):
-            assign(tensor, staging.view(tensor.dtype).view(tensor.shape))
+            assign(tensor, staging)
             if self.device != CPU:
-                self._check_assigned(piece.tensor, staging)
+                self._check_assigned(index, staging)
 
     def _check_assigned(self, index: int, staging: Tensor) -> None:
         """Read a tensor back from where it belongs: a device that failed drops work in silence."""
         spec = self.manifest.tensors[index]
         whole = Segment(0, (Piece(index, 0, spec.nbytes),), spec.nbytes)
-        received = memory_of(staging.cpu())
+        received = memory_of(_flat(staging).cpu())
         for view in self.views(whole):
             if view != received[: len(view)]:
                 detail = f"{spec.name} did not take the bytes that were received for it"
@@ -225,3 +260,22 @@ class Weights:
             name = self.manifest.tensors[piece.tensor].name
             raise TransferError(Reason.TRANSFER_FAILED, f"the memory of {name} was freed")
         return tensor
+
+
+def bring(place: Tensor, received: Tensor) -> None:
+    """Copy bytes (uint8, 1-d) to where they belong, which is on another device.
+
+    Raises:
+        TransferError: they did not arrive there; a device that failed drops work in silence.
+    """
+    device, never = next(t.device for t in (place, received) if t.device != CPU), threading.Event()
+    with beside(device):
+        for start in range(0, len(place), PARCEL_BYTES):
+            there, here = (tensor[start : start + PARCEL_BYTES] for tensor in (place, received))
+            if place.device == CPU:
+                memory_of(there)[:] = memory_of(Fetch([here], device).wait(never))
+                continue
+            there.copy_(here)
+            if memory_of(Fetch([there], device).wait(never)) != memory_of(here):
+                detail = f"{device} did not take the bytes that were received for it"
+                raise TransferError(Reason.DIGEST_MISMATCH, detail)

@@ -92,6 +92,14 @@ def crumbs(seed: int, device: torch.device) -> nn.Module:
     return module.to(device)
 
 
+def in_fractal_nz(matrix: Tensor) -> Tensor:
+    """A copy as the matrix units like it, which torch_npu makes only where it may."""
+    torch_npu.npu.config.allow_internal_format = True  # as vllm-ascend
+    cast: Tensor = torch_npu.npu_format_cast(matrix, FRACTAL_NZ)
+    assert int(torch_npu.get_npu_format(cast)) == FRACTAL_NZ
+    return cast
+
+
 def fractal(seed: int, device: torch.device) -> nn.Module:
     """Matrices as the kernels of an NPU like them: permuted and padded, beside plain ones."""
     module = nn.Module()
@@ -99,13 +107,46 @@ def fractal(seed: int, device: torch.device) -> nn.Module:
         for dtype in (torch.bfloat16, torch.float16, torch.int8):
             matrix = noise(seed + number, rows, columns, dtype=dtype).to(device)
             name = f"{str(dtype).removeprefix('torch.')}_{number}"
-            module.register_buffer(name, torch_npu.npu_format_cast(matrix, FRACTAL_NZ))
+            module.register_buffer(name, in_fractal_nz(matrix))
     module.register_buffer("plain", noise(seed, 1000).to(device))
     return module
 
 
+def few_and_large(seed: int, device: torch.device) -> nn.Module:
+    """Tensors larger than all that may be under way at once."""
+    module = nn.Module()
+    for number in range(2):
+        module.register_buffer(f"t{number}", noise(seed + number, 12 * MIB).repeat(8).to(device))
+    return module
+
+
+def both_devices(seed: int, device: torch.device) -> nn.Module:
+    """As `few_and_large`, with a tensor that stays in the memory of the host."""
+    module = few_and_large(seed, device)
+    module.register_buffer("t0", module.get_buffer("t0").cpu())
+    return module
+
+
+def few_fractal(seed: int, device: torch.device) -> nn.Module:
+    """As `few_and_large`, in FRACTAL_NZ."""
+    module = nn.Module()
+    matrix = noise(seed, 12 * MIB).repeat(8).view(torch.int8).view(8 * 1024, -1)
+    module.register_buffer("t0", in_fractal_nz(matrix.to(device)))
+    return module
+
+
 MODELS: Final[dict[str, Callable[[int, torch.device], nn.Module]]] = {
-    function.__name__: function for function in (every_kind, plain, large, crumbs, fractal)
+    function.__name__: function
+    for function in (
+        every_kind,
+        plain,
+        large,
+        crumbs,
+        fractal,
+        few_and_large,
+        both_devices,
+        few_fractal,
+    )
 }
 
 

@@ -103,9 +103,8 @@ class GroupReceiving:
 
     def __init__(self, inlet: Inlet, backend: Backend) -> None:
         self._inlet = inlet
-        self._weights = inlet.intake.ledger.weights
         self._stall_s = inlet.stall_s
-        device = _device_for(backend, self._weights)
+        device = _device_for(backend, inlet.intake.ledger.weights)
         self._pair = Pair(backend, CLIENT, inlet.session, inlet.stall_s, device)
         self._threads = 1 if device == CPU else HASHING_THREADS
         self._posted: deque[_Landing] = deque()
@@ -139,7 +138,7 @@ class GroupReceiving:
         return sum(segment.nbytes for segment in segments)
 
     def _post(self, incoming: Incoming, parcel: Parcel) -> None:
-        places = tuple(self._weights.target(piece, self._pair.device) for piece in parcel)
+        places = tuple(incoming.target(piece, self._pair.device) for piece in parcel)
         in_place = len(places) == 1 and self._pair.in_place
         buffer = places[0] if in_place else self._pair.row(size_of(parcel))
         self._pair.post(buffer)

@@ -1,14 +1,19 @@
 """A model's tensors as manifest and memory: which ones, what they are, and where bytes end."""
 
 import threading
+from collections.abc import Callable
 from itertools import count
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from netloader.fsm.manifest import plan
+from netloader.fsm.manifest import Segment, plan
+from netloader.fsm.reasons import Reason
+from netloader.io import weights as weights_module
 from netloader.io.clock import monotonic
+from netloader.io.failure import TransferError
+from netloader.io.formats import assign
 from netloader.io.memory import memory_of
 from netloader.io.weights import Weights, WeightsError, manifest_of, named_tensors
 from tests.unit.io.helpers import KIB, bytes_of, contents, module_of, places, random, zoo
@@ -45,7 +50,7 @@ def carry(source: nn.Module, target: nn.Module, segment_bytes: int = 64 * KIB) -
     assert giving.manifest == taking.manifest
     for segment in plan(giving.manifest, segment_bytes):
         for view, piece in zip(giving.views(segment), segment.pieces, strict=True):
-            memory_of(taking.target(piece))[:] = view
+            memory_of(taking.place(piece))[:] = view
         taking.arrived(segment)
 
 
@@ -81,13 +86,24 @@ def test_tied_tensors_and_shared_modules_appear_under_each_name_and_travel_once(
 def test_a_tensor_without_memory_is_refused_by_name() -> None:
     module = module_of(good=random(2), ghost=torch.empty(3, device="meta"))
 
-    with pytest.raises(WeightsError, match=r"^ghost has no plain memory \(meta"):
+    with pytest.raises(WeightsError, match=r"^ghost has no plain memory: it is on the meta"):
         Weights.of(module)
 
 
-def test_a_sparse_tensor_is_refused_by_name() -> None:
-    with pytest.raises(WeightsError, match=r"^sparse has no plain memory"):
-        manifest_of([("sparse", torch.eye(3).to_sparse())])
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # torch means to drop it
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.quantize_per_tensor(torch.ones(8), 0.1, 0, torch.quint8),
+        lambda: torch.ones(3, dtype=torch.complex64).conj(),
+        lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
+    ],
+    ids=["sparse", "quantized", "conjugated", "negated"],
+)
+def test_a_tensor_that_is_not_its_memory_is_refused_by_name(odd: Callable[[], Tensor]) -> None:
+    with pytest.raises(WeightsError, match=r"^odd has no plain memory: it is"):
+        manifest_of([("odd", odd())])
 
 
 # -- what the manifest says ----------------------------------------------------------------------
@@ -183,13 +199,41 @@ def test_a_staged_tensor_is_written_only_when_all_of_it_is_verified() -> None:
     before = contents(target)
     first, second = plan(weights.manifest, 1000)
 
-    memory_of(weights.target(first.pieces[0]))[:] = bytes(1000)
+    memory_of(weights.place(first.pieces[0]))[:] = bytes(1000)
     weights.arrived(first)
     assert contents(target) == before
 
-    memory_of(weights.target(second.pieces[0]))[:] = bytes(1000)
+    memory_of(weights.place(second.pieces[0]))[:] = bytes(1000)
     weights.arrived(second)
     assert contents(target) == {"holes": bytes(2000)}
+
+
+def test_what_did_not_move_in_is_put_together_of_all_that_was_verified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, target = (module_of(holes=random(512, 512, seed=s)[:, ::2]) for s in (1, 2))
+    giving, taking = Weights.of(source), Weights.of(target)
+    first, second = plan(giving.manifest, 512 * KIB // 2)
+    failures = [TransferError(Reason.TRANSFER_FAILED, "no memory for the cast")]
+
+    def fails_once(*tensors: torch.Tensor) -> None:
+        if failures:
+            raise failures.pop()
+        assign(*tensors)
+
+    monkeypatch.setattr(weights_module, "assign", fails_once)
+
+    def receive(segment: Segment) -> None:
+        (piece,), (view,) = segment.pieces, giving.views(segment)
+        memory_of(taking.place(piece))[:] = view
+        taking.arrived(segment)
+
+    receive(first)
+    with pytest.raises(TransferError):
+        receive(second)
+    receive(second)  # from the next source, which is asked for nothing else
+
+    assert contents(target) == contents(source)
 
 
 def test_in_place_targets_are_the_tensors_own_memory() -> None:
@@ -197,7 +241,7 @@ def test_in_place_targets_are_the_tensors_own_memory() -> None:
     (segment,) = plan(manifest_of([("w", tensor)]), 1 << 20)
     weights = Weights([("w", tensor)])
 
-    assert weights.target(segment.pieces[0]).data_ptr() == tensor.data_ptr()
+    assert weights.place(segment.pieces[0]).data_ptr() == tensor.data_ptr()
     assert weights.reader()(segment.pieces[0]).data_ptr() == tensor.data_ptr()
 
 
