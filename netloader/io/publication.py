@@ -147,7 +147,7 @@ class Publication:
     def _compute(self, workers: int) -> tuple[str, ...]:
         with self.reading():
             readers = [partial(self._views, segment) for segment in self.segments]
-            return digests_of(self.offering.digests[0], readers, workers)
+            return digests_of(self.offering.digests[0], readers, self.weights.readers(workers))
 
     def _views(self, segment: Segment) -> Iterator[memoryview]:
         if self.withdrawn or _ending.is_set():
@@ -200,7 +200,7 @@ def segment_digests(
 ) -> tuple[str, ...]:
     """The digest of every segment of some weights, hashing `workers` segments at a time."""
     readers = [partial(weights.views, segment) for segment in segments]
-    return digests_of(algorithm, readers, workers)
+    return digests_of(algorithm, readers, weights.readers(workers))
 
 
 def in_background(name: str, work: Callable[[], None]) -> threading.Thread:

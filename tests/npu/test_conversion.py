@@ -1,0 +1,40 @@
+"""Tensors that have to be copied to be read. Law: one at a time, for a device has no room to spare.
+
+A server digests on every core when its engine is warm: all memory but a little is taken by then.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from netloader.fsm.identity import Identity
+from netloader.io.server import ServerOptions, publish
+from netloader.io.weights import Weights
+from tests.npu.models import MIB, in_fractal_nz
+from tests.npu.simulator import torch_npu
+
+ROWS, COLUMNS = 2048, 2048
+SEGMENT_BYTES = MIB
+
+
+def conversion() -> float:
+    """What digesting a matrix in FRACTAL_NZ takes beside the matrix, as a share of it."""
+    model = nn.Module()
+    plain = torch.zeros(ROWS, COLUMNS, dtype=torch.bfloat16, device="npu")
+    model.register_buffer("matrix", in_fractal_nz(plain))
+    del plain
+    before = torch_npu.npu.memory_allocated()
+    torch_npu.npu.empty_cache()
+    torch_npu.npu.reset_peak_memory_stats()
+    offer = publish(
+        Weights.of(model), Identity({"model": "tiny"}), ServerOptions(segment_bytes=SEGMENT_BYTES)
+    )
+    offer.seal()
+    taken: int = torch_npu.npu.max_memory_allocated() - before
+    return taken / offer.offering.manifest.nbytes
+
+
+@pytest.mark.parametrize("cores", [1, 8])
+def test_digests_convert_one_tensor_at_a_time(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert conversion() <= 1.1
