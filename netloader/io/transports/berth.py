@@ -8,6 +8,7 @@ that a failed operation was given must not go back to an allocator that the engi
 
 import secrets
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Berth:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stuck = 0
+        self._stuck: list[tuple[int, Callable[[], bool]]] = []
         self._owner: object = None
         self._suspect = False
         self._tainted = False
@@ -45,18 +46,24 @@ class Berth:
         """Take the place.
 
         Raises:
-            BusyError: somebody else has it, or too many groups are still in the making.
+            BusyError: somebody else has it, or the library is still busy with peers that left.
             TransferError: the device does not work.
         """
         with self._lock:
             if self._owner is not None:
                 raise BusyError(f"another transfer has the communicator of {self.device}")
-            if self._stuck >= MAX_STUCK:
+            if self._jammed():
                 raise BusyError(f"communicators of {self.device} still wait for peers that left")
             self._owner = owner
             suspect = self._suspect
         if suspect:
             self._examine(owner)
+
+    def _jammed(self) -> bool:
+        if self._stuck:
+            with beside(self.device):
+                self._stuck = [(count, over) for count, over in self._stuck if not over()]
+        return sum(count for count, _ in self._stuck) >= MAX_STUCK
 
     def _examine(self, owner: object) -> None:
         if not _works(self.device):
@@ -70,17 +77,33 @@ class Berth:
         """Take the place, when it is free.
 
         Raises:
-            TransferError: it was stopped, took too long, or the device does not work.
+            BusyError: another transfer had it for too long; later it may be over.
+            TransferError: it was stopped, the library is busy for longer than anybody should
+                queue, or the device does not work.
         """
+        obstacle: list[str] = []
 
         def claimed() -> bool:
             try:
                 self.claim(owner)
-            except BusyError:
+            except BusyError as busy:
+                obstacle[:] = [busy.detail]
                 return False
             return True
 
-        poll(claimed, f"another transfer on {self.device}", timeout_s, stop)
+        try:
+            poll(claimed, f"waiting for {self.device}", timeout_s, stop)
+        except TransferError as error:
+            if error.reason is not Reason.TRANSFER_STALLED:
+                raise
+            with self._lock:
+                jammed = self._jammed()
+            if jammed:
+                raise TransferError(error.reason, obstacle[0]) from error
+            raise BusyError(f"{obstacle[0]}; waited {timeout_s:g} s") from error
+        if stop.is_set():  # perhaps before this had the place, which nobody would give back
+            self.leave(owner)
+            raise TransferError(Reason.TRANSFER_FAILED, "aborted")
 
     def leave(self, owner: object) -> None:
         """Give the place back, if it is `owner` who has it."""
@@ -88,10 +111,13 @@ class Berth:
             if self._owner is owner:
                 self._owner = None
 
-    def strand(self, count: int) -> None:
-        """Add to what the library still does for peers that left; less than 0: it has ended."""
+    def strand(self, count: int, over: Callable[[], bool]) -> None:
+        """Note what the library still does for a peer that left, until it is `over`.
+
+        It counts for `count` groups; `over` is asked on any thread that is `beside` the device.
+        """
         with self._lock:
-            self._stuck += count
+            self._stuck.append((count, over))
 
     def suspect(self) -> None:
         """A transfer failed: look at the device before it is used again."""

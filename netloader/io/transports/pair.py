@@ -58,7 +58,7 @@ class _Joining:
         self._berth = berth
         self._group: Any = None
         self._failure: Exception | None = None
-        self._done = threading.Event()
+        self._over = threading.Event()
         self._left = False
         self._lock = threading.Lock()
         threading.Thread(target=self._run, name="netloader-join", daemon=True).start()
@@ -70,11 +70,10 @@ class _Joining:
         except Exception as error:  # noqa: BLE001 - carried over to whoever waits
             failure = error
         with self._lock:
-            if self._left:  # the group ends here, with the last reference to it
-                self._berth.strand(-MAX_STUCK)
-                return
-            self._group, self._failure = group, failure
-        self._done.set()
+            if not self._left:
+                self._group, self._failure = group, failure
+        del group, failure  # one that was left ends here, and no other lives on in this thread
+        self._over.set()
 
     def wait(self, timeout_s: float, stop: threading.Event) -> Any:
         """The group.
@@ -84,12 +83,12 @@ class _Joining:
             Exception: whatever the library raised.
         """
         try:
-            poll(self._done.is_set, "joining the group", timeout_s, stop)
+            poll(self._over.is_set, "joining the group", timeout_s, stop)
         except TransferError:
             with self._lock:
-                if not self._done.is_set():
-                    self._left = True
-                    self._berth.strand(MAX_STUCK)  # libraries allow one in the making
+                self._left = True
+                self._group = self._failure = None  # which came just now, when nobody wants it
+            self._berth.strand(MAX_STUCK, self._over.is_set)  # libraries allow one in the making
             raise
         failure, group, self._failure, self._group = self._failure, self._group, None, None
         if failure is not None:
@@ -244,7 +243,7 @@ class Pair:
             if self._rank == CLIENT:
                 self.berth.clear()
         except TransferError:
-            self.berth.strand(1)
+            self.berth.strand(1, self._drained)
             self.berth.abandon()
             if self._backend.in_place:
                 raise
@@ -267,11 +266,11 @@ class Pair:
         self.stop.set()
         self.lanes.abort()
         with self._lock:
-            store, group, running = self._store, self._group, self._running
+            store, running = self._store, self._running
+            if self._group is not None:  # one more reference would end the group on this thread
+                self._backend.wake(self._group, self._rank)
         if store is not None:
             store.close()
-        if group is not None:
-            self._backend.wake(group, self._rank)
         if not running:
             self.berth.leave(self)
 
