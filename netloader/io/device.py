@@ -17,6 +17,9 @@ from netloader.io.memory import memory_of
 from netloader.io.waiting import poll
 
 CPU = torch.device("cpu")
+OWN_THREADS = "netloader-"
+"""What the names of our threads begin with. They stay on a device that they have used: torch_npu
+would put a new thread back on device 0, where a context takes memory that is another rank's."""
 ANSWER_S = 60.0
 """How long a device may take for what we gave it: copies of some megabytes take milliseconds."""
 
@@ -39,6 +42,8 @@ def beside(device: torch.device) -> Iterator[None]:
         yield
         return
     module = torch.get_device_module(device)
+    if threading.current_thread().name.startswith(OWN_THREADS):
+        module.set_device(device)
     with module.device(device), module.stream(side_stream(device)):
         yield
 

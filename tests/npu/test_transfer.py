@@ -1,8 +1,10 @@
 """Weights between NPUs over HCCL: every byte, in place, in few operations, by real processes."""
 
+from functools import partial
+
 import pytest
 
-from tests.npu.cast import Cast, served
+from tests.npu.cast import Cast, served, soon
 
 FEW = 48
 """A few dozen: what 10,000 small tensors may cost in operations of HCCL."""
@@ -33,8 +35,20 @@ def test_any_device_serves_any_other_and_no_other_is_touched(
     served(client, server)
 
     for peer, own in ((server, giver), (client, taker)):
-        allocated = cast.trace.of({"aclrtMalloc", "aclrtMallocAlign32", "HcclCommInit"}, peer.pid)
-        assert {call.number("device") for call in allocated} == {own}
+        used = {"aclrtSetDevice", "aclrtMalloc", "aclrtMallocAlign32", "HcclCommInit"}
+        assert {call.number("device") for call in cast.trace.of(used, peer.pid)} == {own}
+
+
+def test_no_loop_waits_while_hccl_destroys_a_communicator(cast: Cast) -> None:
+    server = cast.server()
+    client = cast.client(server)
+    served(client, server)
+
+    for peer in (server, client):
+        ended = partial(cast.trace.of, {"HcclCommDestroy"}, peer.pid)
+        soon(ended, "the communicator is gone")
+        (end,) = ended()
+        assert end.tid in {call.tid for call in cast.operations(peer.pid)}
 
 
 def test_ten_thousand_small_tensors_cost_a_few_dozen_operations(cast: Cast) -> None:
