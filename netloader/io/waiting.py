@@ -24,7 +24,7 @@ def poll(ready: Callable[[], bool], what: str, timeout_s: float, stop: threading
     while not ready():
         if stop.wait(pause):
             raise TransferError(Reason.TRANSFER_FAILED, "aborted")
-        if monotonic() > deadline:
+        if monotonic() > deadline and not ready():  # which a stopped process could not ask
             detail = f"{what} took longer than {timeout_s:g} s"
             raise TransferError(Reason.TRANSFER_STALLED, detail)
         pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -118,6 +118,18 @@ def set_stall(lane: socket.socket, stall_s: float) -> None:
     lane.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
 
 
+def is_stall(lane: socket.socket, waited_s: float) -> bool:
+    """Whether a call that moved less than all has used up its time: the kernel counts in ticks.
+
+    Otherwise a signal cut it short (socket(7), signal(7)), as a debugger or a freezer sends them.
+    """
+    size = struct.calcsize("ll")
+    told = lane.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, size)
+    seconds, microseconds = struct.unpack("ll", told)
+    limit_s: float = seconds + microseconds / 1_000_000
+    return 0 < 0.9 * limit_s <= waited_s
+
+
 def side_by_side(jobs: Sequence[Callable[[], int]], abort: Callable[[], None]) -> int:
     """Run jobs on a thread each and add up what they return; the first failure aborts the rest."""
     results: list[int] = []

@@ -11,9 +11,10 @@ from functools import partial
 
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
+from netloader.io.clock import monotonic
 from netloader.io.failure import TransferError
 from netloader.io.transports.base import Inlet, Outlet, Transport
-from netloader.io.transports.lanes import Lanes, set_stall
+from netloader.io.transports.lanes import Lanes, is_stall, set_stall
 
 IOV_MAX = 1024
 """Buffers per system call (Linux UIO_MAXIOV)."""
@@ -52,7 +53,8 @@ def after(batch: list[memoryview], done: int) -> list[memoryview]:
 
 # A blocking call that moves less than it was given has used up its time (see set_stall): what is
 # left may move at once, or the peer has stalled. Waiting again would double the deadline; nor may
-# the next batch wait, when what was left of this one just fitted into the buffers.
+# the next batch wait, when what was left of this one just fitted into the buffers. Or it was cut
+# short by a signal (socket(7), signal(7): SIGSTOP, a debugger, a freezer), and just goes on.
 
 
 def go_on(lanes: Lanes) -> None:
@@ -64,8 +66,9 @@ def go_on(lanes: Lanes) -> None:
 def send_batch(lane: socket.socket, batch: list[memoryview], flags: int = 0) -> int:
     """Send all of a batch; returns the flags for the next one."""
     while batch:
+        begun = monotonic()
         batch = after(batch, lane.sendmsg(batch, (), flags))
-        if batch:
+        if batch and is_stall(lane, monotonic() - begun):
             flags = socket.MSG_DONTWAIT
     return flags
 
@@ -74,10 +77,13 @@ def receive_batch(lane: socket.socket, batch: list[memoryview]) -> None:
     """Fill all of a batch."""
     flags = socket.MSG_WAITALL
     while batch:
+        begun = monotonic()
         count, *_ = lane.recvmsg_into(batch, 0, flags)
         if not count:
             raise TransferError(Reason.TRANSFER_FAILED, "the data connection closed early")
-        batch, flags = after(batch, count), socket.MSG_DONTWAIT
+        batch = after(batch, count)
+        if batch and is_stall(lane, monotonic() - begun):
+            flags = socket.MSG_DONTWAIT
 
 
 def _as_transfer_error(error: OSError) -> TransferError:

@@ -48,3 +48,16 @@ def test_what_asking_raises_is_passed_on() -> None:
 
     with pytest.raises(RuntimeError, match="the device is lost"):
         poll(ready, "rain", SOON_S, threading.Event())
+
+
+def test_what_came_true_while_nobody_could_ask_is_no_stall() -> None:
+    # A process that was stopped, or a machine that was, goes on after its deadline.
+    asked = count(1)
+
+    def ready() -> bool:
+        if next(asked) == 1:
+            threading.Event().wait(0.1)
+            return False
+        return True
+
+    poll(ready, "rain", 0.05, threading.Event())

@@ -1,8 +1,13 @@
 """The tcp transport over real sockets: all bytes, in place, and an end to every wait."""
 
 import errno
+import fcntl
+import signal
 import socket
+import sys
+import termios
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,11 +16,14 @@ from torch import nn
 from netloader.fsm.reasons import Reason
 from netloader.io.clock import monotonic
 from netloader.io.transports import TransferError
+from netloader.io.transports.lanes import set_stall
 from netloader.io.transports.tcp import IOV_MAX, after, batches, receive_batch, send_batch
 from tests.unit.io.helpers import (
     MIB,
+    SOON_S,
     connected_pair,
     contents,
+    eventually,
     module_of,
     places,
     random,
@@ -68,6 +76,60 @@ def test_a_batch_of_more_than_the_socket_holds_arrives_whole() -> None:
         receive_batch(far, [memoryview(sink)[:100], memoryview(sink)[100:]])
         sender.join()
 
+    assert bytes(sink) == bytes(data)
+
+
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """A signal that does nothing but cut a system call short."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: signals.append(number))
+    yield signals
+    signal.signal(signal.SIGUSR1, before)
+
+
+def unread(sock: socket.socket) -> int:
+    """Bytes that have arrived and that nobody has taken."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.parametrize("who", ["sender", "receiver"])
+def test_a_call_that_a_signal_cut_short_is_no_stall(who: str, heard: list[int]) -> None:
+    # As a debugger, SIGSTOP or a freezer does. The deadline is far away, and nobody is late.
+    near, far = connected_pair()
+    source, sink = random(8 * MIB, dtype=torch.uint8), bytearray(8 * MIB)
+    data = memoryview(source.numpy()).cast("B")  # type: ignore[arg-type]  # numpy's stubs
+    over: list[None] = []
+    with near, far:
+        for lane in (near, far):
+            set_stall(lane, SOON_S)
+
+        def work() -> None:
+            if who == "sender":
+                send_batch(near, [data])
+            else:
+                receive_batch(far, [memoryview(sink)])
+            over.append(None)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        if who == "receiver":
+            near.sendall(data[:1000])
+            assert eventually(lambda: unread(far) == 0)
+        else:
+            assert eventually(lambda: unread(far) > 0)
+            threading.Event().wait(0.1)  # until the buffers are full
+        assert thread.ident is not None
+        signal.pthread_kill(thread.ident, signal.SIGUSR1)
+        assert eventually(lambda: heard)
+        threading.Event().wait(0.1)
+        if who == "receiver":
+            near.sendall(data[1000:])
+        else:
+            receive_batch(far, [memoryview(sink)])
+        thread.join(SOON_S)
+
+    assert len(over) == 1
     assert bytes(sink) == bytes(data)
 
 
