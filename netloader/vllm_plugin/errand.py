@@ -13,9 +13,9 @@ from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.io.client import Survey
 from netloader.io.weights import Named, named_tensors
-from netloader.log import Logger, emit
+from netloader.log import Logger, emit, get_logger
+from netloader.vllm_plugin import LOG_BASE, loadstate, processed, publish
 from netloader.vllm_plugin import identity as identities
-from netloader.vllm_plugin import loadstate, processed, publish
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
 
 
@@ -83,9 +83,19 @@ def errand_of(
         state=_state(facts, logger),
         unfilled=_unfilled(facts, logger) if role == identities.DRAFT else frozenset(),
         identify=identify,
-        serves=publish.wanted(settings, rank),
+        serves=publish.wanted(settings, rank) and not _moving(vllm_config),
         path=str(model_config.model),
     )
+
+
+def _moving(vllm_config: VllmConfig) -> bool:
+    """Whether experts move about while this instance runs; says so, for it does not serve then."""
+    moving = identities.moves_experts(vllm_config)
+    if moving:
+        why = "experts change places while this instance runs (EPLB), and so do its weights"
+        remedy = "turn dynamic EPLB off to serve; an expert map in a file is fine"
+        publish.refuse(get_logger("server", LOG_BASE), why, remedy)
+    return moving
 
 
 def _layout(facts: Mapping[str, str], settings: Settings, vllm_config: VllmConfig) -> str:

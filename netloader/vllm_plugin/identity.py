@@ -100,6 +100,7 @@ def identity_of(
         "context_parallel": _context(parallel),
         "expert_parallel": _experts(parallel),
         "redundant_experts": str(parallel.eplb_config.num_redundant_experts),
+        "expert_map": _expert_map(vllm_config),
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "device": str(torch.device(vllm_config.device_config.device).type),
         "layout": layout,
@@ -125,6 +126,31 @@ def _experts(parallel: ParallelConfig) -> str:
     prefill = _pcp_rank() * parallel.tensor_parallel_size
     mine = _tp_rank() + prefill + size * parallel.data_parallel_rank
     return f"{mine} of {size * parallel.data_parallel_size}, {parallel.expert_placement_strategy}"
+
+
+def _ascend_eplb(vllm_config: VllmConfig) -> Mapping[str, Any]:
+    """What vllm-ascend is told of balanced experts, in `--additional-config`."""
+    more = vllm_config.additional_config
+    given = more.get("eplb_config") if isinstance(more, Mapping) else None
+    return given if isinstance(given, Mapping) else {}
+
+
+def _expert_map(vllm_config: VllmConfig) -> str:
+    """Where vllm-ascend puts experts, if a file says so: SHA-256 (first 16 hex digits) of it."""
+    file = _ascend_eplb(vllm_config).get("expert_map_path")
+    if not file:
+        return "none"
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except OSError:  # vllm-ascend will say so, if it wants the file
+        return f"unreadable: {file}"
+
+
+def moves_experts(vllm_config: VllmConfig) -> bool:
+    """Whether experts change places, and so weights, while the instance runs."""
+    ascend = _ascend_eplb(vllm_config)
+    moved = ascend.get("dynamic_eplb") or ascend.get("expert_map_record_path")
+    return bool(vllm_config.parallel_config.enable_eplb or moved)
 
 
 def config_hash(model_config: ModelConfig) -> str:

@@ -19,6 +19,7 @@ from vllm.utils.network_utils import get_ip
 
 from netloader.config import Endpoint
 from netloader.errors import NetloaderError
+from netloader.io.device import CPU
 from netloader.io.listener import Listener, bind
 from netloader.io.publication import Publication, Shelf, in_background
 from netloader.io.server import ServerOptions, publish
@@ -26,7 +27,7 @@ from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.goods import Goods
-from netloader.vllm_plugin.settings import Settings
+from netloader.vllm_plugin.settings import AUTO, Settings
 
 FIRST_PORT, LAST_PORT = 1024, 65535
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, to find out what to tell others
@@ -56,6 +57,13 @@ class Shop:
     def roles(self) -> tuple[str, ...]:
         """What is served, or would be if it were not being changed."""
         return tuple(self._goods)
+
+    def on_devices(self) -> tuple[str, ...]:
+        """The roles whose weights are on a device, and may be read there now."""
+        with self._lock:
+            away = self._fenced - self._returning.keys()
+            here = [role for role in self._goods if role not in away]
+            return tuple(role for role in here if self._goods[role].weights.device != CPU)
 
     def goods(self, role: str) -> Goods | None:
         """What is on offer in this role."""
@@ -126,6 +134,15 @@ class Shop:
             publication.seal(digests)
             in_background("netloader-audit", partial(self._put_back, goods, publication))
 
+    def back(self, role: str) -> None:
+        """Offer again what was fenced for a moment in which nobody changes weights."""
+        with self._guarded(), self._lock:
+            fenced = self._on_shelf(role)
+            if fenced is not None and not fenced.digests(0):
+                self.renew(role, self._goods[role].weights)
+            else:
+                self.resume(role)
+
     def _put_back(self, goods: Goods, publication: Publication) -> None:
         """Put what was fenced back on the shelf, once every byte was looked at."""
         publication.audit()
@@ -182,6 +199,7 @@ class Shop:
     def _publication(self, goods: Goods, weights: Weights) -> Publication:
         settings = self.settings
         options = ServerOptions(
+            transports=() if settings.transport == AUTO else (settings.transport,),
             layouts=(goods.layout,),
             segment_bytes=settings.segment_mib << 20,
             max_clients=settings.max_clients,

@@ -37,6 +37,9 @@ MAX_FILE_BYTES: Final = 2**20
 MIN_TOKEN_CHARS: Final = 16
 """Whoever records a handshake can try tokens at leisure; shorter ones are found that way."""
 
+AUTO: Final = "auto"
+"""The TRANSPORT that means: what suits the device."""
+
 NOT_BUILT: Final = ("TLS_*", "MAX_BANDWIDTH", "METRICS_PORT")
 """Announced fields that this version does not know."""
 
@@ -267,7 +270,7 @@ FIELDS: Final = (
           "each rank writes its `IP:Port` to `{OUTPUT_PREFIX}{RANK}.txt`"),
     Field("CONFIG_FILE", lambda _, path: path, "string", None,  # read before the rows, by _given
           "JSON file with the same fields; what it says wins over the inline fields"),
-    Field("TRANSPORT", text_line, "string", "auto",
+    Field("TRANSPORT", text_line, "string", AUTO,
           "how bytes move: `auto` (what suits the device: hccl, nccl, else tcp), `tcp`, `gloo`, "
           "`hccl`, `nccl`, or the name of a registered transport"),
     Field("LISTEN_HOST", text_line, "string", None, "address to listen at; absent: all of them"),

@@ -21,7 +21,7 @@ from netloader.vllm_plugin import identity as identities
 from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
-from tests.unit.vllm_plugin.helpers import events
+from tests.unit.vllm_plugin.helpers import events, line_of
 
 SOURCES = (Endpoint("10.0.0.1", 1), Endpoint("10.0.0.2", 2))
 LOGGER = get_logger("client", LOG_BASE)
@@ -49,7 +49,8 @@ def parallel(**changes: Any) -> Any:
     )  # fmt: skip
     eplb = SimpleNamespace(num_redundant_experts=0)
     ranks = {"data_parallel_rank": 0, "data_parallel_index": 0}
-    more = {"enable_expert_parallel": False, "eplb_config": eplb, **ranks, **plain}
+    off = {"enable_expert_parallel": False, "enable_eplb": False}
+    more = {**off, "eplb_config": eplb, **ranks, **plain}
     return SimpleNamespace(**{**more, **changes})
 
 
@@ -58,6 +59,7 @@ def vllm_config(device: str = "cpu", **changes: Any) -> Any:
         parallel_config=parallel(**changes),
         device_config=SimpleNamespace(device=device),
         cache_config=SimpleNamespace(cache_dtype="auto"),
+        additional_config={},
     )
 
 
@@ -76,6 +78,10 @@ def told(
         return Survey(Description(known, facts), tuple(reversed(asked)))
 
     return errand_of(vllm_config(device), model_config(role), options, ask, LOGGER)
+
+
+def no_one(*_: object) -> Survey:
+    raise AssertionError("there is nobody to ask")
 
 
 def test_what_a_source_says_becomes_the_errand() -> None:
@@ -193,3 +199,32 @@ def test_no_two_workers_of_an_instance_have_one_rank(
 def test_before_there_is_a_process_group_replicas_are_told_apart_too() -> None:
     ranks = [identities.rank(parallel(data_parallel_index=i, world_size=2)) for i in range(3)]
     assert ranks == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("experts", "more"),
+    [
+        ({"enable_eplb": True}, {}),
+        ({}, {"eplb_config": {"dynamic_eplb": True}}),
+        ({}, {"eplb_config": {"expert_map_record_path": "somewhere.json"}}),
+    ],
+)
+def test_who_moves_experts_about_does_not_serve(
+    experts: dict[str, Any], more: dict[str, Any]
+) -> None:
+    # Their weights change in place all the time, past every method of the worker.
+    config = vllm_config(**experts)
+    config.additional_config = more
+    with capture() as lines:
+        found = errand_of(config, model_config(), Settings.parse({}), no_one, LOGGER)
+    assert not found.serves
+    refused = line_of(lines, "netloader.server.refused")
+    assert "EPLB" in refused["netloader.detail"]
+    assert "off" in refused["netloader.remedy"]
+
+
+@pytest.mark.parametrize("more", [{}, {"eplb_config": {"expert_map_path": None}}])
+def test_experts_that_stay_where_they_are_are_served(more: dict[str, Any]) -> None:
+    config = vllm_config()
+    config.additional_config = more
+    assert errand_of(config, model_config(), Settings.parse({}), no_one, LOGGER).serves

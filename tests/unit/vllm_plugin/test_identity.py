@@ -165,6 +165,25 @@ def test_what_changes_the_experts_or_the_cache_is_another_identity(
     assert [d.field for d in mine.differences(theirs)] == [field]
 
 
+def test_another_map_of_the_experts_is_another_partition(tmp_path: Path) -> None:
+    # vllm-ascend deals experts out as a file says: of the same shapes, under the same names.
+    folder = checkpoint(tmp_path / "a")
+    plain, first, copied, second = (config(folder) for _ in range(4))
+    for name, settings, text in [
+        ("first", first, '{"moe_layer_count": 1}'),
+        ("copied", copied, '{"moe_layer_count": 1}'),
+        ("second", second, '{"moe_layer_count": 2}'),
+    ]:
+        file = tmp_path / f"{name}.json"
+        file.write_text(text)
+        settings.additional_config = {"eplb_config": {"expert_map_path": str(file)}}
+    mine = identity_of(first)
+    assert mine.differences(identity_of(copied)) == ()
+    for other in (second, plain):
+        theirs = identity_of(other)
+        assert [d.field for d in mine.differences(theirs)] == ["expert_map"]
+
+
 def test_a_draft_model_is_never_taken_for_its_target(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "a")
     target, draft = config(folder), config(folder)

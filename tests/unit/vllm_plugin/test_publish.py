@@ -85,6 +85,20 @@ def _flip(module: nn.Linear) -> None:
     module.weight = nn.Parameter(module.weight.detach().flip(0).contiguous(), requires_grad=False)
 
 
+@pytest.mark.parametrize(
+    ("told", "offered"), [("auto", ("tcp", "gloo")), ("tcp", ("tcp",)), ("gloo", ("gloo",))]
+)
+def test_a_server_moves_bytes_as_it_was_told_and_not_as_its_clients_like(
+    told: str, offered: tuple[str, ...]
+) -> None:
+    # Who sets tcp on an instance that serves users does not want a communicator on its device.
+    model = nn.Linear(4, 4)
+    serve(model, settings(transport=told))
+    here = shop()._shelf
+    assert here is not None
+    assert [p.offering.transports for p in here.publications] == [offered]
+
+
 def test_a_busy_port_is_a_line_in_the_log() -> None:
     module = nn.Linear(4, 4)
     with socket.create_server(("127.0.0.1", 0)) as busy, capture() as lines:
