@@ -198,7 +198,8 @@ def _waking(method: Method, name: str) -> Method:
 
     @wraps(method)
     def fenced(worker: Any, tags: Any = None, **kwargs: Any) -> Any:
-        result = method(worker, tags, **kwargs)
+        with _nobody_reads("the instance wakes up"):
+            result = method(worker, tags, **kwargs)
         shop = publish.current()
         if shop is not None and (tags is None or WEIGHTS_TAG in tags):
             with _harmless():
@@ -207,6 +208,29 @@ def _waking(method: Method, name: str) -> Method:
         return result
 
     return fenced
+
+
+@contextmanager
+def _nobody_reads(why: str) -> Iterator[None]:
+    """Offer nothing that is on a device inside the block: graphs may be captured, see `warmup`.
+
+    vllm-ascend destroys them when it falls asleep and captures them anew when the cache is awake,
+    which may be long after the weights (`SleepWakeupManager`).
+    """
+    shop = publish.current()
+    if shop is None:
+        yield
+        return
+    roles = shop.on_devices()
+    with _harmless():
+        for role in roles:
+            shop.fence(role, why)
+    try:
+        yield
+    finally:
+        with _harmless():
+            for role in roles:
+                shop.back(role)
 
 
 def _warming(method: Method, name: str) -> Method:

@@ -5,9 +5,11 @@ import threading
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from netloader.io.publication import Publication
 from netloader.log import capture
+from netloader.vllm_plugin import publish
 from netloader.vllm_plugin.identity import DRAFT, TARGET
 from tests.unit.io.helpers import contents, eventually, module_of, random
 from tests.unit.vllm_plugin.helpers import (
@@ -20,7 +22,15 @@ from tests.unit.vllm_plugin.helpers import (
     serve,
     shop,
 )
-from tests.unit.vllm_plugin.test_fence import PATIENCE_S, no_longer, offered, worker_of, zero
+from tests.unit.vllm_plugin.test_fence import (
+    PATIENCE_S,
+    ask,
+    fail,
+    no_longer,
+    offered,
+    worker_of,
+    zero,
+)
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -48,6 +58,57 @@ def test_a_wake_of_the_cache_alone_wakes_no_weights() -> None:
     assert not eventually(lambda: receive(Model(9)).ok, 1.0)
     assert refusal() == ASLEEP
     worker.wake_up(tags=["weights"])
+    assert offered(Model(9)) == contents(Model(1))
+
+
+@pytest.fixture
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this CPU count as a device."""
+    monkeypatch.setattr(publish, "CPU", torch.device("meta"))
+
+
+@pytest.mark.usefixtures("on_a_device")
+def test_nobody_reads_a_device_while_its_cache_wakes() -> None:
+    # vllm-ascend captures its graphs anew then, and the weights have been awake for a while.
+    model, worker, answers = Model(1), worker_of(), list[tuple[str, str]]()
+    serve(model)
+    worker.sleep(1)
+    worker.wake_up(["weights"])
+    assert offered(Model(9)) == contents(Model(1))
+    worker.act = ask(answers)
+    worker.wake_up(["kv_cache"])
+    assert answers == [("not_serving", "the instance wakes up")]
+    assert offered(Model(9)) == contents(Model(1))
+
+
+@pytest.mark.usefixtures("on_a_device")
+def test_nobody_looks_at_a_device_while_its_cache_wakes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Weights that a trainer has just sent are still being digested when the cache is woken.
+    model, worker, reading = Model(1), worker_of(), list[bool]()
+    serve(model)
+    worker.sleep(2)
+    worker.wake_up(["weights"])
+    with monkeypatch.context() as patched:
+        patched.setattr(Publication, "seal_quietly", lambda self: None)
+        worker.act = lambda: reload(model, Model(2))
+        worker.reload_weights()
+    worker.act = lambda: reading.extend(bool(p._readers) for p in shop()._shelf._known)  # type: ignore[union-attr]
+    worker.wake_up(["kv_cache"])
+    assert reading
+    assert not any(reading)
+    worker.act = lambda: None
+    assert offered(Model(9)) == contents(Model(2))
+
+
+@pytest.mark.usefixtures("on_a_device")
+def test_a_cache_that_does_not_wake_takes_no_weights_away() -> None:
+    model, worker = Model(1), worker_of()
+    serve(model)
+    worker.act = fail
+    with pytest.raises(ZeroDivisionError):
+        worker.wake_up(["kv_cache"])
     assert offered(Model(9)) == contents(Model(1))
 
 
