@@ -1,6 +1,7 @@
 """The control connection is what notices: when it closes, the group ends, whatever HCCL thinks."""
 
 import signal
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -10,6 +11,8 @@ from tests.e2e.peers import Halt
 from tests.npu.cast import SHORT, Cast, NpuPeer
 
 UNAWARE: Final = {"SIM_HCCL_PEER_DEATH": "never"}
+PATIENT: Final = replace(SHORT, stall_s=60)
+"""No transfer here ends because it takes too long."""
 ABORT_S: Final = 2.0
 """It takes milliseconds; a second is promised; two cores may be busy."""
 
@@ -18,6 +21,7 @@ def group_ended_after(cast: Cast, survivor: NpuPeer, dying: NpuPeer) -> float:
     """Seconds from the death of a peer to the end of its group on the other side."""
     died = monotonic()
     dying.signal(signal.SIGKILL)
+    survivor.tell("go on")
     end, asked = monotonic() + 30, 0
     while not (gone := cast.trace.of({"HcclCommDestroy"}, survivor.pid)):
         asked += 1
@@ -27,13 +31,12 @@ def group_ended_after(cast: Cast, survivor: NpuPeer, dying: NpuPeer) -> float:
 
 @pytest.mark.parametrize("dying", ["client", "server"])
 def test_the_end_of_the_control_connection_ends_the_group(cast: Cast, dying: str) -> None:
-    server = cast.server(model="large", knobs=UNAWARE, deadlines=SHORT)
-    client = cast.client(server, halt=Halt("wait", share=0.3), knobs=UNAWARE, deadlines=SHORT)
+    server = cast.server(model="large", knobs=UNAWARE, deadlines=PATIENT)
+    client = cast.client(server, halt=Halt("wait", share=0.3), knobs=UNAWARE, deadlines=PATIENT)
     client.reached()
     if dying == "client":
         seconds = group_ended_after(cast, server, client)
     else:
-        client.tell("go on")
         seconds = group_ended_after(cast, client, server)
 
     assert 0 < seconds < ABORT_S

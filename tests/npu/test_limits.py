@@ -1,6 +1,7 @@
 """Limits: of memory, of sizes, of communicators at a time, of what the engine may notice."""
 
 import math
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -8,13 +9,17 @@ from statistics import median
 import pytest
 
 from tests.e2e.peers import MIB
-from tests.npu.cast import IMPATIENT, SHORT, Cast, served
+from tests.npu.cast import IMPATIENT, SHORT, Cast, served, soon
 from tests.planting import copied, planted
 
 MANY = 50
 SLOWER = 10.0
 """How many times as long an answer may take during a transfer, in the middle of all: two processes
 that move and hash as fast as they can share two cores with the engine that is measured."""
+
+
+def all_ended(cast: Cast, pid: int) -> bool:
+    return all(end < math.inf for _, end in cast.trace.communicators(pid))
 
 
 def assert_no_collective(cast: Cast, *pids: int) -> None:
@@ -120,9 +125,8 @@ def test_fifty_transfers_leave_nothing_behind(cast: Cast) -> None:
     assert outcome["torch_bytes"] <= early["torch_bytes"]
     assert outcome["other_bytes"] == early["other_bytes"]
     for peer in (server, client):
-        spans = cast.trace.communicators(peer.pid)
-        assert len(spans) == MANY
-        assert all(end < math.inf for _, end in spans)
+        assert len(cast.trace.communicators(peer.pid)) == MANY
+        soon(partial(all_ended, cast, peer.pid), "all communicators are gone")
     print(calm, server.ask(), sep="\n")
     server.becomes(lambda now: now["threads"] <= calm["threads"])
     server.becomes(lambda now: now["files"] <= calm["files"])

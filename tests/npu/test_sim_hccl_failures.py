@@ -250,10 +250,15 @@ def test_a_peer_that_never_joins_costs_the_connect_timeout() -> None:
         assert right.takes(other_memory) == 0
 
 
+def connect_within(world: World, seconds: int) -> None:
+    os.environ["HCCL_CONNECT_TIMEOUT"] = str(seconds)
+
+
 def test_root_info_of_a_group_that_is_gone_leads_nowhere() -> None:
     """Why a group is never used again after an abort: the store still has the old address."""
-    with ranks(2, {"HCCL_CONNECT_TIMEOUT": "2"}) as pair:
+    with ranks(2) as pair:
         together(pair, create, "again")
+        pair[1].takes(connect_within, 2)
         pair[1].begin(create, "again")
         assert "error code is 9" in pair[1].failure()
 

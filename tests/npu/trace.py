@@ -56,6 +56,8 @@ class Trace:
         with self._path.open() as lines:
             lines.seek(self._start)
             for line in lines:
+                if not line.endswith("\n"):  # it is being written
+                    return
                 at, owner, thread, name, *details = line.rstrip("\n").split(" ", 4)
                 if pid in (None, int(owner)):
                     yield Call(float(at), int(owner), int(thread), name, " ".join(details))

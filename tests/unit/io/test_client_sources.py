@@ -189,7 +189,7 @@ def test_a_source_that_stops_in_the_middle_is_given_up_after_the_stall_deadline(
     first = stack.enter_context(serving(source))
     second = stack.enter_context(serving(source))
     relay = stack.enter_context(Relay(first.endpoint, Fault.HOLD, CUT_AT))
-    options = asking(deadlines=replace(FAST, stall_s=0.5))
+    options = asking(deadlines=replace(FAST, stall_s=3))
 
     outcome = fill(target, [relay.endpoint, second.endpoint], IDENTITY, options)
 
@@ -347,7 +347,7 @@ def test_without_patience_busy_is_the_end() -> None:
 def test_patience_ends() -> None:
     with serving(model(1), max_clients=1) as server, Peer.call(server.endpoint) as peer:
         peer.offered()
-        options = asking(deadlines=replace(FAST, queue_s=0.5))
+        options = asking(deadlines=replace(FAST, queue_s=3))
         start = monotonic()
         outcome = fill(model(2), [server.endpoint], IDENTITY, options)
 
@@ -365,7 +365,7 @@ def test_only_sources_that_may_change_their_mind_are_asked_again() -> None:
     with ExitStack() as stack:
         other = stack.enter_context(serving(model(1), {"model": "other"}))
         full = busy(stack.enter_context(serving(model(1), max_clients=1)), stack)
-        options = asking(deadlines=replace(FAST, queue_s=0.3))
+        options = asking(deadlines=replace(FAST, queue_s=3))
         outcome = fill(model(2), [other.endpoint, full.endpoint], IDENTITY, options)
 
     asked = [a.source for a in outcome.attempts]

@@ -166,7 +166,7 @@ def test_a_client_that_comes_early_waits_for_the_digests(slowly: threading.Event
 
 @pytest.mark.usefixtures("slowly")
 def test_a_client_that_comes_far_too_early_is_told_when_to_come_again() -> None:
-    hurried = replace(FAST, validate_s=0.4)
+    hurried = replace(FAST, handshake_s=3)  # half of it is how long an offer may take
     with (
         serving(large(1), segment_bytes=MIB, deadlines=hurried) as server,
         Peer.call(server.endpoint) as peer,
