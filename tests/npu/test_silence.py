@@ -31,12 +31,21 @@ PROGRAM: Final = """
 
     def fetch():
         with device.beside(npu):
-            try:
-                return device.Fetch([there], npu).wait(threading.Event()).tolist()
-            except Exception as error:
-                return str(error)
+            return device.Fetch([there], npu).wait(threading.Event()).tolist()
 
-    print(fetch() == list(range(64)))
+    def outcome(work):  # torch_npu may also wait for its dead queue, and not come back
+        answers = []
+        def run():
+            try:
+                answers.append(work())
+            except Exception as error:
+                answers.append(str(error))
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(20)
+        return answers[0] if answers else "hangs"
+
+    print(outcome(fetch) == list(range(64)))
 
     options = ProcessGroupHCCL.Options()
     options.global_ranks_in_group = [0]
@@ -44,17 +53,18 @@ PROGRAM: Final = """
     group.broadcast([there], BroadcastOptions()).wait()
     torch.npu.synchronize()
     Path(os.environ["SIM_HCCL_SYNC_ERR"]).touch()
-    values, tries = [7] * 4, 0
-    while values == [7] * 4 and tries < 1000:  # until it has raised, once, wherever that is
-        tries += 1
-        try:
-            group.broadcast([there], BroadcastOptions())
-            torch.npu.synchronize()
-            values = torch.full((4,), 7, dtype=torch.uint8, device=npu).cpu().tolist()
-        except RuntimeError:
-            continue
+
+    def work():
+        group.broadcast([there], BroadcastOptions())
+        torch.npu.synchronize()
+        return torch.full((4,), 7, dtype=torch.uint8, device=npu).cpu().tolist()
+
+    for _ in range(1000):  # until it has raised, once, wherever that is
+        values = outcome(work)
+        if values == "hangs" or (isinstance(values, list) and values != [7] * 4):
+            break
     print(values)
-    print(fetch())
+    print(outcome(fetch))
     sys.stdout.flush()
     os._exit(0)
 """
@@ -81,7 +91,7 @@ def test_who_synchronizes_instead_of_asking_takes_old_bytes_for_new(
     guard = r"poll\(self\._event\.query, .*\)"
     mistake = "torch.get_device_module(self._device).synchronize()"
     with planted(copy, "netloader/io/device.py", guard, mistake):
-        assert what_is_read(copy, knob_file) == str(list(range(64)))
+        assert what_is_read(copy, knob_file) in (str(list(range(64))), "hangs")
 
 
 @pytest.fixture

@@ -24,12 +24,14 @@ def test_two_clients_of_one_server_get_the_same_bytes(cast: Cast) -> None:
         served(client, server)
 
 
-@pytest.mark.parametrize(("giver", "taker"), [(1, 0), (0, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("giver", "taker", "transport"), [(1, 0, "hccl"), (0, 1, "hccl"), (3, 2, "hccl"), (3, 2, "tcp")]
+)
 def test_any_device_serves_any_other_and_no_other_is_touched(
-    cast: Cast, giver: int, taker: int
+    cast: Cast, giver: int, taker: int, transport: str
 ) -> None:
     knobs = {"SIM_NPU_COUNT": "4"}
-    server = cast.server(device=giver, knobs=knobs)
+    server = cast.server(device=giver, knobs=knobs, transports=(transport,))
     client = cast.client(server, device=taker, knobs=knobs)
 
     served(client, server)
