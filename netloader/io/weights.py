@@ -185,17 +185,27 @@ class Weights:
     def arrived(self, segment: Segment) -> None:
         """A segment is in its places and verified: staged tensors that are whole move in.
 
-        It may arrive again, when this has failed: nothing counts twice, and nothing is forgotten.
+        When this fails, all of the segment comes again, and until then it is not here.
 
         Raises:
             TransferError: a tensor did not take its bytes.
         """
-        whole = [piece.tensor for piece in segment.pieces if self._completes(piece)]
-        for index in whole:
-            self._move_in(index)
+        try:
+            whole = [piece.tensor for piece in segment.pieces if self._completes(piece)]
+            for index in whole:
+                self._move_in(index)
+        except BaseException:
+            self._take_back(segment)
+            raise
         with self._lock:
             for index in whole:
                 del self._staged[index]
+
+    def _take_back(self, segment: Segment) -> None:
+        with self._lock:
+            for piece in segment.pieces:
+                if piece.tensor in self._staged:
+                    self._staged[piece.tensor][1].discard(piece)
 
     def _completes(self, piece: Piece) -> bool:
         """Note a piece of a staged tensor, and tell whether that was all of it."""

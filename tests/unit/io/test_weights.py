@@ -236,6 +236,35 @@ def test_what_did_not_move_in_is_put_together_of_all_that_was_verified(
     assert contents(target) == contents(source)
 
 
+def test_what_has_to_come_again_is_not_here_until_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(seed: int) -> nn.Module:
+        return module_of(small=random(64, 64, seed=seed)[:, ::2], large=random(99, 99)[:, ::2])
+
+    source, target = build(1), build(2)
+    giving, taking = Weights.of(source), Weights.of(target)
+    first, second, *_ = segments = plan(giving.manifest, 2 * giving.manifest.nbytes // 3)
+    assert [len(segment.pieces) for segment in segments] == [2, 1]
+
+    def receive(segment: Segment) -> None:
+        for piece, view in zip(segment.pieces, giving.views(segment), strict=True):
+            memory_of(taking.place(piece))[:] = view
+        taking.arrived(segment)
+
+    def fails(*_: torch.Tensor) -> None:
+        raise TransferError(Reason.TRANSFER_FAILED, "no memory for the cast")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(weights_module, "assign", fails)
+        with pytest.raises(TransferError):
+            receive(first)  # with the beginning of `large`
+    for piece in first.pieces:  # the next source has begun to send it
+        memory_of(taking.place(piece))[:] = bytes(piece.length)
+    receive(second)  # over another lane
+    receive(first)
+
+    assert contents(target) == contents(source)
+
+
 def test_in_place_targets_are_the_tensors_own_memory() -> None:
     tensor = random(30, 70).t()
     (segment,) = plan(manifest_of([("w", tensor)]), 1 << 20)
