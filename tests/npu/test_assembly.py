@@ -1,0 +1,137 @@
+"""A model is put together of what was verified, on an NPU: whatever failed, whoever goes on.
+
+As tests/property/test_assembly.py, with real copies between devices and casts of storage formats,
+and by chance from seeds: a run takes too long for a search.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import Final, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from netloader.fsm.manifest import plan
+from netloader.fsm.messages import Offer
+from netloader.fsm.reasons import Reason
+from netloader.io import intake as intake_module
+from netloader.io import weights as weights_module
+from netloader.io.device import CPU, beside, rooms
+from netloader.io.digests import digest_of
+from netloader.io.failure import TransferError
+from netloader.io.formats import assign
+from netloader.io.intake import Incoming, Intake, Ledger
+from netloader.io.memory import memory_of
+from netloader.io.parcels import parcels
+from netloader.io.weights import Weights, bring
+from tests.npu.models import digest, every_kind, fractal
+from tests.unit.io.helpers import offer_of
+
+NPU: Final = torch.device("npu:0")
+DEVICES: Final = (CPU, NPU)
+"""What a transport writes on: tcp, and hccl."""
+SEEDS: Final = range(4)
+LANES: Final = 3
+SEGMENTS: Final = 12
+TRIES: Final = 300
+"""Sources one after the other; some dozens are enough."""
+
+
+def on_both(seed: int, device: torch.device) -> nn.Module:
+    """Matrices in FRACTAL_NZ on one device, and tensors of each kind on the other."""
+    module = fractal(seed, device)
+    module.add_module("on_the_host", every_kind(seed + 1, CPU))
+    return module
+
+
+MODELS: Final = (every_kind, fractal, on_both)
+
+
+class Source(NamedTuple):
+    """What a server of a checkpoint offers and sends."""
+
+    offer: Offer
+    blocks: list[bytes]
+
+
+def source_of(module: nn.Module) -> Source:
+    giving = Weights.of(module)
+    size = giving.manifest.nbytes // SEGMENTS
+    views = map(giving.views, plan(giving.manifest, size))
+    blocks = [b"".join(map(bytes, segment)) for segment in views]
+    digests = tuple(digest_of("blake3", [memoryview(block)]) for block in blocks)
+    return Source(offer_of(giving.manifest, digests, size), blocks)
+
+
+class Lane:
+    """One segment on its way; until its bytes come, its targets hold anything."""
+
+    def __init__(self, intake: Intake, index: int, device: torch.device) -> None:
+        segment = intake.segments[index]
+        self.incoming: Incoming = intake.expect(segment)
+        self.index = index
+        pieces = [piece for parcel in parcels(segment) for piece in parcel]
+        self.targets = [self.incoming.target(piece, device) for piece in pieces]
+        for target in self.targets:
+            with beside(device):
+                target.fill_(0xA5)
+
+    def receive(self, block: bytearray) -> None:
+        data = torch.frombuffer(block, dtype=torch.uint8)
+        for target, part in zip(self.targets, rooms(data, self.targets), strict=True):
+            with beside(target.device):
+                target.copy_(part)
+                here = target.cpu()
+            self.incoming.update(memory_of(here))
+
+
+def fails_at_times(chance: Random, move: Callable[[Tensor, Tensor], None]) -> partial[None]:
+    def moved(place: Tensor, received: Tensor) -> None:
+        turn = chance.random()
+        if turn > 0.1:
+            move(place, received)
+        if turn < 0.2:
+            raise TransferError(Reason.TRANSFER_FAILED, "the device is out of sorts")
+
+    return partial(moved)
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_verified_is_here_whatever_failed(
+    build: Callable[[int, torch.device], nn.Module], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = Random(seed)
+    monkeypatch.setattr(weights_module, "assign", fails_at_times(chance, assign))
+    monkeypatch.setattr(intake_module, "bring", fails_at_times(chance, bring))
+    models = [build(100 * content, NPU) for content in range(2)]
+    sources, target = [source_of(model) for model in models], build(200, NPU)
+    ledger = Ledger(Weights.of(target), lambda *_: None)
+    content = 0
+
+    for _ in range(TRIES):
+        intake = ledger.follow(sources[content].offer)
+        missing = [*ledger.progress.missing()]
+        if not missing:
+            break
+        chance.shuffle(missing)
+        device = chance.choice(DEVICES)
+        lanes = [Lane(intake, index, device) for index in missing[:LANES]]
+        chance.shuffle(lanes)
+        for lane in lanes[: chance.randint(1, LANES)]:  # then the source is gone
+            block = bytearray(sources[content].blocks[lane.index])
+            spoilt = chance.random() < 0.1
+            block[len(block) // 2] ^= spoilt
+            failed = ""
+            try:
+                lane.receive(block)
+            except TransferError as error:
+                failed = error.detail
+            assert ("out of sorts" in failed) or bool(failed) == spoilt
+        if chance.random() < 0.1:
+            content = 1 - content
+
+    assert not ledger.progress.missing()
+    assert digest(target) == digest(models[content])
