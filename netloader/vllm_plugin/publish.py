@@ -171,10 +171,22 @@ class Shop:
     def _gone(self, role: str, owner: object) -> None:
         """A model is gone, or the process ends; another model may have its role by now.
 
-        Runs from the garbage collector, so it must not wait.
+        Runs from the garbage collector, so it must not wait: who has our lock may be writing a line
+        of the log, for which it waits for the very thread that collects.
         """
-        if self._owners.get(role) is owner:
-            self._retire(role)
+        if not self._lock.acquire(blocking=False):
+            later = partial(self._gone_now, role, owner)
+            threading.Thread(target=later, name="netloader-gone", daemon=True).start()
+            return
+        try:
+            self._gone_now(role, owner)
+        finally:
+            self._lock.release()
+
+    def _gone_now(self, role: str, owner: object) -> None:
+        with self._lock:
+            if self._owners.get(role) is owner:
+                self._retire(role)
 
     def _retire(self, role: str) -> None:
         """Offer a role no more; without another one, stop serving."""
@@ -337,5 +349,16 @@ def _close(listener: Listener, address_file: Path | None, told: str) -> None:
     if address_file is not None:
         with contextlib.suppress(OSError):
             if address_file.read_text() == told:  # else a later instance has it now
-                address_file.unlink()
+                _take_away(address_file, told)
     threading.Thread(target=listener.close, name="netloader-close", daemon=True).start()
+
+
+def _take_away(file: Path, told: str) -> None:
+    """Remove our address file; one that a later instance has put in its place meanwhile stays."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    file.rename(aside)  # one step: what is read and removed now is nobody else's any more
+    try:
+        if aside.read_text() != told:
+            file.hardlink_to(aside)  # fails when there is a still later one: as it should
+    finally:
+        aside.unlink(missing_ok=True)

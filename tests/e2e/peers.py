@@ -30,6 +30,7 @@ from netloader.io.client import LANES
 from netloader.io.clock import monotonic
 from netloader.io.memory import memory_of
 from tests.e2e.hosts import enter
+from tests.unit.io.helpers import sealed
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -204,7 +205,7 @@ def act_as_server(spec: Spec, line: Line, say: Callable[..., None], watch: Watch
         max_clients=spec.max_clients,
     )
     assert module is not None
-    server: Server = serve(module, IDENTITY, spec.host, spec.port, options)
+    server: Server = sealed(serve(module, IDENTITY, spec.host, spec.port, options))
     say(endpoint=str(server.endpoint), digest=digest(module), bare=bare)
     for order in orders(line):
         match order:

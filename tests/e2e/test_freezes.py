@@ -33,6 +33,9 @@ DEADLINES_S = {
 }
 ROOM_S = 6.0
 """What two busy cores may add to a deadline, with the second that a settled link lingers."""
+CHANCES = 3
+"""How often a client asks its last source, which is well: one of the two may stand still by chance
+for longer than its SHORT deadlines."""
 SOON_S = 8.0
 """Seconds, and less than any of the LONG deadlines: a death is noticed, not waited out."""
 
@@ -60,6 +63,7 @@ class Scene:
 
     def client(self, *sources: str, halt: Halt | None = None) -> Peer:
         """A client of some sources."""
+        sources += sources[-1:] * (CHANCES - 1)
         return self._stack.enter_context(
             Peer(act_as_client, replace(self.spec, sources=sources, halt=halt))
         )

@@ -18,8 +18,10 @@ pytestmark = pytest.mark.timeout(300)
 
 PLACES = 128
 BRISK = Deadlines(
-    connect_s=20, handshake_s=3, validate_s=3, stall_s=3, transfer_base_s=30, queue_s=60
+    connect_s=20, handshake_s=10, validate_s=10, stall_s=10, transfer_base_s=60, queue_s=60
 )
+"""Short for the silent ones, of whom each has a place so long, and yet longer than a good client on
+a busy machine stands still."""
 SMALL = Spec(mib=2, segment_mib=1, deadlines=BRISK, max_clients=PLACES)
 LEEWAY_KIB = 12 * 1024
 """What the allocator may keep: the 1,800 sessions after the warm-up may not leave 7 KiB each."""
@@ -48,14 +50,18 @@ def calm(peer: Peer) -> Words:
     return peer.becomes(still)
 
 
-def assert_as_before(who: str, before: Words, after: Words) -> None:
-    """Threads, descriptors, groups and memory are back where they were."""
-    for what in ("threads", "files", "groups", "kib"):
+def assert_as_before(who: str, before: Words, peer: Peer) -> Words:
+    """Threads, descriptors, groups and memory get back to where they were; what is there then.
+
+    The last session may be waiting for a deadline, and then all is still long before it is over.
+    """
+    counted = ("threads", "files")
+    after = peer.becomes(lambda now: all(now[what] <= before[what] for what in counted))
+    for what in (*counted, "groups", "kib"):
         print(f"{who} {what}: {before[what]} before, {after[what]} after")
-    assert after["threads"] <= before["threads"]
-    assert after["files"] <= before["files"]
     assert after["groups"] == before["groups"] == 0
     assert after["kib"] <= before["kib"] + LEEWAY_KIB
+    return after
 
 
 def assert_all_places_are_free(endpoint: str) -> None:
@@ -80,14 +86,14 @@ def test_two_thousand_sessions_a_third_of_them_killed_leave_nothing(stack: ExitS
     rest = Sessions(good=1200, reset=240, silent=240, killed=120, seed=2)
     start = monotonic()
     done = clients.ask(rest, timeout_s=240)
-    after = calm(host)
     print(f"1,800 sessions in {monotonic() - start:.0f} s: {done['ends']}, 120 killed")
-    print(f"server: {after['reasons']}")
     assert done["ends"] == {"good": rest.good, "reset": rest.reset, "silent": rest.silent}
-    assert after["reasons"]["verified"] == warm.good + rest.good
+    assert_as_before("client", mine, clients)
+    after = assert_as_before("server", theirs, host)
     assert not after["errors"]
-    assert_as_before("client", mine, calm(clients))
-    assert_as_before("server", theirs, after)
+    good = warm.good + rest.good
+    after = host.becomes(lambda now: now["reasons"]["verified"] == good)
+    print(f"server: {after['reasons']}")
     assert_all_places_are_free(words["endpoint"])
     spec = replace(SMALL, sources=(words["endpoint"],))
     last = stack.enter_context(Peer(act_as_client, spec)).hear()
@@ -106,10 +112,9 @@ def test_sixty_gloo_sessions_a_third_of_them_killed_leave_nothing(stack: ExitSta
     bad.tell(Sessions(killed=20, seed=2))
     done = good.ask(Sessions(good=40))
     bad.hear()
-    after = calm(host)
-    print(f"server: {after['reasons']}")
     assert done["ends"] == {"good": 40}
+    assert_as_before("client", mine, good)
+    after = assert_as_before("server", theirs, host)
+    print(f"server: {after['reasons']}")
     assert not after["errors"]
-    assert_as_before("client", mine, calm(good))
-    assert_as_before("server", theirs, after)
     assert_all_places_are_free(words["endpoint"])

@@ -24,6 +24,9 @@ QUICK = Deadlines(
 )
 ROOM_S = 6.0
 """What two busy cores may add to a deadline, with the second that a settled link lingers."""
+CHANCES = 3
+"""How often a client asks its last source, which is well: one of the two may stand still by chance
+for longer than its QUICK deadlines."""
 ESTABLISHED = "01"
 
 
@@ -49,6 +52,7 @@ class Site:
 
     def client(self, *sources: str, halt: Halt | None = None, mib: int = 64) -> Peer:
         """A client on the near host."""
+        sources += sources[-1:] * (CHANCES - 1)
         at = replace(self.spec, network=self.near.network, mib=mib, sources=sources, halt=halt)
         return self._stack.enter_context(Peer(act_as_client, at))
 
@@ -113,9 +117,10 @@ def test_a_cable_pulled_in_the_transfer_costs_the_stall_deadline_on_both_hosts(
     client = site.client(site.endpoint, site.spare(), halt=Halt("wait", share=0.25))
     pulled, outcome = site.pull_cable_under(client)
 
-    broken, whole = outcome["attempts"]
+    broken, *others = outcome["attempts"]
     assert broken["reason"] == "transfer_stalled"
-    assert 0 < broken["nbytes"] < outcome["nbytes"] == broken["nbytes"] + whole["nbytes"]
+    assert 0 < broken["nbytes"] < outcome["nbytes"]
+    assert sum(other["nbytes"] for other in others) == outcome["nbytes"] - broken["nbytes"]
     assert outcome["tried"][1] - pulled < QUICK.stall_s + ROOM_S
     site.assert_free(calm, pulled, QUICK.stall_s)
     site.plug()
@@ -150,7 +155,7 @@ def test_a_host_that_is_not_there_costs_the_connect_deadline(
     outcome = site.client(site.endpoint, site.spare()).hear()
     assert outcome["ok"], outcome["attempts"]
     assert outcome["attempts"][0]["reason"] == "unreachable"
-    first, second = outcome["tried"]
+    first, second, *_ = outcome["tried"]
     assert second - first < QUICK.connect_s + ROOM_S
     site.plug()
     site.assert_served()
@@ -190,7 +195,7 @@ def test_gloo_needs_ports_of_its_own_and_says_so_within_its_deadlines(stack: Exi
     assert outcome["ok"], outcome["attempts"]
     assert outcome["digest"] == site.digest
     assert outcome["attempts"][0]["reason"] in {"transfer_stalled", "transfer_failed"}
-    first, second = outcome["tried"]
+    first, second, *_ = outcome["tried"]
     print(f"gloo, one port open: given up after {second - first:.1f} s")
     assert second - first < QUICK.stall_s + ROOM_S
 

@@ -22,6 +22,8 @@ KIB = 1 << 10
 MIB = 1 << 20
 SOON_S = 10.0
 """How long a test waits for what should take milliseconds: two shared cores may be busy."""
+SEALED_S = 60.0
+"""How long digests may take: the thread that computes them yields to all others."""
 IDENTITY = {"model": "tiny", "dtype": "float32"}
 FAST = Deadlines(handshake_s=20, validate_s=20, stall_s=20, transfer_base_s=40, queue_s=0)
 """Long enough never to matter on a busy machine, except where a test replaces one of them."""
@@ -43,6 +45,14 @@ def serving(
     chosen = {"deadlines": FAST, "segment_bytes": 64 * KIB, **options}
     with serve(model, identity, host, options=ServerOptions(**chosen)) as server:
         yield server
+
+
+def sealed(server: Server) -> Server:
+    """A server whose digests are known: a client that comes earlier does not wait for long."""
+    assert server._open is not None
+    _, shelf = server._open
+    assert all(publication.digests(SEALED_S) for publication in shelf.publications)
+    return server
 
 
 # -- models --------------------------------------------------------------------------------------

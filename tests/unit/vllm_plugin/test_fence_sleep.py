@@ -235,8 +235,9 @@ def test_nobody_looks_at_the_bytes_any_more_when_they_are_taken_away() -> None:
 
     worker.sleep()
     worker.wake_up()
-    known = tuple(shop()._shelf._known)  # type: ignore[union-attr]
-    known += tuple(shop()._returning.values())
+    with shop()._lock:  # the look that began with the wake may be about to end
+        known = tuple(shop()._shelf._known)  # type: ignore[union-attr]
+        known += tuple(shop()._returning.values())
     worker.act = act
     worker.sleep()
     assert len(reading) >= 1

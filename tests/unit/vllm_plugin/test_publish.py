@@ -4,6 +4,7 @@ import gc
 import socket
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -184,6 +185,55 @@ def test_the_address_of_a_later_server_is_left_alone(tmp_path: Path) -> None:
     gc.collect()
     assert eventually(lambda: not _accepts(endpoint), PATIENCE_S)
     assert file.read_text() == "10.0.0.1:19374"
+
+
+def test_a_later_server_that_writes_its_address_at_the_last_moment_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The earlier one has just seen that the file is still its own.
+    module, later = nn.Linear(4, 4), tmp_path / "later"
+    serve(module, settings(output_prefix=f"{tmp_path}/r-"))
+    file, read = tmp_path / "r-0.txt", Path.read_text
+
+    def then_the_later(path: Path) -> str:
+        text = read(path)
+        if later.exists():
+            later.replace(file)
+        return text
+
+    later.write_text("10.0.0.1:19374")
+    monkeypatch.setattr(Path, "read_text", then_the_later)
+    endpoint = where()
+    del module
+    gc.collect()
+    assert eventually(lambda: not _accepts(endpoint), PATIENCE_S)
+    assert read(file) == "10.0.0.1:19374"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_model_that_goes_waits_for_nobody() -> None:
+    # The garbage collector runs on any thread, and who has the lock may need one that it has.
+    def hold() -> None:
+        with shop()._lock:
+            held.set()
+            collected_in_time.append(gone.wait(5))
+
+    model, held, gone, collected_in_time = (
+        Model(),
+        threading.Event(),
+        threading.Event(),
+        list[bool](),
+    )
+    serve(model)
+    holding = threading.Thread(target=hold)
+    holding.start()
+    held.wait()
+    del model
+    gc.collect()
+    gone.set()
+    holding.join()
+    assert collected_in_time == [True]
+    assert eventually(lambda: shop().roles == (), PATIENCE_S)
 
 
 # -- a target and a draft ------------------------------------------------------------------------
