@@ -227,12 +227,7 @@ class Weights:
         """Read a tensor back from where it belongs: a device that failed drops work in silence."""
         spec = self.manifest.tensors[index]
         whole = Segment(0, (Piece(index, 0, spec.nbytes),), spec.nbytes)
-        received = memory_of(_flat(staging).cpu())
-        for view in self.views(whole):
-            if view != received[: len(view)]:
-                detail = f"{spec.name} did not take the bytes that were received for it"
-                raise TransferError(Reason.DIGEST_MISMATCH, detail)
-            received = received[len(view) :]
+        _check_taken(spec.name, self.views(whole), memory_of(_flat(staging).cpu()))
 
     def views(self, segment: Segment) -> Iterator[memoryview]:
         """The memory of a segment, to read from; each view may be read while it is kept.
@@ -241,7 +236,8 @@ class Weights:
             TransferError: some of it was freed since the manifest was made.
         """
         if self.device != CPU:
-            yield from self._fetched(segment)
+            read = self.reader(self.device)
+            yield from _fetched((map(read, parcel) for parcel in parcels(segment)), self.device)
             return
         read = self.reader()
         for piece in segment.pieces:
@@ -249,19 +245,6 @@ class Weights:
                 yield span_of(self._alive(piece), piece.start, piece.length)
             else:
                 yield memory_of(read(piece))
-
-    def _fetched(self, segment: Segment) -> Iterator[memoryview]:
-        """Through host memory; while one parcel is looked at, the next is on its way."""
-        never, read = threading.Event(), self.reader(self.device)
-        ahead: Fetch | None = None
-        for parcel in parcels(segment):
-            with beside(self.device):
-                fetch = Fetch([*map(read, parcel)], self.device)
-            if ahead is not None:
-                yield memory_of(ahead.wait(never))
-            ahead = fetch
-        if ahead is not None:
-            yield memory_of(ahead.wait(never))
 
     def _alive(self, piece: Piece) -> Tensor:
         tensor = self._tensors[piece.tensor]
@@ -278,14 +261,39 @@ def bring(place: Tensor, received: Tensor) -> None:
     Raises:
         TransferError: they did not arrive there; a device that failed drops work in silence.
     """
-    device, never = next(t.device for t in (place, received) if t.device != CPU), threading.Event()
-    with beside(device):
-        for start in range(0, len(place), PARCEL_BYTES):
-            there, here = (tensor[start : start + PARCEL_BYTES] for tensor in (place, received))
-            if place.device == CPU:
-                memory_of(there)[:] = memory_of(Fetch([here], device).wait(never))
-                continue
-            there.copy_(here)
-            if memory_of(Fetch([there], device).wait(never)) != memory_of(here):
-                detail = f"{device} did not take the bytes that were received for it"
-                raise TransferError(Reason.DIGEST_MISMATCH, detail)
+    if place.device == CPU:
+        room = memory_of(place)
+        for view in _fetched(_slices(received), received.device):
+            room[: len(view)] = view
+            room = room[len(view) :]
+    else:
+        with beside(place.device):
+            place.copy_(received)
+        back = _fetched(_slices(place), place.device)
+        _check_taken(str(place.device), back, memory_of(received))
+
+
+def _slices(block: Tensor) -> Iterator[list[Tensor]]:
+    return ([block[at : at + PARCEL_BYTES]] for at in range(0, len(block), PARCEL_BYTES))
+
+
+def _fetched(batches: Iterable[Iterable[Tensor]], device: torch.device) -> Iterator[memoryview]:
+    """Through host memory; while one batch is looked at, the next is on its way."""
+    never = threading.Event()
+    ahead: Fetch | None = None
+    for batch in batches:
+        with beside(device):
+            fetch = Fetch([*batch], device)
+        if ahead is not None:
+            yield memory_of(ahead.wait(never))
+        ahead = fetch
+    if ahead is not None:
+        yield memory_of(ahead.wait(never))
+
+
+def _check_taken(who: str, back: Iterable[memoryview], received: memoryview) -> None:
+    for view in back:
+        if view != received[: len(view)]:
+            detail = f"{who} did not take the bytes that were received for it"
+            raise TransferError(Reason.DIGEST_MISMATCH, detail)
+        received = received[len(view) :]

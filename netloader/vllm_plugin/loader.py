@@ -364,10 +364,9 @@ class NetLoader(BaseModelLoader):
         report: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
     ) -> ClientOptions:
         settings = self._settings
-        chosen = () if settings.transport == AUTO else (settings.transport,)
         layout = self._errand.layout if self._errand else RAW
         return ClientOptions(
-            transports=chosen,
+            transports=settings.transports,
             layouts=(layout,),
             lanes=settings.lanes,
             token=settings.token,

@@ -27,7 +27,7 @@ from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.goods import Goods
-from netloader.vllm_plugin.settings import AUTO, Settings
+from netloader.vllm_plugin.settings import Settings
 
 FIRST_PORT, LAST_PORT = 1024, 65535
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, to find out what to tell others
@@ -211,7 +211,7 @@ class Shop:
     def _publication(self, goods: Goods, weights: Weights) -> Publication:
         settings = self.settings
         options = ServerOptions(
-            transports=() if settings.transport == AUTO else (settings.transport,),
+            transports=settings.transports,
             layouts=(goods.layout,),
             segment_bytes=settings.segment_mib << 20,
             max_clients=settings.max_clients,

@@ -96,6 +96,11 @@ class Settings:
     deadlines: Deadlines
     log_json: str | None
 
+    @property
+    def transports(self) -> tuple[str, ...]:
+        """What may be used, to clients and from sources; none named: all that suit the device."""
+        return () if self.transport == AUTO else (self.transport,)
+
     @classmethod
     def parse(cls, extra: Mapping[str, object] | None) -> Self:
         """Read the extra config as vLLM hands it over; ConfigError lists every problem."""

@@ -16,7 +16,7 @@ import pytest
 
 from netloader.config import Deadlines
 from netloader.io.clock import monotonic
-from tests.e2e.peers import Halt, How, Peer, Spec, Words, act_as_client, serving
+from tests.e2e.peers import Halt, How, Peer, Spec, Words, act_as_client, serving, with_chances
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -33,9 +33,6 @@ DEADLINES_S = {
 }
 ROOM_S = 6.0
 """What two busy cores may add to a deadline, with the second that a settled link lingers."""
-CHANCES = 3
-"""How often a client asks its last source, which is well: one of the two may stand still by chance
-for longer than its SHORT deadlines."""
 SOON_S = 8.0
 """Seconds, and less than any of the LONG deadlines: a death is noticed, not waited out."""
 
@@ -63,10 +60,8 @@ class Scene:
 
     def client(self, *sources: str, halt: Halt | None = None) -> Peer:
         """A client of some sources."""
-        sources += sources[-1:] * (CHANCES - 1)
-        return self._stack.enter_context(
-            Peer(act_as_client, replace(self.spec, sources=sources, halt=halt))
-        )
+        wish = replace(self.spec, sources=with_chances(sources), halt=halt)
+        return self._stack.enter_context(Peer(act_as_client, wish))
 
     def assert_served(self, endpoint: str = "") -> None:
         """A client gets everything, which shows that the only place is free."""

@@ -14,7 +14,7 @@ import pytest
 from netloader.config import Deadlines, Endpoint
 from netloader.io.clock import monotonic
 from tests.e2e.hosts import Host, missing, two_hosts
-from tests.e2e.peers import Halt, Peer, Spec, Words, act_as_client, serving
+from tests.e2e.peers import Halt, Peer, Spec, Words, act_as_client, serving, with_chances
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -24,9 +24,6 @@ QUICK = Deadlines(
 )
 ROOM_S = 6.0
 """What two busy cores may add to a deadline, with the second that a settled link lingers."""
-CHANCES = 3
-"""How often a client asks its last source, which is well: one of the two may stand still by chance
-for longer than its QUICK deadlines."""
 ESTABLISHED = "01"
 
 
@@ -52,8 +49,8 @@ class Site:
 
     def client(self, *sources: str, halt: Halt | None = None, mib: int = 64) -> Peer:
         """A client on the near host."""
-        sources += sources[-1:] * (CHANCES - 1)
-        at = replace(self.spec, network=self.near.network, mib=mib, sources=sources, halt=halt)
+        wish = replace(self.spec, mib=mib, sources=with_chances(sources), halt=halt)
+        at = replace(wish, network=self.near.network)
         return self._stack.enter_context(Peer(act_as_client, at))
 
     def plug(self) -> None:

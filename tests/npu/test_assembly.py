@@ -7,19 +7,16 @@ and by chance from seeds: a run takes too long for a search.
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import Final, NamedTuple
+from typing import Final
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from netloader.fsm.manifest import plan
-from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
 from netloader.io import intake as intake_module
 from netloader.io import weights as weights_module
 from netloader.io.device import CPU, beside, rooms
-from netloader.io.digests import digest_of
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign
 from netloader.io.intake import Incoming, Intake, Ledger
@@ -27,7 +24,7 @@ from netloader.io.memory import memory_of
 from netloader.io.parcels import parcels
 from netloader.io.weights import Weights, bring
 from tests.npu.models import digest, every_kind, fractal
-from tests.unit.io.helpers import offer_of
+from tests.unit.io.helpers import Source
 
 NPU: Final = torch.device("npu:0")
 DEVICES: Final = (CPU, NPU)
@@ -47,22 +44,6 @@ def on_both(seed: int, device: torch.device) -> nn.Module:
 
 
 MODELS: Final = (every_kind, fractal, on_both)
-
-
-class Source(NamedTuple):
-    """What a server of a checkpoint offers and sends."""
-
-    offer: Offer
-    blocks: list[bytes]
-
-
-def source_of(module: nn.Module) -> Source:
-    giving = Weights.of(module)
-    size = giving.manifest.nbytes // SEGMENTS
-    views = map(giving.views, plan(giving.manifest, size))
-    blocks = [b"".join(map(bytes, segment)) for segment in views]
-    digests = tuple(digest_of("blake3", [memoryview(block)]) for block in blocks)
-    return Source(offer_of(giving.manifest, digests, size), blocks)
 
 
 class Lane:
@@ -107,8 +88,9 @@ def test_what_is_verified_is_here_whatever_failed(
     monkeypatch.setattr(weights_module, "assign", fails_at_times(chance, assign))
     monkeypatch.setattr(intake_module, "bring", fails_at_times(chance, bring))
     models = [build(100 * content, NPU) for content in range(2)]
-    sources, target = [source_of(model) for model in models], build(200, NPU)
+    target = build(200, NPU)
     ledger = Ledger(Weights.of(target), lambda *_: None)
+    sources = [Source(model, ledger.total // SEGMENTS) for model in models]
     content = 0
 
     for _ in range(TRIES):

@@ -7,9 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from netloader.io.memory import memory_of
-from netloader.io.weights import named_tensors
-from tests.unit.io.helpers import random
+from tests.unit.io.helpers import bytes_of, random
 
 OLD, SAME, OTHER = range(3)
 """What a target holds before, and two checkpoints."""
@@ -73,16 +71,6 @@ def build(model: Model, content: int) -> nn.Module:
     for number, tensor in enumerate(tensors[:: -1 if model[1] else 1]):
         module.register_buffer(f"t{number}", tensor)
     return module
-
-
-def contents(module: nn.Module) -> dict[str, bytes]:
-    """The bytes of each tensor's elements in order, by name."""
-    return {name: bytes_of(tensor) for name, tensor in named_tensors(module)}
-
-
-def bytes_of(tensor: Tensor) -> bytes:
-    """The bytes of a tensor's elements in order."""
-    return bytes(memory_of(tensor.contiguous())) if tensor.numel() else b""
 
 
 def memory(module: nn.Module) -> list[bytes]:

@@ -13,19 +13,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from netloader.fsm.manifest import Segment, plan
+from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io import formats, intake, parcels, weights
 from netloader.io.device import CPU
-from netloader.io.digests import digest_of
 from netloader.io.failure import TransferError
 from netloader.io.intake import Incoming, Ledger
 from netloader.io.memory import memory_of
 from netloader.io.weights import Weights
-from tests.property.modules import OLD, OTHER, SAME, Model, build, contents, filled, memory, models
-from tests.unit.io.helpers import offer_of
+from tests.property.modules import OLD, OTHER, SAME, Model, build, filled, memory, models
+from tests.unit.io.helpers import Source, contents
 
 APART: Final = torch.device("cpu:0")
 """The CPU under another name: what is written there has to be brought to where it belongs."""
@@ -43,17 +42,6 @@ STEPS: Final = (
 
 happened: Counter[str] = Counter()
 """In all runs: read by the test of the statistics."""
-
-
-class Source:
-    """What a server of a checkpoint offers and sends."""
-
-    def __init__(self, module: nn.Module, segment_bytes: int) -> None:
-        giving = Weights.of(module)
-        segments = plan(giving.manifest, segment_bytes)
-        self.blocks = [b"".join(map(bytes, giving.views(segment))) for segment in segments]
-        digests = tuple(digest_of("blake3", [memoryview(block)]) for block in self.blocks)
-        self.offer = offer_of(giving.manifest, digests, segment_bytes)
 
 
 class Lane:

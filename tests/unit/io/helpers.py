@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from netloader.config import Deadlines, Endpoint
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import Manifest
+from netloader.fsm.manifest import Manifest, plan
 from netloader.fsm.messages import PROTOCOL_VERSION, Hello, Offer, Purpose
 from netloader.io import ClientOptions, Server, ServerOptions, serve
 from netloader.io.clock import monotonic
+from netloader.io.digests import digest_of
 from netloader.io.framing import Decoder, Heard, Spoken, encode
-from netloader.io.weights import named_tensors
+from netloader.io.weights import Weights, named_tensors
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -205,6 +206,17 @@ def offer_of(manifest: Manifest, digests: tuple[str, ...], segment_bytes: int) -
         segment_bytes=segment_bytes,
         digests=digests,
     )
+
+
+class Source:
+    """What one server has: an offer, over tcp, and the bytes of each segment."""
+
+    def __init__(self, module: nn.Module, segment_bytes: int) -> None:
+        weights = Weights.of(module)
+        segments = plan(weights.manifest, segment_bytes)
+        self.blocks = [b"".join(map(bytes, weights.views(segment))) for segment in segments]
+        digests = tuple(digest_of("blake3", [memoryview(block)]) for block in self.blocks)
+        self.offer = offer_of(weights.manifest, digests, segment_bytes)
 
 
 @contextlib.contextmanager

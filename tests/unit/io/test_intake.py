@@ -5,13 +5,12 @@ import threading
 import pytest
 from torch import nn
 
-from netloader.fsm.manifest import plan
 from netloader.fsm.reasons import Reason
-from netloader.io.digests import digest_of
 from netloader.io.intake import Intake, Ledger
 from netloader.io.transports import TransferError
 from netloader.io.weights import Weights
-from tests.unit.io.helpers import contents, module_of, offer_of, random
+from tests.unit.io import helpers
+from tests.unit.io.helpers import contents, module_of, random
 
 SEGMENT = 1000
 
@@ -21,16 +20,12 @@ def model(seed: int) -> nn.Module:
     return module_of(plain=random(500, seed=seed), holes=random(100, 10, seed=seed + 1)[:, ::2])
 
 
-class Source:
-    """What one server has: an offer and the bytes of each segment."""
+class Source(helpers.Source):
+    """A server of a model, and how it delivers."""
 
     def __init__(self, seed: int, segment_bytes: int = SEGMENT) -> None:
         self.model = model(seed)
-        weights = Weights.of(self.model)
-        segments = plan(weights.manifest, segment_bytes)
-        self.blocks = [b"".join(map(bytes, weights.views(s))) for s in segments]
-        digests = tuple(digest_of("blake3", [memoryview(block)]) for block in self.blocks)
-        self.offer = offer_of(weights.manifest, digests, segment_bytes)
+        super().__init__(self.model, segment_bytes)
 
     def deliver(self, intake: Intake, index: int, flip: int = 0) -> None:
         """Put one segment where it belongs, one bit of it changed or not."""
