@@ -102,7 +102,8 @@ def zoo(seed: int) -> nn.Module:
 
 def bytes_of(tensor: Tensor) -> bytes:
     """The bytes of a tensor's elements in order."""
-    flat = tensor.detach().contiguous().reshape(-1)
+    # `contiguous` would keep the stride of a single element, and bytes want a stride of one.
+    flat = tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
