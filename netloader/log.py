@@ -72,6 +72,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.loader.received": _info("The model was filled from a source."),
         "netloader.loader.ordinary": _info("No source for this rank: ordinary loader."),
         "netloader.fallback.engaged": _warning("The ordinary loader takes over, and why."),
+        "netloader.weights.doubted": _warning("A client got other bytes; the weights are checked."),
         "netloader.driver.error": _error("A bug of netloader itself, with its stack."),
     }
 )

@@ -82,11 +82,11 @@ class ClientSession(Session):
     """One source, seen from the client. `nonce` is the caller's randomness."""
 
     __slots__ = (
+        "challenge",
         "completed",
         "description",
         "nonce",
         "offer",
-        "proven",
         "received",
         "request",
         "wish",
@@ -97,7 +97,7 @@ class ClientSession(Session):
     def __init__(self, wish: Wish, deadlines: Deadlines, nonce: str, now: float) -> None:
         self.wish = wish
         self.nonce = nonce
-        self.proven = False
+        self.challenge: Challenge | None = None
         self.offer: Offer | None = None
         self.request: Request | None = None
         self.description: Description | None = None
@@ -109,6 +109,25 @@ class ClientSession(Session):
     def name(self) -> str:
         """The id the offer named."""
         return self.offer.session if self.offer else ""
+
+    @property
+    def hello(self) -> Hello:
+        """What this client says first; every proof of the session covers it."""
+        wish = self.wish
+        return Hello(
+            versions=(PROTOCOL_VERSION,),
+            purpose=wish.purpose,
+            identity=wish.identity,
+            layouts=wish.layouts,
+            transports=wish.transports,
+            digests=wish.digests,
+            nonce=self.nonce,
+        )
+
+    @property
+    def proven(self) -> bool:
+        """Whether the server has shown that it knows the token."""
+        return self.challenge is not None
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +154,7 @@ def _tokenless(session: ClientSession, event: Challenge) -> bool:
 
 def _wrong_proof(session: ClientSession, event: Challenge) -> bool:
     token = session.wish.token
-    return token is None or not auth.proves(event.mac, token, "server", session.nonce, event.nonce)
+    return token is None or not auth.proves(event, token, session.hello, event.nonce)
 
 
 def _asked_again(session: ClientSession, event: Challenge) -> bool:
@@ -144,8 +163,10 @@ def _asked_again(session: ClientSession, event: Challenge) -> bool:
 
 
 def _unproven(session: ClientSession, event: Offer | Description) -> bool:
-    del event
-    return session.wish.token is not None and not session.proven
+    token, challenge = session.wish.token, session.challenge
+    if token is None:
+        return False
+    return challenge is None or not auth.proves(event, token, session.hello, challenge.nonce)
 
 
 def _unwanted(session: ClientSession, event: Offer | Description) -> bool:
@@ -207,18 +228,7 @@ def _flaw(wish: Wish, offer: Offer) -> str:
 
 def _greet(session: ClientSession, event: Connected) -> Iterable[Effect]:
     del event
-    wish = session.wish
-    yield Send(
-        Hello(
-            versions=(PROTOCOL_VERSION,),
-            purpose=wish.purpose,
-            identity=wish.identity,
-            layouts=wish.layouts,
-            transports=wish.transports,
-            digests=wish.digests,
-            nonce=session.nonce,
-        )
-    )
+    yield Send(session.hello)
 
 
 def _give_up(session: ClientSession, event: ConnectFailed) -> Iterable[Effect]:
@@ -235,19 +245,26 @@ def _refuse_challenge(session: ClientSession, event: Challenge) -> Iterable[Effe
     return refuse(session, Reason.AUTH_REQUIRED, "the server asks for a token; set AUTH_TOKEN_FILE")
 
 
-def _refuse_server(
-    session: ClientSession, event: Challenge | Offer | Description
-) -> Iterable[Effect]:
+def _refuse_server(session: ClientSession, event: Challenge) -> Iterable[Effect]:
     del event
-    return refuse(session, Reason.AUTH_FAILED, "the server has not proven that it knows the token")
+    detail = "the server has another token, or the hello was changed on its way"
+    return refuse(session, Reason.AUTH_FAILED, detail)
+
+
+def _refuse_unproven(session: ClientSession, event: Offer | Description) -> Iterable[Effect]:
+    kind = type(event).__name__.lower()
+    detail = f"the {kind} was changed on its way, or the server has another token"
+    if not session.proven:
+        detail = "the server has not proven that it knows the token"
+    return refuse(session, Reason.AUTH_FAILED, detail)
 
 
 def _prove(session: ClientSession, event: Challenge) -> Iterable[Effect]:
     token = session.wish.token
     if token is None:
         raise AssertionError("guarded by _tokenless")
-    session.proven = True
-    yield Send(Proof(auth.proof(token, "client", session.nonce, event.nonce)))
+    session.challenge = event
+    yield Send(auth.proven(Proof(), token, session.hello, event.nonce))
 
 
 def _learn(session: ClientSession, event: Description) -> Iterable[Effect]:
@@ -339,10 +356,10 @@ TABLE: Table[ClientSession] = complete(
         row(H, Challenge,       F, violation,         when=_asked_again),
         row(H, Challenge,       F, _refuse_server,    when=_wrong_proof),
         row(H, Challenge,       H, _prove),
-        row(H, Description,     F, _refuse_server,    when=_unproven),
+        row(H, Description,     F, _refuse_unproven,  when=_unproven),
         row(H, Description,     F, violation,         when=_unwanted),
         row(H, Description,     D, _learn),
-        row(H, Offer,           F, _refuse_server,    when=_unproven),
+        row(H, Offer,           F, _refuse_unproven,  when=_unproven),
         row(H, Offer,           F, violation,         when=_unwanted),
         row(H, Offer,           F, _refuse_identity,  when=_other_identity),
         row(H, Offer,           F, _refuse_manifest,  when=_other_manifest),

@@ -59,6 +59,14 @@ class StartTransfer:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditWeights:
+    """Server: the client found other bytes than were published; compare the weights again.
+
+    No event comes of it: what is found concerns the sessions that follow.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class AbortTransfer:
     """Stop whatever transport work this session started, within a second."""
 
@@ -70,4 +78,6 @@ class Settle:
     verdict: Verdict
 
 
-Effect: TypeAlias = Send | PrepareOffer | OpenTransport | StartTransfer | AbortTransfer | Settle
+Effect: TypeAlias = (
+    Send | PrepareOffer | OpenTransport | StartTransfer | AuditWeights | AbortTransfer | Settle
+)

@@ -8,7 +8,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 
+from netloader.fsm.canonical import canonical
 from netloader.fsm.identity import ABSENT, Difference
 
 MIN_SEGMENT_BYTES = 64 * 1024
@@ -36,6 +38,9 @@ class TensorSpec:
     format: str = ""
 
 
+_fields_of = attrgetter(*TensorSpec.__slots__)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """All tensors of one model on one rank, in model order."""
@@ -44,9 +49,15 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, dtypes, shapes, strides and sharing; 64 hex digits."""
-        canonical = "\n".join(repr(spec) for spec in self.tensors)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """SHA-256 over every tensor's fields, in their order; 64 hex digits.
+
+        Of the canonical bytes of a list of lists, but never all of them at once.
+        """
+        hasher = hashlib.sha256(b"l")
+        for spec in self.tensors:
+            hasher.update(canonical(_fields_of(spec)))
+        hasher.update(b"e")
+        return hasher.hexdigest()
 
     @cached_property
     def payload(self) -> tuple[int, ...]:

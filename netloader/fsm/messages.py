@@ -37,17 +37,17 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """Server: here is my proof over both nonces; now give me yours."""
+    """Server: here is my proof over your hello and my nonce; now give me yours."""
 
     nonce: str
-    mac: str
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Client: my proof over both nonces."""
+    """Client: my proof over my hello and your nonce."""
 
-    mac: str
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,8 @@ class Description:
 
     identity: Identity
     facts: Mapping[str, str] = field(default_factory=dict)
+    mac: str = ""
+    """The server's proof of it; empty without a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Offer:
     digests: tuple[str, ...]
     rendezvous: Mapping[str, str] = field(default_factory=dict)
     wait_s: float = 0.0
+    mac: str = ""
+    """The server's proof of it; empty without a token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.session import (
     FRAME_BEFORE_TRUST,
     Session,
+    doubted,
+    doubts,
     expired,
     failed,
     lost,
@@ -143,8 +145,7 @@ class ServerSession(Session):
     def frame_limit(self) -> int:
         """Small, but for a request once the client has been let past the handshake.
 
-        Not more than a request for every segment needs: reading what a client makes up holds the
-        interpreter lock, and with it the inference beside us.
+        Not more than a request for every segment needs: reading holds the interpreter lock.
         """
         if self.state not in (State.VALIDATE, State.TRANSFER):
             return FRAME_BEFORE_TRUST
@@ -174,7 +175,7 @@ def _wrong_proof(session: ServerSession, event: Proof) -> bool:
     token, hello = session.offering.token, session.hello
     if token is None or hello is None:
         return True
-    return not auth.proves(event.mac, token, "client", hello.nonce, session.nonce)
+    return not auth.proves(event, token, hello, session.nonce)
 
 
 def _greeted_twice(session: ServerSession, event: Hello) -> bool:
@@ -257,12 +258,13 @@ def _challenge(session: ServerSession, event: Hello) -> Iterable[Effect]:
     token = session.offering.token
     if token is None:
         raise AssertionError("guarded by _needs_proof")
-    yield Send(Challenge(session.nonce, auth.proof(token, "server", event.nonce, session.nonce)))
+    yield Send(auth.proven(Challenge(session.nonce), token, event, session.nonce))
 
 
 def _refuse_proof(session: ServerSession, event: Proof) -> Iterable[Effect]:
     del event
-    return refuse(session, Reason.AUTH_FAILED, "the client's proof is wrong; compare the tokens")
+    detail = "the client has another token (compare the two), or its hello was changed on its way"
+    return refuse(session, Reason.AUTH_FAILED, detail)
 
 
 def _refuse_identity(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
@@ -289,8 +291,10 @@ def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[
 
 
 def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
-    mine = session.offerings[session.chosen(_hello(session, event))]
-    yield Send(Description(mine.identity, mine.facts))
+    hello = _hello(session, event)
+    mine = session.offerings[session.chosen(hello)]
+    description = Description(mine.identity, mine.facts)
+    yield Send(auth.proven(description, mine.token, hello, session.nonce))
     yield Settle(Verdict(State.DONE, Reason.DESCRIBED))
 
 
@@ -306,19 +310,18 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
     layout, transport, digest = _shared(session, session.hello)
     mine = session.offering
     session.offered, session.digests = True, event.digests
-    yield Send(
-        Offer(
-            session=session.session_id,
-            identity=mine.identity,
-            layout=layout,
-            transport=transport,
-            digest=digest,
-            manifest=mine.manifest,
-            segment_bytes=mine.segment_bytes,
-            digests=event.digests,
-            rendezvous=event.rendezvous,
-        )
+    offer = Offer(
+        session=session.session_id,
+        identity=mine.identity,
+        layout=layout,
+        transport=transport,
+        digest=digest,
+        manifest=mine.manifest,
+        segment_bytes=mine.segment_bytes,
+        digests=event.digests,
+        rendezvous=event.rendezvous,
     )
+    yield Send(auth.proven(offer, mine.token, session.hello, session.nonce))
 
 
 def _turn_away(session: ServerSession, event: OfferRefused) -> Iterable[Effect]:
@@ -373,8 +376,8 @@ TABLE: Table[ServerSession] = complete(
         row(T, Transferred,   T, _say_complete),
         row(T, Verified,      D, _succeed,           when=_all_sent_and_right),
         row(T, Verified,      F, _disagree),
-        row(V, TransferFailed, F, failed),
-        row(T, TransferFailed, F, failed),
+        row(T, Reject,        F, doubted,            when=doubts),
+        *every((V, T), TransferFailed, F, failed),
         *every(LIVING, Reject,         F, rejected),
         *every(LIVING, ConnectionLost, F, lost),
         *every(LIVING, DeadlinePassed, F, expired),

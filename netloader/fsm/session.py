@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from netloader.config import Deadlines
-from netloader.fsm.effects import AbortTransfer, Effect, Send, Settle, Verdict
+from netloader.fsm.effects import AbortTransfer, AuditWeights, Effect, Send, Settle, Verdict
 from netloader.fsm.events import (
     ConnectionLost,
     DeadlinePassed,
@@ -208,6 +208,18 @@ def rejected(session: Session, event: Reject) -> Iterable[Effect]:
         retry_after_s=event.retry_after_s,
     )
     return part(session, verdict)
+
+
+def doubts(session: Session, event: Reject) -> bool:
+    """Whether the peer refuses because the bytes are not those that were published."""
+    del session
+    return event.reason == Reason.DIGEST_MISMATCH.value
+
+
+def doubted(session: Session, event: Reject) -> Iterable[Effect]:
+    """The peer said no to the bytes: it may be right, and the next one need not find out."""
+    yield AuditWeights()
+    yield from rejected(session, event)
 
 
 def violation(session: Session, event: PeerEvent) -> Iterable[Effect]:

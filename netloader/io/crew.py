@@ -83,6 +83,9 @@ class Crew(ABC):
     def abort(self) -> None:
         """Make the order at hand fail within a second (from any thread, any number of times)."""
 
+    def audit(self) -> None:  # noqa: B027 - only a server has published anything
+        """Have the published weights compared with their digests again, on another thread."""
+
     def close(self) -> None:
         """The session is over: let go of everything."""
         self.abort()
@@ -161,7 +164,9 @@ class ServerCrew(Crew):
             detail = f"all {publication.max_clients} places are taken"
             return OfferRefused(Reason.BUSY, detail, RETRY_AFTER_S)
         if digests is None:
-            return OfferRefused(Reason.NOT_READY, "digests are being computed", RETRY_AFTER_S)
+            return OfferRefused(
+                Reason.NOT_READY, "digests are being computed or checked", RETRY_AFTER_S
+            )
         outlet = Outlet(publication.weights, self._session, self._stall_s)
         try:
             sending = named(transport).sending(outlet)
@@ -197,6 +202,11 @@ class ServerCrew(Crew):
             sending = self._sending
         if sending is not None:
             sending.abort()
+
+    def audit(self) -> None:
+        """Have the publication that the client chose compared with its digests."""
+        if self.publication is not None:
+            self.publication.doubt()
 
     def close(self) -> None:
         """Stop, and give the place back."""

@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias, assert_never
 
 from netloader.fsm.effects import (
     AbortTransfer,
+    AuditWeights,
     Effect,
     OpenTransport,
     PrepareOffer,
@@ -286,6 +287,8 @@ class Link:
                 self._flush()
             case PrepareOffer() | OpenTransport() | StartTransfer():
                 self._crew.begin(effect)
+            case AuditWeights():
+                self._crew.audit()
             case AbortTransfer():
                 self._crew.abort()
             case Settle():

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from netloader.config import Endpoint
-from netloader.fsm.effects import OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.effects import AuditWeights, OpenTransport, PrepareOffer, StartTransfer
 from netloader.fsm.events import Connected, TransferFailed, Transferred
 from netloader.fsm.messages import PROTOCOL_VERSION
 from netloader.fsm.reasons import Reason
@@ -40,6 +40,8 @@ class Observer:
                 self._say("session.transition", session, _move(step))
         self._transfer(session, step)
         for effect in step.effects:
+            if isinstance(effect, AuditWeights):
+                self._say("weights.doubted", session, {})
             if isinstance(effect, PrepareOffer):
                 self._fields["netloader.transport"] = effect.transport
             if isinstance(effect, OpenTransport):

@@ -17,7 +17,9 @@ from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Segment, plan
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
+from netloader.io.clock import monotonic
 from netloader.io.digests import digests_of
+from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
 from netloader.io.weights import Weights
 
@@ -53,6 +55,7 @@ class Publication:
         self._change = threading.Condition()
         self._digests: tuple[str, ...] = ()
         self._ready = threading.Event()
+        self._doubts = Doubts()
 
     def seal(self, known: tuple[str, ...] = ()) -> None:
         """Fix the digests: those `known` (just verified by a client), or computed on every core."""
@@ -86,6 +89,25 @@ class Publication:
             some = ", ".join(list(names)[:SHOWN_NAMES])
             self.withdraw(f"weights were changed after they were published, among: {some}")
 
+    def doubt(self) -> None:
+        """Audit in the background because a client received other bytes; offers wait for it.
+
+        A client may be wrong, or lie, so nothing happens while such an audit is under way, or soon
+        after one (see `Doubts`).
+        """
+
+        def work() -> None:
+            try:
+                self.audit()
+            finally:
+                self._doubts.end()
+
+        if self._doubts.begin():
+            try:
+                in_background("netloader-audit", work)
+            except RuntimeError:  # no thread can be had; the next client that doubts tries again
+                self._doubts.end()
+
     def withdraw(self, why: str) -> None:
         """Offer nothing any more; clients are told `why`. Whoever reads already may go on."""
         with self._change:
@@ -93,8 +115,13 @@ class Publication:
         self._ready.set()
 
     def digests(self, timeout_s: float) -> tuple[str, ...] | None:
-        """The digest of every segment, or None when they are not ready within `timeout_s`."""
-        return self._digests if self._ready.wait(timeout_s) else None
+        """The digest of every segment, or None when they are not ready within `timeout_s`.
+
+        They are not while weights are compared with them because a client was in doubt.
+        """
+        end = monotonic() + timeout_s
+        known = self._ready.wait(timeout_s) and self._doubts.settled(max(0.0, end - monotonic()))
+        return self._digests if known else None
 
     def admit(self) -> bool:
         """Take a place for one client, if there is one; give it back with `leave`."""

@@ -74,6 +74,8 @@ class Hands(Crew):
         self.hangs = False
         self.fate: Event | None = None
         """What the order at hand will end with, when it is not to succeed."""
+        self.audits = 0
+        """How often its machine wanted the weights compared again."""
         self._fabric = fabric
         self._left: deque[int] = deque()
         self._moved = 0
@@ -134,6 +136,10 @@ class Hands(Crew):
 
     def tidy(self, order: Order) -> None:
         """Do nothing: what an order leaves is in the fabric."""
+
+    def audit(self) -> None:
+        """Count: whether the weights have changed is for a test to know."""
+        self.audits += 1
 
     def abort(self) -> None:
         """Make the order at hand fail; the other side's does not notice."""

@@ -1,6 +1,11 @@
 """The laws of a session, by name. Law of this file: a law says what holds, never how."""
 
-from netloader.fsm.effects import AbortTransfer, Settle
+from netloader.fsm import auth
+from netloader.fsm.client import ClientSession
+from netloader.fsm.effects import AbortTransfer, AuditWeights, OpenTransport, Send, Settle
+from netloader.fsm.messages import Description, Offer, Reject
+from netloader.fsm.reasons import Reason
+from netloader.fsm.server import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import LIVING, TERMINAL, State
 
@@ -19,8 +24,8 @@ def lawful(session: Session, step: Step, now: float) -> None:
     """Check one step of a session, right after it was taken at time `now`.
 
     Raises:
-        LawError: one-verdict, absorbing, always-a-deadline, stop-what-you-started or
-            clean-or-dirty is broken.
+        LawError: one-verdict, absorbing, always-a-deadline, stop-what-you-started,
+            clean-or-dirty, under-the-proof or doubts-are-audited is broken.
     """
     _one_verdict(session, step)
     if step.before in TERMINAL:
@@ -29,6 +34,8 @@ def lawful(session: Session, step: Step, now: float) -> None:
     if step.after is State.FALLBACK and step.before in (State.VALIDATE, State.TRANSFER):
         aborts = step.effects[-2:-1] == (AbortTransfer(),)
         must(aborts, "stop-what-you-started", f"nothing aborted on leaving {step.before.name}")
+    _under_the_proof(session, step)
+    _doubts_are_audited(session, step)
     _always_a_deadline(session, now)
 
 
@@ -43,6 +50,34 @@ def _one_verdict(session: Session, step: Step) -> None:
     must(verdict is session.verdict, "one-verdict", "it is the session's own")
     must(verdict.state is step.after, "one-verdict", "it says where the session ended")
     must(verdict.weights_dirty == session.touched, "clean-or-dirty", "as far as it was touched")
+
+
+def _under_the_proof(session: Session, step: Step) -> None:
+    """What is acted upon, and what is said, is under the proof of the token, if there is one."""
+    if isinstance(session, ClientSession):
+        token, nonce = session.wish.token, session.challenge.nonce if session.challenge else ""
+        taken = [e.offer for e in step.effects if isinstance(e, OpenTransport)]
+        learnt = [] if session.description is None else [session.description]
+        believed = [*taken, *learnt]
+        hello = session.hello
+    elif isinstance(session, ServerSession) and session.hello is not None:
+        token, nonce, hello = session.offering.token, session.nonce, session.hello
+        said = [effect.message for effect in step.effects if isinstance(effect, Send)]
+        believed = [message for message in said if isinstance(message, Offer | Description)]
+    else:
+        return
+    for message in believed if token is not None else ():
+        proves = auth.proves(message, token, hello, nonce)
+        must(proves, "under-the-proof", f"{type(message).__name__} by {session.role}")
+
+
+def _doubts_are_audited(session: Session, step: Step) -> None:
+    """A server has its weights compared when a client found other bytes, and only then."""
+    word = step.event.reason if isinstance(step.event, Reject) else ""
+    doubted = word == Reason.DIGEST_MISMATCH.value and step.before is State.TRANSFER
+    expected = int(doubted and session.role == "server")
+    audits = [effect for effect in step.effects if isinstance(effect, AuditWeights)]
+    must(len(audits) == expected, "doubts-are-audited", f"{len(audits)} times on {word!r}")
 
 
 def _always_a_deadline(session: Session, now: float) -> None:

@@ -5,19 +5,23 @@ from dataclasses import replace
 from typing import Final, TypeAlias
 
 from netloader.fsm.events import Connected, ConnectionLost, Event, TransportReady
-from netloader.fsm.messages import Begin, Complete, Description, Verified
+from netloader.fsm.messages import Begin, Complete, Verified
 from netloader.fsm.session import Session
 from tests.property.world import (
     BOTH,
     CHALLENGE,
     CURIOUS,
+    CURIOUS_CHALLENGE,
+    DESCRIPTION,
+    DOUBT,
     DRAFTING,
     GUARDED,
-    IDENTITY,
     NBYTES,
     OFFER,
     OFFER_READY,
     OTHER_IDENTITY,
+    PROOF,
+    PROVEN_OFFER,
     READY,
     RECEIVED,
     REFUSAL,
@@ -53,7 +57,15 @@ LIVES: Final[Mapping[str, Life]] = {
     "client is done": (client, (*_moving, RECEIVED, Complete(NBYTES))),
     "client learned": (
         lambda: client(CURIOUS),
-        (Connected(), Description(IDENTITY, {"tied": "yes"})),
+        (Connected(), DESCRIPTION),
+    ),
+    "client with a token was offered": (
+        lambda: client(SECURED),
+        (Connected(), CHALLENGE, PROVEN_OFFER),
+    ),
+    "client proved to describe": (
+        lambda: client(replace(CURIOUS, token=TOKEN)),
+        (Connected(), CURIOUS_CHALLENGE),
     ),
     "client fell back": (client, (Connected(), REFUSAL)),
     "client fell back dirty": (client, (*_moving, ConnectionLost("reset"))),
@@ -84,6 +96,11 @@ LIVES: Final[Mapping[str, Life]] = {
         lambda: server(*BOTH),
         (Connected(), hello(DRAFTING), READY[1]),
     ),
+    "server with a token prepares": (
+        lambda: server(GUARDED),
+        (Connected(), hello(SECURED), PROOF),
+    ),
+    "server was doubted": (server, (*_requested, RECEIVED, DOUBT)),
     "server fell back": (server, (*_requested, Verified(0, 0, ""))),
 }
 

@@ -18,6 +18,7 @@ from netloader.fsm.events import (
     TransportReady,
     Violated,
 )
+from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import (
     Begin,
@@ -36,6 +37,9 @@ from netloader.fsm.server import MAX_LANES
 from tests.property.world import (
     CHALLENGE,
     CURIOUS,
+    CURIOUS_CHALLENGE,
+    DESCRIPTION,
+    DOUBT,
     DRAFTING,
     IDENTITY,
     MANIFEST,
@@ -43,7 +47,8 @@ from tests.property.world import (
     OFFER,
     OFFER_READY,
     OTHER_IDENTITY,
-    PROOF,
+    PROVEN_DESCRIPTION,
+    PROVEN_OFFER,
     RECEIVED,
     REFUSAL,
     REQUEST,
@@ -51,26 +56,39 @@ from tests.property.world import (
     VERIFIED,
     WISH,
     hello,
+    proven,
 )
 
 OTHER_MANIFEST: Final = Manifest(MANIFEST.tensors[:1])
 
+CHANGED_IDENTITY: Final = Identity(IDENTITY.hard, {**IDENTITY.soft, "builder": "another"})
+"""No different one: a soft field more."""
+HELLOS: Final = (
+    hello(),
+    hello(CURIOUS),
+    hello(replace(WISH, identity=OTHER_IDENTITY)),
+    hello(replace(CURIOUS, identity=OTHER_IDENTITY)),
+    hello(replace(WISH, transports=("hccl",))),
+    hello(DRAFTING),
+)
+PROOFS: Final = tuple(proven(Proof(), to) for to in HELLOS)
+
 SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
-    Hello: (
-        hello(),
-        hello(CURIOUS),
-        replace(hello(), versions=(7, 9)),
-        replace(hello(), versions=()),
-        hello(replace(WISH, identity=OTHER_IDENTITY)),
-        hello(replace(CURIOUS, identity=OTHER_IDENTITY)),
-        hello(replace(WISH, transports=("hccl",))),
-        hello(DRAFTING),
+    Hello: (*HELLOS, replace(hello(), versions=(7, 9)), replace(hello(), versions=())),
+    Challenge: (CHALLENGE, CURIOUS_CHALLENGE, Challenge(SERVER_NONCE, "forged")),
+    Proof: (*PROOFS, Proof("forged"), Proof(CHALLENGE.mac)),
+    Description: (
+        DESCRIPTION,
+        PROVEN_DESCRIPTION,
+        replace(PROVEN_DESCRIPTION, facts={"tied": "no"}),
+        replace(PROVEN_DESCRIPTION, identity=CHANGED_IDENTITY),
     ),
-    Challenge: (CHALLENGE, Challenge(SERVER_NONCE, "forged")),
-    Proof: (PROOF, Proof("forged"), Proof(CHALLENGE.mac)),
-    Description: (Description(IDENTITY, {"tied": "yes"}),),
     Offer: (
         OFFER,
+        PROVEN_OFFER,
+        replace(PROVEN_OFFER, mac="forged"),
+        replace(PROVEN_OFFER, digests=("another-0", "another-1", "another-2")),
+        replace(PROVEN_OFFER, identity=CHANGED_IDENTITY),
         replace(OFFER, identity=OTHER_IDENTITY),
         replace(OFFER, manifest=OTHER_MANIFEST),
         replace(OFFER, transport="gloo"),
@@ -79,7 +97,7 @@ SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
     Begin: (Begin(),),
     Complete: (Complete(NBYTES), Complete(0)),
     Verified: (VERIFIED, Verified(3, NBYTES, "another"), Verified(0, 0, "")),
-    Reject: (REFUSAL, Reject("a word of the year 2040")),
+    Reject: (REFUSAL, Reject("a word of the year 2040"), DOUBT),
     Violated: (Violated("bytes of another protocol"),),
     Connected: (Connected(),),
     ConnectFailed: (ConnectFailed("refused"),),

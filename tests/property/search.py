@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Final, NamedTuple
 
 from netloader.errors import LocalProtocolError
+from netloader.fsm.client import ClientSession
 from netloader.fsm.effects import AbortTransfer, OpenTransport, PrepareOffer, Send, StartTransfer
 from netloader.fsm.events import (
     LOCAL_EVENTS,
@@ -36,7 +37,7 @@ from netloader.fsm.session import Session, Step
 from netloader.fsm.states import INITIAL, TERMINAL, State
 from netloader.testing.laws import lawful, must
 from tests.property.samples import SAMPLES
-from tests.property.world import Choice, World
+from tests.property.world import PROVEN_DESCRIPTION, PROVEN_OFFER, Choice, World
 
 CONSTANT: Final = {"wish", "offerings", "nonce", "session_id"}
 """What no event changes."""
@@ -149,7 +150,17 @@ def _told(at: Alone, event: Event, found: Found) -> Alone:
     must(twin.state is not at.session.state or twin.deadline == at.session.deadline, *ONCE)
     if isinstance(twin, ServerSession):
         _server_holds(twin, step)
+    if isinstance(twin, ClientSession) and twin.wish.token is not None:
+        _believed(twin, step)
     return Alone(twin, after(at, step))
+
+
+def _believed(session: ClientSession, step: Step) -> None:
+    """What a client with a token acts upon, it was told just so."""
+    taken = [effect.offer for effect in step.effects if isinstance(effect, OpenTransport)]
+    must(taken in ([], [PROVEN_OFFER]), "under-the-proof", "nothing but the server's own offer")
+    learnt = session.description in (None, PROVEN_DESCRIPTION)
+    must(learnt, "under-the-proof", "nor another description")
 
 
 def _server_holds(session: ServerSession, step: Step) -> None:
@@ -176,7 +187,7 @@ class Node(NamedTuple):
     def key(self) -> tuple[object, ...]:
         """Two worlds with one key have one future."""
         sides = [
-            (*fingerprint(p.session), repr(p.inbox), repr(p.work), p.moves, p.hangs)
+            (*fingerprint(p.session), repr(p.inbox), repr(p.work), p.moves, p.hangs, p.audits)
             for p in self.world.parties.values()
         ]
         return (self.faults, self.world.wire, *sides)

@@ -12,6 +12,7 @@ from netloader.fsm.client import Wish
 from netloader.fsm.effects import StartTransfer
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Purpose
+from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
 from netloader.fsm.session import Session
 from netloader.fsm.states import State
@@ -96,6 +97,10 @@ def holds(world: World) -> None:
         assert c.verdict.weights_dirty == bool(starts["client"]), "clean-or-dirty"
     if s.verdict is not None:
         assert not s.verdict.weights_dirty, "a server's own weights are never touched"
+    audits = {who: p.audits for who, p in world.parties.items()}
+    assert audits["client"] == 0
+    doubted = s.verdict is not None and s.verdict.reason is Reason.DIGEST_MISMATCH
+    assert audits["server"] == int(doubted), "doubts-are-audited"
     if c.wish.purpose is Purpose.DESCRIPTION:
         return  # the description is the last word, and a last word may be lost
     if c.state is State.DONE:

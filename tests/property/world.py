@@ -16,6 +16,7 @@ from netloader.fsm import auth
 from netloader.fsm.client import ClientSession, Wish
 from netloader.fsm.effects import (
     AbortTransfer,
+    AuditWeights,
     Effect,
     OpenTransport,
     PrepareOffer,
@@ -48,6 +49,7 @@ from netloader.fsm.manifest import (
 )
 from netloader.fsm.messages import (
     Challenge,
+    Description,
     Hello,
     Message,
     Offer,
@@ -159,9 +161,22 @@ OFFER: Final = Offer(
     digests=DIGESTS,
     rendezvous={"port": "1"},
 )
-CHALLENGE: Final = Challenge(SERVER_NONCE, auth.proof(TOKEN, "server", CLIENT_NONCE, SERVER_NONCE))
-PROOF: Final = Proof(auth.proof(TOKEN, "client", CLIENT_NONCE, SERVER_NONCE))
+DESCRIPTION: Final = Description(IDENTITY, {"tied": "yes"})
+
+
+def proven(message: auth.P, to: Hello) -> auth.P:
+    """A message as it is said under TOKEN in the conversation that `to` began."""
+    return auth.proven(message, TOKEN, to, SERVER_NONCE)
+
+
+CHALLENGE: Final = proven(Challenge(SERVER_NONCE), hello())
+PROOF: Final = proven(Proof(), hello())
+PROVEN_OFFER: Final = proven(OFFER, hello())
+CURIOUS_CHALLENGE: Final = proven(Challenge(SERVER_NONCE), hello(CURIOUS))
+CURIOUS_PROOF: Final = proven(Proof(), hello(CURIOUS))
+PROVEN_DESCRIPTION: Final = proven(DESCRIPTION, hello(CURIOUS))
 REFUSAL: Final = Reject("busy", "full", (Difference("model", "a", "b"),), 2.5)
+DOUBT: Final = Reject("digest_mismatch", "segment 1")
 OFFER_READY: Final = OfferReady({"port": "1"}, DIGESTS)
 DRAFT_DIGESTS: Final = ("draft-0", "draft-1", "draft-2")
 READY: Final = (OFFER_READY, OfferReady({"port": "2"}, DRAFT_DIGESTS))
@@ -177,6 +192,7 @@ OUT_OF_TIME: Final = (Reason.DEADLINE_PASSED, Reason.UNREACHABLE)
 WORK: Final = (OfferReady, TransportReady, Transferred)
 FAILURES: Final[Mapping[str, Event]] = {
     "fails": TransferFailed(Reason.TRANSFER_FAILED, "cut"),
+    "finds other bytes": TransferFailed(Reason.DIGEST_MISMATCH, "segment 1"),
     "refuses": OfferRefused(Reason.BUSY, "full", 2.0),
 }
 
@@ -191,6 +207,7 @@ class Party:
         self.steps: list[Step] = []
         self.moves = False
         self.hangs = False
+        self.audits = 0
 
     @property
     def settled(self) -> bool:
@@ -281,6 +298,8 @@ class World:
                 segments = plan(self.server_session.offering.manifest, SEGMENT_BYTES)
                 party.moves = True
                 party.work.append(Transferred(sum(segments[i].nbytes for i in effect.segments)))
+            case AuditWeights():
+                party.audits += 1
             case AbortTransfer():
                 party.moves = False
                 if party.work:
@@ -307,6 +326,8 @@ class World:
             if party.work and isinstance(party.work[0], WORK):
                 found += [Choice(who, "fails"), Choice(who, "hangs")]
                 found += [Choice(who, "refuses")] * isinstance(party.work[0], OfferReady)
+                if who == "client" and isinstance(party.work[0], Transferred):
+                    found.append(Choice(who, "finds other bytes"))
             if party.inbox and party.inbox[0] is not HUNG_UP:
                 found.append(Choice(who, "misreads"))
         return found

@@ -1,49 +1,270 @@
-"""Proof of a token: only for this side, this conversation and this token."""
+"""Proof of a token: only of this message, of this side, in this conversation, under this token."""
+
+import hashlib
+import hmac
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from time import perf_counter
+from typing import Any, Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from netloader.config import Secret
-from netloader.fsm.auth import proof, proves
+from netloader.fsm.auth import Proven, authenticated, proven, proves
+from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import Manifest, TensorSpec
+from netloader.fsm.messages import Challenge, Description, Hello, Offer, Proof, Purpose
+from netloader.io.framing import Decoder, encode
+from tests.unit.fsm.test_canonical import any_text, read
 
-TOKEN = Secret("correct horse battery staple")
-KNOWN = "4f3e2094775daa1f0527d61158b245909f69af903027560eaac9e51fd88ce030"
-
-
-def test_the_proof_is_hmac_sha256_as_documented() -> None:
-    """Made with: printf %s 'netloader|client|aa|bb' | openssl dgst -sha256 -hmac "$TOKEN"."""
-    assert proof(TOKEN, "client", "aa", "bb") == KNOWN
-
-
-def test_a_right_proof_convinces() -> None:
-    assert proves(proof(TOKEN, "server", "aa", "bb"), TOKEN, "server", "aa", "bb")
-
-
-@pytest.mark.parametrize(
-    ("token", "side", "client_nonce", "server_nonce"),
-    [
-        (Secret("another token"), "server", "aa", "bb"),
-        (TOKEN, "client", "aa", "bb"),
-        (TOKEN, "server", "a0", "bb"),
-        (TOKEN, "server", "aa", "b0"),
-        (TOKEN, "server", "bb", "aa"),
-    ],
-    ids=["other token", "mirrored", "other client nonce", "replayed", "swapped nonces"],
+TOKEN: Final = Secret("correct horse battery staple")
+NONCE: Final = "bb"
+IDENTITY: Final = Identity({"model": "m"}, {"checkpoint": "c"})
+HELLO: Final = Hello(
+    versions=(1,),
+    purpose=Purpose.WEIGHTS,
+    identity=IDENTITY,
+    layouts=("raw",),
+    transports=("tcp", "gloo"),
+    digests=("blake3",),
+    nonce="aa",
 )
-def test_a_proof_of_anything_else_does_not_convince(
-    token: Secret, side: str, client_nonce: str, server_nonce: str
-) -> None:
-    mac = proof(token, side, client_nonce, server_nonce)
+SPEC: Final = TensorSpec("w", "float32", (2,), (1,), 8)
+OFFER: Final = Offer(
+    session="s",
+    identity=IDENTITY,
+    layout="raw",
+    transport="tcp",
+    digest="blake3",
+    manifest=Manifest((SPEC,)),
+    segment_bytes=65_536,
+    digests=("d0", "d1"),
+    rendezvous={"key": "value"},
+    wait_s=0.5,
+)
+MESSAGES: Final[dict[str, Proven]] = {
+    "challenge": Challenge(NONCE),
+    "proof": Proof(),
+    "offer": OFFER,
+    "description": Description(IDENTITY, {"tied": "yes"}),
+}
+OTHERS: Final[Mapping[str, Any]] = {
+    "nonce": "cc",
+    "session": "t",
+    "versions": (1, 2),
+    "purpose": Purpose.DESCRIPTION,
+    "identity": Identity({"model": "m"}, {"checkpoint": "d"}),
+    "layout": "processed",
+    "layouts": ("raw", "processed"),
+    "transport": "gloo",
+    "transports": ("gloo", "tcp"),
+    "digest": "sha256",
+    "manifest": Manifest((replace(SPEC, name="v"),)),
+    "segment_bytes": 131_072,
+    "rendezvous": {"key": "other"},
+    "wait_s": 1.0,
+    "facts": {"tied": "no"},
+}
+"""Another value for a field of either message. `digests` are in two messages, of two kinds."""
 
-    assert not proves(mac, TOKEN, "server", "aa", "bb")
+
+def said(name: str) -> Proven:
+    return proven(MESSAGES[name], TOKEN, HELLO, NONCE)
 
 
-@pytest.mark.parametrize("forge", ["", "x", "é" * 64, "\x00", "0" * 64, "0" * 100_000])
+# -- the bytes, for whoever writes another implementation -----------------------------------------
+
+PROOF_BYTES: Final = (
+    b"l9:netloaderi1e6:client5:proof"
+    b"d7:digestsl6:blake3e8:identityd4:hardd5:model1:me4:softd10:checkpoint1:cee"
+    b"7:layoutsl3:rawe5:nonce2:aa7:purpose7:weights10:transportsl3:tcp4:gloo"
+    b"e8:versionsli1eee2:bbdee"
+)
+KNOWN: Final = "d9ccadcbe451734625d19ccafeab0bb1d2d27baddf8b40ab97936f615f641fd3"
+
+
+def test_the_proof_is_hmac_sha256_of_the_documented_bytes() -> None:
+    """The same as `openssl dgst -sha256 -hmac "$TOKEN"` of the file with these bytes."""
+    assert authenticated(Proof(), HELLO, NONCE) == PROOF_BYTES
+    right = hmac.new(b"correct horse battery staple", PROOF_BYTES, hashlib.sha256).hexdigest()
+    assert said("proof").mac == right == KNOWN
+
+
+def test_an_offer_is_covered_with_the_digest_of_its_manifest() -> None:
+    written = authenticated(replace(OFFER, wait_s=0.0), HELLO, NONCE)
+
+    (*about, hello, nonce, content), end = read(written, 0)
+    assert end == len(written)
+    assert about == ["netloader", 1, "server", "offer"]
+    assert (hello["nonce"], nonce) == ("aa", "bb")
+    assert content["manifest"] == OFFER.manifest.digest
+    assert content["digests"] == ["d0", "d1"]
+    assert "mac" not in content
+
+
+# -- what a proof is good for ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_right_proof_convinces_here_and_nowhere_else(name: str) -> None:
+    message = said(name)
+
+    assert proves(message, TOKEN, HELLO, NONCE)
+    assert not proves(message, Secret("another token"), HELLO, NONCE)
+    assert not proves(message, TOKEN, HELLO, "b0")
+    assert not proves(message, TOKEN, replace(HELLO, nonce="a0"), NONCE)
+    assert not proves(message, TOKEN, replace(HELLO, nonce="bb"), "aa"), "nonces are no pair"
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_field_of_a_message_is_covered(name: str) -> None:
+    message = said(name)
+    for field in fields(message):
+        if field.name != "mac":
+            other = ("d1", "d0") if field.name == "digests" else OTHERS[field.name]
+            assert not proves(replace(message, **{field.name: other}), TOKEN, HELLO, NONCE), field
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_field_of_the_hello_is_covered(name: str) -> None:
+    for field in fields(HELLO):
+        other = ("sha256",) if field.name == "digests" else OTHERS[field.name]
+        changed = replace(HELLO, **{field.name: other})
+        assert not proves(said(name), TOKEN, changed, NONCE), field
+
+
+def test_every_field_of_a_tensor_is_covered() -> None:
+    others = {"name": "v", "dtype": "int32", "shape": (1, 2), "stride": (2,), "format": "nz"}
+    for field in fields(SPEC):
+        spec = replace(SPEC, **{field.name: others.get(field.name, 7)})
+        offer = replace(said("offer"), manifest=Manifest((spec,)))
+        assert not proves(offer, TOKEN, HELLO, NONCE), field
+
+
+def test_the_proof_of_one_message_is_none_of_another() -> None:
+    macs = {name: said(name).mac for name in MESSAGES}
+    assert len(set(macs.values())) == len(macs)
+    for name, message in MESSAGES.items():
+        for other, mac in macs.items():
+            assert proves(replace(message, mac=mac), TOKEN, HELLO, NONCE) == (name == other)
+
+
+def test_without_a_token_nothing_is_added() -> None:
+    for message in MESSAGES.values():
+        assert proven(message, None, HELLO, NONCE) is message
+        assert message.mac == ""
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_proof_survives_the_wire(name: str) -> None:
+    greeting, message = encode(HELLO), encode(said(name))
+    heard = Decoder(1 << 20).feed(greeting + message)
+
+    assert isinstance(heard[0], Hello)
+    assert isinstance(heard[1], Proven)
+    assert proves(heard[1], TOKEN, heard[0], NONCE)
+
+
+# -- any text of a peer ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forge", ["", "x", "é" * 64, "\x00", "0" * 64, "0" * 100_000, "\ud800"])
 def test_any_text_of_a_peer_is_just_a_wrong_proof(forge: str) -> None:
-    assert not proves(forge, TOKEN, "server", "aa", "bb")
-    assert not proves(proof(TOKEN, "server", "aa", "bb")[:-1], TOKEN, "server", "aa", "bb")
+    for message in MESSAGES.values():
+        assert not proves(replace(message, mac=forge), TOKEN, HELLO, NONCE)
+        assert not proves(replace(message, mac=message.mac[:-1]), TOKEN, HELLO, NONCE)
 
 
-def test_tokens_and_nonces_may_hold_any_text() -> None:
+texts = st.lists(any_text, max_size=3).map(tuple)
+words = st.dictionaries(any_text, any_text, max_size=3)
+identities = st.builds(Identity, words, words)
+hellos = st.builds(
+    Hello, st.lists(st.integers(), max_size=2).map(tuple), st.sampled_from(Purpose), identities
+)
+manifests = st.lists(
+    st.builds(TensorSpec, any_text, any_text, st.just(()), st.just(()), st.integers()), max_size=2
+).map(lambda specs: Manifest(tuple(specs)))
+offers = st.builds(
+    Offer,
+    *(any_text, identities, any_text, any_text, any_text, manifests, st.integers(), texts, words),
+)
+messages = st.one_of(
+    offers,
+    st.builds(Description, identities, words),
+    st.builds(Challenge, any_text),
+    st.builds(Proof),
+)
+conversations = st.tuples(messages, hellos, any_text)
+
+
+@given(conversations, conversations)
+def test_two_that_differ_are_never_authenticated_by_the_same_bytes(
+    one: tuple[Proven, Hello, str], other: tuple[Proven, Hello, str]
+) -> None:
+    assert (authenticated(*one) == authenticated(*other)) == (one == other)
+
+
+@given(conversations, st.data())
+def test_moving_a_character_to_the_next_field_makes_other_bytes(
+    one: tuple[Proven, Hello, str], data: st.DataObject
+) -> None:
+    message, hello, nonce = one
+    if not isinstance(message, Offer):
+        return
+    both = message.layout + message.transport + message.digest
+    cuts = sorted(data.draw(st.tuples(*[st.integers(0, len(both))] * 2), label="cuts"))
+    other = replace(
+        message, layout=both[: cuts[0]], transport=both[cuts[0] : cuts[1]], digest=both[cuts[1] :]
+    )
+    same = authenticated(other, hello, nonce) == authenticated(message, hello, nonce)
+    assert same == (other == message)
+
+
+@given(st.lists(any_text, max_size=4), st.sampled_from(["", "\n", ",", ":", "e", "1:"]))
+def test_how_a_list_is_cut_matters(items: list[str], glue: str) -> None:
+    joined = replace(OFFER, digests=(glue.join(items),))
+    apart = replace(OFFER, digests=tuple(items))
+
+    same = authenticated(joined, HELLO, NONCE) == authenticated(apart, HELLO, NONCE)
+    assert same == (joined == apart)
+
+
+def test_tokens_may_hold_any_text() -> None:
     token = Secret("пароль 🔑")
 
-    assert proves(proof(token, "client", "é", "|"), token, "client", "é", "|")
+    assert proves(proven(Challenge("é|"), token, HELLO, "|"), token, HELLO, "|")
+
+
+# -- what it costs ---------------------------------------------------------------------------------
+
+
+def test_the_proof_of_a_hundred_thousand_tensors_costs_one_digest_of_them() -> None:
+    specs = tuple(replace(SPEC, name=f"model.layers.{i}.mlp.w13_weight") for i in range(100_000))
+    large = replace(OFFER, manifest=Manifest(specs), digests=("d" * 64,) * 4096)
+    begun = perf_counter()
+    digested = large.manifest.digest
+    first = perf_counter() - begun
+    begun = perf_counter()
+    mac = proven(large, TOKEN, HELLO, NONCE).mac
+    again = perf_counter() - begun
+
+    assert digested
+    assert mac
+    assert first < 10
+    assert again < first / 4, "the digest of a manifest is made once"
+
+
+def test_a_proof_does_not_depend_on_the_process() -> None:
+    program = (
+        "import json; from tests.unit.fsm.test_auth import MESSAGES, said;"
+        "print(json.dumps({name: said(name).mac for name in MESSAGES}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert json.loads(done.stdout) == {name: said(name).mac for name in MESSAGES}

@@ -22,7 +22,6 @@ from netloader.fsm.messages import (
     Begin,
     Challenge,
     Complete,
-    Description,
     Hello,
     Offer,
     Proof,
@@ -39,7 +38,9 @@ from tests.property.world import (
     CHALLENGE,
     CLIENT_NONCE,
     CURIOUS,
+    CURIOUS_CHALLENGE,
     DEADLINES,
+    DESCRIPTION,
     DIGESTS,
     FINISHED,
     IDENTITY,
@@ -47,6 +48,8 @@ from tests.property.world import (
     NBYTES,
     OFFER,
     PROOF,
+    PROVEN_DESCRIPTION,
+    PROVEN_OFFER,
     RECEIVED,
     RESUMING,
     ROOT,
@@ -57,7 +60,6 @@ from tests.property.world import (
     said,
 )
 
-DESCRIPTION = Description(IDENTITY, {"tied": "yes"})
 DONE = Settle(Verdict(State.DONE, Reason.VERIFIED, weights_dirty=True))
 
 
@@ -123,7 +125,26 @@ def test_a_client_proves_itself_to_a_server_that_has_proven_itself() -> None:
 
     assert session.state is State.HANDSHAKE
     assert step.effects == (Send(PROOF),)
-    assert session.step(OFFER, 0.0).after is State.VALIDATE
+    assert session.step(PROVEN_OFFER, 0.0).after is State.VALIDATE
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [OFFER, replace(PROVEN_OFFER, mac="\ud800"), replace(PROVEN_OFFER, digests=DIGESTS[::-1])],
+    ids=["without a proof", "with any text", "changed"],
+)
+def test_an_offer_that_the_server_did_not_make_is_refused(offer: Offer) -> None:
+    _, step = after(CHALLENGE, offer, wish=SECURED)
+
+    assert verdict(step).reason is Reason.AUTH_FAILED
+    assert verdict(step).detail == (
+        "the offer was changed on its way, or the server has another token"
+    )
+    assert not verdict(step).weights_dirty
+
+
+def test_a_proof_is_nothing_to_a_client_without_a_token() -> None:
+    assert after(replace(OFFER, mac="whatever it is"))[0].state is State.VALIDATE
 
 
 def test_a_client_without_a_token_says_how_to_get_one() -> None:
@@ -138,8 +159,13 @@ def test_a_client_without_a_token_says_how_to_get_one() -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [Challenge("5" * 32, "forged"), Challenge("6" * 32, CHALLENGE.mac), OFFER],
-    ids=["forged", "replayed", "no challenge at all"],
+    [
+        Challenge("5" * 32, "forged"),
+        Challenge("6" * 32, CHALLENGE.mac),
+        CURIOUS_CHALLENGE,
+        PROVEN_OFFER,
+    ],
+    ids=["forged", "replayed", "of another hello", "no challenge at all"],
 )
 def test_a_server_that_proves_nothing_gets_no_proof_and_no_trust(event: Event) -> None:
     session, step = after(event, wish=SECURED)
@@ -152,8 +178,13 @@ def test_a_server_that_proves_nothing_gets_no_proof_and_no_trust(event: Event) -
 def test_a_description_needs_the_servers_proof_as_well() -> None:
     curious = replace(CURIOUS, token=SECURED.token)
 
-    assert verdict(after(DESCRIPTION, wish=curious)[1]).reason is Reason.AUTH_FAILED
-    assert after(CHALLENGE, DESCRIPTION, wish=curious)[0].state is State.DONE
+    assert verdict(after(PROVEN_DESCRIPTION, wish=curious)[1]).reason is Reason.AUTH_FAILED
+    for forged in (DESCRIPTION, replace(PROVEN_DESCRIPTION, facts={"tied": "no"})):
+        session, step = after(CURIOUS_CHALLENGE, forged, wish=curious)
+        assert verdict(step).reason is Reason.AUTH_FAILED
+        assert verdict(step).detail.startswith("the description was changed")
+        assert session.description is None
+    assert after(CURIOUS_CHALLENGE, PROVEN_DESCRIPTION, wish=curious)[0].state is State.DONE
 
 
 def test_a_second_challenge_is_a_violation() -> None:

@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from netloader.fsm.effects import PrepareOffer, Send, Settle, StartTransfer, Verdict
+from netloader.fsm.effects import (
+    AbortTransfer,
+    AuditWeights,
+    PrepareOffer,
+    Send,
+    Settle,
+    StartTransfer,
+    Verdict,
+)
 from netloader.fsm.events import (
     Connected,
     ConnectionLost,
@@ -18,6 +26,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, TensorSpec, segment_count
 from netloader.fsm.messages import (
     Begin,
+    Challenge,
     Complete,
     Description,
     Hello,
@@ -35,8 +44,10 @@ from tests.property.lives import lived
 from tests.property.world import (
     CHALLENGE,
     CURIOUS,
+    CURIOUS_PROOF,
     DEADLINES,
     DIGESTS,
+    DOUBT,
     GUARDED,
     IDENTITY,
     NBYTES,
@@ -45,13 +56,17 @@ from tests.property.world import (
     OFFERING,
     OTHER_IDENTITY,
     PROOF,
+    PROVEN_DESCRIPTION,
+    PROVEN_OFFER,
     RECEIVED,
     REQUEST,
     ROOT,
     SECURED,
+    SERVER_NONCE,
     VERIFIED,
     WISH,
     hello,
+    proven,
     said,
     server,
 )
@@ -159,9 +174,14 @@ def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
 
     assert (session.state, step.effects) == (State.HANDSHAKE, (Send(CHALLENGE),))
     assert session.step(PROOF, 0.0).effects == (PrepareOffer("tcp", "sha256", 0),)
+    assert session.step(OFFER_READY, 0.0).effects == (Send(PROVEN_OFFER),)
 
 
-@pytest.mark.parametrize("mac", ["", "forged", CHALLENGE.mac], ids=["none", "forged", "mirrored"])
+@pytest.mark.parametrize(
+    "mac",
+    ["", "forged", "\ud800", CHALLENGE.mac, CURIOUS_PROOF.mac],
+    ids=["none", "forged", "half a character", "mirrored", "of another hello"],
+)
 def test_a_wrong_proof_is_refused(mac: str) -> None:
     _, step = after(hello(SECURED), Proof(mac), offering=GUARDED)
 
@@ -172,7 +192,7 @@ def test_a_wrong_proof_is_refused(mac: str) -> None:
 def test_who_has_proven_nothing_learns_nothing(words: Hello) -> None:
     _, step = after(words, offering=GUARDED)
 
-    assert step.effects == (Send(CHALLENGE),)
+    assert step.effects == (Send(proven(Challenge(SERVER_NONCE), words)),)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +204,11 @@ def test_who_has_proven_nothing_learns_nothing(words: Hello) -> None:
     ],
 )
 def test_after_the_proof_a_hello_is_weighed_as_ever(words: Hello, reason: Reason) -> None:
-    _, step = after(words, PROOF, offering=GUARDED)
+    _, step = after(words, proven(Proof(), words), offering=GUARDED)
 
     assert verdict(step).reason is reason
+    if reason is Reason.DESCRIBED:
+        assert said(step) == [PROVEN_DESCRIPTION]
 
 
 def test_a_proof_that_nobody_asked_for_is_a_violation() -> None:
@@ -283,6 +305,33 @@ def test_a_request_for_what_was_not_offered_is_a_violation(request_: Request) ->
 @pytest.mark.parametrize("request_", [REQUEST, Request(())], ids=["for all", "for nothing"])
 def test_a_request_before_the_offer_is_a_violation(request_: Request) -> None:
     assert verdict(after(hello(), request_)[1]).reason is Reason.PROTOCOL_VIOLATION
+
+
+# -- doubts --------------------------------------------------------------------------------------
+
+
+def test_a_client_that_found_other_bytes_has_the_weights_audited() -> None:
+    _, step = after(hello(), OFFER_READY, REQUEST, DOUBT)
+
+    doubted = Verdict(State.FALLBACK, Reason.DIGEST_MISMATCH, "segment 1", by_peer=True)
+    assert step.effects == (AuditWeights(), AbortTransfer(), Settle(doubted))
+    sent = after(hello(), OFFER_READY, REQUEST, RECEIVED, DOUBT)[1]
+    assert sent.effects == step.effects
+
+
+@pytest.mark.parametrize(
+    "events",
+    [(DOUBT,), (hello(), DOUBT), (hello(), OFFER_READY, DOUBT)],
+    ids=["connected", "preparing", "offered"],
+)
+def test_who_was_sent_nothing_cannot_have_found_other_bytes(events: tuple[Event, ...]) -> None:
+    assert AuditWeights() not in after(*events)[1].effects
+
+
+def test_another_refusal_is_no_doubt() -> None:
+    _, step = after(hello(), OFFER_READY, REQUEST, Reject("transfer_stalled"))
+
+    assert AuditWeights() not in step.effects
 
 
 # -- the end -------------------------------------------------------------------------------------

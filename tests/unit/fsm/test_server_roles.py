@@ -21,7 +21,6 @@ from tests.property.world import (
     DRAFT,
     DRAFT_DIGESTS,
     DRAFTING,
-    PROOF,
     READY,
     REQUEST,
     TARGET,
@@ -29,6 +28,7 @@ from tests.property.world import (
     TOKEN,
     WISH,
     hello,
+    proven,
     said,
     server,
 )
@@ -115,7 +115,7 @@ def test_with_a_token_the_role_counts_only_after_the_proof(wish: Wish) -> None:
     assert [type(message) for message in said(step)] == [Challenge]
     forged = after(hello(wish), Proof("forged"), offerings=GUARDED_BOTH)[1]
     assert said(forged)[0].reason == "auth_failed"  # type: ignore[union-attr]
-    proven = session.step(PROOF, 0.0)
-    offers = proven.effects == (PrepareOffer("tcp", "sha256", 1),)
+    answer = session.step(proven(Proof(), hello(wish)), 0.0)
+    offers = answer.effects == (PrepareOffer("tcp", "sha256", 1),)
     assert offers == (wish is DRAFTING)
-    assert offers or isinstance(proven.effects[0], Send)
+    assert offers or isinstance(answer.effects[0], Send)
