@@ -12,6 +12,7 @@ from netloader.fsm import auth
 from netloader.fsm.client import ClientSession
 from netloader.fsm.effects import (
     AbortTransfer,
+    AuditWeights,
     Effect,
     OpenTransport,
     PrepareOffer,
@@ -52,14 +53,15 @@ from netloader.io.framing import HEADER, MAGIC, PREFIX, Decoder, encode
 from netloader.testing import lawful
 from tests.property.lives import LIVES
 from tests.property.world import (
-    CLIENT_NONCE,
     IDENTITY,
     MANIFEST,
     OFFERING,
+    PROVEN_DESCRIPTION,
+    PROVEN_OFFER,
     READY,
     SEGMENT_BYTES,
-    SERVER_NONCE,
     TOKEN,
+    proven,
 )
 
 NAMES: Final = tuple(LIVES)
@@ -195,6 +197,9 @@ class Conversation:
             case StartTransfer():
                 self._check_start(effect)
                 self.work.append(Transferred(self._nbytes(effect)))
+            case AuditWeights():
+                assert isinstance(self.session, ServerSession), "a client has published nothing"
+                assert self.started, "who was sent nothing has nothing to doubt"
             case AbortTransfer():
                 if self.work:
                     self.work = deque([TransferFailed(Reason.TRANSFER_FAILED, "aborted")])
@@ -224,6 +229,8 @@ class Conversation:
         session = self.session
         assert isinstance(session, ClientSession)
         assert self.trusted, "no stranger is dialled"
+        if session.wish.token is not None:
+            assert offer == PROVEN_OFFER, "what the server offered, all of it"
         assert offer.manifest == MANIFEST, "the same tensors"
         assert not IDENTITY.differences(offer.identity), "the same model"
         assert offer.transport in session.wish.transports
@@ -251,6 +258,9 @@ class Conversation:
         if verdict.state is not State.DONE:
             return
         assert self.trusted, "done with a stranger"
+        if isinstance(session, ClientSession) and session.wish.token is not None:
+            told = session.description in (None, PROVEN_DESCRIPTION)
+            assert told, "what the server described, all of it"
         if isinstance(session, ClientSession) and session.wish.purpose is Purpose.WEIGHTS:
             assert self.reported is not None, "never wrong: done means received"
             assert session.offer is not None
@@ -263,14 +273,15 @@ class Conversation:
         """Whether the peer may be told anything: no token is asked of it, or it has shown it."""
         session = self.session
         if isinstance(session, ClientSession):
-            nonce = event.nonce if isinstance(event, Challenge) else ""
-            right = auth.proof(TOKEN, "server", CLIENT_NONCE, nonce)
-            mac = event.mac if isinstance(event, Challenge) else ""
-            return session.wish.token is None or mac == right
+            if session.wish.token is None:
+                return True
+            return isinstance(event, Challenge) and event == auth.proven(
+                event, TOKEN, session.hello, event.nonce
+            )
         assert isinstance(session, ServerSession)
         if session.offering.token is None:
             return True
         hello: Hello | None = session.hello
         if not isinstance(event, Proof) or hello is None:
             return False
-        return event.mac == auth.proof(TOKEN, "client", hello.nonce, SERVER_NONCE)
+        return event == proven(Proof(), hello)

@@ -1,0 +1,218 @@
+"""After a client found other bytes: the weights are compared again, at once and not too often."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from torch import nn
+
+from netloader.fsm.messages import Begin, Lane, Reject, Request
+from netloader.io import Server, fill
+from netloader.io import publication as publications
+from netloader.io.doubts import PAUSE_S, SHARE, Doubts
+from netloader.io.publication import Publication
+from tests.unit.io.helpers import (
+    IDENTITY,
+    SOON_S,
+    Peer,
+    asking,
+    contents,
+    eventually,
+    module_of,
+    random,
+    sealed,
+    serving,
+)
+
+LIARS = 5
+
+
+def model(seed: int) -> nn.Module:
+    return module_of(a=random(20_000, seed=seed), b=random(3_000, seed=seed + 1))
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def audits(monkeypatch: pytest.MonkeyPatch) -> list[Publication]:
+    """Whose weights were compared again, once for each time."""
+    seen: list[Publication] = []
+    audit = Publication.audit
+
+    def counted(self: Publication) -> None:
+        seen.append(self)
+        audit(self)
+
+    monkeypatch.setattr(Publication, "audit", counted)
+    return seen
+
+
+def publication_of(server: Server) -> Publication:
+    assert server._open is not None
+    _, shelf = server._open
+    return shelf.publications[0]
+
+
+def lie(server: Server) -> None:
+    """Take an offer, begin to receive, and claim that the bytes were other ones."""
+    with Peer.call(server.endpoint) as peer:
+        offer = peer.offered()
+        with Peer.call(server.endpoint) as lane:
+            lane.say(Lane(offer.session, 0))
+            peer.say(Request((0, 1), 1))
+            assert peer.hear() == Begin()
+            peer.say(Reject("digest_mismatch", "segment 0 does not match its published digest"))
+            while peer.hear() is not None:
+                pass
+
+
+# -- over sockets --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["tcp", "gloo"])
+def test_only_the_first_client_pays_for_weights_that_were_changed(
+    stack: ExitStack,
+    captured: list[dict[str, Any]],
+    transport: str,
+) -> None:
+    source = model(1)
+    server = sealed(stack.enter_context(serving(source)))
+    source.get_parameter("b").data[7] += 1
+
+    first = fill(model(50), [server.endpoint], IDENTITY, asking(transport))
+    second = fill(model(60), [server.endpoint], IDENTITY, asking(transport))
+
+    assert [a.reason.value for a in first.attempts] == ["digest_mismatch"]
+    assert [a.reason.value for a in second.attempts] == ["not_serving"], second.history()
+    assert "changed after they were published" in second.attempts[0].detail
+    assert not second.weights_dirty
+    begun = [line for line in captured if line["event"] == "netloader.transfer.started"]
+    assert {line["netloader.role"] for line in begun} == {"client", "server"}
+    assert len(begun) == 2, "one transfer, as its two sides tell it"
+    doubts = [line for line in captured if line["event"] == "netloader.weights.doubted"]
+    assert [line["netloader.role"] for line in doubts] == ["server"]
+
+
+def test_a_client_that_lies_neither_withdraws_weights_nor_has_them_hashed_for_ever(
+    stack: ExitStack, audits: list[Publication]
+) -> None:
+    source, target = model(1), model(50)
+    server = sealed(stack.enter_context(serving(source, max_clients=1)))
+
+    for _ in range(LIARS):
+        lie(server)
+
+    assert fill(target, [server.endpoint], IDENTITY, asking()).ok
+    assert contents(target) == contents(source)
+    assert audits == [publication_of(server)], "one, however many complain"
+
+
+def test_an_offer_waits_for_the_outcome(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = model(1)
+    server = sealed(stack.enter_context(serving(source)))
+    begun, go_on = threading.Event(), threading.Event()
+    audit = Publication.audit
+
+    def held(self: Publication) -> None:
+        begun.set()
+        assert go_on.wait(SOON_S)
+        audit(self)
+
+    monkeypatch.setattr(Publication, "audit", held)
+    source.get_parameter("a").data[7] += 1
+    lie(server)
+    assert begun.wait(SOON_S)
+    said: list[str] = []
+
+    def ask() -> None:
+        outcome = fill(model(60), [server.endpoint], IDENTITY, asking())
+        said.extend(a.reason.value for a in outcome.attempts)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    assert eventually(lambda: publication_of(server)._clients == 1)
+    go_on.set()
+    client.join(SOON_S)
+
+    assert said == ["not_serving"]
+
+
+def test_weights_of_another_role_are_not_compared(
+    stack: ExitStack, audits: list[Publication]
+) -> None:
+    server = stack.enter_context(serving(model(1)))
+    server.put(model(3), {**IDENTITY, "role": "draft"})
+
+    lie(sealed(server))
+
+    assert eventually(lambda: audits)
+    assert audits == [publication_of(server)]
+
+
+def test_a_process_without_threads_left_can_still_be_asked(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publication = publication_of(sealed(stack.enter_context(serving(model(1)))))
+
+    def none_left(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(publications, "in_background", none_left)
+    publication.doubt()
+
+    assert publication.digests(0) is not None
+
+
+# -- how often -----------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_one_at_a_time() -> None:
+    doubts = Doubts(Clock())
+
+    assert doubts.begin()
+    assert not doubts.begin()
+    assert not doubts.settled(0)
+    doubts.end()
+    assert doubts.settled(0)
+
+
+@pytest.mark.parametrize(("took", "rest"), [(0.1, PAUSE_S), (30.0, 30.0 * SHARE)])
+def test_the_next_one_rests_and_longer_after_a_long_one(took: float, rest: float) -> None:
+    clock = Clock()
+    doubts = Doubts(clock)
+    doubts.begin()
+    clock.now += took
+    doubts.end()
+
+    clock.now += rest - 1
+    assert not doubts.begin()
+    clock.now += 1
+    assert doubts.begin()
+
+
+def test_whatever_is_claimed_a_small_share_of_the_time_goes_into_it() -> None:
+    clock, spent, begun = Clock(), 0.0, 1000.0
+    doubts = Doubts(clock)
+    while clock.now < begun + 100_000:
+        if doubts.begin():
+            clock.now += 40.0
+            spent += 40.0
+            doubts.end()
+        clock.now += 1.0
+
+    assert spent <= 100_000 / SHARE
