@@ -31,6 +31,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_intake.py",
         "tests/unit/io/test_observe.py",
         "tests/unit/io/test_publication.py",
+        "tests/unit/io/test_doubts.py",
         "tests/unit/io/test_client_sources.py",
     ),
 }
@@ -46,6 +47,7 @@ AUTH: Final = "netloader/fsm/auth.py"
 FRAMING: Final = "netloader/io/framing.py"
 DRIVER: Final = "netloader/io/driver.py"
 INTAKE: Final = "netloader/io/intake.py"
+DOUBTS: Final = "netloader/io/doubts.py"
 PUBLICATION: Final = "netloader/io/publication.py"
 
 
@@ -100,6 +102,36 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L2, SERVER, r"return roles\.index\(wanted\) if wanted in roles else 0", "return 0"
     ),
     "any proof is good": Mutant(L2, AUTH, r"return hmac\.compare_digest\(.*\)", "return bool(mac)"),
+    "an offer's proof is not looked at": Mutant(
+        L1,
+        CLIENT,
+        r"return challenge is None or not auth\.proves\(.*\)",
+        "return challenge is None",
+    ),
+    "a proof does not cover the digests": Mutant(
+        L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "digests")}'
+    ),
+    "a proof does not cover the identity": Mutant(
+        L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "identity")}'
+    ),
+    "a proof does not cover the hello": Mutant(
+        L4,
+        AUTH,
+        r"canonical\(\(\*about, hello, nonce, content\)\)",
+        "canonical((*about, hello.nonce, nonce, content))",
+    ),
+    "an offer of an earlier session is taken": Mutant(
+        L4,
+        AUTH,
+        r"canonical\(\(\*about, hello, nonce, content\)\)",
+        "canonical((*about, content))",
+    ),
+    "nobody looks at the weights when a client finds other bytes": Mutant(
+        L1, SESSION, r" +yield AuditWeights\(\)\n", ""
+    ),
+    "a lying client has the weights hashed without end": Mutant(
+        L4, DOUBTS, r"now \+ max\(PAUSE_S, SHARE \* took\)", "now"
+    ),
     # the session
     "a deadline is not armed anew": Mutant(
         L1, SESSION, r"if self\.state is not before:", "if self.state is INITIAL:"
