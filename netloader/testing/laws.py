@@ -54,20 +54,20 @@ def _one_verdict(session: Session, step: Step) -> None:
 
 def _under_the_proof(session: Session, step: Step) -> None:
     """What is acted upon, and what is said, is under the proof of the token, if there is one."""
+    believed: list[Offer | Description] = []
     if isinstance(session, ClientSession):
         token, nonce = session.wish.token, session.challenge.nonce if session.challenge else ""
-        taken = [e.offer for e in step.effects if isinstance(e, OpenTransport)]
-        learnt = [] if session.description is None else [session.description]
-        believed = [*taken, *learnt]
+        believed += [e.offer for e in step.effects if isinstance(e, OpenTransport)]
+        believed += [] if session.description is None else [session.description]
         hello = session.hello
     elif isinstance(session, ServerSession) and session.hello is not None:
         token, nonce, hello = session.offering.token, session.nonce, session.hello
         said = [effect.message for effect in step.effects if isinstance(effect, Send)]
-        believed = [message for message in said if isinstance(message, Offer | Description)]
+        believed += [message for message in said if isinstance(message, Offer | Description)]
     else:
         return
-    for message in believed if token is not None else ():
-        proves = auth.proves(message, token, hello, nonce)
+    for message in believed:
+        proves = token is None or auth.proves(message, token, hello, nonce)
         must(proves, "under-the-proof", f"{type(message).__name__} by {session.role}")
 
 
