@@ -386,7 +386,7 @@ def test_what_a_stranger_hears_does_not_depend_on_the_model() -> None:
             peer.say(greeting)
             answer = peer.hear()
             assert isinstance(answer, Challenge)
-            assert proves(answer.mac, token, "server", greeting.nonce, answer.nonce)
+            assert proves(answer, token, greeting, answer.nonce)
             return replace(answer, nonce="", mac="")
 
     ours, other = hello(), hello("pigeon", {"model": "other"})
