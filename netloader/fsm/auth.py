@@ -25,7 +25,7 @@ from netloader.fsm.messages import (
 
 Proven: TypeAlias = Challenge | Proof | Offer | Description
 """The messages that carry a proof."""
-P = TypeVar("P", Challenge, Proof, Offer, Description)
+P = TypeVar("P", bound=Proven)
 
 SPEAKERS: Final[Mapping[type[Proven], str]] = {
     Challenge: "server",

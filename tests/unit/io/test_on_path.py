@@ -160,7 +160,7 @@ def test_a_recorded_conversation_convinces_nobody(stack: ExitStack) -> None:
 # -- every field, both ways ----------------------------------------------------------------------
 
 OFFERS: dict[str, Callable[[Offer], Offer]] = {
-    "no mac": lambda offer: replace(offer, **({"mac": ""} if hasattr(offer, "mac") else {})),
+    "no mac": lambda offer: replace(offer, mac=""),
     "layout": lambda offer: replace(offer, layout="processed"),
     "transport": lambda offer: replace(offer, transport="tcp"),
     "identity": lambda offer: replace(offer, identity=Identity(IDENTITY, {"checkpoint": "x"})),
