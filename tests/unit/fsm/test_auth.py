@@ -139,10 +139,16 @@ def test_every_field_of_the_hello_is_covered(name: str) -> None:
 
 
 def test_every_field_of_a_tensor_is_covered() -> None:
-    others = {"name": "v", "dtype": "int32", "shape": (1, 2), "stride": (2,), "format": "nz"}
+    others: dict[str, Any] = {
+        "name": "v",
+        "dtype": "int32",
+        "shape": (1, 2),
+        "stride": (2,),
+        "format": "nz",
+    }
     for field in fields(SPEC):
         spec = replace(SPEC, **{field.name: others.get(field.name, 7)})
-        offer = replace(said("offer"), manifest=Manifest((spec,)))
+        offer = replace(proven(OFFER, TOKEN, HELLO, NONCE), manifest=Manifest((spec,)))
         assert not proves(offer, TOKEN, HELLO, NONCE), field
 
 
