@@ -126,14 +126,14 @@ def test_every_field_of_a_message_is_covered(name: str) -> None:
     message = said(name)
     for field in fields(message):
         if field.name != "mac":
-            other = ("d1", "d0") if field.name == "digests" else OTHERS[field.name]
+            other: Any = ("d1", "d0") if field.name == "digests" else OTHERS[field.name]
             assert not proves(replace(message, **{field.name: other}), TOKEN, HELLO, NONCE), field
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_every_field_of_the_hello_is_covered(name: str) -> None:
     for field in fields(HELLO):
-        other = ("sha256",) if field.name == "digests" else OTHERS[field.name]
+        other: Any = ("sha256",) if field.name == "digests" else OTHERS[field.name]
         changed = replace(HELLO, **{field.name: other})
         assert not proves(said(name), TOKEN, changed, NONCE), field
 
