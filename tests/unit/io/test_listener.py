@@ -14,6 +14,7 @@ import pytest
 
 from netloader.config import Endpoint, Secret
 from netloader.fsm.messages import PROTOCOL_VERSION, Begin, Lane, Offer, Reject, Request
+from netloader.fsm.reasons import Reason
 from netloader.fsm.server import MAX_LANES
 from netloader.io import Server, fill, listener, serve
 from netloader.io.clock import monotonic
@@ -237,7 +238,9 @@ def test_running_out_of_descriptors_is_a_pause_not_the_end(
 
     with serving(zoo(1)) as server:
         monkeypatch.setattr(socket.socket, "accept", sometimes)
-        assert_served(server)
+        target, patient = zoo(77), replace(FAST, queue_s=SOON_S)
+        assert fill(target, [server.endpoint], IDENTITY, asking(deadlines=patient)).ok
+        assert contents(target) == contents(zoo(1))
 
     assert len(refused) == 3
 
@@ -245,19 +248,22 @@ def test_running_out_of_descriptors_is_a_pause_not_the_end(
 # -- data lanes ----------------------------------------------------------------------------------
 
 
-def test_a_lane_for_an_unknown_session_is_closed_without_a_word() -> None:
-    with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
-        peer.say(Lane("f" * 32, 0))
+@pytest.mark.parametrize("session", ["f" * 32, "", "no such session"])
+def test_a_lane_for_an_unknown_session_is_told_so_and_nothing_else(session: str) -> None:
+    with serving(zoo(1), token=Secret("t")) as server, Peer.call(server.endpoint) as peer:
+        peer.say(Lane(session, 0))
+        reason = Reason.UNKNOWN_SESSION
+        assert peer.hear() == Reject(reason.value, reason.sentence)
         assert peer.hear() is None
 
 
-def test_a_lane_that_comes_after_its_session_ended_is_closed() -> None:
+def test_a_lane_that_comes_after_its_session_ended_is_refused() -> None:
     def turned_away() -> bool:
         with Peer.call(server.endpoint) as lane:
             lane.say(Lane(session, 0))
             lane.sock.settimeout(0.1)
             try:
-                return lane.hear() is None
+                return isinstance(lane.hear(), Reject)
             except TimeoutError:
                 return False  # the server has not seen the end of the session yet
 
