@@ -24,6 +24,8 @@ LENGTHS = struct.Struct(">II")
 MAX_BYTES = 1 << 20
 """All that a peer may store: a few keys of a few hundred bytes are what it takes."""
 
+LAST_WORDS_S = 1.0
+"""How long to read on after the other side has closed; what it said has arrived already."""
 ARRIVED = "arrived: "
 """Before the name of a key: what its receiver answers."""
 
@@ -51,7 +53,14 @@ class LaneStore(Store):
         Raises:
             RuntimeError: not within the time-out, or the other side is gone.
         """
-        self._tell(key, value.encode() if isinstance(value, str) else bytes(value))
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        try:
+            self._tell(key, data)
+        except OSError:
+            with self._change:  # what the other side said before it closed may be the cause
+                self._change.wait_for(lambda: self._closed, LAST_WORDS_S)
+            if not self._refused:
+                raise
         self.wait([ARRIVED + key])
 
     def _tell(self, key: str, data: bytes) -> None:

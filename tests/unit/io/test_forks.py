@@ -63,7 +63,7 @@ def descriptors() -> list[str]:
     found = []
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            name = os.readlink(link)
+            name = str(link.readlink())
             found.append(f"{link.name} {name}" if "eventpoll" in name else name)
     return found
 
