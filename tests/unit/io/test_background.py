@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
 from netloader.io import digests, fill
 from netloader.io.background import in_background
 from tests.unit.io.helpers import FAST, IDENTITY, SOON_S, asking, contents, eventually, serving, zoo
@@ -142,4 +143,4 @@ def test_a_lane_without_a_thread_stops_the_others_before_their_sockets_are_close
     (attempt,) = outcome.attempts
     assert attempt.reason is Reason.TRANSFER_FAILED
     assert "can't start new thread" in attempt.detail
-    assert FAST.stall_s > attempt.seconds[next(reversed(attempt.seconds))]
+    assert attempt.seconds[State.TRANSFER] < FAST.stall_s

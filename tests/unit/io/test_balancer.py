@@ -14,6 +14,7 @@ from netloader.config import Endpoint
 from netloader.fsm.messages import Lane, Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
+from netloader.io.failure import TransferError
 from netloader.io.framing import MAGIC, encode
 from netloader.io.transports import refusal
 from netloader.io.transports.lanes import set_stall
@@ -106,7 +107,7 @@ def test_a_refusal_in_single_bytes_is_recognized(ends: tuple[socket.socket, Any]
     near, far = ends
     dripping = threading.Thread(target=drip)
     dripping.start()
-    with pytest.raises(refusal.TransferError) as raised:
+    with pytest.raises(TransferError) as raised:
         refusal.check(near)
     dripping.join()
     assert raised.value.reason is Reason.UNKNOWN_SESSION

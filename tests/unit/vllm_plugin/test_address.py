@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 from torch import nn
 
@@ -45,7 +46,7 @@ def interfaces(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
     """A host on which vLLM finds no address, with these on its interfaces."""
     found = {f"eth{i}": [Interface(10 if ":" in h else 2, h)] for i, h in enumerate(hosts)}
     monkeypatch.setattr(address, "get_ip", lambda: "0.0.0.0")
-    monkeypatch.setattr(address.psutil, "net_if_addrs", lambda: found)
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
 
 
 @pytest.mark.parametrize("nowhere", ["0.0.0.0", "::", ""])
