@@ -1,19 +1,32 @@
 """Out of file descriptors: honest clients get through or are told, and the log says why."""
 
 import contextlib
+import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from netloader.config import Endpoint
 from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
-from netloader.io import fill
+from netloader.io import fill, listener
 from netloader.io.clock import monotonic
 from tests.children import process
-from tests.unit.io.helpers import FAST, SOON_S, Peer, asking, contents, module_of, random
+from tests.unit.io.helpers import (
+    FAST,
+    IDENTITY,
+    SOON_S,
+    Peer,
+    asking,
+    contents,
+    module_of,
+    random,
+    serving,
+    zoo,
+)
 
 SERVER = """
     import logging, os, resource, sys
@@ -129,3 +142,25 @@ def test_a_client_without_descriptors_has_an_outcome_with_the_reason() -> None:
     assert len(failed) >= 3
     assert {line[2] for line in failed} <= {"unreachable", "transfer_failed"}
     assert all("ulimit -n" in line[3] or "EMFILE" in line[3] for line in failed), failed
+
+
+def test_running_out_of_descriptors_is_a_pause_not_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "PAUSE_S", 0.1)
+    accept = socket.socket.accept
+    refused: list[int] = []
+
+    def sometimes(sock: socket.socket) -> tuple[socket.socket, Any]:
+        if len(refused) < 3:
+            refused.append(1)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(sock)
+
+    with serving(zoo(1)) as server:
+        monkeypatch.setattr(socket.socket, "accept", sometimes)
+        target, patient = zoo(77), replace(FAST, queue_s=SOON_S)
+        assert fill(target, [server.endpoint], IDENTITY, asking(deadlines=patient)).ok
+        assert contents(target) == contents(zoo(1))
+
+    assert len(refused) == 3

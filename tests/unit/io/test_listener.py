@@ -1,7 +1,6 @@
 """One port, any number of clients: whatever some of them do, the others are served."""
 
 import contextlib
-import errno
 import json
 import socket
 import struct
@@ -221,28 +220,6 @@ def test_a_flood_of_silent_connections_costs_the_longest_silent_one_its_place(
         answer = peers[0].hear()
         assert isinstance(answer, Reject)
         assert answer.reason == "busy"
-
-
-def test_running_out_of_descriptors_is_a_pause_not_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(listener, "PAUSE_S", 0.1)
-    accept = socket.socket.accept
-    refused: list[int] = []
-
-    def sometimes(sock: socket.socket) -> tuple[socket.socket, Any]:
-        if len(refused) < 3:
-            refused.append(1)
-            raise OSError(errno.EMFILE, "Too many open files")
-        return accept(sock)
-
-    with serving(zoo(1)) as server:
-        monkeypatch.setattr(socket.socket, "accept", sometimes)
-        target, patient = zoo(77), replace(FAST, queue_s=SOON_S)
-        assert fill(target, [server.endpoint], IDENTITY, asking(deadlines=patient)).ok
-        assert contents(target) == contents(zoo(1))
-
-    assert len(refused) == 3
 
 
 # -- data lanes ----------------------------------------------------------------------------------
