@@ -6,13 +6,15 @@ only loggers below "vllm". Text form: `event key=value ...`; the same fields tra
 as `record.netloader`, from which `JsonFormatter` writes one object a line.
 """
 
+import errno
 import json
 import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,7 +45,7 @@ class EventSpec(NamedTuple):
 
 _info = partial(EventSpec, ("info",))
 _info_or_debug = partial(EventSpec, ("info", "debug"))
-_info_or_warning = partial(EventSpec, ("info", "warning"))
+_closing = partial(EventSpec, ("info", "warning", "debug"))
 _warning = partial(EventSpec, ("warning",))
 _error = partial(EventSpec, ("error",))
 
@@ -53,7 +55,11 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.config.loaded": _info("The settings in force, secrets left out."),
         "netloader.listener.started": _info("A server accepts clients at this address."),
         "netloader.listener.stopped": _info("The port is free again."),
-        "netloader.listener.failed": _warning("The port cannot be opened; often it is busy."),
+        "netloader.listener.failed": _warning("The port cannot be opened: why, and who has it."),
+        "netloader.listener.exhausted": _warning("No connection can be accepted, and why."),
+        "netloader.address.unknown": _warning("No address of this host can be told to others."),
+        "netloader.address_file.failed": _warning("The address file cannot be written."),
+        "netloader.background.failed": _error("Background work ended early, and what follows."),
         "netloader.server.offered": _info("Weights are published, and what that costs."),
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
@@ -61,9 +67,11 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.source.differs": _warning("A field in which a source is not this rank."),
         "netloader.source.odd": _warning("What a source says or sends does not fit this model."),
         "netloader.source.waiting": _info("The source is busy and will be asked again."),
-        "netloader.session.opened": _info("The connection to a peer is up."),
+        "netloader.session.opened": _info_or_debug(
+            "A session begins (debug: a connection that came and went without a byte)."
+        ),
         "netloader.session.transition": _info_or_debug("The state changed (debug: it stayed)."),
-        "netloader.session.closed": _info_or_warning("The whole session in one line."),
+        "netloader.session.closed": _closing("The whole session in one line."),
         "netloader.peer.violation": _warning("The peer broke the protocol."),
         "netloader.transport.left_out": _warning("A faster transport cannot be used, and why."),
         "netloader.transfer.started": _info("Bytes begin to move."),
@@ -213,6 +221,7 @@ class _LineHandler(logging.Handler):
     def __init__(self, target: str, restore: int) -> None:
         super().__init__()
         self.target, self.restore = target, restore
+        self._failing = False
         self.setFormatter(JsonFormatter())
         os.close(self._open())  # a path that cannot be written fails now, not at the first line
 
@@ -223,16 +232,28 @@ class _LineHandler(logging.Handler):
         return os.open(self.target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record; a failure is reported as `logging` does it, and never raises."""
+        """Write the record. Never raises: the first of several failures is told on stderr."""
         try:
             line = self.format(record).encode() + b"\n"
             descriptor = self._open()
             try:
-                os.write(descriptor, line)
+                if os.write(descriptor, line) < len(line):
+                    raise OSError(errno.ENOSPC, "only a part of a line could be written")
             finally:
                 os.close(descriptor)
-        except Exception:  # noqa: BLE001 - the contract of logging.Handler
-            self.handleError(record)
+            self._failing = False
+        except Exception as error:  # noqa: BLE001 - the contract of logging.Handler
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        """Say once that lines are lost, until one can be written again."""
+        if self._failing:
+            return
+        self._failing = True
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        text = f"netloader: {self.target}: {why}; JSON log lines are lost until it can be written"
+        with suppress(Exception):  # there may be no stderr either
+            sys.stderr.write(_printable(text) + "\n")
 
 
 def configure_json(

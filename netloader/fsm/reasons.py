@@ -22,6 +22,7 @@ class Reason(Enum):
     NOT_READY = "not_ready"
     NOT_SERVING = "not_serving"
     DIGEST_MISMATCH = "digest_mismatch"
+    UNKNOWN_SESSION = "unknown_session"
     TRANSFER_FAILED = "transfer_failed"
     TRANSFER_STALLED = "transfer_stalled"
     DISAGREEMENT = "disagreement"
@@ -60,6 +61,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.NOT_READY: "The server has not finished preparing its weights; try again later.",
     Reason.NOT_SERVING: "The server has withdrawn its weights.",
     Reason.DIGEST_MISMATCH: "Bytes arrived that do not match the digest the server published.",
+    Reason.UNKNOWN_SESSION: "A data connection reached a server that does not know the session.",
     Reason.TRANSFER_FAILED: "The transport failed while bytes were moving.",
     Reason.TRANSFER_STALLED: "No byte moved for longer than the stall deadline.",
     Reason.DISAGREEMENT: "The two sides count different bytes at the end of the transfer.",

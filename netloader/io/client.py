@@ -5,11 +5,9 @@ that answered busy are asked again until `Deadlines.queue_s` is over. When no so
 outcome is FALLBACK with the whole history.
 """
 
-import errno
 import math
 import os
 import secrets
-import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ from netloader.config import Deadlines, Endpoint, Secret
 from netloader.errors import NetloaderError
 from netloader.fsm.client import ClientSession, Wish
 from netloader.fsm.effects import Verdict
+from netloader.fsm.events import ConnectFailed
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Progress
 from netloader.fsm.messages import Description, Purpose
@@ -27,10 +26,13 @@ from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.crew import ClientCrew, Crew, IdleCrew
+from netloader.io.dialing import Dialer
 from netloader.io.digests import ALGORITHMS
 from netloader.io.driver import Link, Loop
+from netloader.io.framing import sendable
 from netloader.io.intake import Ledger
 from netloader.io.observe import Observer
+from netloader.io.reserve import EXHAUSTED
 from netloader.io.transports import suited
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import Logger, emit, get_logger
@@ -41,12 +43,32 @@ wait there is: sockets take milliseconds, but gloo is not always woken when its 
 LANES = min(2, max(1, (os.cpu_count() or 1) // 2))
 """One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
 1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
+SILENT_S = 1.0
+"""A source that cost less, because it refuses connections, is asked again: it may be starting."""
 MAX_RETRY_AFTER_S = 30.0
 """Longest pause a server may ask for between two tries."""
 
 
 class UnsafeError(NetloaderError):
     """A transfer that was aborted may still write into the model: nobody may use or refill it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One session with one source. `nbytes` were verified in it, `seconds` were spent by state."""
+
+    source: Endpoint
+    reason: Reason
+    detail: str
+    nbytes: int
+    seconds: Mapping[State, float]
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def silent(self) -> bool:
+        """Whether the source let time pass without an answer, as one more attempt would."""
+        waited = self.reason in (Reason.UNREACHABLE, Reason.DEADLINE_PASSED)
+        return waited and sum(self.seconds.values()) >= SILENT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +83,10 @@ class ClientOptions:
     deadlines: Deadlines = field(default_factory=Deadlines)
     report: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
     """Called with bytes verified and bytes in all, from the receiving threads."""
+    silent: tuple[Attempt, ...] = ()
+    """What `survey` has just found out: these sources are not asked again, because one that does
+    not answer would cost its deadline twice. The attempts begin the history of the outcome."""
     logger: Logger = field(default_factory=lambda: get_logger("client"))
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One session with one source. `nbytes` were verified in it, `seconds` were spent by state."""
-
-    source: Endpoint
-    reason: Reason
-    detail: str
-    nbytes: int
-    seconds: Mapping[State, float]
-    differences: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +150,7 @@ def fill(
     endpoints = [s if isinstance(s, Endpoint) else Endpoint.parse(s) for s in sources]
     wish = Wish(
         purpose=Purpose.WEIGHTS,
-        identity=identity if isinstance(identity, Identity) else Identity(identity),
+        identity=sendable(identity if isinstance(identity, Identity) else Identity(identity)),
         manifest=weights.manifest,
         layouts=options.layouts,
         transports=options.transports or suited(weights.device.type, options.logger),
@@ -155,12 +168,13 @@ class _Filling:
         self._ledger = ledger
         self._wish = wish
         self._options = options
-        self._attempts: list[Attempt] = []
+        self._attempts = [*options.silent]
         self._dirty = False
 
     def run(self, endpoints: Sequence[Endpoint]) -> Outcome:
         patience = monotonic() + self._options.deadlines.queue_s
-        round_ = list(endpoints)
+        silent = {attempt.source for attempt in self._attempts}
+        round_ = [endpoint for endpoint in endpoints if endpoint not in silent]
         while round_:
             again: list[Endpoint] = []
             pause = MAX_RETRY_AFTER_S
@@ -184,28 +198,16 @@ class _Filling:
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
         emit(self._options.logger, "netloader.source.tried", {**fields, **where})
         wish = replace(self._wish, progress=self._ledger.progress)
-        crew = ClientCrew(
-            self._ledger,
-            wish.lanes,
-            lambda: _connect(endpoint, self._options.deadlines.connect_s),
-            self._options.deadlines.stall_s,
-        )
+        deadlines = self._options.deadlines
+        dialer = Dialer(endpoint, deadlines.connect_s)
+        crew = ClientCrew(self._ledger, wish.lanes, dialer.dial, deadlines.stall_s)
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
-        session = _converse(endpoint, wish, crew, observer, self._options.deadlines)
+        session = _converse(dialer, wish, crew, observer, deadlines)
         verdict = _verdict(session)
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
-        self._attempts.append(
-            Attempt(
-                endpoint,
-                verdict.reason,
-                verdict.detail,
-                moved,
-                dict(observer.seconds),
-                verdict.differences,
-            )
-        )
+        self._attempts.append(_attempt(endpoint, verdict, moved, observer))
         return verdict
 
     def _wait(self, seconds: float, endpoints: Sequence[Endpoint]) -> None:
@@ -232,11 +234,13 @@ class Survey:
     """What sources said before a model is built.
 
     `sources` is the order in which to try them: the one that described itself, those not asked
-    yet, those that did not answer well.
+    yet, those that did not answer well. `silent` are the attempts with those that let a deadline
+    pass; give them to `fill` in `ClientOptions.silent`, so that none costs a second one.
     """
 
     description: Description | None
     sources: tuple[Endpoint, ...]
+    silent: tuple[Attempt, ...] = ()
 
 
 def survey(sources: Sequence[Endpoint], identity: Identity, options: ClientOptions) -> Survey:
@@ -245,28 +249,44 @@ def survey(sources: Sequence[Endpoint], identity: Identity, options: ClientOptio
     Takes no place at the server. `identity` may name only what is known before a model is built.
     """
     wish = Wish(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
+    silent: list[Attempt] = []
     for number, endpoint in enumerate(sources):
         observer = Observer(options.logger, endpoint, {"netloader.source.attempt": number + 1})
-        session = _converse(endpoint, wish, IdleCrew(), observer, options.deadlines)
-        if session.description is not None and _verdict(session).state is State.DONE:
+        dialer = Dialer(endpoint, options.deadlines.connect_s)
+        session = _converse(dialer, wish, IdleCrew(), observer, options.deadlines)
+        verdict = _verdict(session)
+        if session.description is not None and verdict.state is State.DONE:
             tried, untried = sources[:number], sources[number + 1 :]
-            return Survey(session.description, (endpoint, *untried, *tried))
-    return Survey(None, tuple(sources))
+            return Survey(session.description, (endpoint, *untried, *tried), tuple(silent))
+        attempt = _attempt(endpoint, verdict, 0, observer)
+        silent += [attempt] if attempt.silent else []
+    return Survey(None, tuple(sources), tuple(silent))
+
+
+def _attempt(endpoint: Endpoint, verdict: Verdict, nbytes: int, observer: Observer) -> Attempt:
+    seconds = dict(observer.seconds)
+    return Attempt(endpoint, verdict.reason, verdict.detail, nbytes, seconds, verdict.differences)
 
 
 def _converse(
-    endpoint: Endpoint, wish: Wish, crew: Crew, observer: Observer, deadlines: Deadlines
+    dialer: Dialer, wish: Wish, crew: Crew, observer: Observer, deadlines: Deadlines
 ) -> ClientSession:
     """Run one session from connect to verdict on this thread."""
-    loop = Loop()
     session = ClientSession(wish, deadlines, secrets.token_hex(16), monotonic())
+    try:
+        loop = Loop()
+    except OSError as error:  # out of file descriptors
+        _cannot_connect(session, observer, f"this side: {error.strerror}; raise ulimit -n")
+        return session
     link = Link(loop, session, crew, observer, None)
 
     def dial() -> None:
         try:
-            sock = _connect(endpoint, deadlines.connect_s)
+            sock = dialer.dial()
         except OSError as error:
             detail = error.strerror or type(error).__name__
+            if error.errno in EXHAUSTED:
+                detail = f"this side: {detail}; raise ulimit -n"
             loop.post(lambda: link.connect_failed(detail))
         else:
             if link.closed:  # too late: nobody turns this loop any more
@@ -274,8 +294,8 @@ def _converse(
             loop.post(lambda: link.connected(sock))
 
     # A name look-up has no time-out of its own, so dialling must not hold up the session's clock.
-    threading.Thread(target=dial, name="netloader-dial", daemon=True).start()
     try:
+        _start_thread(dial, link)
         loop.run(lambda: link.closed)
     finally:
         link.close()
@@ -286,11 +306,17 @@ def _converse(
     return session
 
 
-def _connect(endpoint: Endpoint, timeout_s: float) -> socket.socket:
+def _start_thread(dial: Callable[[], None], link: Link) -> None:
     try:
-        return socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
-    except UnicodeError as error:  # names that the codec refuses never get as far as a resolver
-        raise OSError(errno.EINVAL, "not a host name") from error
+        threading.Thread(target=dial, name="netloader-dial", daemon=True).start()
+    except RuntimeError as error:  # the process may have no more threads
+        link.connect_failed(f"this side: {error}; raise pids.max")
+
+
+def _cannot_connect(session: ClientSession, observer: Observer, detail: str) -> None:
+    """End a session that has no loop to run in."""
+    observer.saw(session, session.step(ConnectFailed(detail), monotonic()))
+    observer.closed(session)
 
 
 def _verdict(session: ClientSession) -> Verdict:

@@ -52,8 +52,18 @@ class Crew(ABC):
     def begin(self, order: Order) -> None:
         """Start on an order; its event is posted when it is done or has failed."""
         name = f"netloader-{type(order).__name__.lower()}"
-        self._thread = threading.Thread(target=self._work, args=(order,), name=name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._work, args=(order,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the process may have no more threads
+            self.post(self.refused(order, f"no thread can be started ({error}); raise pids.max"))
+        else:
+            self._thread = thread
+
+    def refused(self, order: Order, why: str) -> Event:
+        """What the session hears of an order that cannot even be begun."""
+        del order
+        return TransferFailed(Reason.TRANSFER_FAILED, why)
 
     def _work(self, order: Order) -> None:
         event: Event
@@ -137,6 +147,12 @@ class ServerCrew(Crew):
         if isinstance(order, PrepareOffer):
             self.publication = self._publications[order.offering]
         super().begin(order)
+
+    def refused(self, order: Order, why: str) -> Event:
+        """A client that only asks for an offer may come again."""
+        if isinstance(order, PrepareOffer):
+            return OfferRefused(Reason.BUSY, why, RETRY_AFTER_S)
+        return super().refused(order, why)
 
     def do(self, order: Order) -> Event:
         """Prepare an offer, or send what was asked for."""
@@ -251,7 +267,11 @@ class ClientCrew(Crew):
     def _open(self, offer: Offer) -> Event:
         def dial(index: int) -> socket:
             lane = self._connect()
-            lane.sendall(encode(Lane(offer.session, index)))
+            try:
+                lane.sendall(encode(Lane(offer.session, index)))
+            except OSError:
+                lane.close()
+                raise
             return lane
 
         self._intake = self._ledger.follow(offer)

@@ -36,6 +36,7 @@ from netloader.fsm.session import Session
 from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.crew import Crew
+from netloader.io.forks import INHERITANCE
 from netloader.io.framing import Decoder, Heard, encode
 from netloader.io.observe import Observer
 
@@ -77,13 +78,22 @@ class Loop:
     """One selector, one inbox, any number of links; runs on the thread that calls `run`.
 
     What a callback raises goes to `trouble`, if there is one, and the loop turns on.
+
+    Raises:
+        OSError: the process is out of file descriptors.
     """
 
     def __init__(self, trouble: Callable[[Exception], None] | None = None) -> None:
         self._trouble = trouble
-        self._selector = selectors.DefaultSelector()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._bell, self._hammer = socket.socketpair()
+        with INHERITANCE.atomic():
+            self._bell, self._hammer = map(INHERITANCE.note, socket.socketpair())
+            try:
+                self._selector = INHERITANCE.note(selectors.DefaultSelector())
+            except OSError:
+                self._bell.close()
+                self._hammer.close()
+                raise
         self._hammer.setblocking(False)
         self._bell.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ, lambda _: self._answer())
@@ -147,9 +157,8 @@ class Loop:
 
     def close(self) -> None:
         """Free the selector and the bell."""
-        self._selector.close()
-        self._bell.close()
-        self._hammer.close()
+        for resource in (self._selector, self._bell, self._hammer):
+            INHERITANCE.close(resource)
 
 
 class Link:
@@ -256,6 +265,7 @@ class Link:
         if not data:
             self._gone("closed by the peer")
             return None
+        self._observer.heard()
         return self._decoder.feed(data)
 
     def _gone(self, detail: str) -> None:
@@ -338,7 +348,7 @@ class Link:
         self._crew.close()
         if self._sock is not None:
             self._loop.watch(self._sock, 0, self._ready)
-            self._sock.close()
+            INHERITANCE.close(self._sock)
             self._sock = None
         self._observer.closed(self.session)
         self.on_close()

@@ -6,7 +6,8 @@ ignored, so a newer peer may say more; a wrong type is a violation.
 """
 
 import struct
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeAlias, get_args
 
 import msgspec
@@ -43,10 +44,31 @@ _ENVELOPES = msgspec.json.Decoder(_Envelope)
 
 
 def encode(message: Spoken) -> bytes:
-    """One whole frame."""
-    kind, body = type(message).__name__.lower(), msgspec.Raw(_body(message))
+    """One whole frame. A lone surrogate, which JSON cannot carry, is sent as its escape."""
+    try:
+        encoded = _body(message)
+    except UnicodeEncodeError:
+        encoded = _body(sendable(message))
+    kind, body = type(message).__name__.lower(), msgspec.Raw(encoded)
     document = _ENCODER.encode(_Envelope(kind, body))
     return b"".join((HEADER.pack(MAGIC, FRAME_VERSION, len(document)), document))
+
+
+def sendable(value: Any) -> Any:
+    r"""`value` with the lone surrogates of all its texts replaced by their escapes (`\udcff`).
+
+    File names and arguments that are not UTF-8 come with them (PEP 383). Dataclasses, mappings and
+    tuples are gone through; what cannot hold text stays as it is.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {sendable(key): sendable(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(sendable, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: sendable(getattr(value, f.name)) for f in fields(value)})
+    return value
 
 
 def _body(message: Spoken) -> bytes:

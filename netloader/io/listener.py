@@ -6,6 +6,8 @@ The session id is what lets a client attach data lanes, so in a log or on the wi
 a session only while that session lives.
 """
 
+import contextlib
+import os
 import secrets
 import selectors
 import socket
@@ -21,8 +23,11 @@ from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.crew import ServerCrew
 from netloader.io.driver import Link, Loop
+from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
 from netloader.io.publication import Publication, Shelf
+from netloader.io.reserve import EXHAUSTED, Reserve
+from netloader.io.transports.refusal import refuse
 from netloader.log import Logger, emit
 
 MAX_LINKS = 256
@@ -35,7 +40,11 @@ among it would look alive to its client, and still for seconds."""
 CLOSE_S = 5.0
 """How long `close` waits for sessions to say goodbye."""
 PAUSE_S = 1.0
-"""How long accepting rests when the process is out of file descriptors."""
+"""How long accepting rests when it fails and no descriptor can be freed."""
+ANYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - to be recognized, not to be bound
+"""Hosts that stand for every address of this host: to listen on, never to connect to."""
+EVERY_ADDRESS = "every address"
+"""What the log says in their place."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -46,16 +55,22 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the port is busy or the address is not this host's.
     """
-    if not host and socket.has_dualstack_ipv6():
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+    every = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if every or ":" in host else socket.AF_INET
+    with INHERITANCE.atomic():
+        sock = socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=every
         )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        return INHERITANCE.note(sock)
 
 
 class Listener:
-    """Serves what is on a shelf on one socket, on a thread of its own."""
+    """Serves what is on a shelf on one socket, on a thread of its own.
+
+    Raises:
+        OSError: the process is out of file descriptors. The socket is closed then.
+        RuntimeError: it can start no more threads. The socket is closed then.
+    """
 
     def __init__(
         self, sock: socket.socket, shelf: Shelf, deadlines: Deadlines, logger: Logger
@@ -66,21 +81,32 @@ class Listener:
         self._shelf = shelf
         self._deadlines = deadlines
         self._logger = logger
-        self._loop = Loop(self._trouble)
+        self._process = os.getpid()
         self._links: dict[Link, ServerCrew] = {}
         self._crews: dict[str, ServerCrew] = {}
         self._resume_at: float | None = None
         self._stopping = False
-        sock.setblocking(False)
-        self._loop.watch(sock, selectors.EVENT_READ, self._accept)
-        self._loop.members.add(self)
         self._thread = threading.Thread(target=self._run, name="netloader-listener", daemon=True)
-        self._thread.start()
+        with contextlib.ExitStack() as undo:
+            undo.callback(sock.close)
+            self._reserve = Reserve(logger)
+            undo.callback(self._reserve.close)
+            self._loop = Loop(self._trouble)
+            undo.callback(self._loop.close)
+            sock.setblocking(False)
+            self._loop.watch(sock, selectors.EVENT_READ, self._accept)
+            self._loop.members.add(self)
+            self._thread.start()
+            undo.pop_all()
         self._log("netloader.listener.started")
 
     def close(self) -> None:
-        """Turn every client away, free the port, the threads and the shelf. Idempotent."""
-        if not self._stopping:
+        """Turn every client away, free the port, the threads and the shelf. Idempotent.
+
+        In a child that was forked from the server's process it does nothing: the port and the
+        connections are the parent's.
+        """
+        if not self._stopping and os.getpid() == self._process:
             self._loop.post(self._stop)
             self._thread.join(CLOSE_S + 1)
             self._log("netloader.listener.stopped")
@@ -117,12 +143,13 @@ class Listener:
         for link in tuple(self._links):
             link.close()
         self._loop.close()
+        self._reserve.close()
 
     def _stop(self) -> None:
         self._stopping = True
         self._shelf.withdraw("the server is closing")
         self._loop.watch(self._sock, 0, self._accept)
-        self._sock.close()
+        INHERITANCE.close(self._sock)
         self._resume_at = monotonic() + CLOSE_S
         for link in tuple(self._links):
             link.handle(StopRequested(Reason.NOT_SERVING, "the server is closing"))
@@ -130,13 +157,14 @@ class Listener:
     def _accept(self, ready: int) -> None:
         del ready
         try:
-            sock, address = self._sock.accept()
+            with INHERITANCE.atomic():
+                sock, address = self._sock.accept()
+                INHERITANCE.note(sock)
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        except OSError:
-            self._loop.watch(self._sock, 0, self._accept)
-            self._resume_at = monotonic() + PAUSE_S
-            self._make_room()
+        except OSError as error:
+            self._reserve.tell(error, len(self._links))
+            self._find_room(error)
             return
         if len(self._links) >= MAX_LINKS:
             self._make_room()
@@ -160,18 +188,31 @@ class Listener:
         self._links.pop(link, None)
         self._crews.pop(name, None)
 
-    def _make_room(self) -> None:
-        """Let go of the connection that has been silent longest."""
+    def _make_room(self) -> Link | None:
+        """Refuse the connection that has been silent longest; None when there is none."""
         for link in self._links:
             if link.session.state is State.HANDSHAKE:
                 link.handle(StopRequested(Reason.BUSY, "too many connections that say nothing"))
+                return link
+        return None
+
+    def _find_room(self, error: OSError) -> None:
+        """Nothing can be accepted: free a descriptor now, else refuse who waits, else rest."""
+        if error.errno in EXHAUSTED:
+            silent = self._make_room()
+            if silent is not None:
+                silent.close()  # at once: lingering would keep the descriptor
                 return
+            if self._reserve.turn_away(self._sock):
+                return
+        self._loop.watch(self._sock, 0, self._accept)
+        self._resume_at = monotonic() + PAUSE_S
 
     def _route(self, lane: Lane, sock: socket.socket) -> None:
-        """Give a data lane to the session it names; one that names none is closed."""
+        """Give a data lane to the session it names; one that names none is told so."""
         crew = self._crews.get(lane.session)
         if crew is None:
-            sock.close()
+            refuse(sock)
         else:
             crew.attach(lane.index, sock)
 
@@ -180,8 +221,9 @@ class Listener:
         emit(self._logger, "netloader.driver.error", exc_info=error)
 
     def _log(self, event: str) -> None:
+        host = self.endpoint.host
         fields = {
-            "network.local.address": self.endpoint.host,
+            "network.local.address": EVERY_ADDRESS if host in ANYWHERE else host,
             "network.local.port": self.endpoint.port,
         }
         emit(self._logger, event, fields)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from netloader.config import Endpoint
 from netloader.fsm.effects import AuditWeights, OpenTransport, PrepareOffer, StartTransfer
-from netloader.fsm.events import Connected, TransferFailed, Transferred
+from netloader.fsm.events import Connected, ConnectionLost, TransferFailed, Transferred
 from netloader.fsm.messages import PROTOCOL_VERSION
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session, Step
@@ -20,6 +20,9 @@ class Observer:
         self.seconds: dict[State, float] = defaultdict(float)
         self.moved_bytes = 0
         self._opened = False
+        self._heard = False
+        self._probe = False
+        """The peer connected and went away without a byte, as health checks of a TCP port do."""
         self._transferring = False
         self._logger = logger
         self._fields = {
@@ -29,6 +32,10 @@ class Observer:
             **fields,
         }
 
+    def heard(self) -> None:
+        """Note that the peer has said something, if only half a frame."""
+        self._heard = True
+
     def saw(self, session: Session, step: Step) -> None:
         """Log one step; what a session that is over still hears is only the echo of its end."""
         if step.before in TERMINAL:
@@ -37,7 +44,7 @@ class Observer:
         if step.after is not step.before:
             self.seconds[step.before] += step.lasted_s
             if self._opened:
-                self._say("session.transition", session, _move(step))
+                self._say("session.transition", session, _move(step), self._level)
         self._transfer(session, step)
         for effect in step.effects:
             if isinstance(effect, AuditWeights):
@@ -74,6 +81,7 @@ class Observer:
         for i, difference in enumerate(verdict.differences[:8]):
             fields[f"netloader.difference.{i}"] = str(difference)
         level: Level = "info" if verdict.state is State.DONE else "warning"
+        level = self._level or level
         emit(self._logger, "netloader.session.closed", self._with(session, fields), level=level)
 
     def trouble(self, error: Exception) -> None:
@@ -84,7 +92,9 @@ class Observer:
         """A server's session counts as open when its peer has spoken: a lane never does so here."""
         if not self._opened and (session.role == "client" or not isinstance(step.event, Connected)):
             self._opened = True
-            self._say("session.opened", session, {})
+            gone = isinstance(step.event, ConnectionLost)
+            self._probe = session.role == "server" and gone and not self._heard
+            self._say("session.opened", session, {}, self._level)
 
     def _transfer(self, session: Session, step: Step) -> None:
         """A transfer that started ends once: done, failed, or stopped because the session ends."""
@@ -105,8 +115,19 @@ class Observer:
                 }
                 self._say("transfer.started", session, asked)
 
-    def _say(self, event: str, session: Session, fields: Mapping[str, object]) -> None:
-        emit(self._logger, f"netloader.{event}", self._with(session, fields))
+    @property
+    def _level(self) -> Level | None:
+        """The level of the lines of this session, where it is not the usual one."""
+        return "debug" if self._probe else None
+
+    def _say(
+        self,
+        event: str,
+        session: Session,
+        fields: Mapping[str, object],
+        level: Level | None = None,
+    ) -> None:
+        emit(self._logger, f"netloader.{event}", self._with(session, fields), level=level)
 
     def _with(self, session: Session, fields: Mapping[str, object]) -> dict[str, object]:
         own = {"netloader.role": session.role, "netloader.session.id": session.name}

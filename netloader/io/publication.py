@@ -5,33 +5,27 @@ were changed under the server and the publication is withdrawn. Once withdrawn, 
 read the weights; `quiet` tells when the last one who did has ended.
 """
 
-import atexit
 import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Segment, plan
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
+from netloader.io.background import BACKGROUND, in_background
 from netloader.io.clock import monotonic
 from netloader.io.digests import digests_of
 from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
 from netloader.io.weights import Weights
+from netloader.log import Logger
 
-NICE = 10
-"""Background hashing yields to the engine's threads."""
-END_S = 5.0
-"""How long a process that ends waits for background work: it stops at the next segment."""
 SHOWN_NAMES = 5
 """How many changed tensors a message names."""
-
-_background: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-_ending = threading.Event()
 
 
 class WithdrawnError(TransferError):
@@ -44,7 +38,14 @@ class WithdrawnError(TransferError):
 class Publication:
     """Weights on offer, shared by all sessions that want them."""
 
-    def __init__(self, weights: Weights, offering: Offering, max_clients: int) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        offering: Offering,
+        max_clients: int,
+        logger: Logger | None = None,
+    ) -> None:
+        self._logger = logger
         self.weights = weights
         self.offering = offering
         self.segments: tuple[Segment, ...] = plan(offering.manifest, offering.segment_bytes)
@@ -70,7 +71,7 @@ class Publication:
                 self._digests = self._compute(1)
                 self._ready.set()
 
-        return in_background("netloader-seal", work)
+        return in_background("netloader-seal", work, self.unproven, self._logger)
 
     def audit(self) -> None:
         """Hash again and compare with the sealed digests; withdraw if they differ."""
@@ -170,6 +171,14 @@ class Publication:
             pass
         except TransferError as error:
             self.withdraw(error.detail)
+        except Exception as error:
+            self.unproven(error)
+            raise
+
+    def unproven(self, error: Exception) -> None:
+        """Offer nothing whose digests cannot be computed; clients are told why."""
+        if not self.withdrawn:
+            self.withdraw(f"digests cannot be computed ({type(error).__name__}: {error})")
 
     def _compute(self, workers: int) -> tuple[str, ...]:
         with self.reading():
@@ -177,7 +186,7 @@ class Publication:
             return digests_of(self.offering.digests[0], readers, self.weights.readers(workers))
 
     def _views(self, segment: Segment) -> Iterator[memoryview]:
-        if self.withdrawn or _ending.is_set():
+        if self.withdrawn or BACKGROUND.ending.is_set():
             raise WithdrawnError(self.withdrawn or "the process ends")
         return self.weights.views(segment)
 
@@ -228,28 +237,3 @@ def segment_digests(
     """The digest of every segment of some weights, hashing `workers` segments at a time."""
     readers = [partial(weights.views, segment) for segment in segments]
     return digests_of(algorithm, readers, weights.readers(workers))
-
-
-def in_background(name: str, work: Callable[[], None]) -> threading.Thread:
-    """Run `work` on a thread that yields to everything else in the process."""
-
-    def nicely() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        work()
-
-    thread = threading.Thread(target=nicely, name=name, daemon=True)
-    _background.add(thread)
-    thread.start()
-    return thread
-
-
-@atexit.register
-def _end_background() -> None:
-    """Have nobody in the middle of a torch operation when the interpreter goes.
-
-    A thread that asks a finalizing interpreter for its lock is unwound, and the C++ it is unwound
-    through ends the process with SIGABRT (CPython 3.11, `PyEval_RestoreThread`).
-    """
-    _ending.set()
-    for thread in list(_background):
-        thread.join(END_S)

@@ -12,6 +12,7 @@ from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
 from netloader.fsm.server import Offering
 from netloader.io.digests import ALGORITHMS
+from netloader.io.framing import sendable
 from netloader.io.listener import Listener, bind
 from netloader.io.publication import Publication, Shelf
 from netloader.io.transports import suited
@@ -46,7 +47,7 @@ def publish(weights: Weights, identity: Identity, options: ServerOptions) -> Pub
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to serve")
     offering = Offering(
-        identity=identity,
+        identity=sendable(identity),
         manifest=weights.manifest,
         segment_bytes=options.segment_bytes,
         layouts=options.layouts,
@@ -55,11 +56,17 @@ def publish(weights: Weights, identity: Identity, options: ServerOptions) -> Pub
         facts=options.facts,
         token=options.token,
     )
-    return Publication(weights, offering, options.max_clients)
+    return Publication(weights, offering, options.max_clients, options.logger)
 
 
 class Server:
-    """A running server; a context manager."""
+    """A running server; a context manager.
+
+    `endpoint` is what the socket is bound to. With an empty host that is `::` or `0.0.0.0`, which
+    other hosts cannot connect to: tell them a name or an address of this host, and the port.
+    A child that is forked from this process has no part in the server, and `close` does nothing
+    there.
+    """
 
     def __init__(self, listener: Listener, shelf: Shelf, options: ServerOptions) -> None:
         self._open: tuple[Listener, Shelf] | None = (listener, shelf)

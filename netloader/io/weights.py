@@ -18,6 +18,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io.device import CPU, Fetch, beside, follow
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign, can_travel, format_of, plain
+from netloader.io.framing import sendable
 from netloader.io.memory import memory_of, span_of
 from netloader.io.parcels import PARCEL_BYTES, parcels
 
@@ -68,7 +69,7 @@ def manifest_of(named: Sequence[Named]) -> Manifest:
         shared = first != index
         specs.append(
             TensorSpec(
-                name=name,
+                name=sendable(name),
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 shape=tuple(tensor.shape),
                 stride=tuple(tensor.stride()),

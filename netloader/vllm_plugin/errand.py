@@ -11,7 +11,7 @@ from vllm.distributed import get_tp_group, get_world_group, parallel_state
 
 from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
-from netloader.io.client import Survey
+from netloader.io.client import Attempt, Survey
 from netloader.io.weights import Named, named_tensors
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, loadstate, processed, publish
@@ -39,6 +39,8 @@ class Errand:
     """Whether this rank is to be a server itself, so that originals are kept and digested."""
     path: str
     """The checkpoint the model was configured with."""
+    silent: tuple[Attempt, ...] = ()
+    """Attempts with sources that let a deadline pass when they were asked what they resolved."""
 
     @property
     def identity(self) -> Identity:
@@ -85,6 +87,7 @@ def errand_of(
         identify=identify,
         serves=publish.wanted(settings, rank) and not _moving(vllm_config),
         path=str(model_config.model),
+        silent=survey.silent,
     )
 
 

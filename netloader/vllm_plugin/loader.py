@@ -22,7 +22,7 @@ from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
-from netloader.io.client import ClientOptions, Outcome, Survey, UnsafeError, fill, survey
+from netloader.io.client import Attempt, ClientOptions, Outcome, Survey, UnsafeError, fill, survey
 from netloader.io.transports import named as transport_named
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
@@ -93,7 +93,8 @@ class NetLoader(BaseModelLoader):
         model = self._build(errand, vllm_config, model_config, prefix)
         loaded, self._errand, self._loaded = self._loaded, None, None
         if loaded is not None and reloadable(loaded, model):
-            _reloadable[model] = _Reloadable(errand, loaded.manifest)
+            later = replace(errand, silent=())  # by then a source may answer again
+            _reloadable[model] = _Reloadable(later, loaded.manifest)
         if loaded is not None and errand.serves:
             offer(model, errand, loaded, self._settings, model_config)
         return model
@@ -274,7 +275,9 @@ class NetLoader(BaseModelLoader):
         try:
             weights = Weights(named)
             with bar(weights.manifest.nbytes, self._shows_progress(errand.rank)) as report:
-                outcome = fill(weights, errand.sources, identity(), self._options(report))
+                outcome = fill(
+                    weights, errand.sources, identity(), self._options(report, errand.silent)
+                )
         except UnsafeError:
             raise
         except WeightsError as error:
@@ -362,6 +365,7 @@ class NetLoader(BaseModelLoader):
     def _options(
         self,
         report: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
+        silent: tuple[Attempt, ...] = (),
     ) -> ClientOptions:
         settings = self._settings
         layout = self._errand.layout if self._errand else RAW
@@ -372,6 +376,7 @@ class NetLoader(BaseModelLoader):
             token=settings.token,
             deadlines=settings.deadlines,
             report=report,
+            silent=silent,
             logger=self._logger,
         )
 

@@ -5,8 +5,8 @@ the draft's.
 """
 
 import contextlib
+import errno
 import os
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,22 +15,23 @@ from functools import partial
 from pathlib import Path
 
 from torch import nn
-from vllm.utils.network_utils import get_ip
 
 from netloader.config import Endpoint
 from netloader.errors import NetloaderError
+from netloader.io.background import in_background
 from netloader.io.device import CPU
-from netloader.io.listener import Listener, bind
-from netloader.io.publication import Publication, Shelf, in_background
+from netloader.io.forks import only_here
+from netloader.io.listener import EVERY_ADDRESS, Listener, bind
+from netloader.io.publication import Publication, Shelf
 from netloader.io.server import ServerOptions, publish
 from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
+from netloader.vllm_plugin import LOG_BASE, address
 from netloader.vllm_plugin.goods import Goods
+from netloader.vllm_plugin.holder import holder_of
 from netloader.vllm_plugin.settings import Settings
 
 FIRST_PORT, LAST_PORT = 1024, 65535
-ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, to find out what to tell others
 EVICT_S = 10.0
 """How long a change of the weights waits, beyond the stall deadline, for clients to be gone."""
 RESTART = "reload the weights from a checkpoint, or restart this instance, to serve again"
@@ -78,9 +79,9 @@ class Shop:
                 self._goods[goods.role] = goods
                 if self._put(publication):
                     owner = self._owners[goods.role] = object()
-                    weakref.finalize(model, self._gone, goods.role, owner)
+                    weakref.finalize(model, only_here(self._gone), goods.role, owner)
                     self._tell(goods, publication)
-                    in_background("netloader-audit", partial(self._audit, goods.role, publication))
+                    self._check(publication, partial(self._audit, goods.role, publication))
 
     def fence(self, role: str, why: str) -> None:
         """Offer nothing of a role, and wait until nobody reads its memory."""
@@ -132,7 +133,7 @@ class Shop:
                 return
             publication = self._returning[role] = self._publication(goods, goods.weights)
             publication.seal(digests)
-            in_background("netloader-audit", partial(self._put_back, goods, publication))
+            self._check(publication, partial(self._put_back, goods, publication))
 
     def back(self, role: str) -> None:
         """Offer again what was fenced for a moment in which nobody changes weights."""
@@ -142,6 +143,10 @@ class Shop:
                 self.renew(role, self._goods[role].weights)
             else:
                 self.resume(role)
+
+    def _check(self, publication: Publication, work: Callable[[], None]) -> None:
+        """Look at every byte in the background; what cannot be looked at is not offered."""
+        in_background("netloader-audit", work, publication.unproven, self._logger)
 
     def _put_back(self, goods: Goods, publication: Publication) -> None:
         """Put what was fenced back on the shelf, once every byte was looked at."""
@@ -235,30 +240,35 @@ class Shop:
             return True
         host = self.settings.listen_host or ""  # other hosts are the point: every address
         port = self._port()
+        shelf = Shelf((publication,))
         try:
-            sock = bind(host, port)
-        except OSError as error:
-            fields = {
-                "network.local.address": host or "every address",
-                "network.local.port": port,
-                "netloader.detail": error.strerror or type(error).__name__,
-                "netloader.remedy": "choose another LISTEN_PORT, or leave it out for a free one",
-            }
-            emit(self._logger, "netloader.listener.failed", fields)
+            listener = Listener(bind(host, port), shelf, self.settings.deadlines, self._logger)
+        except (OSError, RuntimeError) as error:  # the port, or no descriptor or thread is left
+            self._tell_failed(host, port, error)
             return False
-        self._shelf = Shelf((publication,))
-        self._listener = Listener(sock, self._shelf, self.settings.deadlines, self._logger)
-        told = _told(self._listener.endpoint)
+        self._shelf, self._listener = shelf, listener
+        told = address.told(listener.endpoint)
         file = self._write_address(told)
-        self._close = partial(_close, self._listener, file, str(told))
+        self._close = partial(_close, listener, file, str(told))
         return True
+
+    def _tell_failed(self, host: str, port: int, error: OSError | RuntimeError) -> None:
+        fields = {
+            "network.local.address": host or EVERY_ADDRESS,
+            "network.local.port": port,
+            "netloader.detail": getattr(error, "strerror", None) or str(error),
+            "netloader.remedy": "choose another LISTEN_PORT, or leave it out for a free one",
+        }
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            fields["netloader.holder"] = holder_of(port) or "not seen from here"
+        emit(self._logger, "netloader.listener.failed", fields)
 
     def _tell(self, goods: Goods, publication: Publication) -> None:
         if self._listener is None:
             return
         manifest = publication.offering.manifest
         fields = {
-            "netloader.endpoint": str(_told(self._listener.endpoint)),
+            "netloader.endpoint": str(address.told(self._listener.endpoint) or address.UNKNOWN),
             "netloader.rank": self.rank,
             "netloader.role": goods.role,
             "netloader.layout": goods.layout,
@@ -273,22 +283,14 @@ class Shop:
     def _port(self) -> int:
         return 0 if self.settings.listen_port is None else self.settings.listen_port + self.rank
 
-    def _write_address(self, endpoint: Endpoint) -> Path | None:
-        """Write `IP:Port` to `{OUTPUT_PREFIX}{RANK}.txt` in one step, so no reader sees a half."""
+    def _write_address(self, told: Endpoint | None) -> Path | None:
+        """Write `{OUTPUT_PREFIX}{RANK}.txt`; None when there is no such file."""
+        if told is None and self._listener is not None:
+            address.tell_unknown(self._listener.endpoint, self._logger)
         target = _address_file(self.settings, self.rank)
-        if target is None:
+        if target is None or told is None:
             return None
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as file:
-                file.write(str(endpoint))
-            Path(file.name).chmod(0o644)
-            os.replace(file.name, target)  # noqa: PTH105 - the one atomic step
-        except OSError as error:
-            fields = {"netloader.detail": f"OUTPUT_PREFIX: {error.strerror}: {target}"}
-            emit(self._logger, "netloader.listener.failed", fields)
-            return None
-        return target
+        return target if address.write(target, told, self._logger) else None
 
 
 _current: Shop | None = None
@@ -337,11 +339,6 @@ def refuse(logger: Logger, why: str, remedy: str) -> None:
     """Say why weights are not served, and what would help."""
     fields = {"netloader.detail": why, "netloader.remedy": remedy}
     emit(logger, "netloader.server.refused", fields)
-
-
-def _told(endpoint: Endpoint) -> Endpoint:
-    """The address to give to others."""
-    return Endpoint(get_ip(), endpoint.port) if endpoint.host in ANYWHERE else endpoint
 
 
 def _close(listener: Listener, address_file: Path | None, told: str) -> None:

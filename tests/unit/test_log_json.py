@@ -135,6 +135,63 @@ def test_a_file_that_fails_later_never_raises_into_the_program(
     assert "No such file" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
+def test_a_disk_that_is_full_is_told_once_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    undo = configure_json("/dev/full", base="nlfull")
+    for _ in range(5):
+        emit(get_logger("x", base="nlfull"), OPENED)
+    undo()
+
+    said = capsys.readouterr().err
+    assert said.splitlines() == [
+        (
+            "netloader: /dev/full: No space left on device; "
+            "JSON log lines are lost until it can be written"
+        )
+    ]
+
+
+def test_a_failure_after_lines_could_be_written_again_is_told_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, log = tmp_path / "logs", get_logger("x", base="nlagain")
+    folder.mkdir()
+    undo = configure_json(str(folder / "log"), base="nlagain")
+    for _ in range(2):
+        folder.rename(tmp_path / "elsewhere")
+        emit(log, OPENED)
+        (tmp_path / "elsewhere").rename(folder)
+        emit(log, OPENED)
+    undo()
+
+    assert len((folder / "log").read_text().splitlines()) == 2
+    assert capsys.readouterr().err.count("No such file") == 2
+
+
+def test_without_a_stderr_a_failure_is_told_to_nobody_and_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    undo = configure_json("/dev/full", base="nlnoerr")
+    monkeypatch.setattr(sys, "stderr", None)
+    emit(get_logger("x", base="nlnoerr"), OPENED)
+    undo()
+
+
+def test_texts_that_are_not_utf_8_are_logged_as_escapes(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"mod\xffel")
+    path = tmp_path / "log"
+    undo = configure_json(str(path), base="nlodd")
+    emit(
+        get_logger("x", base="nlodd"), OPENED, {"netloader.model": odd, "netloader.path": Path(odd)}
+    )
+    emit(get_logger("x", base="nlodd"), "netloader.driver.error", exc_info=ValueError(odd))
+    undo()
+
+    lines = [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+    assert lines[0]["netloader.model"] == lines[0]["netloader.path"] == r"mod\udcffel"
+    assert lines[1]["exception.message"] == r"mod\udcffel"
+
+
 def test_a_rotated_file_is_opened_anew(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = get_logger("x", base="nlrotate")

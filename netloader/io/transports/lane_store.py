@@ -15,10 +15,17 @@ from datetime import timedelta
 
 from torch.distributed.distributed_c10d import Store
 
+from netloader.fsm.reasons import Reason
+from netloader.io.failure import TransferError
+from netloader.io.framing import MAGIC
+from netloader.io.transports.refusal import DETAILS
+
 LENGTHS = struct.Struct(">II")
 MAX_BYTES = 1 << 20
 """All that a peer may store: a few keys of a few hundred bytes are what it takes."""
 
+LAST_WORDS_S = 1.0
+"""How long to read on after the other side has closed; what it said has arrived already."""
 ARRIVED = "arrived: "
 """Before the name of a key: what its receiver answers."""
 
@@ -32,6 +39,7 @@ class LaneStore(Store):
         self._timeout_s = timeout_s
         self._values: dict[str, bytes] = {}
         self._closed = False
+        self._refused = False
         self._change = threading.Condition()
         self._speaking = threading.Lock()
         threading.Thread(target=self._listen, name="netloader-store", daemon=True).start()
@@ -45,7 +53,14 @@ class LaneStore(Store):
         Raises:
             RuntimeError: not within the time-out, or the other side is gone.
         """
-        self._tell(key, value.encode() if isinstance(value, str) else bytes(value))
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        try:
+            self._tell(key, data)
+        except OSError:
+            with self._change:  # what the other side said before it closed may be the cause
+                self._change.wait_for(lambda: self._closed, LAST_WORDS_S)
+            if not self._refused:
+                raise
         self.wait([ARRIVED + key])
 
     def _tell(self, key: str, data: bytes) -> None:
@@ -64,6 +79,7 @@ class LaneStore(Store):
 
         Raises:
             RuntimeError: not within the time-out, or the other side is gone.
+            TransferError: the lane reached a server that does not know the session.
         """
         seconds = timeout.total_seconds() if timeout else self._timeout_s
 
@@ -72,6 +88,8 @@ class LaneStore(Store):
 
         with self._change:
             arrived = self._change.wait_for(here, seconds)
+            if self._refused:
+                raise TransferError(Reason.UNKNOWN_SESSION, DETAILS[Reason.UNKNOWN_SESSION])
             if not arrived or not all(key in self._values for key in keys):
                 raise RuntimeError(f"the other side did not set {', '.join(keys)}")
 
@@ -99,7 +117,9 @@ class LaneStore(Store):
         room = MAX_BYTES
         try:
             while True:
-                key_bytes, value_bytes = LENGTHS.unpack(self._read(LENGTHS.size))
+                head = self._read(LENGTHS.size)
+                self._refused = head.startswith(MAGIC)  # as lengths that is more than MAX_BYTES
+                key_bytes, value_bytes = LENGTHS.unpack(head)
                 room -= key_bytes + value_bytes
                 if room < 0:
                     self._wake()

@@ -9,6 +9,7 @@ from functools import partial
 
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
+from netloader.io.forks import INHERITANCE
 
 
 class Lanes:
@@ -25,7 +26,7 @@ class Lanes:
         """Add a lane; a second one of the same number, or one too late, is closed."""
         with self._change:
             if self._closed or index in self._lanes:
-                lane.close()
+                INHERITANCE.close(lane)
                 return
             self._lanes[index] = lane
             self._change.notify_all()
@@ -101,7 +102,7 @@ class Lanes:
 
     def _close_all(self) -> None:
         for lane in self._lanes.values():
-            lane.close()
+            INHERITANCE.close(lane)
         self._lanes.clear()
 
 
@@ -142,13 +143,18 @@ def side_by_side(jobs: Sequence[Callable[[], int]], abort: Callable[[], None]) -
             failures.append(error)
             abort()
 
-    threads = [
-        threading.Thread(target=run, args=(job,), name=f"netloader-lane-{i}", daemon=True)
-        for i, job in enumerate(jobs[1:], 1)
-    ]
-    for thread in threads:
-        thread.start()
-    run(jobs[0])
+    threads: list[threading.Thread] = []
+    try:
+        for i, job in enumerate(jobs[1:], 1):
+            name = f"netloader-lane-{i}"
+            thread = threading.Thread(target=run, args=(job,), name=name, daemon=True)
+            thread.start()
+            threads.append(thread)
+        run(jobs[0])
+    except RuntimeError as error:  # the process may have no more threads
+        detail = f"a thread for a data connection cannot be started ({error}); raise pids.max"
+        failures.insert(0, TransferError(Reason.TRANSFER_FAILED, detail))
+        abort()
     for thread in threads:
         thread.join()
     if failures:

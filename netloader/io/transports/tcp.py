@@ -15,6 +15,7 @@ from netloader.io.clock import monotonic
 from netloader.io.failure import TransferError
 from netloader.io.transports.base import Inlet, Outlet, Transport
 from netloader.io.transports.lanes import Lanes, is_stall, set_stall
+from netloader.io.transports.refusal import check
 
 IOV_MAX = 1024
 """Buffers per system call (Linux UIO_MAXIOV)."""
@@ -158,6 +159,8 @@ class TcpReceiving:
     def _lane(self, segments: Sequence[Segment], lanes: int, k: int, lane: socket.socket) -> int:
         own = segments[k::lanes]
         try:
+            if own:
+                check(lane)
             for segment in own:
                 incoming = self._inlet.intake.expect(segment)
                 for batch in batches(incoming.views(), RECEIVE_BYTES):

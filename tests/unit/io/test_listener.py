@@ -1,7 +1,6 @@
 """One port, any number of clients: whatever some of them do, the others are served."""
 
 import contextlib
-import errno
 import json
 import socket
 import struct
@@ -14,6 +13,7 @@ import pytest
 
 from netloader.config import Endpoint, Secret
 from netloader.fsm.messages import PROTOCOL_VERSION, Begin, Lane, Offer, Reject, Request
+from netloader.fsm.reasons import Reason
 from netloader.fsm.server import MAX_LANES
 from netloader.io import Server, fill, listener, serve
 from netloader.io.clock import monotonic
@@ -222,42 +222,25 @@ def test_a_flood_of_silent_connections_costs_the_longest_silent_one_its_place(
         assert answer.reason == "busy"
 
 
-def test_running_out_of_descriptors_is_a_pause_not_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(listener, "PAUSE_S", 0.1)
-    accept = socket.socket.accept
-    refused: list[int] = []
-
-    def sometimes(sock: socket.socket) -> tuple[socket.socket, Any]:
-        if len(refused) < 3:
-            refused.append(1)
-            raise OSError(errno.EMFILE, "Too many open files")
-        return accept(sock)
-
-    with serving(zoo(1)) as server:
-        monkeypatch.setattr(socket.socket, "accept", sometimes)
-        assert_served(server)
-
-    assert len(refused) == 3
-
-
 # -- data lanes ----------------------------------------------------------------------------------
 
 
-def test_a_lane_for_an_unknown_session_is_closed_without_a_word() -> None:
-    with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
-        peer.say(Lane("f" * 32, 0))
+@pytest.mark.parametrize("session", ["f" * 32, "", "no such session"])
+def test_a_lane_for_an_unknown_session_is_told_so_and_nothing_else(session: str) -> None:
+    with serving(zoo(1), token=Secret("t")) as server, Peer.call(server.endpoint) as peer:
+        peer.say(Lane(session, 0))
+        reason = Reason.UNKNOWN_SESSION
+        assert peer.hear() == Reject(reason.value, reason.sentence)
         assert peer.hear() is None
 
 
-def test_a_lane_that_comes_after_its_session_ended_is_closed() -> None:
+def test_a_lane_that_comes_after_its_session_ended_is_refused() -> None:
     def turned_away() -> bool:
         with Peer.call(server.endpoint) as lane:
             lane.say(Lane(session, 0))
             lane.sock.settimeout(0.1)
             try:
-                return lane.hear() is None
+                return isinstance(lane.hear(), Reject)
             except TimeoutError:
                 return False  # the server has not seen the end of the session yet
 

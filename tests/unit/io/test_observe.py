@@ -142,6 +142,7 @@ def test_a_source_that_nobody_answers_at_has_its_line_too(captured: Lines) -> No
 def test_a_lane_is_no_session_and_has_no_line(captured: Lines) -> None:
     with serving(zoo(1)) as server, Peer.call(server.endpoint) as peer:
         peer.say(Lane("nobody", 0))
+        assert isinstance(peer.hear(), Reject)
         assert peer.hear() is None
 
     assert {line["event"] for line in captured} <= {

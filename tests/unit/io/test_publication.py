@@ -10,8 +10,9 @@ from netloader.config import Secret
 from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
 from netloader.io import digests
+from netloader.io.background import in_background
 from netloader.io.digests import digest_of
-from netloader.io.publication import Publication, Shelf, WithdrawnError, in_background
+from netloader.io.publication import Publication, Shelf, WithdrawnError
 from netloader.io.server import ServerOptions, publish
 from netloader.io.weights import Weights
 from tests.unit.io.helpers import IDENTITY, KIB, SOON_S, module_of, random

@@ -1,0 +1,163 @@
+"""Connections to one source, which may have many addresses. Law: one deadline for all of them.
+
+RFC 8305 ("happy eyeballs"): the addresses of a name are tried in turn, IPv6 and IPv4 alternating,
+the next one when the last has failed or has not answered for a quarter of a second; the first that
+answers is taken and the others are closed. So an address that swallows packets costs a moment.
+"""
+
+import errno
+import os
+import selectors
+import socket
+from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
+from typing import Any, Self, TypeAlias
+
+from netloader.config import Endpoint
+from netloader.io.clock import monotonic
+from netloader.io.forks import INHERITANCE
+
+NEXT_AFTER_S = 0.25
+"""When the next address is tried beside one that does not answer (RFC 8305, section 5)."""
+
+Address: TypeAlias = tuple[int, Any]
+"""Family, and what `connect` takes."""
+
+
+class Dialer:
+    """Connections to one source: all go to the address that answered the first one.
+
+    A name may stand for several servers, and data connections belong to the server of the control
+    connection.
+    """
+
+    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+        self._endpoint = endpoint
+        self._timeout_s = timeout_s
+        self._reached: Address | None = None
+
+    def dial(self) -> socket.socket:
+        """One more connection, within the time-out that every call has anew.
+
+        The look-up of a name is not part of that time, because nothing can limit it.
+
+        Raises:
+            OSError: no address answered; `strerror` says why, for each kind of failure.
+        """
+        addresses = [self._reached] if self._reached else resolve(self._endpoint)
+        sock = connect(addresses, self._timeout_s)
+        self._reached = (sock.family, sock.getpeername())
+        return sock
+
+
+def resolve(endpoint: Endpoint) -> list[Address]:
+    """The addresses of a source, in the order in which to try them.
+
+    Raises:
+        OSError: the name is unknown.
+    """
+    try:
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # names that the codec refuses never get as far as a resolver
+        raise OSError(errno.EINVAL, "not a host name") from error
+    known = dict.fromkeys((int(family), address) for family, _, _, _, address in found)
+    first = next(iter(known), (0, None))[0]
+    preferred = [address for address in known if address[0] == first]
+    others = [address for address in known if address[0] != first]
+    return [a for a in chain.from_iterable(zip_longest(preferred, others)) if a is not None]
+
+
+def connect(addresses: Sequence[Address], timeout_s: float) -> socket.socket:
+    """A blocking connection to the first of some addresses that answers.
+
+    Raises:
+        OSError: none did within `timeout_s` seconds (TimeoutError), or all refused.
+    """
+    with _Race(addresses, timeout_s) as race:
+        sock = race.run()
+    sock.settimeout(timeout_s)
+    return sock
+
+
+class _Race:
+    """Attempts side by side on one thread."""
+
+    def __init__(self, addresses: Sequence[Address], timeout_s: float) -> None:
+        self._waiting: Iterator[Address] = iter(addresses)
+        self._more = bool(addresses)
+        self._step_s = min(NEXT_AFTER_S, timeout_s / (len(addresses) + 1))
+        self._deadline = monotonic() + timeout_s
+        self._errors: list[OSError] = []
+        with INHERITANCE.atomic():
+            self._selector = INHERITANCE.note(selectors.DefaultSelector())
+
+    def run(self) -> socket.socket:
+        """The first connection that comes about."""
+        while True:
+            self._begin()
+            next_at = min(self._deadline, monotonic() + self._step_s)
+            while under_way := len(self._selector.get_map()):
+                until = next_at if self._more else self._deadline
+                ready = self._selector.select(max(0.0, until - monotonic()))
+                for key, _ in ready:
+                    if (won := self._ended(key.fileobj)) is not None:
+                        return won
+                if not ready or len(self._selector.get_map()) < under_way:
+                    break
+            if monotonic() >= self._deadline:
+                raise TimeoutError(errno.ETIMEDOUT, self._why("no answer to connect"))
+            if not self._more and not self._selector.get_map():
+                raise self._failure()
+
+    def _begin(self) -> None:
+        """Start the next attempt, if there is one."""
+        family, address = next(self._waiting, (0, None))
+        self._more = address is not None
+        if address is None:
+            return
+        try:
+            with INHERITANCE.atomic():
+                sock = INHERITANCE.note(socket.socket(family, socket.SOCK_STREAM))
+        except OSError as error:
+            self._errors.append(error)
+            return
+        sock.setblocking(False)
+        code = sock.connect_ex(address)
+        if code in (0, errno.EINPROGRESS, errno.EINTR):
+            self._selector.register(sock, selectors.EVENT_WRITE)
+        else:
+            self._lost(sock, code)
+
+    def _ended(self, sock: Any) -> socket.socket | None:
+        """What became of an attempt: its connection, or None when it has failed."""
+        self._selector.unregister(sock)
+        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._lost(sock, code)
+            return None
+        connection: socket.socket = sock
+        return connection
+
+    def _lost(self, sock: socket.socket, code: int) -> None:
+        INHERITANCE.close(sock)
+        self._errors.append(OSError(code, os.strerror(code)))
+
+    def _failure(self) -> OSError:
+        if not self._errors:
+            return OSError(errno.EADDRNOTAVAIL, "the name has no address")
+        return OSError(self._errors[0].errno, self._why())
+
+    def _why(self, *also: str) -> str:
+        """Every kind of failure there was, once."""
+        said = [error.strerror or type(error).__name__ for error in self._errors]
+        return ", ".join(dict.fromkeys((*said, *also)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close every attempt that was not taken."""
+        for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fileobj)
+            if isinstance(key.fileobj, socket.socket):
+                INHERITANCE.close(key.fileobj)
+        INHERITANCE.close(self._selector)

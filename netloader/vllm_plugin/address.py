@@ -1,0 +1,83 @@
+"""The address that others are told. Law: only what they can connect to, in the log and in a file.
+
+A server that listens on every address must name one of them. vLLM's `get_ip` answers 0.0.0.0 when
+it finds none, as in a namespace without a default route; then the interfaces are asked.
+"""
+
+import contextlib
+import ipaddress
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from vllm.utils.network_utils import get_ip
+
+from netloader.config import Endpoint
+from netloader.io.listener import ANYWHERE
+from netloader.log import Logger, emit
+
+UNKNOWN = "unknown"
+"""What the log says where there is no address to tell."""
+REMEDY = "set VLLM_HOST_IP or LISTEN_HOST to the address that other hosts reach this one at"
+
+
+def told(bound: Endpoint) -> Endpoint | None:
+    """The address to give to others for a socket bound to `bound`; None when there is none."""
+    if bound.host not in ANYWHERE:
+        return bound
+    for host in (get_ip(), *_interfaces()):
+        with contextlib.suppress(ValueError):  # no address at all
+            if not ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+                return Endpoint(host, bound.port)
+    return None
+
+
+def _interfaces() -> Iterator[str]:
+    """Addresses of this host's interfaces that other hosts may reach, IPv4 first."""
+    addresses = [a for found in psutil.net_if_addrs().values() for a in found]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for host in (a.address for a in addresses if a.family == family):
+            address = ipaddress.ip_address(host.partition("%")[0])
+            if not (address.is_loopback or address.is_link_local):
+                yield host
+
+
+def tell_unknown(bound: Endpoint, logger: Logger) -> None:
+    """Log that a server cannot say where it is."""
+    detail = "this server listens on every address and knows none that others can connect to"
+    fields = {
+        "network.local.port": bound.port,
+        "netloader.detail": detail,
+        "netloader.remedy": REMEDY,
+    }
+    emit(logger, "netloader.address.unknown", fields)
+
+
+def write(file: Path, endpoint: Endpoint, logger: Logger) -> bool:
+    """Write `IP:Port` to a file in one step, so no reader sees a half; False when it cannot be.
+
+    A failure is logged, and leaves nothing behind.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        try:
+            with os.fdopen(descriptor, "w") as opened:
+                opened.write(str(endpoint))
+            Path(temporary).chmod(0o644)
+            os.replace(temporary, file)  # noqa: PTH105 - the one atomic step
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        why = getattr(error, "strerror", None) or str(error)
+        fields = {
+            "netloader.detail": f"OUTPUT_PREFIX: {why}: {file}",
+            "netloader.remedy": "let OUTPUT_PREFIX name a place where files can be written",
+        }
+        emit(logger, "netloader.address_file.failed", fields)
+        return False
+    return True
