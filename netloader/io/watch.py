@@ -6,8 +6,7 @@ counter; the digests of what is sent tell of that one.
 
 from torch import Tensor
 
-from netloader.io.describe import WeightsError
-from netloader.io.hidden import Found, look
+from netloader.io.hidden import Found
 from netloader.io.module_state import ModuleState
 
 Print = tuple[int, object, object, object, int]
@@ -22,11 +21,18 @@ class ModuleUsage:
         self._prints = _prints(state.found)
 
     def quick(self) -> str:
-        """Compare every tensor's address, geometry and version counter: some µs for each."""
+        """Compare every tensor's address, geometry and version counter, and all values."""
         try:
-            now = _prints(look(self._state.module))
-        except WeightsError as error:
-            return f"the module was changed: {error}"
+            now = ModuleState(self._state.module)
+        except Exception as error:  # noqa: BLE001 - the module's own code runs here
+            return f"the module cannot be read any more: {error}"
+        return self._moved(_prints(now.found)) or self._other_value(dict(now.values))
+
+    def thorough(self) -> str:
+        """Find nothing: what is in no segment are the values, and `quick` compares them."""
+        return ""
+
+    def _moved(self, now: dict[str, Print]) -> str:
         if now == self._prints:
             return ""
         for name, seen in self._prints.items():
@@ -38,17 +44,10 @@ class ModuleUsage:
                 return f"{name} was written to"
         return f"{next(iter(now.keys() - self._prints.keys()))} was added"
 
-    def thorough(self) -> str:
-        """Compare the values too, which no digest covers."""
-        try:
-            now = ModuleState(self._state.module).values
-        except Exception as error:  # noqa: BLE001 - the module's own code runs here
-            return f"the module cannot be read any more: {error}"
-        if now == self._state.values:
-            return ""
+    def _other_value(self, now: dict[str, str]) -> str:
         before = dict(self._state.values)
-        changed = next((name for name, value in now if before.get(name) != value), "extra state")
-        return f"{changed} was changed"
+        names = (name for name in now | before if now.get(name) != before.get(name))
+        return next((f"{name} was changed" for name in names), "")
 
 
 def _prints(found: Found) -> dict[str, Print]:
