@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from netloader.errors import NetloaderError
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.formats import can_travel, format_of
-from netloader.io.sharing import Extent, extent_of, first_of
+from netloader.io.sharing import extent_of, first_of
 
 Named = tuple[str, Tensor]
 ORDINARY = (Tensor, nn.Parameter)
@@ -46,16 +46,17 @@ def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()
             quantized by torch, a conjugate or negative view, a wrapper around other tensors), or is
             in a storage format that cannot travel.
     """
-    checked = [(name, tensor, _checked(name, tensor)) for name, tensor in named]
-    sizes = [tensor.numel() * tensor.element_size() for _, tensor in named]
-    extents: list[Extent] = []
-    for index, (_, tensor, stored) in enumerate(checked):
-        if sizes[index]:
-            whole = bool(stored) or is_dense(tensor)
-            extents.append(extent_of(index, tensor, sizes[index], dense=whole))
-    first = first_of(extents)
+    tensors = [tensor for _, tensor in named]
+    formats = [_checked(name, tensor) for name, tensor in named]
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    extents = [
+        extent_of(index, tensor, nbytes, dense=bool(formats[index]) or is_dense(tensor))
+        for index, (tensor, nbytes) in enumerate(zip(tensors, sizes, strict=True))
+        if nbytes
+    ]
+    first = first_of(extents, tensors)
     specs: list[TensorSpec] = []
-    for index, (name, tensor, stored) in enumerate(checked):
+    for index, (name, tensor) in enumerate(named):
         shares = first.get(index, index)
         specs.append(
             TensorSpec(
@@ -65,8 +66,8 @@ def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()
                 stride=tuple(tensor.stride()),
                 nbytes=sizes[index],
                 shares=shares if shares != index else -1,
-                offset=tensor.data_ptr() - named[shares][1].data_ptr() if shares != index else 0,
-                format=stored,
+                offset=tensor.data_ptr() - tensors[shares].data_ptr() if shares != index else 0,
+                format=formats[index],
             )
         )
     return Manifest(tuple(specs), values)

@@ -94,19 +94,20 @@ class _Walk:
             self._attributes(at, part, depth)
 
     def _attributes(self, path: str, part: nn.Module, depth: int) -> None:
-        for hooks in HOOKS:
+        hooked = part._forward_pre_hooks or part._forward_hooks  # noqa: SLF001
+        for hooks in HOOKS if hooked else ():
             for number, hook in enumerate(list(getattr(part, hooks).values())):
                 self._visit(f"{dotted(path, hooks)}[{number}]", hook, depth)
         if isinstance(part, torch.jit.ScriptModule):  # the rest is behind a C++ object
             return
         for name, value in list(vars(part).items()):
-            if type(value) not in PLAIN and name not in INTERNAL:
+            if name not in INTERNAL and type(value) not in PLAIN:
                 self._visit(dotted(path, name), value, depth)
 
     def _tensor(self, path: str, tensor: Tensor, depth: int) -> None:
         self.found.tensors.append((path, tensor))
-        if isinstance(tensor, nn.Parameter) or type(tensor) is not Tensor:
-            for name, value in list(getattr(tensor, "__dict__", {}).items()):
+        if more := vars(tensor):
+            for name, value in list(more.items()):
                 self._visit(dotted(path, name), value, depth)
 
     def _visit(self, path: str, value: object, depth: int) -> None:

@@ -72,7 +72,7 @@ class ByKey(Layer):
     def factor(self) -> Any:
         return self.packed[0].sum() * self.packed[1]
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's signature
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "packed"] = tuple(self.packed)
 
@@ -124,14 +124,13 @@ def closure(tensor: Tensor) -> Callable[[], Tensor]:
 def hooked(seed: int) -> nn.Module:
     """A weight that only a forward hook knows."""
     layer, shift = Layer(seed), weight(seed + 1)[0]
-    layer.register_forward_hook(lambda module, args, output: output + shift)  # noqa: ARG005
+    layer.register_forward_hook(lambda module, args, output: output + shift)
     return layer
 
 
 def detached(tensor: Tensor) -> nn.Module:
     """A module with extra state that is no submodule of anything."""
-    inner = Scaled(int(tensor[0] * 100))
-    return inner
+    return Scaled(int(tensor[0] * 100))
 
 
 HIDING: dict[str, Callable[[int], nn.Module]] = {
