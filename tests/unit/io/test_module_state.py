@@ -1,4 +1,4 @@
-"""Whatever a module holds arrives, or is refused by name: the answers of both sides are the same."""
+"""Whatever a module holds arrives, or is refused by name: both sides give the same answers."""
 
 import functools
 from collections.abc import Callable
