@@ -29,7 +29,7 @@ class Model(nn.Module):
         self.kept = {"shift": torch.randn(4)}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(self.first(x)) + self.kept["shift"]
+        return torch.add(self.second(self.first(x)), self.kept["shift"])
 
 
 def rebind(model: Model) -> None:
@@ -160,7 +160,7 @@ def test_the_owner_is_asked_once_and_without_a_lock() -> None:
 
     def ask(publication: Publication, why: str) -> bool:
         assert publication.withdrawn == why
-        assert not publication.quiet(0) or True  # takes the lock
+        publication.quiet(0)  # takes the lock
         asked.append(why)
         return True
 

@@ -30,7 +30,7 @@ class Layer(nn.Module):
         self.weight = nn.Parameter(weight(seed))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight * self.factor()
+        return torch.mul(x @ self.weight, self.factor())
 
     def factor(self) -> Any:
         """What the weight is multiplied by."""
@@ -67,7 +67,7 @@ class ByKey(Layer):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.packed = [weight(seed + 1), float(seed)]
+        self.packed: list[Any] = [weight(seed + 1), float(seed)]
 
     def factor(self) -> Any:
         return self.packed[0].sum() * self.packed[1]
