@@ -5,7 +5,7 @@ The plan follows from the manifest and one number, so it is never sent.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
@@ -22,8 +22,9 @@ class TensorSpec:
     """One tensor as the model stores it.
 
     `shape` and `stride` are in elements, `nbytes` is elements times element size. `shares` is the
-    index of the first tensor of the manifest in the same storage (-1: none before it) and `offset`
-    the distance in bytes from that tensor's first element, so tied weights stay tied. `format` is
+    index of the first tensor of the manifest that it has bytes in common with, be it through others
+    (-1: none before it), and `offset` the distance in bytes from that tensor's first element, so
+    tied weights stay tied. `format` is
     the device's private storage format, empty where shape and stride tell all: elements travel, and
     each side stores them as it does.
     """
@@ -43,20 +44,25 @@ _fields_of = attrgetter(*TensorSpec.__slots__)
 
 @dataclass(frozen=True)
 class Manifest:
-    """All tensors of one model on one rank, in model order."""
+    """All tensors of one model on one rank, in model order, and what it holds beside tensors.
+
+    `values` are names with plain data as JSON (extra state). Both sides must have the same names;
+    the client takes the server's data.
+    """
 
     tensors: tuple[TensorSpec, ...]
+    values: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over every tensor's fields, in their order; 64 hex digits.
+        """SHA-256 over every tensor's fields and the values, in their order; 64 hex digits.
 
-        Of the canonical bytes of a list of lists, but never all of them at once.
+        Of the canonical bytes of two lists of lists, but never all of them at once.
         """
         hasher = hashlib.sha256(b"l")
         for spec in self.tensors:
             hasher.update(canonical(_fields_of(spec)))
-        hasher.update(b"e")
+        hasher.update(b"e" + canonical(self.values))
         return hasher.hexdigest()
 
     @cached_property
@@ -77,30 +83,72 @@ class Manifest:
         return (spec.dtype, spec.shape, spec.stride) == (first.dtype, first.shape, first.stride)
 
     def difference(self, theirs: "Manifest") -> Difference | None:
-        """The first thing in which two manifests differ, or None when they are equal."""
-        if self.tensors == theirs.tensors:
-            return None
-        if missing := _first_missing(self, theirs):
-            return missing
-        for place, (mine, other) in enumerate(zip(self.tensors, theirs.tensors, strict=False)):
-            for name in TensorSpec.__slots__:
-                a, b = getattr(mine, name), getattr(other, name)
-                if a != b:
-                    where = f"tensor {place}" if name == "name" else mine.name
-                    return Difference(f"{where} {name}", str(a), str(b), "build the same model")
-        return Difference("tensors", str(len(self.tensors)), str(len(theirs.tensors)), "")
+        """The first thing in which two manifests differ, or None when bytes may go between them.
+
+        What the values are does not matter, only their names.
+        """
+        if self.tensors != theirs.tensors:
+            kinds, their_kinds = ({t.name: t.dtype for t in m.tensors} for m in (self, theirs))
+            if missing := _first_missing("tensor", kinds, their_kinds):
+                return missing
+            for place, (mine, other) in enumerate(zip(self.tensors, theirs.tensors, strict=False)):
+                if mine != other:
+                    return _between(place, (self, mine), (theirs, other))
+            return Difference("tensors", str(len(self.tensors)), str(len(theirs.tensors)), REBUILD)
+        names, their_names = (dict.fromkeys(dict(m.values), "a value") for m in (self, theirs))
+        return _first_missing("state", names, their_names)
+
+    def partner(self, spec: TensorSpec) -> str:
+        """The name of the tensor that one of this manifest's shares bytes with."""
+        shares = spec.shares < len(self.tensors)
+        return self.tensors[spec.shares].name if spec.shares >= 0 and shares else "no other"
 
 
-def _first_missing(mine: Manifest, theirs: Manifest) -> Difference | None:
-    my_names = {spec.name for spec in mine.tensors}
-    their_names = {spec.name for spec in theirs.tensors}
-    for spec in mine.tensors:
-        if spec.name not in their_names:
-            return Difference(f"tensor {spec.name}", spec.dtype, ABSENT, "build the same model")
-    for spec in theirs.tensors:
-        if spec.name not in my_names:
-            return Difference(f"tensor {spec.name}", ABSENT, spec.dtype, "build the same model")
+def _between(
+    place: int, mine: tuple[Manifest, TensorSpec], theirs: tuple[Manifest, TensorSpec]
+) -> Difference:
+    """What differs in the tensor at a place, and how to make both sides alike."""
+    (my_manifest, a), (their_manifest, b) = mine, theirs
+    if a.name != b.name:
+        return Difference(f"tensor {place} name", a.name, b.name, REBUILD)
+    field = next(name for name in FIELDS if getattr(a, name) != getattr(b, name))
+    values = str(getattr(a, field)), str(getattr(b, field))
+    if field == "shares":
+        values = my_manifest.partner(a), their_manifest.partner(b)
+    return Difference(f"{a.name} {field}", *values, REMEDIES.get(field, REBUILD))
+
+
+FIELDS = ("dtype", "shape", "shares", "stride", "nbytes", "offset", "format")
+"""In the order in which a difference is named: a tensor that is tied often has another stride."""
+REBUILD = "build the same model"
+TIE = "tie these tensors on both sides, or on neither"
+REMEDIES = {
+    "dtype": "cast the model of one side, with model.to(dtype)",
+    "stride": "store the tensor in the same memory order on both sides, with contiguous()",
+    "shares": TIE,
+    "offset": TIE,
+    "format": "store the tensor in the same format on both sides",
+}
+"""By the field that differs."""
+
+
+def _first_missing(
+    what: str, mine: Mapping[str, str], theirs: Mapping[str, str]
+) -> Difference | None:
+    for name, kind in mine.items():
+        if name not in theirs:
+            return Difference(f"{what} {name}", kind, ABSENT, _help_with(name))
+    for name, kind in theirs.items():
+        if name not in mine:
+            return Difference(f"{what} {name}", ABSENT, kind, _help_with(name))
     return None
+
+
+def _help_with(name: str) -> str:
+    """A remedy for something that one side has: a path with brackets is no name in a state_dict."""
+    if "[" in name or "(" in name:
+        return "bring both modules to the same point, or keep this in a registered buffer"
+    return REBUILD
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,13 +133,14 @@ def fill(
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None = None,
 ) -> Outcome:
-    """Fill a model's parameters and persistent buffers from the first source that delivers.
+    """Fill all that a model is seen to hold from the first source that delivers.
 
     Blocks; never longer than the deadlines of each phase for each source, plus `queue_s`.
     `identity` must equal the server's field by field.
 
     Raises:
-        WeightsError: the model has nothing to fill, or a tensor without memory.
+        WeightsError: the model has nothing to fill, or something that cannot travel, or a tensor in
+            memory that cannot be written.
         ValueError: a source is not `host:port`.
         UnsafeError: an aborted transfer did not end; the tensors must not be used.
     """
@@ -147,6 +148,7 @@ def fill(
     weights = model if isinstance(model, Weights) else Weights.of(model)
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to fill")
+    weights.check_writable()
     endpoints = [s if isinstance(s, Endpoint) else Endpoint.parse(s) for s in sources]
     wish = Wish(
         purpose=Purpose.WEIGHTS,

@@ -4,6 +4,7 @@ import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from socket import socket
 from typing import TypeAlias
 
@@ -19,11 +20,12 @@ from netloader.fsm.events import (
     TransportReady,
 )
 from netloader.fsm.messages import Lane, Offer
-from netloader.fsm.reasons import Reason
+from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
 from netloader.io.framing import encode
 from netloader.io.intake import Intake, Ledger
 from netloader.io.publication import Publication
+from netloader.io.settling import settle
 from netloader.io.transports import (
     BusyError,
     Inlet,
@@ -38,6 +40,12 @@ Order: TypeAlias = PrepareOffer | OpenTransport | StartTransfer
 
 RETRY_AFTER_S = 2.0
 """When a client that was turned away may come again: a few gigabytes from now."""
+
+
+RENEWAL_S = 10.0
+"""How long a session waits to hear whether newer weights will be offered."""
+HASHED_PER_S = 4 << 30
+"""Bytes of newer weights that are ready a second after, if a core is free."""
 
 
 class Crew(ABC):
@@ -160,9 +168,7 @@ class ServerCrew(Crew):
         if isinstance(order, PrepareOffer) and publication is not None:
             return self._prepare(publication, order.transport)
         if isinstance(order, StartTransfer) and publication is not None and sending is not None:
-            segments = [publication.segments[i] for i in order.segments]
-            self._reading.enter_context(publication.reading())
-            return Transferred(sending.run(segments, order.lanes))
+            return self._send(publication, sending, order)
         raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
 
     def tidy(self, order: Order) -> None:
@@ -174,15 +180,16 @@ class ServerCrew(Crew):
     def _prepare(self, publication: Publication, transport: str) -> Event:
         entered = self._enter(publication)
         digests = publication.digests(self._patience_s) if entered else None
-        if publication.withdrawn:
-            return OfferRefused(Reason.NOT_SERVING, publication.withdrawn)
+        if publication.withdrawn or not publication.still_used():
+            failure = _withdrawn(publication)
+            later = _soon(publication) if failure.reason in RETRYABLE else 0.0
+            return OfferRefused(failure.reason, failure.detail, later)
         if not entered:
             detail = f"all {publication.max_clients} places are taken"
             return OfferRefused(Reason.BUSY, detail, RETRY_AFTER_S)
         if digests is None:
-            return OfferRefused(
-                Reason.NOT_READY, "digests are being computed or checked", RETRY_AFTER_S
-            )
+            detail = "digests are being computed or checked"
+            return OfferRefused(Reason.NOT_READY, detail, _soon(publication))
         outlet = Outlet(publication.weights, self._session, self._stall_s)
         try:
             sending = named(transport).sending(outlet)
@@ -194,6 +201,20 @@ class ServerCrew(Crew):
         if closed:  # meanwhile: then nobody aborts it any more
             sending.abort()
         return OfferReady(sending.rendezvous(), digests)
+
+    def _send(self, publication: Publication, sending: Sending, order: StartTransfer) -> Event:
+        """Send segments; while they are under way, compare what the client cannot."""
+        asked = set(order.segments)
+        segments = [publication.segments[i] for i in order.segments]
+        unasked = [segment for segment in publication.segments if segment.index not in asked]
+        self._reading.enter_context(publication.reading())
+        found = _beside(partial(publication.examine, unasked))
+        sent = sending.run(segments, order.lanes)
+        if why := found():
+            publication.changed(why)
+        if not publication.still_used():
+            raise _withdrawn(publication)
+        return Transferred(sent)
 
     def _enter(self, publication: Publication) -> bool:
         """Take a place, which `close` gives back, even one that came first."""
@@ -232,6 +253,38 @@ class ServerCrew(Crew):
         self._leaving.close()
 
 
+def _withdrawn(publication: Publication) -> TransferError:
+    """Why nothing is served of a publication, and whether it is worth to ask again."""
+    renewed = publication.renewed(RENEWAL_S)
+    return TransferError(
+        Reason.NOT_READY if renewed else Reason.NOT_SERVING,
+        publication.withdrawn + ("; newer weights are being prepared" if renewed else ""),
+    )
+
+
+def _soon(publication: Publication) -> float:
+    """Seconds after which the weights may be ready."""
+    return min(RETRY_AFTER_S, publication.offering.manifest.nbytes / HASHED_PER_S)
+
+
+def _beside(work: Callable[[], str]) -> Callable[[], str]:
+    """Start work on a thread, and return what waits for its answer."""
+    answer: list[str] = []
+    thread = threading.Thread(
+        target=lambda: answer.append(work()), name="netloader-examine", daemon=True
+    )
+    try:
+        thread.start()
+    except RuntimeError:  # no thread is to be had
+        return work
+
+    def wait() -> str:
+        thread.join()
+        return answer[0] if answer else "the weights could not be compared"
+
+    return wait
+
+
 class ClientCrew(Crew):
     """Opens transports and receives. `connect` makes one more connection to the server's port."""
 
@@ -255,7 +308,9 @@ class ClientCrew(Crew):
                 return self._open(order.offer)
             case StartTransfer() if self._receiving is not None and self._intake is not None:
                 segments = [self._intake.segments[i] for i in order.segments]
-                return Transferred(self._receiving.run(segments))
+                received = self._receiving.run(segments)
+                settle(self._intake)
+                return Transferred(received)
             case _:
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
 

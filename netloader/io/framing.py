@@ -75,7 +75,8 @@ def _body(message: Spoken) -> bytes:
     if not isinstance(message, Offer):
         return _ENCODER.encode(message)
     parts: dict[str, Any] = {f.name: getattr(message, f.name) for f in fields(message)}
-    parts["manifest"] = {"tensors": msgspec.Raw(_tensors(message.manifest))}
+    tensors = msgspec.Raw(_tensors(message.manifest))
+    parts["manifest"] = {"tensors": tensors, "values": message.manifest.values}
     return _ENCODER.encode(parts)
 
 

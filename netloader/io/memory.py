@@ -4,9 +4,16 @@ Numbers only: a torch operation gives up the interpreter lock, and beside a busy
 to 5 ms to have it back, for each of ten thousand tensors.
 """
 
+import bisect
+import contextlib
 import ctypes
+from collections.abc import Iterable
+from pathlib import Path
 
 from torch import Tensor
+
+MAPS = Path("/proc/self/maps")
+"""What this process has mapped, and whether it may write there (Linux)."""
 
 
 def memory_of(flat: Tensor) -> memoryview:
@@ -19,3 +26,38 @@ def span_of(tensor: Tensor, start: int, length: int) -> memoryview:
     array = (ctypes.c_ubyte * length).from_address(tensor.data_ptr() + start)
     array.keep = tensor  # type: ignore[attr-defined]  # ctypes arrays take attributes
     return memoryview(array).cast("B")
+
+
+def unwritable(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """The names of CPU tensors that lie, in part, in memory that this process may only read.
+
+    Looks at the kernel's list of mappings and touches no memory, which others may be reading. Where
+    there is no such list, every tensor counts as writable.
+    """
+    begins, ends = _writable()
+    found: list[str] = []
+    for name, tensor in named:
+        begin = tensor.data_ptr()
+        reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        place = bisect.bisect_right(begins, begin) - 1
+        if begins and (place < 0 or begin + (reach + 1) * tensor.element_size() > ends[place]):
+            found.append(name)
+    return found
+
+
+def _writable() -> tuple[list[int], list[int]]:
+    """Where memory that may be written begins and ends, neighbours joined; ascending."""
+    begins: list[int] = []
+    ends: list[int] = []
+    with contextlib.suppress(OSError):
+        for line in MAPS.read_text(errors="replace").splitlines():
+            span, rights = line.split(maxsplit=2)[:2]
+            begin, end = (int(address, 16) for address in span.split("-"))
+            if "w" not in rights:
+                continue
+            if ends and ends[-1] == begin:
+                ends[-1] = end
+            else:
+                begins.append(begin)
+                ends.append(end)
+    return begins, ends

@@ -9,8 +9,9 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Protocol
 
 from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Segment, plan
@@ -35,17 +36,61 @@ class WithdrawnError(TransferError):
         super().__init__(Reason.NOT_SERVING, why)
 
 
+class Usage(Protocol):
+    """Tells whether published tensors are still what their owner computes with.
+
+    Called from worker threads. Each method answers '' or one sentence that names what changed.
+    """
+
+    def quick(self) -> str:
+        """Compare identity, storage, geometry and version counters: a few µs for each tensor."""
+
+    def thorough(self) -> str:
+        """Compare also what no client checks; may take seconds."""
+
+
+class AlwaysInUse:
+    """The usage of weights that are not watched."""
+
+    def quick(self) -> str:
+        """Find nothing changed."""
+        return ""
+
+    def thorough(self) -> str:
+        """Find nothing changed."""
+        return ""
+
+
+def withdraw_only(publication: "Publication", why: str) -> bool:
+    """What follows a change when nobody prepares newer weights: nothing."""
+    del publication, why
+    return False
+
+
 class Publication:
-    """Weights on offer, shared by all sessions that want them."""
+    """Weights on offer, shared by all sessions that want them.
+
+    `usage` is asked before an offer and before the end of a transfer. When the weights are found to
+    be others, the publication is withdrawn and `on_change(publication, why)` is called, once, on
+    the thread that found it and without a lock. It returns True when newer weights will be on offer
+    soon.
+    """
 
     def __init__(
         self,
         weights: Weights,
         offering: Offering,
         max_clients: int,
+        usage: Usage | None = None,
+        on_change: Callable[["Publication", str], bool] = withdraw_only,
         logger: Logger | None = None,
     ) -> None:
         self._logger = logger
+        self.usage: Usage = usage or AlwaysInUse()
+        self._on_change = on_change
+        self._asked = False
+        self._renewed = False
+        self._answered = threading.Event()
         self.weights = weights
         self.offering = offering
         self.segments: tuple[Segment, ...] = plan(offering.manifest, offering.segment_bytes)
@@ -88,7 +133,45 @@ class Publication:
         }
         if changed:
             some = ", ".join(list(names)[:SHOWN_NAMES])
-            self.withdraw(f"weights were changed after they were published, among: {some}")
+            self.changed(f"weights were changed after they were published, among: {some}")
+
+    def changed(self, why: str) -> None:
+        """The weights are not what was published: withdraw, and have newer ones prepared."""
+        with self._change:
+            if self._asked or self.withdrawn:
+                return
+            self._asked = True
+            self.withdrawn = why
+        self._ready.set()
+        try:
+            self._renewed = self._on_change(self, why)
+        finally:
+            self._answered.set()
+
+    def renewed(self, timeout_s: float) -> bool:
+        """Whether it was withdrawn because newer weights will be on offer soon."""
+        return self._asked and self._answered.wait(timeout_s) and self._renewed
+
+    def still_used(self) -> bool:
+        """Whether a quick look finds the weights to be what was published; if not, `changed`."""
+        if why := self.usage.quick():
+            self.changed(why)
+        return not self._asked
+
+    def examine(self, unasked: Sequence[Segment]) -> str:
+        """What is found to be changed when all is compared but what a client compares itself.
+
+        `unasked` are segments that the client has from another source: nobody reads them now.
+        """
+        try:
+            with self.reading():
+                if why := self.usage.thorough():
+                    return why
+                now = segment_digests(self.weights, unasked, self.offering.digests[0], 1)
+        except TransferError as error:
+            return error.detail
+        sealed = tuple(self._digests[segment.index] for segment in unasked)
+        return "" if now == sealed else "weights were changed after they were published"
 
     def doubt(self) -> None:
         """Audit in the background because a client received other bytes; offers wait for it.
@@ -213,6 +296,16 @@ class Shelf:
         with self._lock:
             self.publications = _by_role((*self.publications, publication))
             self._known.add(publication)
+
+    def replace(self, old: Publication, new: Publication) -> bool:
+        """Offer `new` in the place of `old`; False when something else has its place already."""
+        with self._lock:
+            if old not in self.publications:
+                return False
+            rest = (publication for publication in self.publications if publication is not old)
+            self.publications = _by_role((*rest, new))
+            self._known.add(new)
+            return True
 
     def withdraw(self, why: str) -> None:
         """Withdraw all that is here, and all that was here and has sessions or digests to do."""

@@ -1,6 +1,7 @@
 """Serve a model's weights. Law: everything started here is gone after `close`."""
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
@@ -14,10 +15,11 @@ from netloader.fsm.server import Offering
 from netloader.io.digests import ALGORITHMS
 from netloader.io.framing import sendable
 from netloader.io.listener import Listener, bind
-from netloader.io.publication import Publication, Shelf
+from netloader.io.publication import Publication, Shelf, Usage, withdraw_only
 from netloader.io.transports import suited
+from netloader.io.watch import ModuleUsage
 from netloader.io.weights import Weights, WeightsError
-from netloader.log import Logger, get_logger
+from netloader.log import Logger, emit, get_logger
 
 MIB = 1 << 20
 
@@ -38,8 +40,16 @@ class ServerOptions:
     logger: Logger = field(default_factory=lambda: get_logger("server"))
 
 
-def publish(weights: Weights, identity: Identity, options: ServerOptions) -> Publication:
+def publish(
+    weights: Weights,
+    identity: Identity,
+    options: ServerOptions,
+    usage: Usage | None = None,
+    on_change: Callable[[Publication, str], bool] = withdraw_only,
+) -> Publication:
     """Describe weights for clients; digests are not sealed yet.
+
+    `usage` and `on_change` are as in `Publication`.
 
     Raises:
         WeightsError: there are no bytes to serve.
@@ -56,7 +66,45 @@ def publish(weights: Weights, identity: Identity, options: ServerOptions) -> Pub
         facts=options.facts,
         token=options.token,
     )
-    return Publication(weights, offering, options.max_clients, options.logger)
+    return Publication(weights, offering, options.max_clients, usage, on_change, options.logger)
+
+
+class _Home:
+    """Where a server publishes. A weak reference: a shelf holds publications, which hold this."""
+
+    shelf: Callable[[], Shelf | None] = staticmethod(lambda: None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A module on a shelf, published anew whenever it is found to be changed."""
+
+    module: nn.Module
+    identity: Identity
+    options: ServerOptions
+    home: "_Home"
+
+    def publish(self) -> Publication:
+        """Publish what the module holds now."""
+        weights = Weights.of(self.module)
+        usage = ModuleUsage(weights.state) if weights.state else None
+        return publish(weights, self.identity, self.options, usage, self.renew)
+
+    def renew(self, old: Publication, why: str) -> bool:
+        """Offer what the module holds now in the place of what it held."""
+        fields = {"netloader.role": old.offering.role, "netloader.detail": why}
+        emit(self.options.logger, "netloader.server.withdrawn", fields)
+        shelf = self.home.shelf()
+        try:
+            new = self.publish()
+        except Exception as error:  # noqa: BLE001 - the module's own code runs here
+            old.withdraw(f"{why}, and the model cannot be served any more: {error}")
+            return False
+        if shelf is None:
+            return False
+        if shelf.replace(old, new):
+            new.seal_quietly()
+        return True
 
 
 class Server:
@@ -68,9 +116,12 @@ class Server:
     there.
     """
 
-    def __init__(self, listener: Listener, shelf: Shelf, options: ServerOptions) -> None:
+    def __init__(
+        self, listener: Listener, shelf: Shelf, options: ServerOptions, home: _Home
+    ) -> None:
         self._open: tuple[Listener, Shelf] | None = (listener, shelf)
         self._options = options
+        self._home = home
         self.endpoint: Endpoint = listener.endpoint
 
     def put(
@@ -92,7 +143,7 @@ class Server:
             raise LocalProtocolError("a closed server serves nothing")
         _, shelf = self._open
         options = replace(self._options, facts=facts or {})
-        publication = publish(Weights.of(model), _known(identity), options)
+        publication = _Model(model, _known(identity), options, self._home).publish()
         shelf.put(publication)
         publication.seal_quietly()
 
@@ -122,21 +173,24 @@ def serve(
     port: int = 0,
     options: ServerOptions | None = None,
 ) -> Server:
-    """Serve the parameters and persistent buffers of a model; returns at once.
+    """Serve all that a model is seen to hold; returns at once.
 
-    Digests are computed in the background; clients that come earlier wait for them. Do not change
-    the weights while they are served: clients would refuse them.
+    Digests are computed in the background; clients that come earlier wait for them. The server
+    keeps the model and looks at it before each offer and at the end of each transfer: when it was
+    changed, it is published anew, and clients come again for what it holds then.
 
     Raises:
         OSError: the port is busy or the address is not this host's.
-        WeightsError: the model has nothing to serve, or a tensor without memory.
+        WeightsError: the model has nothing to serve, or something that cannot travel.
     """
     options = options or ServerOptions()
-    publication = publish(Weights.of(model), _known(identity), options)
+    home = _Home()
+    publication = _Model(model, _known(identity), options, home).publish()
     shelf = Shelf((publication,))
+    home.shelf = weakref.ref(shelf)
     listener = Listener(bind(host, port), shelf, options.deadlines, options.logger)
     publication.seal_quietly()
-    return Server(listener, shelf, options)
+    return Server(listener, shelf, options, home)
 
 
 def _known(identity: Mapping[str, str] | Identity) -> Identity:

@@ -7,102 +7,22 @@ source may go on where another failed, whatever their transports.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from netloader.errors import NetloaderError
-from netloader.fsm.manifest import Manifest, Piece, Segment, TensorSpec
+from netloader.fsm.manifest import Piece, Segment
 from netloader.fsm.reasons import Reason
+from netloader.io.describe import Named, WeightsError, is_dense, manifest_of, named_tensors
 from netloader.io.device import CPU, Fetch, beside, follow
 from netloader.io.failure import TransferError
-from netloader.io.formats import assign, can_travel, format_of, plain
-from netloader.io.framing import sendable
-from netloader.io.memory import memory_of, span_of
+from netloader.io.formats import assign, plain
+from netloader.io.memory import memory_of, span_of, unwritable
+from netloader.io.module_state import ModuleState
 from netloader.io.parcels import PARCEL_BYTES, parcels
 
-Named = tuple[str, Tensor]
-
-
-class WeightsError(NetloaderError):
-    """A tensor cannot be sent or filled; the message names it."""
-
-
-def named_tensors(module: nn.Module) -> list[Named]:
-    """Parameters and persistent buffers in model order, tied ones under each of their names."""
-    return list(_walk(module))
-
-
-def _walk(module: nn.Module) -> Iterator[Named]:
-    for prefix, part in module.named_modules(remove_duplicate=False):
-        dot = f"{prefix}." if prefix else ""
-        passing = part._non_persistent_buffers_set  # noqa: SLF001 - torch has no public name for it
-        for name, parameter in part._parameters.items():  # noqa: SLF001 - ordered, with duplicates
-            if parameter is not None:
-                yield dot + name, parameter
-        for name, buffer in part._buffers.items():  # noqa: SLF001 - as above
-            if buffer is not None and name not in passing:
-                yield dot + name, buffer
-
-
-def manifest_of(named: Sequence[Named]) -> Manifest:
-    """Describe tensors as the wire does.
-
-    Raises:
-        WeightsError: a tensor's memory is not its elements (it is on the meta device, not strided,
-            quantized by torch, a conjugate or negative view), or is in a storage format that cannot
-            travel.
-    """
-    first_in: dict[int, int] = {}
-    specs: list[TensorSpec] = []
-    for index, (name, tensor) in enumerate(named):
-        if odd := _oddity(tensor):
-            raise WeightsError(f"{name} has no plain memory: it is {odd}")
-        stored = format_of(tensor)
-        if not can_travel(tensor, stored):
-            remedy = "cast it to ND with torch_npu.npu_format_cast"
-            raise WeightsError(f"{name} is stored as {stored}, which cannot travel; {remedy}")
-        nbytes = tensor.numel() * tensor.element_size()
-        storage = tensor.untyped_storage().data_ptr()
-        first = first_in.setdefault(storage, index) if nbytes else index
-        shared = first != index
-        specs.append(
-            TensorSpec(
-                name=sendable(name),
-                dtype=str(tensor.dtype).removeprefix("torch."),
-                shape=tuple(tensor.shape),
-                stride=tuple(tensor.stride()),
-                nbytes=nbytes,
-                shares=first if shared else -1,
-                offset=tensor.data_ptr() - named[first][1].data_ptr() if shared else 0,
-                format=stored,
-            )
-        )
-    return Manifest(tuple(specs))
-
-
-def _oddity(tensor: Tensor) -> str:
-    """What keeps a tensor's memory from being its elements; empty for nearly all tensors."""
-    if tensor.is_meta:
-        return "on the meta device"
-    if tensor.layout != torch.strided:
-        return f"of layout {tensor.layout}"
-    if tensor.is_quantized:
-        return f"of dtype {tensor.dtype}, with scales beside its elements"
-    if tensor.is_conj() or tensor.is_neg():
-        return "a view that is conjugated or negated when it is read; clone it"
-    return ""
-
-
-def _dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one block of memory, in whatever order."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
+__all__ = ["Named", "Weights", "WeightsError", "bring", "manifest_of", "named_tensors"]
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -114,12 +34,15 @@ def _flat(tensor: Tensor) -> Tensor:
 class Weights:
     """The memory behind a manifest, piece by piece."""
 
-    def __init__(self, named: Iterable[Named]) -> None:
+    def __init__(self, named: Iterable[Named], state: ModuleState | None = None) -> None:
         pairs = [(name, tensor.detach()) for name, tensor in named]
-        self.manifest = manifest_of(pairs)
+        self.manifest = manifest_of(pairs, state.values if state else ())
+        self.state = state
+        """What the module held from which they were taken; None for tensors without a module."""
         self._tensors = [tensor for _, tensor in pairs]
         specs = self.manifest.tensors
-        self._flat = [not s.format and _dense(t) for s, t in zip(specs, self._tensors, strict=True)]
+        flat = zip(specs, self._tensors, strict=True)
+        self._flat = [not spec.format and is_dense(tensor) for spec, tensor in flat]
         self._staged: dict[int, tuple[Tensor, set[Piece]]] = {}
         self._lock = threading.Lock()
         self.device = next((t.device for t in self._tensors if t.device != CPU), CPU)
@@ -128,8 +51,28 @@ class Weights:
 
     @classmethod
     def of(cls, module: nn.Module) -> "Weights":
-        """The weights of a module: `named_tensors` of it."""
-        return cls(named_tensors(module))
+        """All that is seen to belong to a module: see `ModuleState`.
+
+        Raises:
+            WeightsError: some of it cannot travel.
+        """
+        state = ModuleState(module)
+        return cls(state.named, state)
+
+    def check_writable(self) -> None:
+        """Refuse memory that cannot be filled.
+
+        Raises:
+            WeightsError: a tensor of the host lies in memory that may only be read.
+        """
+        host = [
+            (s.name, t)
+            for s, t in zip(self.manifest.tensors, self._tensors, strict=True)
+            if t.device == CPU and s.nbytes
+        ]
+        for name in unwritable(host)[:1]:
+            remedy = "clone it, or map its file with mode 'c' or 'r+'"
+            raise WeightsError(f"{name} lies in memory that cannot be written; {remedy}")
 
     def readers(self, most: int) -> int:
         """How many may read at once; on a device one, where a tensor has to be copied to be read.

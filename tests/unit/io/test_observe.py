@@ -12,6 +12,7 @@ from tests.unit.io.helpers import (
     IDENTITY,
     Peer,
     asking,
+    bytes_of,
     closed_port,
     contents,
     eventually,
@@ -61,7 +62,8 @@ def test_one_line_a_side_tells_the_whole_session(transport: str, captured: Lines
         outcome = fill(target, [server.endpoint], IDENTITY, asking(transport, lanes=3))
         client_line, server_line = both_closed(captured)
 
-    total = sum(len(b) for name, b in contents(source).items() if name != "head")
+    passing = len(bytes_of(source.get_buffer("passing")))
+    total = passing + sum(len(b) for name, b in contents(source).items() if name != "head")
     for line in (client_line, server_line):
         assert set(line) >= FIELDS | PHASES | {"netloader.phase.transfer.duration_s"}
         assert line["severity"] == "INFO"

@@ -1,0 +1,126 @@
+"""Tensors as the wire names them. Law: one that cannot travel is refused by name, with help."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from netloader.errors import NetloaderError
+from netloader.fsm.manifest import Manifest, TensorSpec
+from netloader.io.formats import can_travel, format_of
+from netloader.io.framing import sendable
+from netloader.io.sharing import extent_of, first_of
+
+Named = tuple[str, Tensor]
+ORDINARY = (Tensor, nn.Parameter)
+
+
+class WeightsError(NetloaderError):
+    """A tensor or value cannot be sent or filled; the message names it."""
+
+
+def named_tensors(module: nn.Module) -> list[Named]:
+    """Parameters and persistent buffers in model order, tied ones under each of their names."""
+    return list(_walk(module))
+
+
+def _walk(module: nn.Module) -> Iterator[Named]:
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        dot = f"{prefix}." if prefix else ""
+        passing = part._non_persistent_buffers_set  # noqa: SLF001 - torch has no public name for it
+        for name, parameter in part._parameters.items():  # noqa: SLF001 - ordered, with duplicates
+            if parameter is not None:
+                yield dot + name, parameter
+        for name, buffer in part._buffers.items():  # noqa: SLF001 - as above
+            if buffer is not None and name not in passing:
+                yield dot + name, buffer
+
+
+def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()) -> Manifest:
+    """Describe tensors, and plain values beside them, as the wire does.
+
+    Raises:
+        WeightsError: a tensor's memory is not its elements (it is on the meta device, not strided,
+            quantized by torch, a conjugate or negative view, a wrapper around other tensors), or is
+            in a storage format that cannot travel.
+    """
+    tensors = [tensor for _, tensor in named]
+    formats = [_checked(name, tensor) for name, tensor in named]
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    extents = [
+        extent_of(index, tensor, nbytes, dense=bool(formats[index]) or is_dense(tensor))
+        for index, (tensor, nbytes) in enumerate(zip(tensors, sizes, strict=True))
+        if nbytes
+    ]
+    first = first_of(extents, tensors)
+    specs: list[TensorSpec] = []
+    for index, (name, tensor) in enumerate(named):
+        shares = first.get(index, index)
+        specs.append(
+            TensorSpec(
+                name=sendable(name),
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                shape=tuple(tensor.shape),
+                stride=tuple(tensor.stride()),
+                nbytes=sizes[index],
+                shares=shares if shares != index else -1,
+                offset=tensor.data_ptr() - tensors[shares].data_ptr() if shares != index else 0,
+                format=formats[index],
+            )
+        )
+    return Manifest(tuple(specs), values)
+
+
+def _checked(name: str, tensor: Tensor) -> str:
+    """The storage format of a tensor that can travel."""
+    if odd := _oddity(tensor):
+        raise WeightsError(f"{name} has no plain memory: it is {odd}")
+    stored = format_of(tensor)
+    if not can_travel(tensor, stored):
+        remedy = "cast it to ND with torch_npu.npu_format_cast"
+        raise WeightsError(f"{name} is stored as {stored}, which cannot travel; {remedy}")
+    return stored
+
+
+def _oddity(tensor: Tensor) -> str:
+    """What keeps a tensor's memory from being its elements; empty for nearly all tensors."""
+    if type(tensor) not in ORDINARY and (odd := _odd_class(tensor)):
+        return odd
+    if tensor.is_meta:
+        return "on the meta device"
+    if tensor.layout != torch.strided:
+        return f"of layout {tensor.layout}"
+    if tensor.is_quantized:
+        return f"of dtype {tensor.dtype}, with scales beside its elements"
+    if tensor.is_conj() or tensor.is_neg():
+        return "a view that is conjugated or negated when it is read; clone it"
+    return ""
+
+
+def _odd_class(tensor: Tensor) -> str:
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+        return "not initialized; run the module once, so that it knows its shapes"
+    if not bool(is_traceable_wrapper_subclass(tensor)):
+        return ""
+    kind: Any = type(tensor)
+    inner = ", ".join(kind.__tensor_flatten__(tensor)[0])
+    if hasattr(tensor, "to_local"):
+        remedy = "serve and fill a module of the local parts, as tensor.to_local() gives them"
+    else:
+        remedy = "serve and fill a module that holds these as tensors of its own"
+    return f"a {kind.__module__}.{kind.__qualname__}, which wraps other tensors ({inner}); {remedy}"
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one block of memory, in whatever order."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,105 @@
+"""Which tensors share bytes. Law: two that overlap are never taken for separate.
+
+Views of one buffer that do not overlap are separate tensors: a model may keep all its parameters in
+one buffer, or each in its own. Only the bytes decide, so the storage object is not looked at.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import TypeAlias
+
+from torch import Tensor, device
+
+MAX_PAIRS_OF = 64
+"""Among more strided tensors that lie within each other than this, pairs are not compared; all of
+them count as sharing."""
+
+
+Extent: TypeAlias = tuple[int, int, int]
+"""The addresses of a tensor's first byte and of the one after its last; its number."""
+
+
+def extent_of(number: int, tensor: Tensor, nbytes: int, *, dense: bool) -> Extent:
+    """The extent of a tensor of `nbytes` (elements times element size; not 0)."""
+    begin = tensor.data_ptr()
+    if dense:
+        return begin, begin + nbytes, number
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (reach + 1) * tensor.element_size(), number
+
+
+def first_of(extents: Sequence[Extent], tensors: Sequence[Tensor]) -> dict[int, int]:
+    """For each tensor that shares bytes: the lowest number among those that it is tied to by them.
+
+    Sharing counts through others: a whole and two halves of it are one group. Takes O(n log n).
+    """
+    by_device: dict[device, list[Extent]] = {}
+    for extent in extents:
+        by_device.setdefault(tensors[extent[2]].device, []).append(extent)
+    first: dict[int, int] = {}
+    for row in by_device.values():
+        for cluster in _clusters(sorted(row)):
+            for group in _groups(cluster, tensors):
+                first.update(dict.fromkeys(group, min(group)))
+    return first
+
+
+def _clusters(row: Sequence[Extent]) -> Iterator[list[Extent]]:
+    """Runs of extents that lie within each other; those that lie alone are left out."""
+    cluster: list[Extent] = []
+    reached = 0
+    for extent in row:
+        begin, end, _ = extent
+        if begin >= reached:
+            if len(cluster) > 1:
+                yield cluster
+            cluster = []
+        reached = max(reached, end)
+        cluster.append(extent)
+    if len(cluster) > 1:
+        yield cluster
+
+
+def _groups(cluster: list[Extent], tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """A cluster, split where holes keep its tensors apart; groups of one are left out."""
+    if len(cluster) > MAX_PAIRS_OF:
+        yield [number for _, _, number in cluster]
+        return
+    group_of = {number: [number] for _, _, number in cluster}
+    for one, other in combinations(cluster, 2):
+        mine, theirs = group_of[one[2]], group_of[other[2]]
+        if mine is not theirs and not _apart(one, other, tensors):
+            mine += theirs
+            group_of.update(dict.fromkeys(theirs, mine))
+    yield from {id(g): g for g in group_of.values() if len(g) > 1}.values()
+
+
+def _apart(one: Extent, other: Extent, tensors: Sequence[Tensor]) -> bool:
+    """Whether two tensors provably share no byte.
+
+    Each consists of runs of bytes at multiples of its strides, so modulo the greatest divisor of
+    all strides each is one run. That tells columns of a matrix apart, and every other element.
+    """
+    if one[1] <= other[0] or other[1] <= one[0]:
+        return True
+    my_run, my_steps = _runs(tensors[one[2]])
+    their_run, their_steps = _runs(tensors[other[2]])
+    period = math.gcd(*my_steps, *their_steps)
+    distance = (other[0] - one[0]) % period if period else 0
+    return my_run <= distance and distance + their_run <= period
+
+
+def _runs(tensor: Tensor) -> tuple[int, list[int]]:
+    """The bytes that a tensor has in one piece, and the distances between such pieces."""
+    run = tensor.element_size()
+    steps: list[int] = []
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        step = stride * tensor.element_size()
+        if size == 1 or not step:
+            continue
+        if step == run and not steps:
+            run *= size
+        else:
+            steps.append(step)
+    return run, steps

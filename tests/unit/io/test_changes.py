@@ -1,0 +1,177 @@
+"""A model that is changed while it is served: new clients get what it holds then, never the old."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from netloader.fsm.reasons import Reason
+from netloader.io import Deadlines, fill
+from netloader.io.publication import Publication
+from netloader.io.transports.tcp import TcpSending
+from tests.unit.io.helpers import IDENTITY, asking, sealed, serving
+from tests.unit.io.test_module_state import Scaled
+
+PATIENT = Deadlines(handshake_s=20, validate_s=20, stall_s=20, transfer_base_s=40, queue_s=20)
+
+
+class Model(nn.Module):
+    """Two layers, one with extra state."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Linear(4, 4)
+        self.second = Scaled(seed)
+        self.kept = {"shift": torch.randn(4)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.add(self.second(self.first(x)), self.kept["shift"])
+
+
+def rebind(model: Model) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data + 1
+
+
+def assign(model: Model) -> None:
+    state = model.state_dict()
+    model.load_state_dict(
+        {k: v + 1 if isinstance(v, torch.Tensor) else v for k, v in state.items()}, assign=True
+    )
+
+
+def in_place(model: Model) -> None:
+    with torch.no_grad():
+        model.first.weight.add_(1)
+
+
+def new_parameter(model: Model) -> None:
+    model.first.weight = nn.Parameter(model.first.weight.detach() + 1)
+
+
+def submodule(model: Model) -> None:
+    model.first = nn.Linear(4, 4)
+
+
+def extra_state(model: Model) -> None:
+    model.second.scale = 17.0
+
+
+def hidden(model: Model) -> None:
+    model.kept["shift"] = model.kept["shift"] + 1
+
+
+def train(model: Model) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+CHANGES = [rebind, assign, in_place, new_parameter, submodule, extra_state, hidden, train]
+x = torch.ones(2, 4)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_client_after_a_change_has_the_new_answers(change: Callable[[Model], None]) -> None:
+    served = Model(1)
+    with serving(served) as server:
+        before = Model(2)
+        assert fill(before, [sealed(server).endpoint], IDENTITY, asking()).ok
+        change(served)
+        after = Model(3)
+        outcome = fill(after, [server.endpoint], IDENTITY, asking(deadlines=PATIENT))
+
+    assert outcome.ok, outcome.history()
+    assert not torch.equal(before(x), served(x))
+    assert torch.equal(after(x), served(x))
+
+
+def test_a_cast_model_is_refused_by_the_client_that_is_not() -> None:
+    served = Model(1)
+    with serving(served) as server:
+        sealed(server)
+        served.half()
+        outcome = fill(Model(2), [server.endpoint], IDENTITY, asking(deadlines=PATIENT))
+
+    (difference,) = outcome.attempts[-1].differences
+    assert (difference.field, difference.theirs) == ("first.weight dtype", "float16")
+    assert "cast" in difference.remedy
+
+
+def test_a_model_that_cannot_be_served_any_more_says_why() -> None:
+    served = Model(1)
+    with serving(served) as server:
+        sealed(server)
+        served.to("meta")
+        outcome = fill(Model(2), [server.endpoint], IDENTITY, asking(deadlines=PATIENT))
+
+    assert outcome.attempts[-1].reason is Reason.NOT_SERVING
+    assert "first.weight has no plain memory: it is on the meta device" in outcome.history()
+
+
+def test_a_change_that_no_counter_tells_of_ends_in_the_new_weights_after_an_audit() -> None:
+    served = Model(1)
+    with serving(served) as server:
+        sealed(server)
+        assert server._open is not None
+        (publication,) = server._open[1].publications
+        served.first.weight.data.mul_(2)
+        refused = fill(Model(2), [server.endpoint], IDENTITY, asking())
+        publication.audit()
+        after = Model(3)
+        outcome = fill(after, [server.endpoint], IDENTITY, asking(deadlines=PATIENT))
+
+    assert refused.attempts[0].reason is Reason.DIGEST_MISMATCH
+    assert outcome.ok, outcome.history()
+    assert torch.equal(after(x), served(x))
+
+
+@pytest.mark.parametrize("change", [rebind, extra_state, hidden])
+def test_a_change_during_a_transfer_ends_that_session(
+    change: Callable[[Model], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, run = Model(1), TcpSending.run
+    changed = threading.Event()
+
+    def run_and_change(self: TcpSending, *args: Any) -> int:
+        sent = run(self, *args)
+        if not changed.is_set():
+            change(served)
+            changed.set()
+        return sent
+
+    monkeypatch.setattr(TcpSending, "run", run_and_change)
+    with serving(served) as server:
+        target = Model(2)
+        outcome = fill(target, [sealed(server).endpoint], IDENTITY, asking(deadlines=PATIENT))
+
+    assert outcome.ok, outcome.history()
+    assert outcome.attempts[0].reason is Reason.NOT_READY
+    assert torch.equal(target(x), served(x))
+
+
+def test_the_owner_is_asked_once_and_without_a_lock() -> None:
+    asked: list[str] = []
+
+    def ask(publication: Publication, why: str) -> bool:
+        assert publication.withdrawn == why
+        publication.quiet(0)  # takes the lock
+        asked.append(why)
+        return True
+
+    served = Model(1)
+    with serving(served) as server:
+        sealed(server)
+        assert server._open is not None
+        (publication,) = server._open[1].publications
+        publication._on_change = ask
+        publication.changed("one")
+        publication.changed("two")
+
+    assert asked == ["one"]
+    assert publication.renewed(0)
