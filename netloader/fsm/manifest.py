@@ -24,9 +24,8 @@ class TensorSpec:
     `shape` and `stride` are in elements, `nbytes` is elements times element size. `shares` is the
     index of the first tensor of the manifest that it has bytes in common with, be it through others
     (-1: none before it), and `offset` the distance in bytes from that tensor's first element, so
-    tied weights stay tied. `format` is
-    the device's private storage format, empty where shape and stride tell all: elements travel, and
-    each side stores them as it does.
+    tied weights stay tied. `format` is the device's private storage format, empty where shape and
+    stride tell all: elements travel, and each side stores them as it does.
     """
 
     name: str

@@ -181,16 +181,11 @@ class Publication:
         """
 
         def work() -> None:
-            try:
-                self.audit()
-            finally:
-                self._doubts.end()
+            self.audit()
+            self._doubts.end()
 
         if self._doubts.begin():
-            try:
-                in_background("netloader-audit", work)
-            except RuntimeError:  # no thread can be had; the next client that doubts tries again
-                self._doubts.end()
+            in_background("netloader-audit", work, lambda _: self._doubts.end(), self._logger)
 
     def withdraw(self, why: str) -> None:
         """Offer nothing any more; clients are told `why`. Whoever reads already may go on."""

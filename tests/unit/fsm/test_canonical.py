@@ -111,10 +111,12 @@ def test_two_floats_are_alike_only_when_their_bits_are(one: float, other: float)
     assert (canonical(one) == canonical(other)) == same
 
 
-def test_the_digest_of_a_manifest_is_that_of_a_list_of_lists() -> None:
+def test_the_digest_of_a_manifest_is_that_of_its_tensors_and_values() -> None:
     spec = TensorSpec("w", "float32", (2, 3), (3, 1), 24, format="nz")
     written = b"ll1:w7:float32li2ei3eeli3ei1eei24ei-1ei0e2:nzee"
+    values = b"ll1:v1:7ee"
 
-    assert Manifest((spec,)).digest == hashlib.sha256(written).hexdigest()
-    assert Manifest(()).digest == hashlib.sha256(b"le").hexdigest()
+    manifest = Manifest((spec,), (("v", "7"),))
+    assert manifest.digest == hashlib.sha256(written + values).hexdigest()
+    assert Manifest(()).digest == hashlib.sha256(b"lele").hexdigest()
     assert len(fields(spec)) == 8, "a field more belongs into docs/protocol.md"

@@ -247,7 +247,9 @@ def test_another_manifest_is_refused_with_the_first_difference() -> None:
 
     _, step = after(replace(OFFER, manifest=Manifest(tensors)))
 
-    difference = Difference("embed dtype", "bfloat16", "float16", "build the same model")
+    difference = Difference(
+        "embed dtype", "bfloat16", "float16", "cast the model of one side, with model.to(dtype)"
+    )
     assert verdict(step).reason is Reason.MANIFEST_MISMATCH
     assert verdict(step).differences == (difference,)
     assert "embed dtype: mine is 'bfloat16', theirs is 'float16'" in verdict(step).detail
