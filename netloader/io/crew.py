@@ -143,7 +143,10 @@ class ServerCrew(Crew):
         if isinstance(order, StartTransfer) and publication is not None and sending is not None:
             segments = [publication.segments[i] for i in order.segments]
             self._reading.enter_context(publication.reading())
-            return Transferred(sending.run(segments, order.lanes))
+            done = Transferred(sending.run(segments, order.lanes))
+            if why := publication.thorough():
+                raise TransferError(Reason.NOT_SERVING, why)
+            return done
         raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
 
     def tidy(self, order: Order) -> None:
@@ -155,6 +158,10 @@ class ServerCrew(Crew):
     def _prepare(self, publication: Publication, transport: str) -> Event:
         entered = self._enter(publication)
         digests = publication.digests(self._patience_s) if entered else None
+        if digests is not None:
+            publication.quick()
+        if publication.coming:
+            return OfferRefused(Reason.NOT_READY, publication.withdrawn, RETRY_AFTER_S)
         if publication.withdrawn:
             return OfferRefused(Reason.NOT_SERVING, publication.withdrawn)
         if not entered:

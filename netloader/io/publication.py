@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Protocol, TypeAlias
 
 from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Segment, plan
@@ -39,10 +40,55 @@ class WithdrawnError(TransferError):
         super().__init__(Reason.NOT_SERVING, why)
 
 
+class Usage(Protocol):
+    """Whether weights on offer are still those that are used."""
+
+    def quick(self) -> str:
+        """Compare identities and version counters; '' or one sentence that names a change."""
+
+    def thorough(self) -> str:
+        """Compare also bytes that no client checks; '' or one sentence that names a change."""
+
+
+class _InUse:
+    """Of weights that are used from where they are offered, whatever happens."""
+
+    def quick(self) -> str:
+        """Never a change."""
+        return ""
+
+    def thorough(self) -> str:
+        """Never a change."""
+        return ""
+
+
+OnChange: TypeAlias = Callable[["Publication", str], bool]
+
+
+IN_USE: Usage = _InUse()
+
+
+def no_successor(publication: "Publication", why: str) -> bool:
+    """Say that nothing newer will be offered."""
+    del publication, why
+    return False
+
+
 class Publication:
     """Weights on offer, shared by all sessions that want them."""
 
-    def __init__(self, weights: Weights, offering: Offering, max_clients: int) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        offering: Offering,
+        max_clients: int,
+        usage: Usage = IN_USE,
+        on_change: OnChange = no_successor,
+    ) -> None:
+        self._usage = usage
+        self._on_change = on_change
+        self._changed = False
+        self.coming = False
         self.weights = weights
         self.offering = offering
         self.segments: tuple[Segment, ...] = plan(offering.manifest, offering.segment_bytes)
@@ -73,6 +119,7 @@ class Publication:
         """Hash again and compare with the sealed digests; withdraw if they differ."""
         if not self._digests:
             return
+        self.check(self._usage.quick)
         now = self._digests
         with self._still_wanted():
             now = self._compute(1)
@@ -84,17 +131,47 @@ class Publication:
         }
         if changed:
             some = ", ".join(list(names)[:SHOWN_NAMES])
-            self.withdraw(f"weights were changed after they were published, among: {some}")
+            self.changed(f"weights were changed after they were published, among: {some}")
+
+    def check(self, *questions: Callable[[], str]) -> str:
+        """Ask whether the weights are still in use; withdraw and return why when they are not."""
+        if not self.withdrawn and (why := next((w for q in questions if (w := q())), "")):
+            self.changed(why)
+        return self.withdrawn
+
+    def quick(self) -> str:
+        """Ask at little cost."""
+        return self.check(self._usage.quick)
+
+    def thorough(self) -> str:
+        """Ask for everything."""
+        return self.check(self._usage.quick, self._usage.thorough)
+
+    def changed(self, why: str) -> None:
+        """Withdraw, and say so to the owner once."""
+        with self._change:
+            if self.withdrawn:
+                return
+            self.withdrawn = why
+            self._change.notify_all()
+        self._ready.set()
+        self.coming = self._on_change(self, why)
 
     def withdraw(self, why: str) -> None:
         """Offer nothing any more; clients are told `why`. Whoever reads already may go on."""
         with self._change:
             self.withdrawn = why
+            self._change.notify_all()
         self._ready.set()
 
     def digests(self, timeout_s: float) -> tuple[str, ...] | None:
         """The digest of every segment, or None when they are not ready within `timeout_s`."""
         return self._digests if self._ready.wait(timeout_s) else None
+
+    def over(self, timeout_s: float) -> bool:
+        """Wait until it is withdrawn; False when that takes longer."""
+        with self._change:
+            return self._change.wait_for(lambda: bool(self.withdrawn), timeout_s)
 
     def admit(self) -> bool:
         """Take a place for one client, if there is one; give it back with `leave`."""

@@ -13,7 +13,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.server import Offering
 from netloader.io.digests import ALGORITHMS
 from netloader.io.listener import Listener, bind
-from netloader.io.publication import Publication, Shelf
+from netloader.io.publication import IN_USE, OnChange, Publication, Shelf, Usage, no_successor
 from netloader.io.transports import suited
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import Logger, get_logger
@@ -37,7 +37,13 @@ class ServerOptions:
     logger: Logger = field(default_factory=lambda: get_logger("server"))
 
 
-def publish(weights: Weights, identity: Identity, options: ServerOptions) -> Publication:
+def publish(
+    weights: Weights,
+    identity: Identity,
+    options: ServerOptions,
+    usage: Usage = IN_USE,
+    on_change: OnChange = no_successor,
+) -> Publication:
     """Describe weights for clients; digests are not sealed yet.
 
     Raises:
@@ -55,7 +61,7 @@ def publish(weights: Weights, identity: Identity, options: ServerOptions) -> Pub
         facts=options.facts,
         token=options.token,
     )
-    return Publication(weights, offering, options.max_clients)
+    return Publication(weights, offering, options.max_clients, usage, on_change)
 
 
 class Server:
