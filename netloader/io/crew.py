@@ -212,7 +212,7 @@ class ServerCrew(Crew):
         sent = sending.run(segments, order.lanes)
         if why := found():
             publication.changed(why)
-        if not publication.still_used():
+        if why or not publication.still_used():
             raise _withdrawn(publication)
         return Transferred(sent)
 

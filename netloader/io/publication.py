@@ -142,6 +142,7 @@ class Publication:
                 return
             self._asked = True
             self.withdrawn = why
+            self._change.notify_all()
         self._ready.set()
         try:
             self._renewed = self._on_change(self, why)
@@ -157,6 +158,11 @@ class Publication:
         if why := self.usage.quick():
             self.changed(why)
         return not self._asked
+
+    def check(self) -> None:
+        """Compare all that its owner uses with what was published; if it differs, `changed`."""
+        if why := self.usage.quick() or self.usage.thorough():
+            self.changed(why)
 
     def examine(self, unasked: Sequence[Segment]) -> str:
         """What is found to be changed when all is compared but what a client compares itself.
@@ -191,7 +197,13 @@ class Publication:
         """Offer nothing any more; clients are told `why`. Whoever reads already may go on."""
         with self._change:
             self.withdrawn = why
+            self._change.notify_all()
         self._ready.set()
+
+    def over(self, timeout_s: float) -> bool:
+        """Wait until it is withdrawn; False when that takes longer."""
+        with self._change:
+            return self._change.wait_for(lambda: bool(self.withdrawn), timeout_s)
 
     def digests(self, timeout_s: float) -> tuple[str, ...] | None:
         """The digest of every segment, or None when they are not ready within `timeout_s`.

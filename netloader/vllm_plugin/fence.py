@@ -1,24 +1,27 @@
 """Weights that change under the server. Law: while they change nothing is offered.
 
 vLLM changes weights in place through a few methods of its worker class: reload, updates by a
-trainer, sleep. Each is wrapped once, in the worker's process, so that the offer ends and nobody
-reads any more before the method begins, and returns after it has ended. Whoever writes past these
-methods is caught by the digests, which a client verifies.
+trainer, sleep. Frameworks that train call the runner's `reload_weights` or the model's own
+`load_weights` instead. Each is wrapped once, in the worker's process, so that the offer ends and
+nobody reads any more before the method begins, and returns after it has ended. They call one
+another: the outermost call counts. What is written past all of them, the witness and the digests
+find out.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
 
+from torch import nn
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, publish, warmup
-from netloader.vllm_plugin.goods import Changed, watched
+from netloader.vllm_plugin.goods import KNOWN_S, Changed, watched
 from netloader.vllm_plugin.identity import DRAFT, TARGET
 from netloader.vllm_plugin.publish import Shop
 
@@ -36,6 +39,13 @@ BEGINS: Mapping[str, tuple[str, ...]] = {
 """Worker methods after which weights change until `ENDS` is called."""
 ADDS, ENDS = "update_weights", "finish_weight_update"
 """When the first fails, vLLM's update is over, and the weights are neither old nor new."""
+RUNNER_CHANGES = ("reload_weights",)
+"""Methods of a worker's model runner that change the target's weights before they return."""
+LOAD = "load_weights"
+"""The method of models, and of their modules, that reads tensors of a checkpoint."""
+ASLEEP_S = 10.0
+"""How long sleep waits until it is known what the kernels hold, without which nothing is offered
+when the instance is awake again."""
 SLEEP, DISCARD, WAKE = "sleep", "discard", "wake_up"
 """Sleep takes the memory away; awake, the bytes are what they were, or a reload has to come."""
 WEIGHTS_TAG = "weights"
@@ -49,11 +59,14 @@ class _Change:
     stack: ExitStack = field(default_factory=ExitStack)
     seen: dict[str, Changed] = field(default_factory=dict)
 
-    def begin(self, roles: tuple[str, ...], why: str) -> None:
-        """Offer nothing of these roles any more."""
+    def begin(self, roles: Iterable[str], why: str) -> None:
+        """Offer nothing of these roles any more; of those that do not change already."""
         for role in roles:
             goods = self.shop.goods(role)
-            if goods is not None:
+            if goods is not None and role not in self.shop.changing:
+                self.shop.changing.add(role)
+                self.stack.callback(self.shop.changing.discard, role)
+                goods.witness.wait(KNOWN_S)
                 self.shop.fence(role, why)
                 self.seen[role] = self.stack.enter_context(watched(goods))
 
@@ -62,6 +75,7 @@ class _Change:
         self.stack.close()
         for role, changed in self.seen.items():
             changed.originals.clear()  # on their way, and perhaps never used
+            changed.processed.clear()
             self._settle(role, changed, partial(self._resume, role))
 
     def end(self) -> None:
@@ -78,9 +92,10 @@ class _Change:
         goods = self.shop.goods(role)
         if goods is None:
             return
+        goods.witness.resume()
         try:
             weights = goods.renew(changed)
-        except WeightsError as error:
+        except (WeightsError, InterruptedError) as error:
             self.shop.lose(role, str(error))
         else:
             offer(weights)
@@ -110,12 +125,30 @@ def install(worker_class: type) -> None:
         WAKE: _waking,
         warmup.METHOD: _warming,
     }
+    _wrap(worker_class, wrappers)
+
+
+def install_on_runner(runner_class: type) -> None:
+    """Wrap the methods of a model runner that change weights; once, as `install`."""
+    _wrap(runner_class, dict.fromkeys(RUNNER_CHANGES, _reloading))
+
+
+def install_on(model: nn.Module) -> None:
+    """Wrap the methods by which a model, or a module of it, loads tensors of a checkpoint.
+
+    In their classes, not in the instances: there a reload puts methods of its own.
+    """
+    for kind in {type(module) for module in model.modules()}:
+        _wrap(kind, {LOAD: _loading})
+
+
+def _wrap(kind: type, wrappers: Mapping[str, Callable[[Method, str], Method]]) -> None:
     for name, wrap in wrappers.items():
-        method = getattr(worker_class, name, None)
+        method = getattr(kind, name, None)
         if method is not None and not hasattr(method, "netloader_fence"):
             fenced = wrap(method, name)
             fenced.netloader_fence = True  # type: ignore[attr-defined]
-            setattr(worker_class, name, fenced)
+            setattr(kind, name, fenced)
 
 
 def _changing(method: Method, name: str) -> Method:
@@ -123,6 +156,27 @@ def _changing(method: Method, name: str) -> Method:
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
         with _change(CHANGES[name], f"{name} changes the weights"):
             return method(worker, *args, **kwargs)
+
+    return fenced
+
+
+def _reloading(method: Method, name: str) -> Method:
+    @wraps(method)
+    def fenced(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        with _change((TARGET,), f"{name} changes the weights"):
+            return method(runner, *args, **kwargs)
+
+    return fenced
+
+
+def _loading(method: Method, name: str) -> Method:
+    @wraps(method)
+    def fenced(module: Any, *args: Any, **kwargs: Any) -> Any:
+        if all(shop.changing.issuperset(shop.roles) for shop in publish.shops()):
+            return method(module, *args, **kwargs)
+        with _change_of(lambda shop: shop.roles_of(module), f"{name} changes the weights"):
+            result = method(module, *args, **kwargs)
+            return iter([*result]) if isinstance(result, Generator) else result
 
     return fenced
 
@@ -186,10 +240,12 @@ def _discarding(method: Method, name: str) -> Method:
 
 
 def _fence_all(why: str) -> None:
-    shop = publish.current()
-    if shop is not None:
+    for shop in publish.shops():
         with _harmless():
             for role in shop.roles:
+                goods = shop.goods(role)
+                if goods is not None:
+                    goods.witness.wait(ASLEEP_S)
                 shop.fence(role, why)
 
 
@@ -200,8 +256,7 @@ def _waking(method: Method, name: str) -> Method:
     def fenced(worker: Any, tags: Any = None, **kwargs: Any) -> Any:
         with _nobody_reads("the instance wakes up"):
             result = method(worker, tags, **kwargs)
-        shop = publish.current()
-        if shop is not None and (tags is None or WEIGHTS_TAG in tags):
+        for shop in publish.shops() if tags is None or WEIGHTS_TAG in tags else ():
             with _harmless():
                 for role in shop.roles:
                     shop.resume(role)
@@ -217,19 +272,15 @@ def _nobody_reads(why: str) -> Iterator[None]:
     vllm-ascend destroys them when it falls asleep and captures them anew when the cache is awake,
     which may be long after the weights (`SleepWakeupManager`).
     """
-    shop = publish.current()
-    if shop is None:
-        yield
-        return
-    roles = shop.on_devices()
+    away = [(shop, role) for shop in publish.shops() for role in shop.on_devices()]
     with _harmless():
-        for role in roles:
+        for shop, role in away:
             shop.fence(role, why)
     try:
         yield
     finally:
         with _harmless():
-            for role in roles:
+            for shop, role in away:
                 shop.back(role)
 
 
@@ -242,32 +293,37 @@ def _warming(method: Method, name: str) -> Method:
         result = method(worker, *args, **kwargs)
         with _harmless():
             warmup.WORKER.done()
+            if hasattr(worker, "model_runner"):
+                install_on_runner(type(worker.model_runner))
         return result
 
     return fenced
 
 
+def _change(roles: tuple[str, ...], why: str) -> AbstractContextManager[None]:
+    return _change_of(lambda _: roles, why)
+
+
 @contextmanager
-def _change(roles: tuple[str, ...], why: str) -> Iterator[None]:
-    """Offer nothing of these roles inside the block, and after it what the weights are then.
+def _change_of(roles: Callable[[Shop], Iterable[str]], why: str) -> Iterator[None]:
+    """Offer nothing of some roles inside the block, and after it what the weights are then.
 
     When the block fails and weights are half changed, they stay fenced until the next change.
     """
-    shop = publish.current()
-    if shop is None:
-        yield
-        return
-    change = _Change(shop)
+    changes = [_Change(shop) for shop in publish.shops()]
     with _harmless():
-        change.begin(roles, why)
+        for change in changes:
+            change.begin(roles(change.shop), why)
     try:
         yield
     except BaseException:
-        with _harmless():
-            change.abandon()
+        for change in changes:
+            with _harmless():
+                change.abandon()
         raise
-    with _harmless():
-        change.end()
+    for change in changes:
+        with _harmless():
+            change.end()
 
 
 @contextmanager

@@ -52,6 +52,8 @@ class Inventory:
     scalars: dict[str, Scalar] = field(default_factory=dict)
     opaque: dict[str, str] = field(default_factory=dict)
     """Path to type of what may hold weights and cannot be read: C++ handles, odd tensors."""
+    handles: dict[str, object] = field(default_factory=dict, repr=False)
+    """The objects behind `opaque`, by the same paths."""
 
 
 def take(model: nn.Module) -> Inventory:
@@ -123,9 +125,13 @@ class _Walk:
         self._seen.add(id(tensor))
         wraps = bool(is_traceable_wrapper_subclass(tensor))  # strided to look at, inside it is not
         if wraps or tensor.layout is not torch.strided:
-            self.found.opaque[path] = _type_of(tensor)
+            self._hidden(path, tensor)
         else:
             self.found.tensors[path] = tensor
+
+    def _hidden(self, path: str, value: object) -> None:
+        self.found.opaque[path] = _type_of(value)
+        self.found.handles[path] = value
 
     def _attribute(self, path: str, name: str, value: object) -> None:
         if name not in LIVE:
@@ -154,7 +160,7 @@ class _Walk:
                 for name, held in _held_by(value):
                     self._visit(f"{path}({name})", held)
             case _ if _is_handle(value):
-                self.found.opaque[path] = _type_of(value)
+                self._hidden(path, value)
             case _ if _is_holder(value):
                 self._holder(path, value)
 

@@ -6,7 +6,7 @@ kernels replace parameters under the same name and shape with permuted bytes.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,11 @@ class Kept:
     cached: frozenset[str] = frozenset()
     """Names of the tensors that only we keep alive."""
     cached_bytes: int = 0
+    detached: frozenset[str] = frozenset()
+    """Names under which the model now has other memory, or nothing: `cached` and a few more."""
+    constants: frozenset[int] = frozenset()
+    """Where the storage is of buffers that do not travel and were there before post-processing:
+    tables that follow from the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +80,17 @@ class _Held:
 
     def find(self) -> Tensor | None:
         """The tensor as it was loaded: where it was, if that is still alive, or the kept one."""
-        revive: Any = torch.UntypedStorage._new_with_weak_ptr  # noqa: SLF001 - None when it is gone
-        storage = revive(self.storage.cdata)
+        storage = _revived(self.storage)
         if storage is None:
             return self.kept
         return _view(storage, self.dtype, self.offset, self.shape, self.stride)
+
+
+def _revived(storage: StorageWeakRef) -> torch.UntypedStorage | None:
+    """A storage, if it is still alive."""
+    revive: Any = torch.UntypedStorage._new_with_weak_ptr  # noqa: SLF001 - torch's only way
+    found: torch.UntypedStorage | None = revive(storage.cdata)
+    return found
 
 
 def _view(
@@ -150,7 +161,11 @@ class RawSnapshot:
     """Every tensor of a model between loading and post-processing, with its digests."""
 
     def __init__(
-        self, named: Sequence[Named], settings: Settings, known: tuple[str, ...] = ()
+        self,
+        named: Sequence[Named],
+        settings: Settings,
+        known: tuple[str, ...] = (),
+        tables: Iterable[Tensor] = (),
     ) -> None:
         weights = Weights(named)
         self.manifest: Manifest = weights.manifest
@@ -162,6 +177,7 @@ class RawSnapshot:
         )
         keeper = _Keeper(settings)
         self._held = [keeper.hold(name, tensor) for name, tensor in named]
+        self._tables = [StorageWeakRef(table.untyped_storage()) for table in tables]  # type: ignore[no-untyped-call]
 
     def after(self, model: nn.Module) -> Kept:
         """The same tensors after post-processing.
@@ -185,7 +201,34 @@ class RawSnapshot:
             if tensor.untyped_storage().data_ptr() not in live
         }
         sizes = {storage.data_ptr(): storage.nbytes() for storage in ours.values()}
-        return Kept(tuple(named), weights, frozenset(ours), sum(sizes.values()))
+        return Kept(
+            tuple(named),
+            weights,
+            frozenset(ours),
+            sum(sizes.values()),
+            frozenset(n for n, t in named if not uses(layer_at(model, n), n, t)),
+            frozenset(t.data_ptr() for t in map(_revived, self._tables) if t is not None)
+            - {tensor.untyped_storage().data_ptr() for _, tensor in named},
+        )
+
+
+def layer_at(model: nn.Module, name: str) -> nn.Module | None:
+    """The module that a tensor's name speaks of, if it is still there."""
+    try:
+        return model.get_submodule(name.rpartition(".")[0])
+    except AttributeError:
+        return None
+
+
+def uses(layer: nn.Module | None, name: str, tensor: Tensor) -> bool:
+    """Whether a layer has the memory of a tensor under its name."""
+    if layer is None:
+        return False
+    attribute = name.rpartition(".")[2]
+    own = {**layer._parameters, **layer._buffers}.get(attribute)  # noqa: SLF001 - of it alone
+    if own is None or own.is_meta:
+        return False
+    return own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
 def in_use(model: nn.Module) -> set[int]:

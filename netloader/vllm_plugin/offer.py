@@ -18,12 +18,13 @@ from netloader.fsm.manifest import Manifest, Progress
 from netloader.io.digests import ALGORITHMS
 from netloader.io.weights import Named, Weights, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, inventory, loadstate, processed, publish, warmup
+from netloader.vllm_plugin import LOG_BASE, fence, inventory, loadstate, processed, publish, warmup
 from netloader.vllm_plugin.errand import Errand
 from netloader.vllm_plugin.goods import Goods, Originals, owners_of, place_of, renew_processed
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, facts_of
 from netloader.vllm_plugin.layout import GoneError, RawSnapshot
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
+from netloader.vllm_plugin.witness import Witness
 
 UNKNOWN = Manifest(())
 
@@ -140,7 +141,7 @@ def _remember(
         described = replace(loaded, manifest=manifest_of(named))
         if not errand.serves or settings.layout is LayoutChoice.PROCESSED:
             return described
-        return replace(described, snapshot=RawSnapshot(named, settings, known))
+        return replace(described, snapshot=RawSnapshot(named, settings, known, model.buffers()))
     except WeightsError as error:
         return replace(loaded, obstacle=str(error))
 
@@ -194,6 +195,7 @@ def offer(
     except Exception as error:  # noqa: BLE001 - the engine serves inference without us
         emit(logger, "netloader.driver.error", exc_info=error)
     else:
+        fence.install_on(model)
         shop = publish.shop_for(settings, errand.rank, errand.role)
         warmup.WORKER.offer(model, goods.weights.device, partial(shop.open, goods))
 
@@ -224,13 +226,15 @@ def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelCo
     if loaded.snapshot is None:
         raise WeightsError(loaded.obstacle or "the processed layout is not possible on this device")
     kept = loaded.snapshot.after(model)
+    witness = Witness(model, kept.named, kept.detached, kept.constants)
     return Goods(
         role=errand.role,
         layout=RAW,
         identity=partial(errand.identify, RAW, loaded.state),
         facts=facts_of(model_config, RAW, loaded.state, loaded.unfilled),
         weights=kept.weights,
-        renew=Originals(model, kept, loaded.snapshot.manifest).renew,
+        renew=Originals(model, kept, loaded.snapshot.manifest, witness).renew,
+        witness=witness,
         owners=owners_of(model, kept),
         cached_bytes=kept.cached_bytes,
         cached_in=place_of(kept),
@@ -241,7 +245,9 @@ def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelCo
 def _processed(
     model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelConfig
 ) -> Goods:
-    weights = Weights(processed.collect(model))
+    named = processed.collect(model)
+    weights = Weights(named)
+    witness = Witness(model, named)
     found = weakref.ref(model)  # what is on offer must not keep its model alive
 
     def collect() -> list[Named]:
@@ -257,5 +263,6 @@ def _processed(
         identity=lambda: processed.sharpened(errand.identify(PROCESSED, loaded.state), kernels),
         facts=facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
         weights=weights,
-        renew=partial(renew_processed, collect, weights.manifest),
+        renew=partial(renew_processed, collect, weights.manifest, witness),
+        witness=witness,
     )

@@ -26,15 +26,17 @@ from netloader.io.publication import Publication, Shelf
 from netloader.io.server import ServerOptions, publish
 from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, address
+from netloader.vllm_plugin import LOG_BASE, address, warmup
 from netloader.vllm_plugin.goods import Goods
 from netloader.vllm_plugin.holder import holder_of
 from netloader.vllm_plugin.settings import Settings
+from netloader.vllm_plugin.vigil import NotOnOfferError, Vigil
 
 FIRST_PORT, LAST_PORT = 1024, 65535
 EVICT_S = 10.0
 """How long a change of the weights waits, beyond the stall deadline, for clients to be gone."""
 RESTART = "reload the weights from a checkpoint, or restart this instance, to serve again"
+ANNOUNCE = "change weights with vLLM's reload_weights or its update methods, as docs/vllm.md says"
 
 
 class Shop:
@@ -47,7 +49,12 @@ class Shop:
         self._goods: dict[str, Goods] = {}
         self._owners: dict[str, object] = {}
         self._fenced: set[str] = set()
-        self._lost: set[str] = set()
+        self._lost: dict[str, str] = {}
+        self._proven: set[str] = set()
+        self._models: dict[str, weakref.ref[nn.Module]] = {}
+        self.vigil = Vigil(self)
+        self.changing: set[str] = set()
+        """The roles of which a method that is watched changes the weights now."""
         self._returning: dict[str, Publication] = {}
         self._shelf: Shelf | None = None
         self._listener: Listener | None = None
@@ -66,6 +73,11 @@ class Shop:
             here = [role for role in self._goods if role not in away]
             return tuple(role for role in here if self._goods[role].weights.device != CPU)
 
+    def roles_of(self, module: nn.Module) -> list[str]:
+        """The roles of the models that a module is a part of."""
+        models = ((role, reference()) for role, reference in self._models.items())
+        return [r for r, m in models if m and any(part is module for part in m.modules())]
+
     def goods(self, role: str) -> Goods | None:
         """What is on offer in this role."""
         return self._goods.get(role)
@@ -80,8 +92,11 @@ class Shop:
                 if self._put(publication):
                     owner = self._owners[goods.role] = object()
                     weakref.finalize(model, only_here(self._gone), goods.role, owner)
+                    self._models[goods.role] = weakref.ref(model)
                     self._tell(goods, publication)
-                    self._check(publication, partial(self._audit, goods.role, publication))
+                    goods.witness.begin()
+                    warmup.WORKER.settle(model, goods.witness.settle)
+                    self.vigil.keep(publication)
 
     def fence(self, role: str, why: str) -> None:
         """Offer nothing of a role, and wait until nobody reads its memory."""
@@ -92,6 +107,9 @@ class Shop:
         for publication in filter(None, here):
             with self._guarded():
                 self._evict(listener, publication, why)
+        goods = self._goods.get(role)
+        if goods is not None:
+            goods.witness.pause()
 
     def _evict(self, listener: Listener | None, publication: Publication, why: str) -> None:
         if listener is None:
@@ -114,19 +132,32 @@ class Shop:
             publication.seal_quietly()
             if self._put(publication):
                 self._tell(goods, publication)
+                self.vigil.keep(publication)
 
     def lose(self, role: str, why: str) -> None:
         """What there was to offer of a role is not known any more, until it is renewed."""
-        self._lost.add(role)
+        with self._lock:
+            self._lost[role] = why
+            self._say(role)
         refuse(self._logger, why, RESTART)
+
+    def _say(self, role: str) -> None:
+        """Have clients told why nothing is offered of a role: the reason of now."""
+        here = self._on_shelf(role)
+        if here is not None and role in self._lost:
+            here.withdraw(f"{self._lost[role]}; {RESTART}")
 
     def resume(self, role: str) -> None:
         """Offer again what was fenced, if every byte is still what it was."""
         with self._guarded(), self._lock:
             fenced = self._on_shelf(role)
-            if fenced is None or role not in self._fenced or role in self._lost:
+            if fenced is None or role not in self._fenced:
                 return
             goods = self._goods[role]
+            goods.witness.resume()
+            if role in self._lost:
+                self._say(role)
+                return
             digests = fenced.digests(0)
             if not digests:  # then nobody can tell what the bytes were
                 self.lose(role, "the weights were taken away before their digests were known")
@@ -139,8 +170,14 @@ class Shop:
         """Offer again what was fenced for a moment in which nobody changes weights."""
         with self._guarded(), self._lock:
             fenced = self._on_shelf(role)
-            if fenced is not None and not fenced.digests(0):
-                self.renew(role, self._goods[role].weights)
+            goods = self._goods.get(role)
+            if fenced is None or goods is None:
+                return
+            goods.witness.resume()
+            if not goods.witness.complete:
+                goods.witness.begin()
+            if not fenced.digests(0):
+                self.renew(role, goods.weights)
             else:
                 self.resume(role)
 
@@ -151,27 +188,72 @@ class Shop:
     def _put_back(self, goods: Goods, publication: Publication) -> None:
         """Put what was fenced back on the shelf, once every byte was looked at."""
         publication.audit()
+        why = publication.withdrawn or goods.witness.awake()
         with self._guarded(), self._lock:
             if self._returning.get(goods.role) is not publication:  # fenced again meanwhile
                 return
             del self._returning[goods.role]
-            if publication.withdrawn:
-                self.lose(goods.role, publication.withdrawn)
+            if why:
+                self.lose(goods.role, f"not all was the same after it was away: {why}")
             elif self._put(publication):
                 self._tell(goods, publication)
+                self.vigil.keep(publication)
 
-    def _audit(self, role: str, publication: Publication) -> None:
-        """Check, after the engine is up, that post-processing left every byte as it was digested.
+    # -- changes that nobody announced -----------------------------------------------------------
 
-        A publication that was fenced or replaced meanwhile is somebody else's business.
+    def replace(self, publication: Publication, why: str) -> tuple[Goods, Publication | None]:
+        """Offer something not known yet in the place of weights that somebody has written.
+
+        Without it, if post-processing was not yet seen to leave these weights alone: then what is
+        there now need not be what a client has to load.
+
+        Raises:
+            NotOnOfferError: they were fenced or replaced meanwhile.
         """
-        publication.audit()
+        role = role_of(publication)
         with self._lock:
-            at_stake = self._on_shelf(role) is publication and role not in self._fenced
-        if publication.withdrawn and at_stake:
-            fields = {"netloader.role": role, "netloader.detail": publication.withdrawn}
+            goods = self._goods.get(role)
+            if self._on_shelf(role) is not publication or role in self._fenced or goods is None:
+                raise NotOnOfferError
+            fields = {
+                "netloader.role": role,
+                "netloader.detail": why,
+                "netloader.remedy": ANNOUNCE,
+            }
             emit(self._logger, "netloader.server.withdrawn", fields)
-            self._retire(role)
+            self._lost[role] = why
+            if role not in self._proven or self._shelf is None:
+                self._say(role)
+                return goods, None
+            successor = self._publication(goods, goods.weights)
+            self._shelf.put(successor)
+            return goods, successor
+
+    def look(self, goods: Goods, weights: Weights) -> tuple[str, ...]:
+        """The digests of weights that are not on offer yet; none when they are taken away."""
+        looked_at = self._publication(goods, weights)
+        with self._lock:
+            if goods.role in self._fenced:
+                return ()
+            self._returning[goods.role] = looked_at
+        looked_at.seal_quietly().join()
+        with self._lock:
+            if self._returning.get(goods.role) is looked_at:
+                del self._returning[goods.role]
+        return looked_at.digests(0) or ()
+
+    def confirm(self, goods: Goods, successor: Publication, digests: tuple[str, ...]) -> None:
+        """Offer what was put in the place of weights that somebody has written."""
+        with self._guarded(), self._lock:
+            if not successor.withdrawn:
+                self._lost.pop(goods.role, None)
+                successor.seal(digests)
+                self._tell(goods, successor)
+                self.vigil.keep(successor)
+
+    def prove(self, publication: Publication) -> None:
+        """Post-processing has left every byte as it was digested."""
+        self._proven.add(role_of(publication))
 
     def _gone(self, role: str, owner: object) -> None:
         """A model is gone, or the process ends; another model may have its role by now.
@@ -197,6 +279,7 @@ class Shop:
         """Offer a role no more; without another one, stop serving."""
         with self._guarded(), self._lock:
             self._goods.pop(role, None)
+            self._models.pop(role, None)
             for publication in (self._on_shelf(role), self._returning.pop(role, None)):
                 if publication is not None and not publication.withdrawn:
                     publication.withdraw("the model is gone")
@@ -225,7 +308,7 @@ class Shop:
             deadlines=settings.deadlines,
             logger=self._logger,
         )
-        return publish(weights, goods.identity(), options)
+        return publish(weights, goods.identity(), options, goods.witness, self.vigil.changed)
 
     def _on_shelf(self, role: str) -> Publication | None:
         publications = self._shelf.publications if self._shelf else ()
@@ -233,8 +316,8 @@ class Shop:
 
     def _put(self, publication: Publication) -> bool:
         """Offer a publication; the first one opens the port. False when that cannot be had."""
-        self._fenced.discard(publication.offering.role)
-        self._lost.discard(publication.offering.role)
+        self._fenced.discard(role_of(publication))
+        self._lost.pop(role_of(publication), None)
         if self._shelf is not None:
             self._shelf.put(publication)
             return True
@@ -293,20 +376,26 @@ class Shop:
         return target if address.write(target, told, self._logger) else None
 
 
-_current: Shop | None = None
+def role_of(publication: Publication) -> str:
+    """The role of what is published; here all have one."""
+    return publication.offering.role or ""
 
 
-def current() -> Shop | None:
-    """The shop of this process, if it has one."""
-    return _current
+_shops: list[Shop] = []
+"""Those of this process: a worker is one rank with one port, but it may load a role twice."""
+
+
+def shops() -> tuple[Shop, ...]:
+    """The shops of this process, the newest last."""
+    return tuple(_shops)
 
 
 def shop_for(settings: Settings, rank: int, role: str) -> Shop:
-    """The shop where a role is to be served: this process's, unless it has that role already."""
-    global _current  # noqa: PLW0603 - a worker process is one rank: it has one port and one file
-    if _current is None or _current.rank != rank or role in _current.roles:
-        _current = Shop(settings, rank)
-    return _current
+    """The shop where a role is to be served: the newest, unless it has that role already."""
+    _shops[:] = (shop for shop in _shops if shop.roles or shop is _shops[-1])
+    if not _shops or _shops[-1].rank != rank or role in _shops[-1].roles:
+        _shops.append(Shop(settings, rank))
+    return _shops[-1]
 
 
 def forget_address(settings: Settings, rank: int) -> None:

@@ -26,6 +26,7 @@ class WarmUp:
 
     def __init__(self) -> None:
         self._waiting: WeakKeyDictionary[nn.Module, Offer] = WeakKeyDictionary()
+        self._settling: WeakKeyDictionary[nn.Module, Callable[[], None]] = WeakKeyDictionary()
         self._awaited = False
         self._lock = threading.Lock()
 
@@ -42,12 +43,23 @@ class WarmUp:
                 return
         offer(model)
 
+    def settle(self, model: nn.Module, settle: Callable[[], None]) -> None:
+        """Call `settle` now, or when the engine is warm: until then it still changes its models."""
+        with self._lock:
+            if self._awaited:
+                self._settling[model] = settle
+                return
+        settle()
+
     def done(self) -> None:
         """Make the offers that have waited; whatever comes later is made at once."""
         with self._lock:
             self._awaited = False
-            waiting = list(self._waiting.items())
+            waiting, settling = list(self._waiting.items()), list(self._settling.values())
             self._waiting.clear()
+            self._settling.clear()
+        for settle in settling:
+            settle()
         for model, offer in waiting:
             offer(model)
 

@@ -34,8 +34,13 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_doubts.py",
         "tests/unit/io/test_client_sources.py",
     ),
+    "L5 weights in use": (
+        "tests/unit/vllm_plugin/test_witness.py",
+        "tests/unit/vllm_plugin/test_goods.py",
+        "tests/unit/vllm_plugin/test_vigil.py",
+    ),
 }
-L0, L1, L2, L3, L4 = LAYERS
+L0, L1, L2, L3, L4, L5 = LAYERS
 
 CLIENT: Final = "netloader/fsm/client.py"
 SERVER: Final = "netloader/fsm/server.py"
@@ -49,6 +54,11 @@ DRIVER: Final = "netloader/io/driver.py"
 INTAKE: Final = "netloader/io/intake.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLICATION: Final = "netloader/io/publication.py"
+GOODS: Final = "netloader/vllm_plugin/goods.py"
+PLACES: Final = "netloader/vllm_plugin/places.py"
+WITNESS: Final = "netloader/vllm_plugin/witness.py"
+VIGIL: Final = "netloader/vllm_plugin/vigil.py"
+FENCE: Final = "netloader/vllm_plugin/fence.py"
 
 
 class Mutant(NamedTuple):
@@ -206,11 +216,59 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L3, DRIVER, r"self\._sock\.shutdown\(socket\.SHUT_WR\)", "self.close()"
     ),
     "a session may turn into a lane": Mutant(L4, DRIVER, r" +self\._router = None  #.*\n", ""),
+    # what is offered is what the engine uses
+    "a parameter may be rebound": Mutant(
+        L5, PLACES, r"if key_of\(tensor\) != self\.key:", "if tensor.shape != self.key[1]:"
+    ),
+    "a parameter may be written in place": Mutant(
+        L5, PLACES, r"if version_of\(tensor\) != self\.version:", "if False:"
+    ),
+    "what kernels hold is not looked at": Mutant(
+        L5, WITNESS, r"return self\._error or self\._compare\(\)", "return self._error"
+    ),
+    "tables may be overwritten": Mutant(
+        L5, WITNESS, r"if now\.tables\.get\(path\) != digest", "if False"
+    ),
+    "a copy of the kernels may be of another time": Mutant(
+        L5, GOODS, r"good = not stale and \(.*\)", "good = True"
+    ),
+    "kernels may get the original as it is": Mutant(
+        L5, GOODS, r" and not self\._unprocessed\(names, then, now\)", ""
+    ),
+    "a change nobody announced is the next one's ground": Mutant(
+        L5,
+        GOODS,
+        r"before, now = self\._witness\.noted, self\._witness\.look\(\)",
+        "before = now = self._witness.look()",
+    ),
+    "layers may exchange their memory": Mutant(
+        L5, GOODS, r"\{\*self\._lost, \*self\._replaced\(\)\}", "self._lost"
+    ),
+    "one examination is enough": Mutant(L5, VIGIL, r"now == before and ", ""),
+    "what was never proven is offered anew": Mutant(
+        L5, "netloader/vllm_plugin/publish.py", r"role not in self\._proven or ", ""
+    ),
+    "only the newest port is fenced": Mutant(
+        L5,
+        FENCE,
+        r"for shop in publish\.shops\(\)\]\n    with",
+        "for shop in publish.shops()[-1:]]\n    with",
+    ),
+    "a call inside another offers again": Mutant(
+        L5, FENCE, r" and role not in self\.shop\.changing", ""
+    ),
 }
 """By what is wrong then."""
 
 
-COPIED: Final = ("netloader", "docs", "tests/property", "tests/unit/fsm", "tests/unit/io")
+COPIED: Final = (
+    "netloader",
+    "docs",
+    "tests/property",
+    "tests/unit/fsm",
+    "tests/unit/io",
+    "tests/unit/vllm_plugin",
+)
 
 
 def run(copy: Path, *command: str) -> str:

@@ -12,11 +12,11 @@ def worker_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if in a new worker process; nothing of ours runs after the test."""
     from netloader.vllm_plugin import fence, publish
 
-    monkeypatch.setattr(publish, "_current", None)
+    monkeypatch.setattr(publish, "_shops", [])
     monkeypatch.setattr(fence, "_update", fence._Update())
     before = our_threads()
     yield
-    if (shop := publish.current()) is not None:
+    for shop in publish.shops():
         for role in shop.roles:
             shop._retire(role)
     assert eventually(lambda: our_threads() <= before), our_threads() - before

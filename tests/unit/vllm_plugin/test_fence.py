@@ -10,6 +10,7 @@ from torch import nn
 from netloader.log import capture
 from netloader.vllm_plugin import fence, goods, publish
 from netloader.vllm_plugin.identity import DRAFT, TARGET
+from netloader.vllm_plugin.witness import Witness
 from tests.unit.io.helpers import bytes_of, contents, eventually, module_of, random
 from tests.unit.vllm_plugin.helpers import (
     Lines,
@@ -338,7 +339,7 @@ def test_where_nothing_is_served_methods_run_as_if_we_were_not_there(name: str) 
         (publish.Shop, "fence"),
         (publish.Shop, "resume"),
         (publish.Shop, "renew"),
-        (goods, "_bytes_of"),
+        (Witness, "look"),
         (publish, "publish"),
     ],
 )

@@ -28,12 +28,17 @@ from tests.unit.vllm_plugin.helpers import (
     settings,
 )
 
+PATIENCE_S = 30.0
+
 
 def goods_of(model: nn.Module) -> Goods:
     """What is on offer of a freshly loaded model, which is post-processed here."""
     loaded = taken(errand(), model, settings(), Progress())
     post_process(model)
-    return _goods(model, errand(), loaded, settings(), CONFIG)
+    goods = _goods(model, errand(), loaded, settings(), CONFIG)
+    goods.witness.begin()
+    assert goods.witness.wait(PATIENCE_S)
+    return goods
 
 
 def held(weights: Weights) -> dict[str, bytes]:
@@ -92,7 +97,7 @@ def test_bytes_written_in_the_form_of_the_kernels_are_refused_by_name() -> None:
     goods = goods_of(model)
     with changing(goods) as changed:
         model.down.weight.mul_(2)
-    with pytest.raises(WeightsError, match=r"of 1 parameters .* among: down\.weight$"):
+    with pytest.raises(WeightsError, match=r"of 1 parameters, among: down\.weight$"):
         goods.renew(changed)
 
 
@@ -141,7 +146,7 @@ def test_an_original_of_another_shape_is_refused() -> None:
     model = Model(1)
     goods = goods_of(model)
     with changing(goods) as changed:
-        model.up.weight = nn.Parameter(torch.zeros(8, 64), requires_grad=False)
+        model.up.weight = nn.Parameter(torch.rand(8, 64), requires_grad=False)
         model.up.quant_method.process_weights_after_loading(model.up)
     with pytest.raises(WeightsError, match=r"more than its bytes: up\.weight shape"):
         goods.renew(changed)
@@ -224,3 +229,123 @@ def test_what_is_on_offer_does_not_keep_its_model_alive() -> None:
     with watched(goods):
         pass
     assert held(goods.weights) == contents(Model(1))
+
+
+# -- each half is compared with what was noted before --------------------------------------------
+
+
+def test_what_was_written_before_the_change_is_not_taken_for_untouched() -> None:
+    # The layer is bytewise what it was when the change began, and not what its original became.
+    model = Model(1)
+    goods = goods_of(model)
+    model.down.weight.data.mul_(2)
+    with changing(goods) as changed:
+        reload(model.up, Model(2).up)
+    with pytest.raises(WeightsError, match=r"among: down\.weight$"):
+        goods.renew(changed)
+    with changing(goods) as changed:
+        reload(model, Model(3))
+    assert held(goods.renew(changed)) == contents(Model(3))
+
+
+def test_layers_that_have_exchanged_their_memory_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    goods = goods_of(model)
+    first, second = (layer.weight for layer in model.children())
+    with changing(goods) as changed:
+        first.data, second.data = second.data, first.data
+    with pytest.raises(WeightsError, match=r"0\.weight, 1\.weight"):
+        goods.renew(changed)
+
+
+class Untouched(Kernels):
+    """vLLM's experts on a CPU: after a reload in place they hold the checkpoint's own form."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        if not hasattr(layer, "packed"):
+            super().process_weights_after_loading(layer)
+        layer.packed = True  # type: ignore[assignment]
+
+
+def test_kernels_that_got_the_original_as_it_is_are_refused() -> None:
+    model = Model(1)
+    model.up.quant_method = Untouched()
+    goods = goods_of(model)
+    with changing(goods) as changed:
+        reload(model, Model(2))
+    with pytest.raises(WeightsError, match=r"among: up\.weight$"):
+        goods.renew(changed)
+
+
+class Stale(Kernels):
+    """Packs what it is given once, and keeps that ever after."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        if not hasattr(layer, "packed"):
+            layer.packed = layer.get_parameter("weight").detach().clone()
+        layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+def test_kernels_that_keep_what_they_had_are_refused() -> None:
+    model = Model(1)
+    model.up.quant_method = Stale()
+    goods = goods_of(model)
+    with changing(goods) as changed:
+        model.up.weight = nn.Parameter(Model(2).up.weight.detach(), requires_grad=False)
+        model.up.quant_method.process_weights_after_loading(model.up)
+    with pytest.raises(WeightsError, match=r"among: up\.weight$"):
+        goods.renew(changed)
+
+
+class Beside(Kernels):
+    """Leaves a weight where it is, and packs a copy of it for products."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        layer.packed = layer.get_parameter("weight").detach().flip(0)
+
+
+def beside() -> Model:
+    model = Model(1)
+    model.up.quant_method = Beside()
+    return model
+
+
+def test_a_copy_that_was_not_made_anew_is_found() -> None:
+    # As `model.load_weights` in a worker function does it: no post-processing follows.
+    model = beside()
+    goods = goods_of(model)
+    with changing(goods) as changed:
+        model.up.weight.data.mul_(2)
+    with pytest.raises(WeightsError, match=r"among: up$"):
+        goods.renew(changed)
+
+
+def test_a_copy_that_was_made_anew_is_good() -> None:
+    model = beside()
+    goods = goods_of(model)
+    with changing(goods) as changed:
+        model.up.weight.data.mul_(2)
+        model.up.quant_method.process_weights_after_loading(model.up)
+    assert held(goods.renew(changed))["up.weight"] == bytes_of(model.up.weight)
+
+
+def test_a_table_that_was_changed_is_never_offered_again() -> None:
+    model = Model(1)
+    model.register_buffer("table", torch.rand(16), persistent=False)
+    goods = goods_of(model)
+    for _ in range(2):
+        with changing(goods) as changed:
+            model.get_buffer("table").mul_(2)
+        with pytest.raises(WeightsError, match=r"among: table$"):
+            goods.renew(changed)
+
+
+def test_what_a_failed_change_has_processed_counts_for_nothing() -> None:
+    model = Model(1)
+    goods = goods_of(model)
+    with changing(goods) as changed:
+        reload(model.up, Model(2).up)
+    changed.originals.clear()
+    changed.processed.clear()
+    with pytest.raises(WeightsError, match=r"among: up\.weight$"):
+        goods.renew(changed)

@@ -1,0 +1,127 @@
+"""Where an engine has its tensors registered. Law: looked at without reading a byte of them.
+
+Rebinding (`p.data = ...`) shows in the address, writing in place in torch's version counter. What
+is written through `p.data` shows in neither: for that bytes have to be compared.
+"""
+
+import weakref
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Key: TypeAlias = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
+"""Where a tensor is, and its geometry."""
+
+
+def key_of(tensor: Tensor) -> Key:
+    """Where a tensor is, and its geometry."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Where the memory begins that a tensor is a part of."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written in place, as far as torch counts: not through `p.data`."""
+    return -1 if tensor.is_inference() else tensor._version  # noqa: SLF001 - torch's own name
+
+
+@dataclass(slots=True)
+class Place:
+    """A parameter or buffer of the engine: where it is registered, and what was found there."""
+
+    name: str
+    module: "weakref.ref[nn.Module]"
+    attribute: str
+    key: Key
+    version: int
+
+    def find(self) -> Tensor | None:
+        """The tensor that is registered there now."""
+        module = self.module()
+        if module is None:
+            return None
+        own = module._parameters.get(self.attribute)  # noqa: SLF001 - of this module alone
+        return own if own is not None else module._buffers.get(self.attribute)  # noqa: SLF001
+
+    def change(self) -> str:
+        """What happened to the tensor, or ''."""
+        tensor = self.find()
+        if tensor is None:
+            return f"{self.name} is no longer part of the model"
+        if key_of(tensor) != self.key:
+            return f"{self.name} was put into other memory"
+        if version_of(tensor) != self.version:
+            return f"{self.name} was written in place"
+        return ""
+
+    def forgive(self) -> None:
+        """Take writes as they are: the bytes are compared instead."""
+        tensor = self.find()
+        if tensor is not None:
+            self.version = version_of(tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A module and where it hangs; an adapter may have been wrapped around it."""
+
+    name: str
+    parent: "weakref.ref[nn.Module]"
+    attribute: str
+    child: "weakref.ref[nn.Module]"
+
+    def change(self) -> str:
+        """What happened to the module, or ''."""
+        parent, child = self.parent(), self.child()
+        now = None if parent is None else parent._modules.get(self.attribute)  # noqa: SLF001
+        if child is None or (now is not child and getattr(now, "base_layer", None) is not child):
+            return f"the module {self.name} was replaced"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """All of one model."""
+
+    links: list[Link]
+    places: list[Place]
+
+    def change(self) -> str:
+        """What happened to one of them, or ''."""
+        for check in chain[Link | Place](self.links, self.places):
+            try:
+                if why := check.change():
+                    return why
+            except RuntimeError:  # it has no memory any more
+                return f"{check.name} cannot be looked at any more"
+        return ""
+
+    def forgive(self) -> None:
+        """Take writes as they are."""
+        for place in self.places:
+            place.forgive()
+
+
+def registered(model: nn.Module) -> Places:
+    """The modules, parameters and buffers of a model now."""
+    found = Places([], [])
+    for name, module in model.named_modules():
+        at, dot = weakref.ref(module), f"{name}." if name else ""
+        found.links.extend(
+            Link(dot + key, at, key, weakref.ref(child))
+            for key, child in module._modules.items()  # noqa: SLF001 - of this module alone
+            if child is not None
+        )
+        own = {**module._parameters, **module._buffers}  # noqa: SLF001 - as above
+        found.places.extend(
+            Place(dot + key, at, key, key_of(tensor), version_of(tensor))
+            for key, tensor in own.items()
+            if tensor is not None
+        )
+    return found
