@@ -5,34 +5,35 @@ the draft's.
 """
 
 import contextlib
-import errno
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from torch import nn
 
-from netloader.config import Endpoint
 from netloader.errors import NetloaderError
 from netloader.io.background import in_background
 from netloader.io.device import CPU
 from netloader.io.forks import only_here
-from netloader.io.listener import EVERY_ADDRESS, Listener, bind
 from netloader.io.publication import Publication, Shelf
 from netloader.io.server import ServerOptions, publish
 from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, address, warmup
 from netloader.vllm_plugin.goods import Goods
-from netloader.vllm_plugin.holder import holder_of
+from netloader.vllm_plugin.port import (
+    FIRST_PORT,
+    LAST_PORT,
+    OpenPort,
+    address_file,
+    in_range,
+    tell_failed,
+)
 from netloader.vllm_plugin.settings import Settings
 from netloader.vllm_plugin.vigil import NotOnOfferError, Vigil
 
-FIRST_PORT, LAST_PORT = 1024, 65535
 EVICT_S = 10.0
 """How long a change of the weights waits, beyond the stall deadline, for clients to be gone."""
 RESTART = "reload the weights from a checkpoint, or restart this instance, to serve again"
@@ -57,8 +58,7 @@ class Shop:
         """The roles of which a method that is watched changes the weights now."""
         self._returning: dict[str, Publication] = {}
         self._shelf: Shelf | None = None
-        self._listener: Listener | None = None
-        self._close: Callable[[], None] = lambda: None
+        self._port: OpenPort | None = None
         self._lock = threading.RLock()
 
     @property
@@ -102,21 +102,21 @@ class Shop:
         """Offer nothing of a role, and wait until nobody reads its memory."""
         with self._lock:
             here = (self._on_shelf(role), self._returning.pop(role, None))
-            listener = self._listener
+            port = self._port
             self._fenced.add(role)
         for publication in filter(None, here):
             with self._guarded():
-                self._evict(listener, publication, why)
+                self._evict(port, publication, why)
         goods = self._goods.get(role)
         if goods is not None:
             goods.witness.pause()
 
-    def _evict(self, listener: Listener | None, publication: Publication, why: str) -> None:
-        if listener is None:
+    def _evict(self, port: OpenPort | None, publication: Publication, why: str) -> None:
+        if port is None:
             return
         timeout_s = self.settings.deadlines.stall_s + EVICT_S
         told = not publication.withdrawn
-        quiet = listener.evict(publication, why, timeout_s)
+        quiet = port.listener.evict(publication, why, timeout_s)
         fields = {"netloader.role": publication.offering.role, "netloader.detail": why}
         if told:
             emit(self._logger, "netloader.server.withdrawn", fields)
@@ -283,9 +283,9 @@ class Shop:
             for publication in (self._on_shelf(role), self._returning.pop(role, None)):
                 if publication is not None and not publication.withdrawn:
                     publication.withdraw("the model is gone")
-            if not self._goods and self._listener is not None:
-                self._close()
-                self._listener = self._shelf = None
+            if not self._goods and self._port is not None:
+                self._port.close()
+                self._port = self._shelf = None
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -321,37 +321,21 @@ class Shop:
         if self._shelf is not None:
             self._shelf.put(publication)
             return True
-        host = self.settings.listen_host or ""  # other hosts are the point: every address
-        port = self._port()
         shelf = Shelf((publication,))
         try:
-            listener = Listener(bind(host, port), shelf, self.settings.deadlines, self._logger)
-        except (OSError, RuntimeError) as error:  # the port, or no descriptor or thread is left
-            self._tell_failed(host, port, error)
+            self._port = OpenPort(self.settings, self.rank, shelf, self._logger)
+        except (OSError, RuntimeError) as error:
+            tell_failed(self.settings, self.rank, error, self._logger)
             return False
-        self._shelf, self._listener = shelf, listener
-        told = address.told(listener.endpoint)
-        file = self._write_address(told)
-        self._close = partial(_close, listener, file, str(told))
+        self._shelf = shelf
         return True
 
-    def _tell_failed(self, host: str, port: int, error: OSError | RuntimeError) -> None:
-        fields = {
-            "network.local.address": host or EVERY_ADDRESS,
-            "network.local.port": port,
-            "netloader.detail": getattr(error, "strerror", None) or str(error),
-            "netloader.remedy": "choose another LISTEN_PORT, or leave it out for a free one",
-        }
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            fields["netloader.holder"] = holder_of(port) or "not seen from here"
-        emit(self._logger, "netloader.listener.failed", fields)
-
     def _tell(self, goods: Goods, publication: Publication) -> None:
-        if self._listener is None:
+        if self._port is None:
             return
         manifest = publication.offering.manifest
         fields = {
-            "netloader.endpoint": str(address.told(self._listener.endpoint) or address.UNKNOWN),
+            "netloader.endpoint": str(self._port.told or address.UNKNOWN),
             "netloader.rank": self.rank,
             "netloader.role": goods.role,
             "netloader.layout": goods.layout,
@@ -362,18 +346,6 @@ class Shop:
             "netloader.manifest.digest": manifest.digest,
         }
         emit(self._logger, "netloader.server.offered", fields)
-
-    def _port(self) -> int:
-        return 0 if self.settings.listen_port is None else self.settings.listen_port + self.rank
-
-    def _write_address(self, told: Endpoint | None) -> Path | None:
-        """Write `{OUTPUT_PREFIX}{RANK}.txt`; None when there is no such file."""
-        if told is None and self._listener is not None:
-            address.tell_unknown(self._listener.endpoint, self._logger)
-        target = _address_file(self.settings, self.rank)
-        if target is None or told is None:
-            return None
-        return target if address.write(target, told, self._logger) else None
 
 
 def role_of(publication: Publication) -> str:
@@ -400,25 +372,19 @@ def shop_for(settings: Settings, rank: int, role: str) -> Shop:
 
 def forget_address(settings: Settings, rank: int) -> None:
     """Take away the address file of an earlier start: whoever wrote it may have been killed."""
-    file = _address_file(settings, rank)
+    file = address_file(settings, rank)
     if file is not None:
         with contextlib.suppress(OSError):
             file.unlink()
 
 
-def _address_file(settings: Settings, rank: int) -> Path | None:
-    prefix = settings.output_prefix
-    return None if prefix is None else Path(f"{prefix}{rank}.txt")
-
-
 def wanted(settings: Settings, rank: int) -> bool:
     """Whether this rank is to open a listener; a port out of range means no, as the guide says."""
-    base = settings.listen_port
-    if base is None or (base >= FIRST_PORT and base + rank <= LAST_PORT):
+    if in_range(settings, rank):
         return True
     refuse(
         get_logger("server", LOG_BASE),
-        f"LISTEN_PORT {base} plus rank {rank} is outside {FIRST_PORT}-{LAST_PORT}",
+        f"LISTEN_PORT {settings.listen_port} plus rank {rank} is outside {FIRST_PORT}-{LAST_PORT}",
         "give a port inside that range, or leave LISTEN_PORT out for a free one",
     )
     return False
@@ -428,23 +394,3 @@ def refuse(logger: Logger, why: str, remedy: str) -> None:
     """Say why weights are not served, and what would help."""
     fields = {"netloader.detail": why, "netloader.remedy": remedy}
     emit(logger, "netloader.server.refused", fields)
-
-
-def _close(listener: Listener, address_file: Path | None, told: str) -> None:
-    """Stop serving. Runs from the garbage collector too, so it must not wait there."""
-    if address_file is not None:
-        with contextlib.suppress(OSError):
-            if address_file.read_text() == told:  # else a later instance has it now
-                _take_away(address_file, told)
-    threading.Thread(target=listener.close, name="netloader-close", daemon=True).start()
-
-
-def _take_away(file: Path, told: str) -> None:
-    """Remove our address file; one that a later instance has put in its place meanwhile stays."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    file.rename(aside)  # one step: what is read and removed now is nobody else's any more
-    try:
-        if aside.read_text() != told:
-            file.hardlink_to(aside)  # fails when there is a still later one: as it should
-    finally:
-        aside.unlink(missing_ok=True)

@@ -134,9 +134,9 @@ def shop() -> publish.Shop:
 
 def where() -> Endpoint:
     """Where this process serves."""
-    listener = shop()._listener
-    assert listener is not None
-    return listener.endpoint
+    port = shop()._port
+    assert port is not None
+    return port.listener.endpoint
 
 
 def receive(
