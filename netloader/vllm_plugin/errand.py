@@ -12,10 +12,11 @@ from vllm.distributed import get_tp_group, get_world_group, parallel_state
 from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.io.client import Survey
-from netloader.io.weights import Named, named_tensors
+from netloader.io.weights import Named
 from netloader.log import Logger, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, loadstate, processed, publish
+from netloader.vllm_plugin import LOG_BASE, inventory, loadstate, processed, provenance, publish
 from netloader.vllm_plugin import identity as identities
+from netloader.vllm_plugin.inventory import Inventory
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
 
 
@@ -39,15 +40,20 @@ class Errand:
     """Whether this rank is to be a server itself, so that originals are kept and digested."""
     path: str
     """The checkpoint the model was configured with."""
+    filled: frozenset[str] = frozenset()
+    """Tensors outside parameters and buffers that the server's `load_weights` has filled."""
+    constructed: str = ""
+    """What the server says of how its model was constructed, see `provenance`."""
 
     @property
     def identity(self) -> Identity:
         """Ours, in the layout and with the state of the source."""
         return self.identify(self.layout, self.state)
 
-    def tensors(self, model: nn.Module) -> list[Named]:
-        """The raw tensors that travel."""
-        return [(name, t) for name, t in named_tensors(model) if name not in self.unfilled]
+    def tensors(self, model: nn.Module, found: Inventory | None = None) -> list[Named]:
+        """The raw tensors that travel; `found` is a walk over the model, if there was one."""
+        named = provenance.travelling(model, found or inventory.take(model), self.filled)
+        return [(name, tensor) for name, tensor in named if name not in self.unfilled]
 
 
 def errand_of(
@@ -81,10 +87,14 @@ def errand_of(
         sources=survey.sources,
         layout=_layout(facts, settings, vllm_config),
         state=_state(facts, logger),
-        unfilled=_unfilled(facts, logger) if role == identities.DRAFT else frozenset(),
+        unfilled=_names(identities.UNFILLED, facts, logger)
+        if role == identities.DRAFT
+        else frozenset(),
         identify=identify,
         serves=publish.wanted(settings, rank) and not _moving(vllm_config),
         path=str(model_config.model),
+        filled=_names(identities.FILLED, facts, logger),
+        constructed=facts.get(identities.CONSTRUCTED, ""),
     )
 
 
@@ -114,14 +124,15 @@ def _state(facts: Mapping[str, str], logger: Logger) -> loadstate.State:
         return loadstate.NOTHING
 
 
-def _unfilled(facts: Mapping[str, str], logger: Logger) -> frozenset[str]:
+def _names(fact: str, facts: Mapping[str, str], logger: Logger) -> frozenset[str]:
+    """A fact that is a list of names of tensors, as JSON."""
     try:
-        names = loads(facts.get(identities.UNFILLED, "[]"))
+        names = loads(facts.get(fact, "[]"))
     except (ValueError, RecursionError):
         names = None
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return frozenset(names)
-    detail = "the names of the parameters that no checkpoint fills are no list of names"
+    detail = f"the tensors that the source calls {fact} are no list of names"
     emit(logger, "netloader.source.odd", {"netloader.detail": detail})  # the manifests will differ
     return frozenset()
 

@@ -21,6 +21,7 @@ from netloader.vllm_plugin import LOG_BASE, publish, warmup
 from netloader.vllm_plugin.goods import Changed, watched
 from netloader.vllm_plugin.identity import DRAFT, TARGET
 from netloader.vllm_plugin.publish import Shop
+from netloader.vllm_plugin.standby import REFILLS
 
 Method = Callable[..., Any]
 
@@ -121,7 +122,8 @@ def install(worker_class: type) -> None:
 def _changing(method: Method, name: str) -> Method:
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        with _change(CHANGES[name], f"{name} changes the weights"):
+        why = f"{name} changes the weights"
+        with REFILLS.around(), _change(CHANGES[name], why):
             return method(worker, *args, **kwargs)
 
     return fenced

@@ -44,6 +44,11 @@ STATE = "load_state"
 """The fact that carries what the server's `load_weights` left behind, see `loadstate`."""
 UNFILLED = "unfilled"
 """The fact that names, as a JSON list, the parameters of a draft that no checkpoint fills."""
+FILLED = "filled"
+"""The fact that names, as a JSON list, the tensors outside parameters and persistent buffers that
+the server's `load_weights` has filled."""
+CONSTRUCTED = "constructed"
+"""The fact that says what else the server's model was constructed to hold, see `provenance`."""
 
 
 def role_of(model_config: ModelConfig) -> str:

@@ -6,8 +6,10 @@ reads settings. The shared LoadConfig is never changed.
 """
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,24 +23,38 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import Manifest
 from netloader.io.client import ClientOptions, Outcome, Survey, UnsafeError, fill, survey
 from netloader.io.transports import named as transport_named
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, fence, loadstate, processed, publish, ranks
-from netloader.vllm_plugin.display import bar, table_of, tell_differences
+from netloader.vllm_plugin import (
+    LOG_BASE,
+    fence,
+    inventory,
+    loadstate,
+    placeholders,
+    processed,
+    provenance,
+    publish,
+    ranks,
+)
+from netloader.vllm_plugin.display import (
+    bar,
+    settings_shown,
+    table_of,
+    tell_differences,
+    tell_fallback,
+)
 from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.layout import Backup
-from netloader.vllm_plugin.offer import Loaded, offer, read, reloadable, taken
-from netloader.vllm_plugin.reload import HandOver, beside, obstacle
+from netloader.vllm_plugin.offer import Loaded, identity_of, offer, read, reloadable, taken
+from netloader.vllm_plugin.reload import HandOver, Reloadable, beside, obstacle
 from netloader.vllm_plugin.settings import Settings
+from netloader.vllm_plugin.standby import REFILLS, offer_received
 from netloader.vllm_plugin.traces import Traces
 
 AUTO = "auto"
-PLACEHOLDERS = "dummy"
-"""vLLM's load format of random weights: it takes every layer through the steps of loading."""
 
 
 class NoWeightsError(NetloaderError):
@@ -53,15 +69,7 @@ class RebuildError(Exception):
         self.outcome = outcome
 
 
-@dataclass(frozen=True, slots=True)
-class _Reloadable:
-    """What a reload in place must know of the load before it."""
-
-    errand: Errand
-    manifest: Manifest
-
-
-_reloadable: WeakKeyDictionary[nn.Module, _Reloadable] = WeakKeyDictionary()
+_reloadable: WeakKeyDictionary[nn.Module, Reloadable] = WeakKeyDictionary()
 """vLLM makes a new loader for a reload, so the loaders share what they know of a model."""
 
 
@@ -93,7 +101,8 @@ class NetLoader(BaseModelLoader):
         model = self._build(errand, vllm_config, model_config, prefix)
         loaded, self._errand, self._loaded = self._loaded, None, None
         if loaded is not None and reloadable(loaded, model):
-            _reloadable[model] = _Reloadable(errand, loaded.manifest)
+            known = (loaded.manifest, loaded.constructed, loaded.placeholders)
+            _reloadable[model] = Reloadable(errand, *known)
         if loaded is not None and errand.serves:
             offer(model, errand, loaded, self._settings, model_config)
         return model
@@ -112,7 +121,7 @@ class NetLoader(BaseModelLoader):
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        self._tell_fallback(outcome)
+        tell_fallback(outcome, self._logger)
         self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
         self._errand = replace(errand, sources=(), ranks=(), layout=RAW)
         again: nn.Module = super().load_model(vllm_config, model_config, prefix)
@@ -143,10 +152,9 @@ class NetLoader(BaseModelLoader):
             return
         received, outcome = self._fill_raw(model, model_config, errand)
         if received and outcome is not None:
-            loadstate.adopt(errand.state, model)
             self._loaded = taken(errand, model, self._settings, outcome.progress)
         else:
-            self._tell_fallback(outcome)
+            tell_fallback(outcome, self._logger)
             loader = self._ordinary(outcome)
             self._loaded = read(loader, errand, model, model_config, self._settings)
 
@@ -167,10 +175,10 @@ class NetLoader(BaseModelLoader):
         outcome = None
         elsewhere = before is not None and before.errand.path != model_config.model
         if before and before.errand.sources and not elsewhere:
-            handed, outcome = self._receive_beside(model, before)
+            handed, outcome = self._receive_beside(model, before, model_config)
             if handed is not None:
                 return handed
-            self._tell_fallback(outcome)
+            tell_fallback(outcome, self._logger)
         named = elsewhere and self._settings.fallback is None
         ordinary = self._loader(AUTO, {}) if named else self._ordinary(outcome)
         if not hasattr(ordinary, "get_all_weights"):
@@ -196,22 +204,44 @@ class NetLoader(BaseModelLoader):
         online = any(map(loadstate.quantizes_while_loading, model.modules()))
         if online:
             self._placeholders(model, model_config)
-        fits = self._fits(errand, model)
-        named = errand.tensors(model)
-        backup = Backup(named)
-        outcome = self._receive(named, errand, lambda: errand.identity) if fits else None
+        found = inventory.take(model)
+        constructed = provenance.constructed(found)
+        outcome = None
+        named = errand.tensors(model, found)
+        backup = Backup(named), Backup(provenance.beyond_the_tree(model, named), sys.maxsize)
+        if self._fits(errand, model, constructed):
+            identity = partial(identity_of, errand, RAW, errand.state, constructed)
+            outcome = self._adopted(errand, model, self._receive(named, errand, identity))
         received = self._all_received(outcome, errand)
         if not received and online:
             raise RebuildError(outcome)
         if not received:
-            backup.restore()
+            for copies in backup:
+                copies.restore()
         return received, outcome
 
-    def _fits(self, errand: Errand, model: nn.Module) -> bool:
-        """Whether what the server's `load_weights` left behind can be left here as well."""
+    def _adopted(self, errand: Errand, model: nn.Module, outcome: Outcome | None) -> Outcome | None:
+        """Leave a model that was filled as the server's is otherwise; None when that failed."""
+        if outcome is not None and outcome.ok:
+            try:
+                loadstate.adopt(errand.state, model)
+            except loadstate.StateError as error:
+                emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
+                return None
+        return outcome
+
+    def _fits(
+        self, errand: Errand, model: nn.Module, constructed: Mapping[str, int] | None = None
+    ) -> bool:
+        """Whether what the server's `load_weights` left behind can be left here as well.
+
+        `constructed` is how our model was constructed, where that has to be the same.
+        """
         try:
             loadstate.check(errand.state, model)
-        except loadstate.StateError as error:
+            if constructed is not None:
+                provenance.check(errand.constructed, constructed)
+        except (loadstate.StateError, WeightsError) as error:
             emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
             return False
         return True
@@ -253,15 +283,22 @@ class NetLoader(BaseModelLoader):
         self._loaded = Loaded(errand.state)
 
     def _receive_beside(
-        self, model: nn.Module, before: _Reloadable
+        self, model: nn.Module, before: Reloadable, model_config: ModelConfig
     ) -> tuple[HandOver | None, Outcome | None]:
         """Receive raw weights beside a running model, to be reloaded in place."""
+        errand = before.errand
         device = next(model.parameters()).device
         named = beside(before.manifest, device)
-        outcome = self._receive(named, before.errand, lambda: before.errand.identity)
-        if self._all_received(outcome, before.errand):
-            return HandOver(model, named), outcome
-        return None, outcome
+        identity = partial(identity_of, errand, RAW, errand.state, before.constructed)
+        outcome = self._receive(named, errand, identity)
+        if not self._all_received(outcome, errand):
+            return None, outcome
+        if before.placeholders and errand.serves:
+            loaded = Loaded(errand.state, filled=errand.filled, constructed=before.constructed)
+            job = (model, errand, loaded, self._settings, model_config, named)
+            REFILLS.expect(partial(offer_received, *job))
+            _reloadable[model] = replace(before, placeholders=False)
+        return HandOver(model, named), outcome
 
     def _receive(
         self, named: Sequence[Named], errand: Errand, identity: Callable[[], Identity]
@@ -318,24 +355,11 @@ class NetLoader(BaseModelLoader):
 
     def _placeholders(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Take a model through the steps of loading, with weights that mean nothing."""
-        self._loader(PLACEHOLDERS, {}).load_weights(model, model_config)
+        self._loader(placeholders.DUMMY, {}).load_weights(model, model_config)
 
     def _loader(self, load_format: str, extra: dict[str, object]) -> BaseModelLoader:
         changes = {"load_format": load_format, "model_loader_extra_config": extra}
         return get_model_loader(replace_config(self.load_config, **changes))
-
-    def _tell_fallback(self, outcome: Outcome | None) -> None:
-        if outcome is None:
-            emit(self._logger, "netloader.loader.ordinary", {})
-            return
-        fields = {
-            "netloader.reason": outcome.reason.value,
-            "netloader.detail": outcome.history(),
-            "netloader.weights_dirty": outcome.weights_dirty,
-        }
-        if outcome.ok:
-            fields["netloader.detail"] = "this rank was filled, another rank of the instance not"
-        emit(self._logger, "netloader.fallback.engaged", fields)
 
     # -- settings --------------------------------------------------------------------------------
 
@@ -346,18 +370,7 @@ class NetLoader(BaseModelLoader):
                 configure_json(settings.log_json, base=LOG_BASE)
             except OSError as error:
                 raise ConfigError([f"LOG_JSON: cannot be written: {error.strerror}"]) from error
-        fields = {
-            "netloader.sources": sum(map(len, settings.sources.values())),
-            "netloader.transport": settings.transport,
-            "netloader.lanes": settings.lanes,
-            "netloader.layout": settings.layout.value,
-            "netloader.weight_cache": settings.weight_cache.value,
-            "netloader.int8_cache": settings.int8_cache.value,
-            "netloader.fallback": settings.fallback.load_format if settings.fallback else "never",
-            "netloader.max_clients": settings.max_clients,
-            "netloader.asks_for_proof": settings.token is not None,
-        }
-        emit(self._logger, "netloader.config.loaded", fields)
+        emit(self._logger, "netloader.config.loaded", settings_shown(settings))
 
     def _options(
         self,
