@@ -34,6 +34,10 @@ Scalar = bool | int | float | str
 LIVE = frozenset({"kv_cache"})
 """Attributes an engine binds after loading: what it computes, not what it was given."""
 
+LOADING = frozenset({"weight_loader", "_weight_loader"})
+"""Attributes of vLLM's parameters that only `load_weights` calls; the layer behind such a function
+may be one that the model does not use any more."""
+
 INTERNAL = frozenset(vars(nn.Module()))
 """torch's own bookkeeping in a module; parameters, buffers and submodules are taken by name."""
 
@@ -186,7 +190,8 @@ class _Walk:
         else:
             self.found.tensors[path] = tensor
         if fresh:
-            self._attributes(path, tensor, attributes_of(tensor))
+            own = attributes_of(tensor)
+            self._attributes(path, tensor, ((n, value) for n, value in own if n not in LOADING))
 
     def _attributes(self, path: str, holder: object, named: Iterable[tuple[str, object]]) -> None:
         prefix = f"{path}." if path else ""
