@@ -5,7 +5,7 @@ objects, in the closure of a function, or packed behind a C++ pointer. A path sa
 `a.b` is an attribute, `a[k]` an item of a container, `f(x)` what the function `f` holds on to.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
@@ -89,14 +89,15 @@ class Inventory:
     """Path to type of what may hold weights and cannot be read: C++ handles, odd tensors."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """What torch calls state: parameters wherever they hang, and the persistent buffers of every
-    module, in the tree of modules or not; tied ones under each of their names."""
+    module, in the tree of modules (tied ones under each of their names) or not."""
     places: dict[str, Place] = field(default_factory=dict)
 
 
 def take(model: nn.Module) -> Inventory:
     """Walk a model; equal models built the same way give equal paths in equal order.
 
-    A tensor is listed under its first path, a parameter or buffer under each of its names.
+    A tensor is listed under its first path, a parameter or buffer under each of its names in the
+    tree of modules.
     """
     walk = _Walk()
     walk.module("", model)
@@ -155,8 +156,9 @@ class _Walk:
     def module(self, path: str, root: nn.Module) -> None:
         """A module: first what it and its submodules own, then what hangs on their attributes."""
         named = list(root.named_modules(prefix=path, remove_duplicate=False))
+        again = frozenset(self._listed)
         for at, part in named:
-            self._own(at, part)
+            self._own(at, part, again)
         fresh = [(at, part) for at, part in named if id(part) not in self._seen]
         self._seen.update((id(part), part) for _, part in named)
         for at, part in fresh:
@@ -166,18 +168,16 @@ class _Walk:
                 for number, hook in enumerate(vars(part)[hooks].values()):
                     self._visit(f"{dot(at, hooks)}[{number}]", part, At.FIXED, number, hook)
 
-    def _own(self, path: str, part: nn.Module) -> None:
+    def _own(self, path: str, part: nn.Module, again: Container[int]) -> None:
+        """What a module itself owns; what is in `again` was listed, and is not listed once more."""
         self.found.places[dot(path, MODULE)] = Place(part, At.FIXED, MODULE, part)
-        for name, parameter in part._parameters.items():  # noqa: SLF001 - ordered, with duplicates
-            if parameter is not None:
-                self._tensor(dot(path, name), parameter)
-                self.found.state[dot(path, name)] = parameter
         passing = part._non_persistent_buffers_set  # noqa: SLF001 - torch has no public name for it
-        for name, buffer in part._buffers.items():  # noqa: SLF001 - as above
-            if buffer is not None:
-                self._tensor(dot(path, name), buffer)
+        own = (*part._parameters.items(), *part._buffers.items())  # noqa: SLF001 - with duplicates
+        for name, tensor in own:
+            if tensor is not None and id(tensor) not in again:
+                self._tensor(dot(path, name), tensor)
                 if name not in passing:
-                    self.found.state[dot(path, name)] = buffer
+                    self.found.state[dot(path, name)] = tensor
 
     def _tensor(self, path: str, tensor: Tensor) -> None:
         """List a tensor, and what hangs on it: some of vLLM's parameters carry others along."""

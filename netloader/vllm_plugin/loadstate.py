@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from netloader.errors import NetloaderError
 from netloader.vllm_plugin.inventory import (
@@ -71,7 +71,8 @@ class Marks:
             if _same(old, note) or inside(path, online):
                 continue
             place = now.places.get(path, _GONE)
-            if _settable(place) and (path in self._before or place.at is At.ATTRIBUTE):
+            fresh = place.at is At.ATTRIBUTE and not isinstance(place.holder, Tensor)
+            if _settable(place) and (path in self._before or fresh):
                 values[path] = copy.deepcopy(place.value)
             else:
                 unknown.append(path)

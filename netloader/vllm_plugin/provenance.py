@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from netloader.io.weights import Named, WeightsError, named_tensors
 from netloader.vllm_plugin import inventory, loadstate
-from netloader.vllm_plugin.inventory import Inventory, take
+from netloader.vllm_plugin.inventory import MODULE, Inventory, take
 from netloader.vllm_plugin.loadstate import State, inside, online_layers, outermost
 
 SHOWN = 5
@@ -77,7 +77,7 @@ class Built:
                 ),
                 *_named(
                     "load_weights leaves behind more than tensors and plain values",
-                    [p for p in outermost([*left]) if p not in hidden],
+                    _roots(outermost([*left - {*hidden}])),
                 ),
             ]
         )
@@ -94,6 +94,12 @@ def _named(what: str, paths: list[str]) -> Iterator[str]:
     if paths:
         more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
         yield f"{what}: {', '.join(paths[:SHOWN])}{more}"
+
+
+def _roots(paths: tuple[str, ...]) -> list[str]:
+    """Paths without those of what hangs on a module that is named itself."""
+    modules = [path.removesuffix(MODULE) for path in paths if path.endswith(f".{MODULE}")]
+    return [p for p in paths if p.endswith(MODULE) or not p.startswith((*modules,))]
 
 
 def _shapes(found: Inventory) -> dict[str, Shape]:

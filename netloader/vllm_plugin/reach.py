@@ -113,7 +113,7 @@ _CALLABLE = (
     classmethod,
     weakref.ref,
 )
-_READABLE = frozenset({"builtins", "collections", "functools"})
+_READABLE = frozenset({"builtins", "collections", "functools", "types"})
 """Modules whose classes of C have a content that is read here."""
 _HEAP_TYPE = 1 << 9
 """Of `type.__flags__`: made by a `class` statement (or, rarely, by C while it ran)."""
