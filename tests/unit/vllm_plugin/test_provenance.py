@@ -78,7 +78,7 @@ def test_a_tensor_that_changed_is_to_be_sent(
     act: Callable[[Any], object], filled: set[str]
 ) -> None:
     derived = derived_by(act)
-    assert (derived.values, derived.filled, derived.obstacle) == ({}, filled, "")
+    assert (dict(derived.values), set(derived.filled), derived.obstacle) == ({}, filled, "")
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_building_keeps_no_tensor_alive() -> None:
     model = Model()
     built = Built(model)
     place = model.plain.untyped_storage()
-    before = place._weak_ref()  # type: ignore[no-untyped-call]
+    before = place._weak_ref()
     model.plain = torch.ones(2)
     del place
-    assert torch.UntypedStorage._expired(before)  # type: ignore[attr-defined]
+    assert torch.UntypedStorage._expired(before)
     assert built.derived(model).filled == {"plain"}
 
 
