@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 
 from netloader.vllm_plugin.parity.engine import EngineError
@@ -18,11 +20,21 @@ from tests.e2e.zoo import dense
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PROMPTS = ((5, 6, 7, 8), (9, 10, 11))
-POOLING = {"runner": "pooling"}
+POOLING = {"runner": "pooling", "skip_tokenizer_init": False}
+"""vLLM's pooling engines want a tokenizer, whatever they are given."""
 
 
 def source(endpoint: str, **more: Any) -> dict[str, Any]:
     return {"SOURCE": [{"device_id": 0, "sources": [endpoint]}], **more}
+
+
+def with_tokenizer(folder: Path) -> Path:
+    """Add a tokenizer of 320 words."""
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(320)}, unk_token="w0"))
+    words.save(str(folder / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
+    return folder
 
 
 def sentence_transformer(folder: Path, seed: int, *, weights: bool = True) -> Path:
@@ -51,7 +63,7 @@ def sentence_transformer(folder: Path, seed: int, *, weights: bool = True) -> Pa
         "linear.bias": torch.randn(64, generator=chance),
     }
     save_file(tensors, projector / "model.safetensors")
-    return folder
+    return with_tokenizer(folder)
 
 
 def embed(worker: Any) -> list[list[float]]:
@@ -95,7 +107,7 @@ def test_a_classifier_whose_bias_is_made_while_it_loads_is_not_served(
     tensors = {n: t for n, t in made.tensors(1, torch.bfloat16).items() if "lm_head" not in n}
     tensors["score.weight"] = torch.randn(3, config["hidden_size"]).bfloat16()
     for name, served in (("plain", True), ("biased", False)):
-        folder = zoo.write(tmp_path / name, config, tensors)
+        folder = with_tokenizer(zoo.write(tmp_path / name, config, tensors))
         with nursery.engine(folder, {"OUTPUT_PREFIX": f"{tmp_path}/{name}-"}, **POOLING) as engine:
             said = "load_weights makes parameters that no client has: score.bias"
             assert (said in engine.log()) is not served
@@ -124,4 +136,3 @@ def test_placeholders_are_not_offered_until_a_reload_has_made_them_real(
             assert engine.generate() == expected
         with nursery.engine(bare, source(address.read_text(), FALLBACK="never")) as client:
             assert client.generate() == expected
-            assert client.held() == engine.held()
