@@ -29,6 +29,7 @@ from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
 from netloader.vllm_plugin import (
     LOG_BASE,
+    display,
     fence,
     inventory,
     loadstate,
@@ -37,13 +38,6 @@ from netloader.vllm_plugin import (
     provenance,
     publish,
     ranks,
-)
-from netloader.vllm_plugin.display import (
-    bar,
-    settings_shown,
-    table_of,
-    tell_differences,
-    tell_fallback,
 )
 from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET
@@ -121,7 +115,7 @@ class NetLoader(BaseModelLoader):
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        tell_fallback(outcome, self._logger)
+        display.tell_fallback(outcome, self._logger)
         self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
         self._errand = replace(errand, sources=(), ranks=(), layout=RAW)
         again: nn.Module = super().load_model(vllm_config, model_config, prefix)
@@ -154,7 +148,7 @@ class NetLoader(BaseModelLoader):
         if received and outcome is not None:
             self._loaded = taken(errand, model, self._settings, outcome.progress)
         else:
-            tell_fallback(outcome, self._logger)
+            display.tell_fallback(outcome, self._logger)
             loader = self._ordinary(outcome)
             self._loaded = read(loader, errand, model, model_config, self._settings)
 
@@ -178,7 +172,7 @@ class NetLoader(BaseModelLoader):
             handed, outcome = self._receive_beside(model, before, model_config)
             if handed is not None:
                 return handed
-            tell_fallback(outcome, self._logger)
+            display.tell_fallback(outcome, self._logger)
         named = elsewhere and self._settings.fallback is None
         ordinary = self._loader(AUTO, {}) if named else self._ordinary(outcome)
         if not hasattr(ordinary, "get_all_weights"):
@@ -310,7 +304,7 @@ class NetLoader(BaseModelLoader):
         """
         try:
             weights = Weights(named)
-            with bar(weights.manifest.nbytes, self._shows_progress(errand.rank)) as report:
+            with display.bar(weights.manifest.nbytes, self._shows_progress(errand.rank)) as report:
                 outcome = fill(weights, errand.sources, identity(), self._options(report))
         except UnsafeError:
             raise
@@ -320,7 +314,7 @@ class NetLoader(BaseModelLoader):
         except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
             emit(self._logger, "netloader.driver.error", exc_info=error)
             return None
-        tell_differences(outcome, self._logger)
+        display.tell_differences(outcome, self._logger)
         if outcome.ok:
             fields = {
                 "netloader.source": str(outcome.source),
@@ -349,7 +343,7 @@ class NetLoader(BaseModelLoader):
         fallback = self._settings.fallback
         if fallback is None:
             why = "no source is configured for this rank, or none fits this model"
-            history = outcome.history() + table_of(outcome) if outcome else why
+            history = outcome.history() + display.table_of(outcome) if outcome else why
             raise NoWeightsError(f"FALLBACK is never, and no source delivered: {history}")
         return self._loader(fallback.load_format, dict(fallback.extra))
 
@@ -370,7 +364,7 @@ class NetLoader(BaseModelLoader):
                 configure_json(settings.log_json, base=LOG_BASE)
             except OSError as error:
                 raise ConfigError([f"LOG_JSON: cannot be written: {error.strerror}"]) from error
-        emit(self._logger, "netloader.config.loaded", settings_shown(settings))
+        emit(self._logger, "netloader.config.loaded", display.settings_shown(settings))
 
     def _options(
         self,

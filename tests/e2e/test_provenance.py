@@ -20,7 +20,7 @@ from tests.e2e.zoo import dense
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PROMPTS = ((5, 6, 7, 8), (9, 10, 11))
-POOLING = {"runner": "pooling", "skip_tokenizer_init": False}
+POOLING: dict[str, Any] = {"runner": "pooling", "skip_tokenizer_init": False}
 """vLLM's pooling engines want a tokenizer, whatever they are given."""
 
 
@@ -88,7 +88,10 @@ def test_a_layer_that_vllm_reads_by_itself_is_its_servers(nursery: Nursery, tmp_
         extra = source((tmp_path / "a-0.txt").read_text(), FALLBACK="never")
         (expected,) = server.rpc(embed)
         assert len(expected[0]) == 64
-        limits = {"max_model_len": 64, "max_num_seqs": 3}  # buffers for work are shorter then
+        limits: dict[str, Any] = {
+            "max_model_len": 64,
+            "max_num_seqs": 3,
+        }  # buffers for work are shorter then
         with nursery.engine(other, extra, **POOLING, **limits) as client:
             assert client.rpc(embed) == [expected]
         with (
