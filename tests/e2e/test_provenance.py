@@ -91,7 +91,7 @@ def test_a_layer_that_vllm_reads_by_itself_is_its_servers(nursery: Nursery, tmp_
         limits: dict[str, Any] = {
             "max_model_len": 64,
             "max_num_seqs": 3,
-        }  # buffers for work are shorter then
+        }
         with nursery.engine(other, extra, **POOLING, **limits) as client:
             assert client.rpc(embed) == [expected]
         with (
