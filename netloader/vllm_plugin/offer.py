@@ -228,7 +228,10 @@ def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelCo
         role=errand.role,
         layout=RAW,
         identity=partial(errand.identify, RAW, loaded.state),
-        facts=facts_of(model_config, RAW, loaded.state, loaded.unfilled),
+        facts={
+            **facts_of(model_config, RAW, loaded.state, loaded.unfilled),
+            **errand.answers(),
+        },
         weights=kept.weights,
         renew=Originals(model, kept, loaded.snapshot.manifest).renew,
         owners=owners_of(model, kept),
@@ -255,7 +258,10 @@ def _processed(
         role=errand.role,
         layout=PROCESSED,
         identity=lambda: processed.sharpened(errand.identify(PROCESSED, loaded.state), kernels),
-        facts=facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
+        facts={
+            **facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
+            **errand.answers(),
+        },
         weights=weights,
         renew=partial(renew_processed, collect, weights.manifest),
     )

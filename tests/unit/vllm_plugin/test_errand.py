@@ -75,7 +75,8 @@ def told(
 
     def ask(asked: Sequence[Endpoint], known: Identity) -> Survey:
         assert known.hard["role"] == role
-        return Survey(Description(known, facts), tuple(reversed(asked)))
+        whole = Identity({**known.hard, "config.hidden_size": "8"})
+        return Survey(Description(whole, facts), tuple(reversed(asked)))
 
     return errand_of(vllm_config(device), model_config(role), options, ask, LOGGER)
 
@@ -145,7 +146,9 @@ ODD = ["{", "5", "null", "true", '"text"', "[" * 100_000, "9" * 5_000, "[1, null
 
 @pytest.mark.parametrize("role", [TARGET, DRAFT])
 @pytest.mark.parametrize("text", [*ODD, '{"a": 1}', "[]"])
-@pytest.mark.parametrize("fact", ["load_state", "unfilled", "layout", "untied_by_checkpoint"])
+@pytest.mark.parametrize(
+    "fact", ["load_state", "unfilled", "layout", "untied_by_checkpoint", "answers"]
+)
 def test_whatever_a_source_says_the_errand_is_made(fact: str, text: str, role: str) -> None:
     with capture() as lines:
         made = told({fact: text}, role)

@@ -51,7 +51,10 @@ def test_the_same_model_under_another_path_is_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"rope_theta": 500000.0}, "config"), ({"rms_norm_eps": 1e-6}, "config")],
+    [
+        ({"rope_theta": 500000.0}, "config.rope_parameters"),
+        ({"rms_norm_eps": 1e-6}, "config.rms_norm_eps"),
+    ],
 )
 def test_another_setting_of_the_model_is_another_model(
     tmp_path: Path, change: dict[str, Any], field: str
