@@ -201,7 +201,7 @@ class _Side:
 
 
 def _refusal(source: Endpoint, found: tuple[Difference, ...]) -> Attempt:
-    names = ", ".join(str(shown(difference.field)) for difference in found)
+    names = ", ".join(shown(difference.field).strip("'\"") for difference in found)
     return Attempt(source, Reason.IDENTITY_MISMATCH, f"differing: {names}", 0, {}, found)
 
 

@@ -194,7 +194,7 @@ class Files:
             found = [p + f.name for p, place in places for f in place.iterdir() if f.is_file()]
         except OSError:
             return []
-        return sorted(found)[:MAX_FILES]
+        return sorted(name for name in found if name.isprintable())[:MAX_FILES]
 
     def _digests(self, names: list[str]) -> dict[str, str]:
         found = {name: self.digest(name) for name in names}

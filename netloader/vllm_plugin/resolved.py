@@ -73,7 +73,8 @@ def config_entries(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _entries(value: Mapping[str, Any], path: str, depth: int) -> Iterator[tuple[str, str]]:
-    for key, item in value.items():
+    for name, item in value.items():
+        key = name if name.isprintable() else json.dumps(name)
         text = _words(item)
         if isinstance(item, Mapping) and len(text) > SHORT_CHARS and depth > 1:
             yield from _entries(item, f"{path}{key}.", depth - 1)
@@ -102,7 +103,7 @@ def _plain(value: Any) -> Any:
         return sorted(map(str, value))
     if isinstance(value, type) or callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__name__)}"
-    return str(value)
+    return type(value).__qualname__ if type(value).__repr__ is object.__repr__ else str(value)
 
 
 def _normal(value: Any) -> Any:
@@ -114,9 +115,11 @@ def _normal(value: Any) -> Any:
 
 
 def _some(prefix: str, holder: Any, names: tuple[str, ...]) -> dict[str, str]:
-    """The fields of these names that are set, so that absent ones need no default."""
+    """The fields of these names that are not vLLM's defaults, which differ between versions."""
+    usual = {f.name: f.default for f in fields(holder)} if is_dataclass(holder) else {}
     values = {name: getattr(holder, name, None) for name in names}
-    return {prefix + n: _short(_words(v)) for n, v in values.items() if v not in (None, False, {})}
+    given = {n: v for n, v in values.items() if v not in (None, {}) and v != usual.get(n)}
+    return {prefix + name: _short(_words(value)) for name, value in given.items()}
 
 
 def _pooling(model_config: Any) -> dict[str, str]:
@@ -125,18 +128,13 @@ def _pooling(model_config: Any) -> dict[str, str]:
         return {}
     names = tuple(f.name for f in fields(pooler) if f.name not in _NOT_POOLING)
     convert = getattr(model_config, "convert_type", None)
-    values = {POOLING + "convert": str(convert), **_some(POOLING, pooler, names)}
-    if getattr(pooler, "use_activation", None) is False:  # set, and not the same as not set
-        values[POOLING + "use_activation"] = "false"
-    return values
+    return {POOLING + "convert": str(convert), **_some(POOLING, pooler, names)}
 
 
 def _multimodal(config: Any) -> dict[str, str]:
     if config is None:
         return {}
     values = _some(MULTIMODAL, config, _MULTIMODAL)
-    if getattr(config, "mm_encoder_tp_mode", None) == "weights":  # vLLM's default
-        del values[MULTIMODAL + "mm_encoder_tp_mode"]
     limits = getattr(config, "limit_per_prompt", None) or {}
     off = sorted(name for name in limits if config.get_limit_per_prompt(name) == 0)
     if getattr(config, "language_model_only", False):
