@@ -103,7 +103,8 @@ def _plain(value: Any) -> Any:
         return sorted(map(str, value))
     if isinstance(value, type) or callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__name__)}"
-    return type(value).__qualname__ if type(value).__repr__ is object.__repr__ else str(value)
+    text = str(value)
+    return type(value).__qualname__ if " at 0x" in text else text
 
 
 def _normal(value: Any) -> Any:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from tests.e2e.engines import Engine, Nursery, free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-POOLING = {"runner": "pooling", "skip_tokenizer_init": False}
+POOLING: dict[str, Any] = {"runner": "pooling", "skip_tokenizer_init": False}
 MODULES = ("Transformer", "Pooling", "Dense")
 DENSE = {
     "in_features": 256,
@@ -75,12 +73,11 @@ def without(folder: Path, to: Path, *names: str) -> Path:
     return to
 
 
-@contextmanager
-def refused(nursery: Nursery, folder: Path, at: list[str], **options: Any) -> Iterator[list[str]]:
+def refused(nursery: Nursery, folder: Path, at: list[str], **options: Any) -> list[str]:
     """What a client says that is not filled; its table, row by row."""
     with pytest.raises(EngineError) as caught, nursery.engine(folder, only(at), **options):
         pass
-    yield str(caught.value).splitlines()
+    return str(caught.value).splitlines()
 
 
 def row_of(lines: list[str], field: str) -> str:
@@ -119,13 +116,13 @@ def test_a_folder_that_says_how_to_pool_is_needed(nursery: Nursery, tmp_path: Pa
     bare = without(full, tmp_path / "bare", "modules.json", "1_Pooling")
     whole = without(full, tmp_path / "whole")
     with serving(nursery, full, tmp_path, **POOLING) as (server, at):
-        with refused(nursery, bare, at, **POOLING) as lines:
-            row = row_of(lines, "pooling.seq_pooling_type")
-            assert "LAST" in row
-            assert "MEAN" in row
-            assert "1_Pooling" in row
-            assert "--pooler-config" in row
-            assert "copy modules.json" in row_of(lines, "file.modules.json")
+        lines = refused(nursery, bare, at, **POOLING)
+        row = row_of(lines, "pooling.seq_pooling_type")
+        assert "LAST" in row
+        assert "MEAN" in row
+        assert "1_Pooling" in row
+        assert "--pooler-config" in row
+        assert "copy modules.json" in row_of(lines, "file.modules.json")
         with nursery.engine(whole, only(at), **POOLING) as client:
             assert client.held() == server.held()
 
@@ -140,10 +137,10 @@ def test_weights_in_a_sub_folder_are_needed_and_must_be_the_same(
     mixed = without(other, tmp_path / "mixed")
     field = "file.2_Dense/model.safetensors"
     with serving(nursery, full, tmp_path, **POOLING) as (server, at):
-        with refused(nursery, lacking, at, **POOLING) as lines:
-            assert "copy 2_Dense/model.safetensors" in row_of(lines, field)
-        with refused(nursery, mixed, at, **POOLING) as lines:
-            assert "use the same revision" in row_of(lines, field)
+        lines = refused(nursery, lacking, at, **POOLING)
+        assert "copy 2_Dense/model.safetensors" in row_of(lines, field)
+        lines = refused(nursery, mixed, at, **POOLING)
+        assert "use the same revision" in row_of(lines, field)
         with nursery.engine(without(full, tmp_path / "same"), only(at), **POOLING) as client:
             assert client.held() == server.held()
 
@@ -154,13 +151,13 @@ def test_an_override_on_one_side_is_named_with_both_values(
     full = llama(tmp_path / "full")
     bare = without(full, tmp_path / "bare")
     with serving(nursery, full, tmp_path, hf_overrides={"rms_norm_eps": 0.25}) as (_, at):
-        with refused(nursery, bare, at) as lines:
-            row = row_of(lines, "config.rms_norm_eps")
-            assert "'0.25'" in row
-            assert "--hf-overrides of the source" in row
-        with refused(nursery, bare, at, hf_overrides={"rms_norm_eps": 0.5}) as lines:
-            assert "this side and the source" in row_of(lines, "config.rms_norm_eps")
-        same = {"hf_overrides": {"rms_norm_eps": 0.25}, "max_model_len": 64}
+        lines = refused(nursery, bare, at)
+        row = row_of(lines, "config.rms_norm_eps")
+        assert "'0.25'" in row
+        assert "--hf-overrides of the source" in row
+        lines = refused(nursery, bare, at, hf_overrides={"rms_norm_eps": 0.5})
+        assert "this side and the source" in row_of(lines, "config.rms_norm_eps")
+        same: dict[str, Any] = {"hf_overrides": {"rms_norm_eps": 0.25}, "max_model_len": 64}
         with nursery.engine(bare, only(at), **same) as client:
             assert "netloader.loader.received" in client.log()
 

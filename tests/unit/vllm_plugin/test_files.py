@@ -173,7 +173,7 @@ def test_two_models_are_watched_at_once_and_nothing_stays_behind(tmp_path: Path)
     with first.watching(), second.watching():
         (one / "a.txt").read_text()
         (two / "b.txt").read_text()
-    assert (first.read.keys(), second.read.keys()) == ({"a.txt"}, {"b.txt"})
+    assert [set(files.read) for files in (first, second)] == [{"a.txt"}, {"b.txt"}]
     assert torch.UntypedStorage.from_file == ordinary
     assert not WATCH._opened
     with first.watching():
