@@ -1,11 +1,11 @@
 """What people see: the settings, weights arriving, why a source was refused, what took over."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
-from netloader.config import shown
+from netloader.config import Endpoint, shown
 from netloader.fsm.identity import Difference
 from netloader.io.client import Outcome
 from netloader.log import Logger, emit
@@ -45,11 +45,19 @@ def _advance(progress: "tqdm[None]", done: int) -> None:
 def tell_differences(outcome: Outcome, logger: Logger) -> None:
     """Log one line for each field in which a source differs from this rank."""
     for attempt in outcome.attempts:
-        for difference in attempt.differences:
-            fields = dict(zip(HEAD, _cells(difference), strict=True))
-            where = {"netloader.source": str(attempt.source)}
-            named = {f"netloader.{name.replace(' ', '_')}": text for name, text in fields.items()}
-            emit(logger, "netloader.source.differs", {**where, **named})
+        _tell("netloader.source.differs", attempt.source, attempt.differences, logger)
+
+
+def tell_warnings(source: Endpoint, found: Iterable[Difference], logger: Logger) -> None:
+    """Log one line for each thing in which a source would answer otherwise."""
+    _tell("netloader.source.answers_differ", source, found, logger)
+
+
+def _tell(event: str, source: Endpoint, found: Iterable[Difference], logger: Logger) -> None:
+    for difference in found:
+        fields = dict(zip(HEAD, _cells(difference), strict=True))
+        named = {f"netloader.{name.replace(' ', '_')}": text for name, text in fields.items()}
+        emit(logger, event, {"netloader.source": str(source), **named})
 
 
 def table_of(outcome: Outcome) -> str:

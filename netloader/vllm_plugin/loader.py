@@ -15,16 +15,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from vllm.config import ModelConfig, VllmConfig
-from vllm.config import replace as replace_config
 from vllm.config.load import LoadConfig
-from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError
 from netloader.fsm.identity import Identity
 from netloader.io.client import ClientOptions, Outcome, Survey, UnsafeError, fill, survey
-from netloader.io.transports import named as transport_named
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
 from netloader.vllm_plugin import (
@@ -39,12 +36,12 @@ from netloader.vllm_plugin import (
     publish,
     ranks,
 )
+from netloader.vllm_plugin.checks import loader_of, settings_of
 from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.layout import Backup
 from netloader.vllm_plugin.offer import Loaded, identity_of, offer, read, reloadable, taken
 from netloader.vllm_plugin.reload import HandOver, Reloadable, beside, obstacle
-from netloader.vllm_plugin.settings import Settings
 from netloader.vllm_plugin.standby import REFILLS, offer_received
 from netloader.vllm_plugin.traces import Traces
 
@@ -72,12 +69,10 @@ class NetLoader(BaseModelLoader):
 
     def __init__(self, load_config: LoadConfig) -> None:
         super().__init__(load_config)
-        extra = load_config.model_loader_extra_config
-        self._settings = Settings.parse(extra)
+        self._settings = settings_of(load_config)
         self._logger = get_logger("client", LOG_BASE)
         self._errand: Errand | None = None
         self._loaded: Loaded | None = None
-        _check_transport(self._settings.transport)
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Fetch the checkpoint for the ordinary loader."""
@@ -90,6 +85,8 @@ class NetLoader(BaseModelLoader):
         self._start_logging()
         fence.install_in(vllm_config.parallel_config.worker_cls)
         errand = errand_of(vllm_config, model_config, self._settings, self._ask, self._logger)
+        if errand.refused and not errand.sources:
+            self._ordinary(errand.refused)  # FALLBACK `never` speaks up before a model is built
         if errand.role == TARGET:
             publish.forget_address(self._settings, errand.rank)
         model = self._build(errand, vllm_config, model_config, prefix)
@@ -118,14 +115,16 @@ class NetLoader(BaseModelLoader):
         display.tell_fallback(outcome, self._logger)
         self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
         self._errand = replace(errand, sources=(), ranks=(), layout=RAW)
-        again: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        with errand.building():
+            again: nn.Module = super().load_model(vllm_config, model_config, prefix)
         return again
 
     def _first(
         self, errand: Errand, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
     ) -> nn.Module:
         self._errand = errand
-        model: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        with errand.building():
+            model: nn.Module = super().load_model(vllm_config, model_config, prefix)
         if errand.layout == PROCESSED:
             self._receive_processed(model, errand)
         return model
@@ -141,6 +140,7 @@ class NetLoader(BaseModelLoader):
         if errand is None:  # in place, by whoever holds a loader and a model
             self._ordinary().load_weights(model, model_config)
             return
+        errand.files.built()
         if errand.layout == PROCESSED:
             self._prepare_processed(model, model_config, errand)
             return
@@ -194,7 +194,7 @@ class NetLoader(BaseModelLoader):
             RebuildError: layers that quantize while loading hold placeholders now.
         """
         if not errand.sources:
-            return self._all_received(None, errand), None
+            return self._all_received(None, errand), errand.refused
         online = any(map(loadstate.quantizes_while_loading, model.modules()))
         if online:
             self._placeholders(model, model_config)
@@ -323,6 +323,7 @@ class NetLoader(BaseModelLoader):
                 "netloader.role": errand.role,
                 "netloader.layout": errand.layout,
                 "netloader.transfer.bytes": outcome.nbytes,
+                "netloader.warnings": ", ".join(errand.warned) or "none",
             }
             emit(self._logger, "netloader.loader.received", fields)
         return outcome
@@ -352,8 +353,7 @@ class NetLoader(BaseModelLoader):
         self._loader(placeholders.DUMMY, {}).load_weights(model, model_config)
 
     def _loader(self, load_format: str, extra: dict[str, object]) -> BaseModelLoader:
-        changes = {"load_format": load_format, "model_loader_extra_config": extra}
-        return get_model_loader(replace_config(self.load_config, **changes))
+        return loader_of(self.load_config, load_format, extra)
 
     # -- settings --------------------------------------------------------------------------------
 
@@ -385,12 +385,3 @@ class NetLoader(BaseModelLoader):
     def _shows_progress(self, rank: int) -> bool:
         """As vLLM's own loaders: rank 0, unless the operator does not want it."""
         return bool(self.load_config.use_tqdm_on_load) and rank == 0
-
-
-def _check_transport(name: str) -> None:
-    if name == AUTO:
-        return
-    try:
-        transport_named(name)
-    except ValueError as error:
-        raise ConfigError([f"TRANSPORT: {error}"]) from error

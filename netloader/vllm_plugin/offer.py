@@ -277,6 +277,7 @@ def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelCo
             **facts_of(model_config, RAW, loaded.state, loaded.unfilled),
             FILLED: json.dumps(sorted(loaded.filled)),
             CONSTRUCTED: provenance.fact_of(loaded.constructed),
+            **errand.answers(),
         },
         weights=kept.weights,
         renew=Originals(model, kept, loaded.snapshot.manifest).renew,
@@ -312,7 +313,10 @@ def _processed(
         role=errand.role,
         layout=PROCESSED,
         identity=lambda: processed.sharpened(errand.identify(PROCESSED, loaded.state), kernels),
-        facts=facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
+        facts={
+            **facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
+            **errand.answers(),
+        },
         weights=weights,
         renew=partial(renew_processed, collect, weights.manifest),
     )
