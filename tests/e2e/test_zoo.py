@@ -35,6 +35,14 @@ def test_the_client_is_its_server_or_refuses(
         assert plan.refusal in row.refusal
 
 
+def test_the_answers_tell_a_head_that_hangs_outside_the_tree(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    (plan,) = (plan for plan in PLANS if plan.name == "qwen3 embedding, Dense")
+    row = examine(plan.case(tmp_path), nursery.start, tmp_path)
+    assert "pooler (answers)" in row.controls
+
+
 def test_the_comparison_notices_other_weights(nursery: Nursery, tmp_path: Path) -> None:
     """Engine B is given another checkpoint from disk: what a broken loader would come to."""
     made = dense.llama()

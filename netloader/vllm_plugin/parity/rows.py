@@ -107,7 +107,7 @@ class Row:
     drafts: bool | None = None
     """As many draft tokens were proposed and accepted."""
     controls: tuple[str, ...] = ()
-    """Which weights were falsified to see whether the oracle notices: it must, for each."""
+    """Which weights were falsified to see whether that is noticed, and by what: it must be."""
     unnoticed: tuple[str, ...] = ()
     """Those of `controls` that the oracle did not notice."""
     refusal: str = ""
@@ -158,15 +158,16 @@ def notices(role: str, before: Seen, after: Seen) -> bool:
     return bool(counting) and all(counting)
 
 
-def notices_part(part: str, before: Seen, after: Seen) -> bool:
-    """Whether an engine is told from the same one with one part of its target falsified.
+def told_by(part: str, before: Seen, after: Seen) -> str:
+    """What tells an engine from the same one with one part falsified: `answers`, `digests`, ''.
 
-    A part that can be read to the last byte may be told by its digests: not every tensor of a
-    checkpoint has a say in every answer. One that cannot must be told by the answers.
+    Not every tensor of a checkpoint has a say in every answer, so digests will do for a part that
+    can be read to the last byte. One that cannot must be told by the answers.
     """
     found = compare(before, after)
-    told = found["tensors"] is False and not sealed_in(part, before)
-    return told or found["answers"] is False
+    if found["answers"] is False:
+        return "answers"
+    return "digests" if found["tensors"] is False and not sealed_in(part, before) else ""
 
 
 def sealed_in(part: str, seen: Seen) -> bool:

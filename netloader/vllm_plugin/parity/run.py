@@ -16,9 +16,9 @@ from netloader.vllm_plugin.parity.rows import (
     Seen,
     compare,
     notices,
-    notices_part,
     parts,
     sealed_in,
+    told_by,
 )
 
 PROMPTS = ((5, 6, 7, 8), (9, 10, 11))
@@ -87,13 +87,13 @@ def _compared(row: Row, expected: Seen, client: Engine, case: Case) -> Row:
     noticed = dict(_falsified(seen, client, case))
     return replace(
         row,
-        controls=tuple(noticed),
-        unnoticed=tuple(control for control, found in noticed.items() if not found),
+        controls=tuple(f"{what} ({by})" if by else what for what, by in noticed.items()),
+        unnoticed=tuple(what for what, by in noticed.items() if not by),
     )
 
 
-def _falsified(seen: Seen, client: Engine, case: Case) -> Iterator[tuple[str, bool]]:
-    """The negative controls, each with whether it was noticed.
+def _falsified(seen: Seen, client: Engine, case: Case) -> Iterator[tuple[str, str]]:
+    """The negative controls, each with what told it, '' when nothing did.
 
     One part of the target after the other, each put right again: a part in which nothing changed
     was no control. Then whole models; the draft first: without a target nothing is accepted.
@@ -103,10 +103,10 @@ def _falsified(seen: Seen, client: Engine, case: Case) -> Iterator[tuple[str, bo
         after = look(client, case)
         client.tell(do="rpc", method=shift, args=(part, -1))
         if after.held != seen.held or after.said != seen.said or sealed_in(part, seen):
-            yield part, notices_part(part, seen, after)
+            yield part, told_by(part, seen, after)
     for role in sorted(seen.held[0]):
         client.tell(do="rpc", method=erase, args=(role,))
-        yield f"the whole {role}", notices(role, seen, look(client, case))
+        yield f"the whole {role}", seen.oracle if notices(role, seen, look(client, case)) else ""
 
 
 def look(engine: Engine, case: Case) -> Seen:

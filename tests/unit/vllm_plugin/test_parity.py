@@ -13,9 +13,9 @@ from netloader.vllm_plugin.parity.rows import (
     compare,
     legend,
     notices,
-    notices_part,
     parts,
     table,
+    told_by,
 )
 
 OPEN = Held({"a.weight": "d1", "b": "d2"}, {"scale": 1.0, "flag": True}, {}, {})
@@ -139,20 +139,20 @@ ELSEWHERE = replace(SEALED, sealed={"head.linear": "Handle"})
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "noticed"),
+    ("before", "after", "by"),
     [
-        (seen(), seen(replace(OPEN, tensors=ZEROED)), True),
-        (seen(), seen(tokens=[[0, 0]]), True),
-        (seen(), seen(), False),
-        (seen(SEALED), seen(replace(SEALED, tensors=ZEROED)), False),
-        (seen(SEALED), seen(SEALED, tokens=[[0, 0]]), True),
-        (seen(ELSEWHERE), seen(replace(ELSEWHERE, tensors=ZEROED)), True),
+        (seen(), seen(replace(OPEN, tensors=ZEROED)), "digests"),
+        (seen(), seen(replace(OPEN, tensors=ZEROED), tokens=[[0, 0]]), "answers"),
+        (seen(), seen(), ""),
+        (seen(SEALED), seen(replace(SEALED, tensors=ZEROED)), ""),
+        (seen(SEALED), seen(SEALED, tokens=[[0, 0]]), "answers"),
+        (seen(ELSEWHERE), seen(replace(ELSEWHERE, tensors=ZEROED)), "digests"),
     ],
 )
 def test_a_part_that_is_sealed_must_be_told_by_the_answers(
-    before: Seen, after: Seen, noticed: bool
+    before: Seen, after: Seen, by: str
 ) -> None:
-    assert notices_part("a", before, after) is noticed
+    assert told_by("a", before, after) == by
 
 
 def test_the_parts_of_a_model_are_what_its_paths_begin_with() -> None:

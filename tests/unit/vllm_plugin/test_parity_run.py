@@ -95,7 +95,7 @@ def test_a_case_becomes_a_row(case: Case, tmp_path: Path) -> None:
     found = examine(case, stage.start, tmp_path)
     assert (found.layout, found.nbytes, found.cached) == ("raw", 100, 7)
     assert (found.oracle, found.verdict) == ("tokens", "identical")
-    assert found.controls == ("a", "b", "the whole target")
+    assert found.controls == ("a (answers)", "b (answers)", "the whole target (tokens)")
     assert stage.shifted == 0
     (_, served, _), (bare, received, _) = stage.models
     assert [file.name for file in bare.iterdir()] == ["config.json"]
