@@ -241,15 +241,20 @@ PLANS = (
     _dense(
         "qwen3 embedding, Dense, client has config and tokenizer",
         client=pooled.bare,
+        refusal="2_Dense",
         verdicts=EITHER,
     ),
     _dense(
-        "qwen3 embedding, Dense of another revision", client=pooled.other_dense, verdicts=EITHER
+        "qwen3 embedding, Dense of another revision",
+        client=pooled.other_dense,
+        refusal="2_Dense",
+        verdicts=EITHER,
     ),
     Plan(
         "qwen3 embedding, Sentence-Transformers, client has config and tokenizer",
         partial(pooled.embedding, modules=("Pooling", "Normalize")),
         client=pooled.bare,
+        refusal="modules.json",
         verdicts=EITHER,
     ),
     Plan("qwen3 classifier", partial(pooled.classifier, bias="")),
