@@ -320,11 +320,18 @@ def test_the_command_says_which_engine_did_not_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(arguments: Any, log: Path, patience_s: float) -> Any:
-        raise EngineError(f"cannot load {arguments['model']} as {arguments['dtype']}")
+        why = f"cannot load {arguments['model']} as {arguments['dtype']}"
+        raise EngineError(why, "KeyError: 'x'\n" if log.parent.name == "l" else "")
 
     monkeypatch.setattr(command, "own_process", fails)
     assert command.main([str(tmp_path), "--dtype", "float32"]) == 1
-    assert f"cannot load {tmp_path} as float32" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"cannot load {tmp_path} as float32\nTo keep what the engines print" in said
+    assert command.main([str(tmp_path), "--dtype", "float32", "--logs", str(tmp_path / "l")]) == 1
+    said = capsys.readouterr().err
+    assert "The first error in the engine's log: KeyError: 'x'" in said
+    assert f"What the engines printed is in {tmp_path / 'l'}." in said
+    assert (tmp_path / "l").is_dir()
 
 
 @pytest.mark.parametrize(
