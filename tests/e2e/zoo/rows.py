@@ -30,23 +30,22 @@ Build = Callable[[Path], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A row to be: its verdict is one of `verdicts`, and a refusal says `refusal`."""
+    """A row to be: identical, or refused when there is a `refusal`, which says that."""
 
     name: str
     build: Build
     extra: Mapping[str, Any] = field(default_factory=dict)
     tokens: int = 4
     refusal: str = ""
-    verdicts: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     """Packages that are in `requirements/media.txt`."""
     client: Callable[[Path], Path] | None = None
     """Makes the client's folder from the folder of the row, when it is no copy without weights."""
 
     @property
-    def allowed(self) -> tuple[str, ...]:
-        """The verdicts that are right."""
-        return self.verdicts or (("refused",) if self.refusal else ("identical",))
+    def verdict(self) -> str:
+        """The verdict that is right."""
+        return "refused" if self.refusal else "identical"
 
     def case(self, folder: Path) -> Case:
         """Write the checkpoint, and say what is to be compared."""
@@ -154,9 +153,6 @@ KEPT = {"INT8_CACHE": "dram"}
 NOT_KEPT = {"WEIGHT_CACHE": "no"}
 GONE = "parameters were replaced"
 
-EITHER = ("identical", "refused")
-"""For what a client reads beside its weights: it has the server's answers, or it does not start."""
-
 PLANS = (
     _recipe(dense.llama),
     _recipe(dense.llama, dtype="float16"),
@@ -242,29 +238,25 @@ PLANS = (
         "qwen3 embedding, Dense, client has config and tokenizer",
         client=pooled.bare,
         refusal="2_Dense",
-        verdicts=EITHER,
     ),
     _dense(
         "qwen3 embedding, Dense of another revision",
         client=pooled.other_dense,
         refusal="2_Dense",
-        verdicts=EITHER,
     ),
     Plan(
         "qwen3 embedding, Sentence-Transformers, client has config and tokenizer",
         partial(pooled.embedding, modules=("Pooling", "Normalize")),
         client=pooled.bare,
         refusal="modules.json",
-        verdicts=EITHER,
     ),
     Plan("qwen3 classifier", partial(pooled.classifier, bias="")),
     Plan(
         "qwen3 classifier, score.bias",
         partial(pooled.classifier, bias="yes"),
         refusal="score.bias",
-        verdicts=EITHER,
     ),
-    Plan("llama reranker", pooled.reranker, refusal="lm_head", verdicts=EITHER),
+    Plan("llama reranker", pooled.reranker, refusal="lm_head"),
     Plan("whisper", partial(media.media, build=media.whisper)),
     Plan("llava", partial(media.media, build=media.llava), needs=SEES),
     Plan("qwen2_vl", partial(media.media, build=media.qwen2_vl), needs=SEES),
