@@ -55,6 +55,9 @@ PIP_INSTALL  := $(PY) -m pip install -qq --disable-pip-version-check --no-deps
 # Only where Python has no venv module of its own.
 VIRTUALENV   := virtualenv==21.15.8
 
+# Beside the environment, see requirements/media.txt.
+MEDIA        := .cache/media
+
 # For vLLM, in the tests as in the demo: nothing is fetched from a hub or reported to one, engines
 # talk over loopback, and what vLLM learns about a model class (8 s each) is kept in the checkout.
 export HF_HUB_OFFLINE         := 1
@@ -89,7 +92,7 @@ demo: $(READY)  ## two real vLLM servers: the second starts from the weights of 
 	$(PY) -m demo.demo
 
 .PHONY: test
-test: lint  ## all checks, then all tests with their coverage
+test: lint $(MEDIA)/.installed  ## all checks, then all tests with their coverage
 	@$(SHELL_TOOLS)
 	$(WHY_NO_NPU)
 	rm -f .coverage .coverage.*
@@ -98,6 +101,13 @@ test: lint  ## all checks, then all tests with their coverage
 	say "pytest"
 	$(PY) -m pytest --cov --cov-append --cov-report=term-missing:skip-covered
 	[ -z "$$skipped" ] || echo "test-npu skipped: $$skipped"
+
+$(MEDIA)/.installed: requirements/media.txt $(READY)
+	@$(SHELL_TOOLS)
+	say "torchvision for tests, in $(MEDIA) (24 MB)"
+	rm -rf $(MEDIA)
+	$(PIP_INSTALL) --target $(MEDIA) -r $<
+	touch $@
 
 .PHONY: lint
 lint: $(READY)  ## ruff, mypy --strict and the import contracts

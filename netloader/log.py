@@ -65,6 +65,9 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
         "netloader.source.tried": _info("A client turns to a source."),
         "netloader.source.differs": _warning("A field in which a source is not this rank."),
+        "netloader.source.answers_differ": _warning(
+            "Same weights, but the source has other defaults or another handling of text."
+        ),
         "netloader.source.odd": _warning("What a source says or sends does not fit this model."),
         "netloader.source.waiting": _info("The source is busy and will be asked again."),
         "netloader.session.opened": _info_or_debug(

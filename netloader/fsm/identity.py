@@ -50,12 +50,21 @@ class Identity:
         return tuple(islice(unequal, MAX_DIFFERENCES))
 
 
-REMEDIES: Mapping[str, str] = {
+REMEDIES: Mapping[str, str] = {  # a name with a dot belongs to the group before the dot
     "model": "start both with the same MODEL, or point SOURCE at a server of this model",
     "checkpoint": "the checkpoints are different revisions; use the same one on both sides",
     "checkpoint_commit": "the two are different commits on the hub; pin --revision on both",
     "role": "the source has no model of this role; a draft is served by a server that uses one",
     "dtype": "start both with the same --dtype",
+    "quantization": "start both with the same --quantization, or on folders quantized alike",
+    "kv_cache_dtype": "start both with the same --kv-cache-dtype",
+    "config": "use the same config.json on both sides, and the same --hf-overrides",
+    "pooling": "use the same modules.json and 1_Pooling on both sides, or the same --pooler-config",
+    "multimodal": "start both with the same options for images, video and sound",
+    "multimodal.off": "start both with the same --limit-mm-per-prompt and --language-model-only",
+    "multimodal.mm_processor_kwargs": "start both with the same --mm-processor-kwargs",
+    "multimodal.media_io_kwargs": "start both with the same --media-io-kwargs",
+    "file": "both need the same file in the model's folder; copy it from the source's folder",
     "tensor_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
     "pipeline_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
     "data_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
@@ -66,11 +75,16 @@ REMEDIES: Mapping[str, str] = {
 }
 
 
+def remedy_for(name: str) -> str:
+    """What to do about a difference in a field: its own row, or that of its group before a dot."""
+    ordinary = "start both sides with the same setting"
+    return REMEDIES.get(name) or REMEDIES.get(name.partition(".")[0], ordinary)
+
+
 def _unequal(
     names: Iterable[str], mine: Mapping[str, str], theirs: Mapping[str, str]
 ) -> Iterator[Difference]:
     for name in names:
         a, b = mine.get(name, ABSENT), theirs.get(name, ABSENT)
         if a != b:
-            remedy = REMEDIES.get(name, "start both sides with the same setting")
-            yield Difference(name, a, b, remedy)
+            yield Difference(name, a, b, remedy_for(name))

@@ -1,14 +1,15 @@
-"""What people see: weights arriving, and why a source was refused."""
+"""What people see: the settings, weights arriving, why a source was refused, what took over."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
-from netloader.config import shown
+from netloader.config import Endpoint, shown
 from netloader.fsm.identity import Difference
 from netloader.io.client import Outcome
 from netloader.log import Logger, emit
+from netloader.vllm_plugin.settings import Settings
 
 BAR_FORMAT = (
     "{desc}: {percentage:3.0f}% Completed | {n_fmt}/{total_fmt} "
@@ -44,11 +45,19 @@ def _advance(progress: "tqdm[None]", done: int) -> None:
 def tell_differences(outcome: Outcome, logger: Logger) -> None:
     """Log one line for each field in which a source differs from this rank."""
     for attempt in outcome.attempts:
-        for difference in attempt.differences:
-            fields = dict(zip(HEAD, _cells(difference), strict=True))
-            where = {"netloader.source": str(attempt.source)}
-            named = {f"netloader.{name.replace(' ', '_')}": text for name, text in fields.items()}
-            emit(logger, "netloader.source.differs", {**where, **named})
+        _tell("netloader.source.differs", attempt.source, attempt.differences, logger)
+
+
+def tell_warnings(source: Endpoint, found: Iterable[Difference], logger: Logger) -> None:
+    """Log one line for each thing in which a source would answer otherwise."""
+    _tell("netloader.source.answers_differ", source, found, logger)
+
+
+def _tell(event: str, source: Endpoint, found: Iterable[Difference], logger: Logger) -> None:
+    for difference in found:
+        fields = dict(zip(HEAD, _cells(difference), strict=True))
+        named = {f"netloader.{name.replace(' ', '_')}": text for name, text in fields.items()}
+        emit(logger, event, {"netloader.source": str(source), **named})
 
 
 def table_of(outcome: Outcome) -> str:
@@ -68,3 +77,33 @@ def _cells(difference: Difference) -> tuple[str, str, str, str]:
     """One row; what a peer says is shown as it is in every message: quoted, and cut."""
     mine, theirs = str(shown(difference.mine)), str(shown(difference.theirs))
     return str(shown(difference.field)), mine, theirs, difference.remedy
+
+
+def tell_fallback(outcome: Outcome | None, logger: Logger) -> None:
+    """Log that the ordinary loader takes over, and why."""
+    if outcome is None:
+        emit(logger, "netloader.loader.ordinary", {})
+        return
+    fields = {
+        "netloader.reason": outcome.reason.value,
+        "netloader.detail": outcome.history(),
+        "netloader.weights_dirty": outcome.weights_dirty,
+    }
+    if outcome.ok:
+        fields["netloader.detail"] = "this rank was filled, another rank of the instance not"
+    emit(logger, "netloader.fallback.engaged", fields)
+
+
+def settings_shown(settings: Settings) -> dict[str, object]:
+    """The settings as a log line shows them."""
+    return {
+        "netloader.sources": sum(map(len, settings.sources.values())),
+        "netloader.transport": settings.transport,
+        "netloader.lanes": settings.lanes,
+        "netloader.layout": settings.layout.value,
+        "netloader.weight_cache": settings.weight_cache.value,
+        "netloader.int8_cache": settings.int8_cache.value,
+        "netloader.fallback": settings.fallback.load_format if settings.fallback else "never",
+        "netloader.max_clients": settings.max_clients,
+        "netloader.asks_for_proof": settings.token is not None,
+    }

@@ -1,7 +1,9 @@
 """What is to be done for one model, found out before it is built. Law: asked once, then fixed."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from json import loads
 
 import torch
@@ -9,13 +11,29 @@ from torch import nn
 from vllm.config import ModelConfig, VllmConfig
 from vllm.distributed import get_tp_group, get_world_group, parallel_state
 
-from netloader.config import Endpoint
-from netloader.fsm.identity import Identity
-from netloader.io.client import Attempt, Survey
-from netloader.io.weights import Named, named_tensors
+from netloader.config import Endpoint, shown
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import Progress
+from netloader.fsm.messages import Description
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
+from netloader.io.client import Attempt, Outcome, Survey
+from netloader.io.weights import Named
 from netloader.log import Logger, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, loadstate, processed, publish
+from netloader.vllm_plugin import (
+    LOG_BASE,
+    compare,
+    inventory,
+    loadstate,
+    processed,
+    provenance,
+    publish,
+    resolved,
+)
 from netloader.vllm_plugin import identity as identities
+from netloader.vllm_plugin.display import tell_differences, tell_warnings
+from netloader.vllm_plugin.files import Files
+from netloader.vllm_plugin.inventory import Inventory
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
 
 
@@ -41,15 +59,37 @@ class Errand:
     """The checkpoint the model was configured with."""
     silent: tuple[Attempt, ...] = ()
     """Attempts with sources that let a deadline pass when they were asked what they resolved."""
+    filled: frozenset[str] = frozenset()
+    """Tensors outside parameters and buffers that the server's `load_weights` has filled."""
+    constructed: str = ""
+    """What the server says of how its model was constructed, see `provenance`."""
+    files: Files = field(default_factory=lambda: Files(None))
+    """Those of the model's folder."""
+    answers: Callable[[], Mapping[str, str]] = dict
+    """The facts that change answers but no number of the model, for clients to be warned by."""
+    refused: Outcome | None = None
+    """The sources that are another model, if there are any; they are not among `sources`."""
+    warned: tuple[str, ...] = ()
+    """In what the first source would answer otherwise to the same request."""
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """While the model is built and loaded: what is read of its folder is noted until `built`.
+
+        Bytes that no source sends may come from there.
+        """
+        with self.files.watching():
+            yield
 
     @property
     def identity(self) -> Identity:
         """Ours, in the layout and with the state of the source."""
         return self.identify(self.layout, self.state)
 
-    def tensors(self, model: nn.Module) -> list[Named]:
-        """The raw tensors that travel."""
-        return [(name, t) for name, t in named_tensors(model) if name not in self.unfilled]
+    def tensors(self, model: nn.Module, found: Inventory | None = None) -> list[Named]:
+        """The raw tensors that travel; `found` is a walk over the model, if there was one."""
+        named = provenance.travelling(model, found or inventory.take(model), self.filled)
+        return [(name, tensor) for name, tensor in named if name not in self.unfilled]
 
 
 def errand_of(
@@ -62,20 +102,12 @@ def errand_of(
     """Ask the sources what they resolved, and have vLLM build the same parameters here."""
     rank = identities.rank(vllm_config.parallel_config)
     sources = tuple(settings.sources.get(rank, ()))
-    survey = Survey(None, sources)
     early = identities.known_early(model_config, settings.model)
-    if sources:
-        try:
-            survey = ask(sources, early)
-        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
-            emit(logger, "netloader.driver.error", exc_info=error)
+    side = _Side(vllm_config, model_config, early, Files.of(model_config), logger)
+    survey, refused = side.survey(sources, ask)
     facts = survey.description.facts if survey.description else {}
     identities.adopt(facts, model_config)
     role = identities.role_of(model_config)
-
-    def identify(layout: str, state: loadstate.State) -> Identity:
-        return identities.identity_of(vllm_config, model_config, early, layout, state)
-
     return Errand(
         role=role,
         rank=rank,
@@ -83,12 +115,116 @@ def errand_of(
         sources=survey.sources,
         layout=_layout(facts, settings, vllm_config),
         state=_state(facts, logger),
-        unfilled=_unfilled(facts, logger) if role == identities.DRAFT else frozenset(),
-        identify=identify,
+        unfilled=_names(identities.UNFILLED, facts, logger)
+        if role == identities.DRAFT
+        else frozenset(),
+        identify=partial(side.identity, survey.description),
         serves=publish.wanted(settings, rank) and not _moving(vllm_config),
         path=str(model_config.model),
         silent=survey.silent,
+        filled=_names(identities.FILLED, facts, logger),
+        constructed=facts.get(identities.CONSTRUCTED, ""),
+        files=side.files,
+        answers=side.answers,
+        refused=refused,
+        warned=side.warn(survey),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One side of a comparison: ours, before and after its model is built."""
+
+    vllm_config: VllmConfig
+    model_config: ModelConfig
+    early: Identity
+    files: Files
+    logger: Logger
+
+    def identity(
+        self,
+        description: Description | None,
+        layout: str,
+        state: loadstate.State,
+    ) -> Identity:
+        """Ours, with the files that count for the source that described itself."""
+        files = self.files.needed()
+        if description is not None:
+            told = compare.parse(description.facts.get(compare.ANSWERS, ""))
+            files = compare.files_for(self.files, description.identity, told)
+        return identities.identity_of(
+            self.vllm_config, self.model_config, self.early, layout, state, files
+        )
+
+    def survey(
+        self,
+        sources: tuple[Endpoint, ...],
+        ask: Callable[[Sequence[Endpoint], Identity], Survey],
+    ) -> tuple[Survey, Outcome | None]:
+        """Ask for a description until one fits; the sources that do not fit, with the reasons.
+
+        The config is compared here, not by the source: only this side can say what to do about it.
+        """
+        hard = self.early.hard.items()
+        asked = Identity({n: v for n, v in hard if not n.startswith(compare.GROUPS)})
+        refused: list[Attempt] = []
+        left, silent = sources, sources[:0]
+        survey = Survey(None, ())
+        try:
+            while left:
+                survey = ask(left, asked)
+                found = self._differences(survey.description) if survey.description else ()
+                if not found:
+                    break
+                other = survey.sources[0]
+                refused.append(_refusal(other, found))
+                place = left.index(other)
+                silent, left = (*silent, *left[:place]), left[place + 1 :]
+                survey = Survey(None, left)
+        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
+            emit(self.logger, "netloader.driver.error", exc_info=error)
+            survey = Survey(None, left)
+        survey = replace(survey, sources=(*survey.sources, *silent))
+        if not refused:
+            return survey, None
+        none = Progress()
+        outcome = Outcome(State.FALLBACK, Reason.NO_SOURCE, tuple(refused), 0, False, none)
+        tell_differences(outcome, self.logger)
+        return survey, outcome
+
+    def _differences(self, description: Description) -> tuple[Difference, ...]:
+        mine = self.identity(description, identities.RAW, loadstate.NOTHING)
+        told = compare.parse(description.facts.get(compare.ANSWERS, ""))
+        overridden = resolved.overridden(self.model_config)
+        return compare.differences(mine, description.identity, overridden, told)
+
+    def answers(self) -> Mapping[str, str]:
+        """The facts to tell clients; none when they cannot be found out."""
+        try:
+            return {compare.ANSWERS: compare.answers_of(self.model_config, self.files).render()}
+        except Exception as error:  # noqa: BLE001 - a warning less; the weights are right
+            emit(self.logger, "netloader.driver.error", exc_info=error)
+            return {}
+
+    def warn(self, survey: Survey) -> tuple[str, ...]:
+        """Log in what a source would answer otherwise to the same request; the names of that."""
+        facts = survey.description.facts if survey.description else {}
+        theirs = compare.parse(facts.get(compare.ANSWERS, ""))
+        if theirs is None:
+            return ()
+        try:
+            mine = compare.answers_of(self.model_config, self.files)
+        except Exception as error:  # noqa: BLE001 - a warning less; the weights are right
+            emit(self.logger, "netloader.driver.error", exc_info=error)
+            return ()
+        found = compare.warnings(mine, theirs)
+        tell_warnings(survey.sources[0], found, self.logger)
+        return tuple(difference.field for difference in found)
+
+
+def _refusal(source: Endpoint, found: tuple[Difference, ...]) -> Attempt:
+    names = ", ".join(shown(difference.field).strip("'\"") for difference in found)
+    return Attempt(source, Reason.IDENTITY_MISMATCH, f"differing: {names}", 0, {}, found)
 
 
 def _moving(vllm_config: VllmConfig) -> bool:
@@ -117,14 +253,15 @@ def _state(facts: Mapping[str, str], logger: Logger) -> loadstate.State:
         return loadstate.NOTHING
 
 
-def _unfilled(facts: Mapping[str, str], logger: Logger) -> frozenset[str]:
+def _names(fact: str, facts: Mapping[str, str], logger: Logger) -> frozenset[str]:
+    """A fact that is a list of names of tensors, as JSON."""
     try:
-        names = loads(facts.get(identities.UNFILLED, "[]"))
+        names = loads(facts.get(fact, "[]"))
     except (ValueError, RecursionError):
         names = None
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return frozenset(names)
-    detail = "the names of the parameters that no checkpoint fills are no list of names"
+    detail = f"the tensors that the source calls {fact} are no list of names"
     emit(logger, "netloader.source.odd", {"netloader.detail": detail})  # the manifests will differ
     return frozenset()
 

@@ -24,6 +24,7 @@ from netloader.vllm_plugin import LOG_BASE, publish, warmup
 from netloader.vllm_plugin.goods import KNOWN_S, Changed, watched
 from netloader.vllm_plugin.identity import DRAFT, TARGET
 from netloader.vllm_plugin.publish import Shop
+from netloader.vllm_plugin.standby import REFILLS
 
 Method = Callable[..., Any]
 
@@ -154,7 +155,8 @@ def _wrap(kind: type, wrappers: Mapping[str, Callable[[Method, str], Method]]) -
 def _changing(method: Method, name: str) -> Method:
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        with _change(CHANGES[name], f"{name} changes the weights"):
+        why = f"{name} changes the weights"
+        with REFILLS.around(), _change(CHANGES[name], why):
             return method(worker, *args, **kwargs)
 
     return fenced

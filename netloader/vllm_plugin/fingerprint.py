@@ -1,14 +1,18 @@
-"""What a checkpoint on disk is known by. Law: a few small reads, the same ones on every host.
+"""What the weight files on disk are known by. Law: a few small reads, the same ones on every host.
 
 The headers of its files (names, dtypes, shapes) are the same in every revision of a model, so some
 bytes are looked at. Another training run changes bytes everywhere, and a few places show it;
 somebody who edits a model may change one small tensor, so the first bytes of tensors are looked at
 as well: of every one, in checkpoints of up to TENSOR_SAMPLES of them.
+
+Each format and each sub-folder has a fingerprint of its own, so that two folders are compared in
+what both of them have.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,21 +21,106 @@ FILE_SAMPLES, FILE_SAMPLE_BYTES = 16, 4096
 TENSOR_SAMPLES, TENSOR_SAMPLE_BYTES = 4096, 256
 """Of a checkpoint, and how much of each: on network storage a read costs a millisecond."""
 MAX_HEADER_BYTES = 1 << 27
+MAX_FOLDERS = 32
+"""As many sub-folders as are looked into, in the order of their names."""
+
+SAFETENSORS = "safetensors"
+FORMATS = {
+    SAFETENSORS: ("*.safetensors",),
+    "bin": ("*.bin",),
+    "pt": ("*.pt", "*.pth"),
+    "gguf": ("*.gguf",),
+}
+"""The formats of weights that vLLM reads, and their files."""
+LEFTOVERS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
+"""What training leaves behind beside weights."""
+OTHER_RUNTIMES = ("onnx", "openvino", "coreml", "runs", "checkpoint-*", ".*", "__pycache__")
+"""Sub-folders that hold nothing for vLLM."""
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 (first 16 hex digits) over the safetensors files of a folder; '' without any.
+    """SHA-256 (first 16 hex digits) over the safetensors files of a folder; '' without all of them.
 
     Headers count whole, contents by sample. Format: https://github.com/huggingface/safetensors.
     """
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return _sampled(_files(folder, SAFETENSORS)) if folder.is_dir() else ""
+
+
+def fingerprints(path: Path) -> dict[str, str]:
+    """The fingerprint of every format and sub-folder: `checkpoint`, `checkpoint_bin.2_Dense`.
+
+    `path` is a model's folder, or the one file of a GGUF model.
+    """
+    if path.is_file():
+        return {"checkpoint_gguf": _sampled([path])} if path.suffix == ".gguf" else {}
+    if not path.is_dir():
+        return {}
+    found = {}
+    for name, folder in [("", path), *((f".{sub.name}", sub) for sub in subfolders(path))]:
+        for form in FORMATS:
+            if sample := _sampled(_files(folder, form)):
+                field = "checkpoint" if form == SAFETENSORS else f"checkpoint_{form}"
+                found[field + name] = sample
+    return found
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The sub-folders that may hold something for vLLM, the first few of them."""
+    found = sorted(sub for sub in folder.iterdir() if sub.is_dir())
+    return [f for f in found if not _matches(f.name, OTHER_RUNTIMES)][:MAX_FOLDERS]
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights."""
+    return any(_matches(name, patterns) for patterns in FORMATS.values())
+
+
+def sample_of(file: Path) -> str:
+    """The fingerprint of one file."""
+    return _sampled([file])
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _files(folder: Path, form: str) -> list[Path]:
+    """The weight files of one format that vLLM would read; none when an index names a missing one.
+
+    As in vLLM an index says which files count. A folder that holds some of them is a download that
+    has not ended, or a client's, and its fingerprint would say nothing.
+    """
+    found = [f for p in FORMATS[form] for f in folder.glob(p) if not _matches(f.name, LEFTOVERS)]
+    if form == SAFETENSORS:
+        sharded = [f for f in found if not f.name.startswith("consolidated")]
+        found = sharded or found
+    if named := _indexed(folder, form):
+        found = named if all(file.is_file() for file in named) else []
+    return sorted(found)
+
+
+def _indexed(folder: Path, form: str) -> list[Path]:
+    stem = {SAFETENSORS: "model.safetensors", "bin": "pytorch_model.bin"}.get(form)
+    index = folder / f"{stem}.index.json"
+    if stem is None or not index.is_file():
+        return []
+    try:
+        names = json.loads(index.read_text())["weight_map"].values()
+        return [folder / str(name) for name in {*names}]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return []  # the loader will say so
+
+
+def _sampled(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         with file.open("rb", buffering=0) as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = _exactly(stream, min(length, MAX_HEADER_BYTES))
-            digest.update(header)
+            length, header = 0, b""
+            if file.suffix == ".safetensors":
+                length = int.from_bytes(stream.read(8), "little")
+                header = _exactly(stream, min(length, MAX_HEADER_BYTES))
+                digest.update(header)
             for part in range(FILE_SAMPLES):
                 stream.seek(size * part // FILE_SAMPLES)
                 digest.update(_exactly(stream, FILE_SAMPLE_BYTES))

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,23 +20,17 @@ from vllm.distributed import (
 from vllm.platforms import current_platform
 
 from netloader.fsm.identity import Identity
-from netloader.vllm_plugin import compat, loadstate
-from netloader.vllm_plugin.fingerprint import fingerprint
+from netloader.vllm_plugin import compat, loadstate, resolved
+from netloader.vllm_plugin.files import folder_of
+from netloader.vllm_plugin.fingerprint import fingerprints
 
 TARGET, DRAFT = "target", "draft"
 RAW, PROCESSED = "raw", "processed"
 
-VOLATILE = frozenset(
-    {
-        "_commit_hash",
-        "_name_or_path",
-        "dtype",
-        "tie_word_embeddings",
-        "torch_dtype",
-        "transformers_version",
-    }
-)
-"""Keys of a Hugging Face config that differ between equal models, or that are compared by field."""
+FILE = "file."
+"""How the names of fields begin that are files of the model's folder."""
+
+_SNAPSHOT = re.compile(r"/models--(?P<name>[^/]+)/snapshots/[^/]+/?$")
 
 UNTIED = "untied_by_checkpoint"
 """The fact a client without checkpoint files cannot find out: the files hold an lm_head."""
@@ -44,6 +40,11 @@ STATE = "load_state"
 """The fact that carries what the server's `load_weights` left behind, see `loadstate`."""
 UNFILLED = "unfilled"
 """The fact that names, as a JSON list, the parameters of a draft that no checkpoint fills."""
+FILLED = "filled"
+"""The fact that names, as a JSON list, the tensors outside parameters and persistent buffers that
+the server's `load_weights` has filled."""
+CONSTRUCTED = "constructed"
+"""The fact that says what else the server's model was constructed to hold, see `provenance`."""
 
 
 def role_of(model_config: ModelConfig) -> str:
@@ -71,12 +72,21 @@ def known_early(model_config: ModelConfig, name: str | None) -> Identity:
     """
     return Identity(
         {
-            "model": name or str(model_config.model),
+            "model": name or _model_name(str(model_config.model)),
             "role": role_of(model_config),
             "dtype": str(model_config.dtype).removeprefix("torch."),
-            "config": config_hash(model_config),
+            **resolved.hard(model_config),
         }
     )
+
+
+def _model_name(path: str) -> str:
+    """The model argument; vLLM puts the path of a snapshot in its place when HF_HUB_OFFLINE is set.
+
+    Names of the hub have no `--` in them, and in its cache that stands for the slash.
+    """
+    found = _SNAPSHOT.search(path)
+    return found["name"].replace("--", "/") if found else path
 
 
 def identity_of(
@@ -85,8 +95,12 @@ def identity_of(
     early: Identity,
     layout: str = RAW,
     state: loadstate.State = loadstate.NOTHING,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> Identity:
-    """All that must be equal, beginning with what was `known_early`."""
+    """All that must be equal, beginning with what was `known_early`.
+
+    `files` are those of the model's folder that can change numbers, with their digests.
+    """
     parallel = vllm_config.parallel_config
     architecture = ",".join(model_config.hf_config.architectures or [])
     hard = {
@@ -105,6 +119,7 @@ def identity_of(
         "device": str(torch.device(vllm_config.device_config.device).type),
         "layout": layout,
         "load_state": loadstate.digest(state),
+        **{FILE + name: digest for name, digest in files.items()},
     }
     if layout == PROCESSED:  # what kernels make of weights is between a version and a device
         hard["vllm"] = str(vllm.__version__)
@@ -153,27 +168,12 @@ def moves_experts(vllm_config: VllmConfig) -> bool:
     return bool(vllm_config.parallel_config.enable_eplb or moved)
 
 
-def config_hash(model_config: ModelConfig) -> str:
-    """SHA-256 (first 16 hex digits) over the model's normalised Hugging Face config."""
-    plain = _normal(model_config.hf_config.to_dict())
-    text = json.dumps(plain, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _normal(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _normal(v) for k, v in value.items() if k not in VOLATILE}
-    if isinstance(value, (list, tuple)):
-        return [_normal(v) for v in value]
-    return value
-
-
 def _fingerprint(model_config: ModelConfig) -> Iterator[tuple[str, str]]:
     """The checkpoint's revision, as far as this side can see one."""
     if commit := getattr(model_config.hf_config, "_commit_hash", None):
         yield "checkpoint_commit", str(commit)
-    if sample := fingerprint(Path(model_config.model)):
-        yield "checkpoint", sample
+    path = Path(model_config.model)
+    yield from fingerprints(path if path.exists() else folder_of(model_config) or path).items()
 
 
 def _tp_rank() -> int:

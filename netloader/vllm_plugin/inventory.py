@@ -5,43 +5,78 @@ objects, in the closure of a function, or packed behind a C++ pointer. A path sa
 `a.b` is an attribute, `a[k]` an item of a container, `f(x)` what the function `f` holds on to.
 """
 
-import functools
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, auto
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from netloader.io.digests import ALGORITHMS, digest_of
 from netloader.io.memory import memory_of
+from netloader.vllm_plugin.reach import (
+    SETTINGS,
+    Kind,
+    attributes_of,
+    held_by,
+    is_elsewhere,
+    is_plain,
+    items_of,
+    kind_of,
+    type_of,
+)
 
 Scalar = bool | int | float | str
-
-HOLDERS = ("vllm.", "vllm_ascend.", "compressed_tensors.", "torch.nn.")
-"""Where the classes of implementation objects live; objects of other packages are not entered."""
-
-ELSEWHERE = (
-    "vllm.config.",
-    "vllm.distributed.",
-    "vllm.logger.",
-    "vllm.platforms.",
-    "vllm.transformers_utils.",
-)
-"""Settings, groups, logging: they refer to everything and hold no weights."""
-
-SETTINGS = "Config"
-"""How classes of settings end. One of vLLM's holds the scales of experts (`FusedMoEQuantConfig`),
-so tensors are looked for there; scalars are not: paths, measured times, sets in any order.
-"""
 
 LIVE = frozenset({"kv_cache"})
 """Attributes an engine binds after loading: what it computes, not what it was given."""
 
+LOADING = frozenset({"weight_loader", "_weight_loader"})
+"""Attributes of vLLM's parameters that only `load_weights` calls; the layer behind such a function
+may be one that the model does not use any more."""
+
 INTERNAL = frozenset(vars(nn.Module()))
 """torch's own bookkeeping in a module; parameters, buffers and submodules are taken by name."""
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+"""Of that, the functions that take part in a forward pass; torch numbers them by a counter."""
+
+SIMPLE = frozenset({bool, int, float, str, type(None)})
+
+MODULE = "(module)"
+"""Ends the path of a place where a module is in the tree of modules."""
+
+MAX_SCALARS = 4096
+"""Elements of a plain container that are listed one by one; a vocabulary is not."""
+
+
+class At(Enum):
+    """How what is at a place hangs there."""
+
+    ATTRIBUTE = auto()
+    ITEM = auto()
+    FIXED = auto()
+    """It cannot be set: in a closure, in a tuple, a module in the tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Stands for a tensor: the path under which it is listed."""
+
+    path: str
+
+
+class Place(NamedTuple):
+    """An attribute or item that a walk came by: who has it, under which name, and what is there."""
+
+    holder: object
+    at: At
+    key: object
+    value: object
+    """What is there now; a tensor is an `Alias`, so that a place keeps no weights alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +89,17 @@ class Inventory:
     """Path to type of what may hold weights and cannot be read: C++ handles, odd tensors."""
     handles: dict[str, object] = field(default_factory=dict, repr=False)
     """The objects behind `opaque`, by the same paths."""
+    state: dict[str, Tensor] = field(default_factory=dict)
+    """What torch calls state: parameters wherever they hang, and the persistent buffers of every
+    module, in the tree of modules (tied ones under each of their names) or not."""
+    places: dict[str, Place] = field(default_factory=dict)
 
 
 def take(model: nn.Module) -> Inventory:
     """Walk a model; equal models built the same way give equal paths in equal order.
 
-    A tensor is listed under its first path, a parameter or buffer under each of its names.
+    A tensor is listed under its first path, a parameter or buffer under each of its names in the
+    tree of modules.
     """
     walk = _Walk()
     walk.module("", model)
@@ -71,7 +111,9 @@ def digest(inventory: Inventory) -> dict[str, str]:
 
     A tensor without memory (on the meta device) is digested by its description.
     """
-    return {path: _digest(tensor.detach()) for path, tensor in inventory.tensors.items()}
+    once = {id(tensor): tensor for tensor in inventory.tensors.values()}
+    words = {known: _digest(tensor.detach()) for known, tensor in once.items()}
+    return {path: words[id(tensor)] for path, tensor in inventory.tensors.items()}
 
 
 def sealed(inventory: Inventory) -> dict[str, str]:
@@ -85,7 +127,7 @@ def sealed(inventory: Inventory) -> dict[str, str]:
 
 def _has_weight(inventory: Inventory, path: str) -> bool:
     owner, _, _ = path.partition("(")[0].rpartition(".")
-    weight = inventory.tensors.get(_dot(owner, "weight"))
+    weight = inventory.tensors.get(dot(owner, "weight"))
     return weight is not None and weight.numel() > 0
 
 
@@ -98,140 +140,157 @@ def _digest(tensor: Tensor) -> str:
     return digest_of(next(iter(ALGORITHMS)), views)
 
 
+def word_of(data: bytes) -> str:
+    """BLAKE3 of some bytes."""
+    return digest_of(next(iter(ALGORITHMS)), [memoryview(data)])
+
+
 class _Walk:
     """One walk over a model; every object is entered once, so cycles end."""
 
     def __init__(self) -> None:
         self.found = Inventory()
-        self._seen: set[int] = set()
+        self._seen: dict[int, object] = {}
+        self._listed: dict[int, str] = {}
+        self._kinds: dict[type, Kind] = {}
         self._in_settings = False
 
     def module(self, path: str, root: nn.Module) -> None:
         """A module: first what it and its submodules own, then what hangs on their attributes."""
         named = list(root.named_modules(prefix=path, remove_duplicate=False))
+        again = frozenset(self._listed)
         for at, part in named:
-            for own in (part._parameters, part._buffers):  # noqa: SLF001 - ordered, with duplicates
-                for name, tensor in own.items():
-                    if tensor is not None:
-                        self._tensor(_dot(at, name), tensor)
+            self._own(at, part, again)
         fresh = [(at, part) for at, part in named if id(part) not in self._seen]
-        self._seen.update(id(part) for _, part in named)
+        self._seen.update((id(part), part) for _, part in named)
         for at, part in fresh:
-            for name, value in vars(part).items():
-                if name not in INTERNAL:
-                    self._attribute(at, name, value)
+            own = list(vars(part).items())
+            self._attributes(at, part, ((n, value) for n, value in own if n not in INTERNAL))
+            for hooks in HOOKS:
+                for number, hook in enumerate(vars(part)[hooks].values()):
+                    self._visit(f"{dot(at, hooks)}[{number}]", part, At.FIXED, number, hook)
+
+    def _own(self, path: str, part: nn.Module, again: Container[int]) -> None:
+        """What a module itself owns; what is in `again` was listed, and is not listed once more."""
+        self.found.places[dot(path, MODULE)] = Place(part, At.FIXED, MODULE, part)
+        passing = part._non_persistent_buffers_set  # noqa: SLF001 - torch has no public name for it
+        own = (*part._parameters.items(), *part._buffers.items())  # noqa: SLF001 - with duplicates
+        for name, tensor in own:
+            if tensor is not None and id(tensor) not in again:
+                self._tensor(dot(path, name), tensor)
+                if name not in passing:
+                    self.found.state[dot(path, name)] = tensor
 
     def _tensor(self, path: str, tensor: Tensor) -> None:
-        self._seen.add(id(tensor))
+        """List a tensor, and what hangs on it: some of vLLM's parameters carry others along."""
+        fresh = id(tensor) not in self._seen
+        self._seen[id(tensor)] = tensor
+        self._listed.setdefault(id(tensor), path)
         wraps = bool(is_traceable_wrapper_subclass(tensor))  # strided to look at, inside it is not
-        if wraps or tensor.layout is not torch.strided:
+        if wraps or is_lazy(tensor) or tensor.layout is not torch.strided:
             self._hidden(path, tensor)
         else:
             self.found.tensors[path] = tensor
+        if fresh:
+            own = attributes_of(tensor)
+            self._attributes(path, tensor, ((n, value) for n, value in own if n not in LOADING))
 
     def _hidden(self, path: str, value: object) -> None:
-        self.found.opaque[path] = _type_of(value)
+        self.found.opaque[path] = type_of(value)
         self.found.handles[path] = value
 
-    def _attribute(self, path: str, name: str, value: object) -> None:
-        if name not in LIVE:
-            self._visit(_dot(path, name), value)
+    def _attributes(self, path: str, holder: object, named: Iterable[tuple[str, object]]) -> None:
+        prefix = f"{path}." if path else ""
+        for name, value in named:
+            if name not in LIVE:
+                self._visit(prefix + name, holder, At.ATTRIBUTE, name, value)
 
-    def _visit(self, path: str, value: object) -> None:
-        """Anything that is not a module's own: scalars as often as they are met, others once."""
-        if isinstance(value, Scalar):
-            if not self._in_settings and not isinstance(value, Enum):
-                self.found.scalars[path] = value
+    def _visit(self, path: str, holder: object, at: At, key: object, value: object) -> None:
+        """Anything that is not a module's own: plain data as often as met, others once."""
+        if type(value) in SIMPLE:  # nearly all that there is
+            if value is not None and not self._in_settings:
+                self.found.scalars[path] = value  # type: ignore[assignment]
+            self.found.places[path] = Place(holder, at, key, value)
+            return
+        if _is_data(value):
+            self._scalars(path, value)
         elif id(value) not in self._seen:
-            self._seen.add(id(value))
-            self._enter(path, value)
+            self._seen[id(value)] = value
+            try:
+                self._enter(path, value)
+            except Exception:  # noqa: BLE001 - objects of strangers may do anything when looked at
+                self._hidden(path, value)
+        shown = Alias(self._listed[id(value)]) if isinstance(value, Tensor) else value
+        self.found.places[path] = Place(holder, at, key, shown)
+
+    def _scalars(self, path: str, value: object) -> None:
+        """Plain data, element by element, as far as it is not of settings."""
+        if self._in_settings or value is None:
+            return
+        if isinstance(value, Scalar):
+            self.found.scalars[path] = value
+        elif len(value) <= MAX_SCALARS:  # type: ignore[arg-type]
+            for key, held in items_of(value):
+                self._scalars(f"{path}[{key}]", held)
+        else:
+            self.found.scalars[path] = word_of(repr(value).encode())
 
     def _enter(self, path: str, value: object) -> None:
-        match value:
-            case Tensor():
-                self._tensor(path, value)
-            case nn.Module():
-                self.module(path, value)
-            case Mapping():
-                self._items(path, value)
-            case list() | tuple():
-                self._items(path, dict(enumerate(value)))
-            case types.FunctionType() | types.MethodType() | functools.partial():
-                for name, held in _held_by(value):
-                    self._visit(f"{path}({name})", held)
-            case _ if _is_handle(value):
+        if isinstance(value, Tensor):
+            self._seen.pop(id(value))
+            self._tensor(path, value)
+            if isinstance(value, nn.Parameter):
+                self.found.state[path] = value
+        elif isinstance(value, nn.Module):
+            self._seen.pop(id(value))
+            self.module(path, value)
+        else:
+            self._enter_object(path, value)
+
+    def _enter_object(self, path: str, value: object) -> None:
+        match self._kind(value):
+            case Kind.ITEMS:
+                at = At.ITEM if isinstance(value, (dict, list)) else At.FIXED
+                for key, held in items_of(value):
+                    place = int(key) if isinstance(value, list) else key
+                    self._visit(f"{path}[{key}]", value, at, place, held)
+                self._holder(path, value)
+            case Kind.SET:
+                if not all(map(self._is_inert, value)):  # type: ignore[call-overload]
+                    self._hidden(path, value)
+            case Kind.CALLABLE:
+                if not is_elsewhere(getattr(value, "__module__", None)):
+                    for name, held in held_by(value):
+                        self._visit(f"{path}({name})", value, At.FIXED, name, held)
+            case Kind.HANDLE:
                 self._hidden(path, value)
-            case _ if _is_holder(value):
+            case Kind.OBJECT:
                 self._holder(path, value)
 
     def _holder(self, path: str, value: object) -> None:
         outside = self._in_settings
         self._in_settings = outside or type(value).__name__.endswith(SETTINGS)
-        for name, held in _attributes_of(value):
-            self._attribute(path, name, held)
+        self._attributes(path, value, attributes_of(value))
         self._in_settings = outside
 
-    def _items(self, path: str, items: Mapping[object, object]) -> None:
-        for key, held in items.items():
-            self._visit(f"{path}[{key}]", held)
+    def _kind(self, value: object) -> Kind:
+        family = type(value)
+        if family not in self._kinds:
+            self._kinds[family] = kind_of(family)
+        return self._kinds[family]
+
+    def _is_inert(self, value: object) -> bool:
+        return not isinstance(value, (Tensor, nn.Module)) and self._kind(value) is Kind.INERT
 
 
-def _dot(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _type_of(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _is_holder(value: object) -> bool:
-    """Whether an object may hold weights in its attributes."""
-    home = f"{type(value).__module__}."
-    known = home.startswith(HOLDERS) and not home.startswith(ELSEWHERE)
-    return known and not isinstance(value, (type, Enum))
-
-
-def _is_handle(value: object) -> bool:
-    """Whether an object holds memory that has no name here: of C++, of numpy, sets of tensors.
-
-    vLLM's own handles free their memory in `__del__`; nothing else on a model has one.
-    """
-    if isinstance(value, torch.ScriptObject) or type(value).__name__ in {"PyCapsule", "ndarray"}:
-        return True
-    if isinstance(value, (set, frozenset)):
-        return any(isinstance(held, Tensor) for held in value)
-    return _is_holder(value) and hasattr(value, "__del__")
-
-
-def _held_by(function: object) -> Iterator[tuple[str, object]]:
-    """What a function carries along: closure cells, defaults, bound arguments, its object."""
-    match function:
-        case functools.partial():
-            yield "func", function.func
-            yield from ((str(i), held) for i, held in enumerate(function.args))
-            yield from function.keywords.items()
-        case types.MethodType():
-            yield "self", function.__self__
-            yield from _held_by(function.__func__)
-        case types.FunctionType():
-            cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-            yield from ((name, held) for name, cell in cells for held in _content(cell))
-            yield "defaults", function.__defaults__
-            yield "defaults", function.__kwdefaults__
-
-
-def _content(cell: types.CellType) -> Iterator[object]:
+def _is_data(value: object) -> bool:
+    """Whether a value is plain data, or a number of a class of its own (numpy has some)."""
     try:
-        yield cell.cell_contents
-    except ValueError:  # a cell not filled yet
-        return
+        return is_plain(value) or (isinstance(value, Scalar) and not isinstance(value, Enum))
+    except RecursionError:  # a list that holds itself
+        return False
 
 
-def _attributes_of(value: object) -> Iterator[tuple[str, object]]:
-    """Instance attributes, in slots first, then as they were set."""
-    for kind in reversed(type(value).__mro__):
-        slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, name):
-                yield name, getattr(value, name)
-    yield from getattr(value, "__dict__", {}).items()
+def dot(path: str, name: str) -> str:
+    """The path of an attribute."""
+    return f"{path}.{name}" if path else name

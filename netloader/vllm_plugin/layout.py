@@ -18,6 +18,7 @@ from netloader.fsm.manifest import Manifest, plan
 from netloader.io.digests import ALGORITHMS
 from netloader.io.publication import segment_digests
 from netloader.io.weights import Named, Weights, WeightsError
+from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.settings import CachePolicy, Settings
 
 SMALL_BYTES = 64 * 1024
@@ -233,18 +234,21 @@ def uses(layer: nn.Module | None, name: str, tensor: Tensor) -> bool:
 
 def in_use(model: nn.Module) -> set[int]:
     """Where the storage is that a model itself keeps alive."""
-    tensors = (*model.parameters(), *model.buffers())
+    tensors = inventory.take(model).tensors.values()
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if not tensor.is_meta}
 
 
 class Backup:
-    """Copies of a model's small tensors, to undo what a failed source may have written."""
+    """Copies of a model's small tensors, to undo what a failed source may have written.
 
-    def __init__(self, named: Sequence[Named]) -> None:
+    `most` is how many bytes a small one may have.
+    """
+
+    def __init__(self, named: Sequence[Named], most: int = SMALL_BYTES) -> None:
         self._copies = [
             (tensor, tensor.detach().clone())
             for _, tensor in named
-            if tensor.numel() * tensor.element_size() <= SMALL_BYTES
+            if tensor.numel() * tensor.element_size() <= most
         ]
 
     def restore(self) -> None:

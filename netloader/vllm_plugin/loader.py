@@ -6,39 +6,46 @@ reads settings. The shared LoadConfig is never changed.
 """
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from vllm.config import ModelConfig, VllmConfig
-from vllm.config import replace as replace_config
 from vllm.config.load import LoadConfig
-from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import Manifest
 from netloader.io.client import Attempt, ClientOptions, Outcome, Survey, UnsafeError, fill, survey
-from netloader.io.transports import named as transport_named
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, fence, loadstate, processed, publish, ranks
-from netloader.vllm_plugin.display import bar, table_of, tell_differences
+from netloader.vllm_plugin import (
+    LOG_BASE,
+    display,
+    fence,
+    inventory,
+    loadstate,
+    placeholders,
+    processed,
+    provenance,
+    publish,
+    ranks,
+)
+from netloader.vllm_plugin.checks import loader_of, settings_of
 from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.layout import Backup
-from netloader.vllm_plugin.offer import Loaded, offer, read, reloadable, taken
-from netloader.vllm_plugin.reload import HandOver, beside, obstacle
-from netloader.vllm_plugin.settings import Settings
+from netloader.vllm_plugin.offer import Loaded, identity_of, offer, read, reloadable, taken
+from netloader.vllm_plugin.reload import HandOver, Reloadable, beside, obstacle
+from netloader.vllm_plugin.standby import REFILLS, offer_received
 from netloader.vllm_plugin.traces import Traces
 
 AUTO = "auto"
-PLACEHOLDERS = "dummy"
-"""vLLM's load format of random weights: it takes every layer through the steps of loading."""
 
 
 class NoWeightsError(NetloaderError):
@@ -53,15 +60,7 @@ class RebuildError(Exception):
         self.outcome = outcome
 
 
-@dataclass(frozen=True, slots=True)
-class _Reloadable:
-    """What a reload in place must know of the load before it."""
-
-    errand: Errand
-    manifest: Manifest
-
-
-_reloadable: WeakKeyDictionary[nn.Module, _Reloadable] = WeakKeyDictionary()
+_reloadable: WeakKeyDictionary[nn.Module, Reloadable] = WeakKeyDictionary()
 """vLLM makes a new loader for a reload, so the loaders share what they know of a model."""
 
 
@@ -70,12 +69,10 @@ class NetLoader(BaseModelLoader):
 
     def __init__(self, load_config: LoadConfig) -> None:
         super().__init__(load_config)
-        extra = load_config.model_loader_extra_config
-        self._settings = Settings.parse(extra)
+        self._settings = settings_of(load_config)
         self._logger = get_logger("client", LOG_BASE)
         self._errand: Errand | None = None
         self._loaded: Loaded | None = None
-        _check_transport(self._settings.transport)
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Fetch the checkpoint for the ordinary loader."""
@@ -88,13 +85,16 @@ class NetLoader(BaseModelLoader):
         self._start_logging()
         fence.install_in(vllm_config.parallel_config.worker_cls)
         errand = errand_of(vllm_config, model_config, self._settings, self._ask, self._logger)
+        if errand.refused and not errand.sources:
+            self._ordinary(errand.refused)  # FALLBACK `never` speaks up before a model is built
         if errand.role == TARGET:
             publish.forget_address(self._settings, errand.rank)
         model = self._build(errand, vllm_config, model_config, prefix)
         loaded, self._errand, self._loaded = self._loaded, None, None
         if loaded is not None and reloadable(loaded, model):
+            known = (loaded.manifest, loaded.constructed, loaded.placeholders)
             later = replace(errand, silent=())  # by then a source may answer again
-            _reloadable[model] = _Reloadable(later, loaded.manifest)
+            _reloadable[model] = Reloadable(later, *known)
         if loaded is not None and errand.serves:
             offer(model, errand, loaded, self._settings, model_config)
         return model
@@ -113,17 +113,19 @@ class NetLoader(BaseModelLoader):
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        self._tell_fallback(outcome)
+        display.tell_fallback(outcome, self._logger)
         self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
         self._errand = replace(errand, sources=(), ranks=(), layout=RAW)
-        again: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        with errand.building():
+            again: nn.Module = super().load_model(vllm_config, model_config, prefix)
         return again
 
     def _first(
         self, errand: Errand, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
     ) -> nn.Module:
         self._errand = errand
-        model: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        with errand.building():
+            model: nn.Module = super().load_model(vllm_config, model_config, prefix)
         if errand.layout == PROCESSED:
             self._receive_processed(model, errand)
         return model
@@ -139,15 +141,15 @@ class NetLoader(BaseModelLoader):
         if errand is None:  # in place, by whoever holds a loader and a model
             self._ordinary().load_weights(model, model_config)
             return
+        errand.files.built()
         if errand.layout == PROCESSED:
             self._prepare_processed(model, model_config, errand)
             return
         received, outcome = self._fill_raw(model, model_config, errand)
         if received and outcome is not None:
-            loadstate.adopt(errand.state, model)
             self._loaded = taken(errand, model, self._settings, outcome.progress)
         else:
-            self._tell_fallback(outcome)
+            display.tell_fallback(outcome, self._logger)
             loader = self._ordinary(outcome)
             self._loaded = read(loader, errand, model, model_config, self._settings)
 
@@ -168,10 +170,10 @@ class NetLoader(BaseModelLoader):
         outcome = None
         elsewhere = before is not None and before.errand.path != model_config.model
         if before and before.errand.sources and not elsewhere:
-            handed, outcome = self._receive_beside(model, before)
+            handed, outcome = self._receive_beside(model, before, model_config)
             if handed is not None:
                 return handed
-            self._tell_fallback(outcome)
+            display.tell_fallback(outcome, self._logger)
         named = elsewhere and self._settings.fallback is None
         ordinary = self._loader(AUTO, {}) if named else self._ordinary(outcome)
         if not hasattr(ordinary, "get_all_weights"):
@@ -193,26 +195,48 @@ class NetLoader(BaseModelLoader):
             RebuildError: layers that quantize while loading hold placeholders now.
         """
         if not errand.sources:
-            return self._all_received(None, errand), None
+            return self._all_received(None, errand), errand.refused
         online = any(map(loadstate.quantizes_while_loading, model.modules()))
         if online:
             self._placeholders(model, model_config)
-        fits = self._fits(errand, model)
-        named = errand.tensors(model)
-        backup = Backup(named)
-        outcome = self._receive(named, errand, lambda: errand.identity) if fits else None
+        found = inventory.take(model)
+        constructed = provenance.constructed(found)
+        outcome = None
+        named = errand.tensors(model, found)
+        backup = Backup(named), Backup(provenance.beyond_the_tree(model, named), sys.maxsize)
+        if self._fits(errand, model, constructed):
+            identity = partial(identity_of, errand, RAW, errand.state, constructed)
+            outcome = self._adopted(errand, model, self._receive(named, errand, identity))
         received = self._all_received(outcome, errand)
         if not received and online:
             raise RebuildError(outcome)
         if not received:
-            backup.restore()
+            for copies in backup:
+                copies.restore()
         return received, outcome
 
-    def _fits(self, errand: Errand, model: nn.Module) -> bool:
-        """Whether what the server's `load_weights` left behind can be left here as well."""
+    def _adopted(self, errand: Errand, model: nn.Module, outcome: Outcome | None) -> Outcome | None:
+        """Leave a model that was filled as the server's is otherwise; None when that failed."""
+        if outcome is not None and outcome.ok:
+            try:
+                loadstate.adopt(errand.state, model)
+            except loadstate.StateError as error:
+                emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
+                return None
+        return outcome
+
+    def _fits(
+        self, errand: Errand, model: nn.Module, constructed: Mapping[str, int] | None = None
+    ) -> bool:
+        """Whether what the server's `load_weights` left behind can be left here as well.
+
+        `constructed` is how our model was constructed, where that has to be the same.
+        """
         try:
             loadstate.check(errand.state, model)
-        except loadstate.StateError as error:
+            if constructed is not None:
+                provenance.check(errand.constructed, constructed)
+        except (loadstate.StateError, WeightsError) as error:
             emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
             return False
         return True
@@ -254,15 +278,22 @@ class NetLoader(BaseModelLoader):
         self._loaded = Loaded(errand.state)
 
     def _receive_beside(
-        self, model: nn.Module, before: _Reloadable
+        self, model: nn.Module, before: Reloadable, model_config: ModelConfig
     ) -> tuple[HandOver | None, Outcome | None]:
         """Receive raw weights beside a running model, to be reloaded in place."""
+        errand = before.errand
         device = next(model.parameters()).device
         named = beside(before.manifest, device)
-        outcome = self._receive(named, before.errand, lambda: before.errand.identity)
-        if self._all_received(outcome, before.errand):
-            return HandOver(model, named), outcome
-        return None, outcome
+        identity = partial(identity_of, errand, RAW, errand.state, before.constructed)
+        outcome = self._receive(named, errand, identity)
+        if not self._all_received(outcome, errand):
+            return None, outcome
+        if before.placeholders and errand.serves:
+            loaded = Loaded(errand.state, filled=errand.filled, constructed=before.constructed)
+            job = (model, errand, loaded, self._settings, model_config, named)
+            REFILLS.expect(partial(offer_received, *job))
+            _reloadable[model] = replace(before, placeholders=False)
+        return HandOver(model, named), outcome
 
     def _receive(
         self, named: Sequence[Named], errand: Errand, identity: Callable[[], Identity]
@@ -274,7 +305,7 @@ class NetLoader(BaseModelLoader):
         """
         try:
             weights = Weights(named)
-            with bar(weights.manifest.nbytes, self._shows_progress(errand.rank)) as report:
+            with display.bar(weights.manifest.nbytes, self._shows_progress(errand.rank)) as report:
                 outcome = fill(
                     weights, errand.sources, identity(), self._options(report, errand.silent)
                 )
@@ -286,7 +317,7 @@ class NetLoader(BaseModelLoader):
         except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
             emit(self._logger, "netloader.driver.error", exc_info=error)
             return None
-        tell_differences(outcome, self._logger)
+        display.tell_differences(outcome, self._logger)
         if outcome.ok:
             fields = {
                 "netloader.source": str(outcome.source),
@@ -295,6 +326,7 @@ class NetLoader(BaseModelLoader):
                 "netloader.role": errand.role,
                 "netloader.layout": errand.layout,
                 "netloader.transfer.bytes": outcome.nbytes,
+                "netloader.warnings": ", ".join(errand.warned) or "none",
             }
             emit(self._logger, "netloader.loader.received", fields)
         return outcome
@@ -315,30 +347,16 @@ class NetLoader(BaseModelLoader):
         fallback = self._settings.fallback
         if fallback is None:
             why = "no source is configured for this rank, or none fits this model"
-            history = outcome.history() + table_of(outcome) if outcome else why
+            history = outcome.history() + display.table_of(outcome) if outcome else why
             raise NoWeightsError(f"FALLBACK is never, and no source delivered: {history}")
         return self._loader(fallback.load_format, dict(fallback.extra))
 
     def _placeholders(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Take a model through the steps of loading, with weights that mean nothing."""
-        self._loader(PLACEHOLDERS, {}).load_weights(model, model_config)
+        self._loader(placeholders.DUMMY, {}).load_weights(model, model_config)
 
     def _loader(self, load_format: str, extra: dict[str, object]) -> BaseModelLoader:
-        changes = {"load_format": load_format, "model_loader_extra_config": extra}
-        return get_model_loader(replace_config(self.load_config, **changes))
-
-    def _tell_fallback(self, outcome: Outcome | None) -> None:
-        if outcome is None:
-            emit(self._logger, "netloader.loader.ordinary", {})
-            return
-        fields = {
-            "netloader.reason": outcome.reason.value,
-            "netloader.detail": outcome.history(),
-            "netloader.weights_dirty": outcome.weights_dirty,
-        }
-        if outcome.ok:
-            fields["netloader.detail"] = "this rank was filled, another rank of the instance not"
-        emit(self._logger, "netloader.fallback.engaged", fields)
+        return loader_of(self.load_config, load_format, extra)
 
     # -- settings --------------------------------------------------------------------------------
 
@@ -349,18 +367,7 @@ class NetLoader(BaseModelLoader):
                 configure_json(settings.log_json, base=LOG_BASE)
             except OSError as error:
                 raise ConfigError([f"LOG_JSON: cannot be written: {error.strerror}"]) from error
-        fields = {
-            "netloader.sources": sum(map(len, settings.sources.values())),
-            "netloader.transport": settings.transport,
-            "netloader.lanes": settings.lanes,
-            "netloader.layout": settings.layout.value,
-            "netloader.weight_cache": settings.weight_cache.value,
-            "netloader.int8_cache": settings.int8_cache.value,
-            "netloader.fallback": settings.fallback.load_format if settings.fallback else "never",
-            "netloader.max_clients": settings.max_clients,
-            "netloader.asks_for_proof": settings.token is not None,
-        }
-        emit(self._logger, "netloader.config.loaded", fields)
+        emit(self._logger, "netloader.config.loaded", display.settings_shown(settings))
 
     def _options(
         self,
@@ -383,12 +390,3 @@ class NetLoader(BaseModelLoader):
     def _shows_progress(self, rank: int) -> bool:
         """As vLLM's own loaders: rank 0, unless the operator does not want it."""
         return bool(self.load_config.use_tqdm_on_load) and rank == 0
-
-
-def _check_transport(name: str) -> None:
-    if name == AUTO:
-        return
-    try:
-        transport_named(name)
-    except ValueError as error:
-        raise ConfigError([f"TRANSPORT: {error}"]) from error

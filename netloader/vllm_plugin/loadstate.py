@@ -1,30 +1,43 @@
 """What a model's own `load_weights` leaves behind besides tensors. Law: known and sent, or refused.
 
 Some models set flags while they read a checkpoint (an EAGLE draft notes whether it owns an
-`lm_head`). A model that was filled from a source has not read one, so its server tells it. What is
-more than plain data (a new module, a tensor in an attribute) cannot be told: such a model is not
-served in raw layout.
+`lm_head`), on modules or on objects that hang on them. A model that was filled from a source has
+not read one, so its server tells it. What is more than plain data (a new module, an object) cannot
+be told: such a model is not served in raw layout.
 """
 
 import copy
 import hashlib
 import json
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from netloader.errors import NetloaderError
+from netloader.vllm_plugin.inventory import (
+    INTERNAL,
+    MODULE,
+    SIMPLE,
+    Alias,
+    At,
+    Inventory,
+    Place,
+    dot,
+    take,
+)
+from netloader.vllm_plugin.reach import Kind, is_plain, kind_of
 
 State = Mapping[str, Any]
 """Plain values by path: `model.has_own_lm_head` is an attribute of the module `model`."""
 NOTHING: State = MappingProxyType({})
 
-_TORCH = frozenset(vars(nn.Module()))
-_GONE: Any = object()
+_GONE = Place(None, At.FIXED, None, object())
+_GONE_NOTE = ("gone", None)
 
 
 class StateError(NetloaderError):
@@ -40,25 +53,39 @@ class Changes:
 
 
 class Marks:
-    """The attributes of every module of a model, as they were when this was made."""
+    """What hung on a model when this was made, apart from tensors."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._before = dict(_attributes(model))
+    def __init__(self, model: nn.Module, found: Inventory | None = None) -> None:
+        self._online = online_layers(model)
+        self._before = dict(_notes(found or take(model)))
 
-    def changes(self, model: nn.Module) -> Changes:
-        """What is different now."""
-        now = dict(_attributes(model))
+    def changes(self, model: nn.Module, found: Inventory | None = None) -> Changes:
+        """What is different now; `found` is a walk over the model, if there was one already."""
+        now = found or take(model)
+        online = self._online | online_layers(model)
         values: dict[str, Any] = {}
         unknown: list[str] = []
-        for path in chain(now, (path for path in self._before if path not in now)):
-            old, new = self._before.get(path, _GONE), now.get(path, _GONE)
-            if old is new or (_plain(old) and _plain(new) and old == new):
+        notes = {**dict.fromkeys(self._before, _GONE_NOTE), **dict(_notes(now))}
+        for path, note in notes.items():
+            old = self._before.get(path, _GONE_NOTE)
+            if _same(old, note) or inside(path, online):
                 continue
-            if _plain(new):
-                values[path] = new
+            place = now.places.get(path, _GONE)
+            fresh = place.at is At.ATTRIBUTE and not isinstance(place.holder, Tensor)
+            if _settable(place) and (path in self._before or fresh):
+                values[path] = copy.deepcopy(place.value)
             else:
                 unknown.append(path)
-        return Changes(values, tuple(unknown))
+        return Changes(values, outermost(unknown))
+
+
+def outermost(paths: list[str]) -> tuple[str, ...]:
+    """Paths in order, without those of what hangs on another one of them."""
+    kept: list[str] = []
+    for path in sorted(paths):
+        if not any(path.startswith((f"{one}.", f"{one}[", f"{one}(")) for one in kept):
+            kept.append(path)
+    return tuple(kept)
 
 
 def quantizes_while_loading(module: nn.Module) -> bool:
@@ -66,28 +93,77 @@ def quantizes_while_loading(module: nn.Module) -> bool:
     return bool(getattr(getattr(module, "quant_method", None), "uses_meta_device", False))
 
 
-def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    for prefix, module in model.named_modules():
-        dot = f"{prefix}." if prefix else ""
-        yield f"{dot}(module)", module
-        if quantizes_while_loading(module):  # a client runs the same steps on its placeholders
-            continue
-        for name, value in vars(module).items():
-            if name not in _TORCH:
-                yield dot + name, copy.deepcopy(value) if _plain(value) else value
+def online_layers(model: nn.Module) -> frozenset[str]:
+    """The layers that quantize while loading: a client takes its own through the same steps."""
+    named = model.named_modules(remove_duplicate=False)
+    return frozenset(name for name, module in named if quantizes_while_loading(module))
 
 
-def _settable(module: nn.Module | None, name: str) -> bool:
-    """Whether an attribute is plain, or not there yet; the class is asked first, for properties."""
-    return _plain(getattr(type(module), name, None)) and _plain(getattr(module, name, None))
+def inside(path: str, layers: frozenset[str]) -> bool:
+    """Whether a path is of one of these layers, or of what hangs on it."""
+    if not layers:
+        return False
+    if path.endswith(MODULE):  # the layer itself stays, whatever becomes of it
+        return inside(path.removesuffix(MODULE).removesuffix("."), layers) and (
+            path.removesuffix(MODULE).removesuffix(".") not in layers
+        )
+    parts = path.replace("[", ".[").replace("(", ".(").split(".")
+    return any(".".join(parts[:end]) in layers for end in range(len(parts)))
+
+
+def _notes(found: Inventory) -> Iterator[tuple[str, tuple[str, object]]]:
+    """By path, what to remember of a place to see whether it has changed: no tensor."""
+    kinds: dict[type, Kind] = {}
+    for path, place in found.places.items():
+        yield path, _note(place.value, kinds)
+
+
+def _note(value: object, kinds: dict[type, Kind]) -> tuple[str, object]:
+    if type(value) in SIMPLE:
+        return type(value).__name__, value
+    if _plain(value):
+        return "plain", repr(value)
+    if isinstance(value, Alias):
+        return "tensor", value.path
+    if isinstance(value, np.ndarray):
+        return "array", hashlib.sha256(repr((value.dtype, value.shape)).encode() + value.tobytes())
+    if isinstance(value, (tuple, set, frozenset)) and all(map(_plain, value)):
+        return "fixed", repr(sorted(map(repr, value)) if not isinstance(value, tuple) else value)
+    family = type(value)
+    kind = kinds[family] = kinds.get(family) or kind_of(family)
+    return ("inert" if kind is Kind.INERT else "object"), value
+
+
+def _same(old: tuple[str, Any], new: tuple[str, Any]) -> bool:
+    if old[0] != new[0] or old[0] == "object":
+        return old[0] == new[0] and old[1] is new[1]
+    if old[0] == "array":
+        return bool(old[1].digest() == new[1].digest())
+    return old[1] is new[1] or bool(old[1] == new[1])
+
+
+def _settable(place: Place) -> bool:
+    """Whether plain data is there, which another plain value can take the place of."""
+    if not _plain(place.value) or place.at is At.FIXED:
+        return False
+    return place.at is At.ITEM or _takes(place.holder, str(place.key))
+
+
+def _takes(holder: object, name: str) -> bool:
+    """Whether an attribute may be set to plain data; the class is asked first, for properties."""
+    family = type(holder)
+    if getattr(getattr(family, "__dataclass_params__", None), "frozen", False):
+        return False
+    declared = getattr(family, name, None)
+    slot = isinstance(declared, types.MemberDescriptorType)
+    return (slot or _plain(declared)) and _plain(getattr(holder, name, None))
 
 
 def _plain(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(type(key) is str and _plain(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_plain, value))
-    return type(value) in (bool, int, float, str, type(None))
+    try:
+        return is_plain(value)
+    except RecursionError:
+        return False
 
 
 def render(state: State) -> str:
@@ -103,7 +179,7 @@ def parse(text: str) -> State:
     """
     try:
         state = json.loads(text) if text else {}
-        plain = isinstance(state, dict) and _plain(state)  # needs more stack than json.dumps does
+        plain = isinstance(state, dict) and is_plain(state)  # needs more stack than json.dumps does
     except (ValueError, RecursionError) as error:
         raise StateError(f"what load_weights left behind cannot be read: {error}") from error
     if not plain:
@@ -117,23 +193,45 @@ def digest(state: State) -> str:
 
 
 def check(state: State, model: nn.Module) -> None:
-    """See that a state can be adopted: only plain attributes of modules that are there.
+    """See that a state can be adopted: only plain attributes and items of what is there.
 
     Raises:
         StateError: it names something else.
     """
-    modules = dict(model.named_modules())
+    found = take(model) if state else Inventory()
     for path in state:
-        prefix, _, name = path.rpartition(".")
-        module = modules.get(prefix)
-        known = module is not None and name.isidentifier() and not name.startswith("__")
-        if not known or name in _TORCH or not _settable(module, name):
-            raise StateError(f"load_weights of the server's model set {path}, which is not ours")
+        _place(path, found)
 
 
 def adopt(state: State, model: nn.Module) -> None:
-    """Leave the model as its own `load_weights` would have; call `check` first."""
-    modules = dict(model.named_modules())
+    """Leave the model as its own `load_weights` would have.
+
+    Raises:
+        StateError: it names something else than `check` allows, or a value was not taken.
+    """
+    found = take(model) if state else Inventory()
     for path, value in state.items():
+        place = _place(path, found)
+        if place.at is At.ITEM:
+            holder: Any = place.holder
+            holder[place.key] = copy.deepcopy(value)
+        else:
+            setattr(place.holder, str(place.key), copy.deepcopy(value))
+    now = take(model) if state else Inventory()
+    for path, value in state.items():
+        if repr(now.places.get(path, _GONE).value) != repr(value):
+            raise StateError(f"{path}, which load_weights of the server's model set, did not stay")
+
+
+def _place(path: str, found: Inventory) -> Place:
+    """Where a value of the server's belongs: a place that is there, or a new attribute."""
+    place = found.places.get(path)
+    if place is None:
         prefix, _, name = path.rpartition(".")
-        setattr(modules[prefix], name, value)
+        around = found.places.get(dot(prefix, MODULE)) or found.places.get(prefix, _GONE)
+        named = name.isidentifier() and name not in INTERNAL
+        if around is not _GONE and named and not _plain(around.value):
+            place = Place(around.value, At.ATTRIBUTE, name, None)
+    if place is None or str(place.key).startswith("__") or not _settable(place):
+        raise StateError(f"load_weights of the server's model set {path}, which is not ours")
+    return place

@@ -4,9 +4,10 @@ Raw, if every original is at hand; else as the kernels use it, where those hide 
 all, and the log says why and what would help.
 """
 
+import json
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any
 
@@ -14,14 +15,26 @@ from torch import nn
 from vllm.config import ModelConfig
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
+from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, Progress
 from netloader.io.digests import ALGORITHMS
 from netloader.io.weights import Named, Weights, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, fence, inventory, loadstate, processed, publish, warmup
+from netloader.vllm_plugin import (
+    LOG_BASE,
+    fence,
+    inventory,
+    loadstate,
+    placeholders,
+    processed,
+    provenance,
+    publish,
+    warmup,
+)
 from netloader.vllm_plugin.errand import Errand
 from netloader.vllm_plugin.goods import Goods, Originals, owners_of, place_of, renew_processed
-from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, facts_of
+from netloader.vllm_plugin.identity import CONSTRUCTED, DRAFT, FILLED, PROCESSED, RAW, facts_of
+from netloader.vllm_plugin.inventory import Inventory
 from netloader.vllm_plugin.layout import GoneError, RawSnapshot
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.witness import Witness
@@ -41,6 +54,12 @@ class Loaded:
     snapshot: RawSnapshot | None = None
     obstacle: str = ""
     """Why there is no snapshot, if it is not simply that none is wanted."""
+    filled: frozenset[str] = frozenset()
+    """Tensors that travel beside parameters and persistent buffers, see `provenance`."""
+    constructed: Mapping[str, int] = field(default_factory=dict)
+    """What else the model was constructed to hold, see `provenance`."""
+    placeholders: bool = False
+    """The weights mean nothing: they are offered in no layout."""
 
 
 NOT_KNOWN = Loaded(loadstate.NOTHING, obstacle="netloader has failed here, see the error above")
@@ -59,8 +78,8 @@ def taken(errand: Errand, model: nn.Module, settings: Settings, progress: Progre
     """Remember what was received and verified; never raises."""
     same_cut = progress.segment_bytes == settings.segment_mib << 20
     known = progress.digests if same_cut and progress.algorithm in ALGORITHMS else ()
-    loaded = Loaded(errand.state, errand.unfilled)
-    return _safely(lambda: _remember(loaded, errand, model, settings, known))
+    loaded = Loaded(errand.state, errand.unfilled, filled=errand.filled)
+    return _safely(lambda: _remember(loaded, errand, model, settings, inventory.take(model), known))
 
 
 def read(
@@ -80,13 +99,16 @@ def read(
         emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)
         watch = None
     try:
-        loader.load_weights(model, model_config)
+        with placeholders.watching(loader) as made:
+            loader.load_weights(model, model_config)
     finally:
         if watch is not None:
             watch.stop()
     if watch is None:
         return NOT_KNOWN
-    return _safely(lambda: _remember(watch.seen(), errand, model, settings))
+    if made.seen:
+        return _safely(lambda: _placeholders(model))
+    return _safely(lambda: watch.remembered(settings))
 
 
 class _Watch:
@@ -94,7 +116,8 @@ class _Watch:
 
     def __init__(self, model: nn.Module, errand: Errand) -> None:
         self._model = model
-        self._marks = loadstate.Marks(model)
+        self._errand = errand
+        self._built = provenance.Built(model)
         self._before = _digests(model) if errand.role == DRAFT else {}
         self._filled: list[set[str] | None] = []
         read_all: Any = getattr(model, "load_weights", None)
@@ -107,14 +130,21 @@ class _Watch:
         if self._reader is not None and vars(self._model).get("load_weights") is self._reader:
             del vars(self._model)["load_weights"]
 
-    def seen(self) -> Loaded:
-        """What the checkpoint did besides filling tensors."""
-        changes = self._marks.changes(self._model)
-        if changes.unknown:
-            some = ", ".join(changes.unknown[:5])
-            obstacle = f"load_weights leaves behind more than tensors and plain values: {some}"
-            return Loaded(changes.values, obstacle=obstacle)
-        return Loaded(changes.values, _unfilled(self._model, self._before, self._filled))
+    def remembered(self, settings: Settings) -> Loaded:
+        """What the checkpoint did to the model."""
+        derived = self._built.derived(self._model)
+        if derived.obstacle:
+            return Loaded(derived.values, obstacle=derived.obstacle)
+        unfilled = _unfilled(self._model, self._before, self._filled)
+        loaded = Loaded(derived.values, unfilled, filled=derived.filled)
+        return _remember(loaded, self._errand, self._model, settings, derived.found)
+
+
+def _placeholders(model: nn.Module) -> Loaded:
+    """A model that is filled later, in place."""
+    loaded = Loaded(loadstate.NOTHING, placeholders=True)
+    found = inventory.take(model)
+    return _described(loaded, found, _travelling(loaded, model, found))
 
 
 def _safely(work: Callable[[], Loaded]) -> Loaded:
@@ -130,20 +160,33 @@ def _remember(
     errand: Errand,
     model: nn.Module,
     settings: Settings,
+    found: Inventory,
     known: tuple[str, ...] = (),
 ) -> Loaded:
     """Add the raw tensors: described for a reload in place, kept if they are to be served."""
-    if loaded.obstacle:
-        return loaded
-    pairs = named_tensors(model)
-    named = [(name, tensor) for name, tensor in pairs if name not in loaded.unfilled]
     try:
-        described = replace(loaded, manifest=manifest_of(named))
+        named = _travelling(loaded, model, found)
+        described = _described(loaded, found, named)
         if not errand.serves or settings.layout is LayoutChoice.PROCESSED:
             return described
         return replace(described, snapshot=RawSnapshot(named, settings, known, model.buffers()))
     except WeightsError as error:
         return replace(loaded, obstacle=str(error))
+
+
+def _described(loaded: Loaded, found: Inventory, named: list[Named]) -> Loaded:
+    """Add what raw tensors there are, and what else the model was constructed to hold.
+
+    Raises:
+        WeightsError: a tensor cannot be described.
+    """
+    constructed = provenance.constructed(found)
+    return replace(loaded, manifest=manifest_of(named), constructed=constructed)
+
+
+def _travelling(loaded: Loaded, model: nn.Module, found: Inventory) -> list[Named]:
+    named = provenance.travelling(model, found, loaded.filled)
+    return [(name, tensor) for name, tensor in named if name not in loaded.unfilled]
 
 
 def _noting(load_weights: Callable[..., Any], filled: list[set[str] | None]) -> Callable[..., Any]:
@@ -186,6 +229,9 @@ def offer(
 ) -> None:
     """Serve a post-processed model in the best layout there is, when it may be; never raises."""
     logger = get_logger("server", LOG_BASE)
+    if loaded.placeholders:
+        publish.refuse(logger, placeholders.WHY, placeholders.REMEDY)
+        return
     try:
         goods = _goods(model, errand, loaded, settings, model_config)
     except GoneError as gone:
@@ -230,8 +276,13 @@ def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelCo
     return Goods(
         role=errand.role,
         layout=RAW,
-        identity=partial(errand.identify, RAW, loaded.state),
-        facts=facts_of(model_config, RAW, loaded.state, loaded.unfilled),
+        identity=lambda: identity_of(errand, RAW, loaded.state, loaded.constructed),
+        facts={
+            **facts_of(model_config, RAW, loaded.state, loaded.unfilled),
+            FILLED: json.dumps(sorted(loaded.filled)),
+            CONSTRUCTED: provenance.fact_of(loaded.constructed),
+            **errand.answers(),
+        },
         weights=kept.weights,
         renew=Originals(model, kept, loaded.snapshot.manifest, witness).renew,
         witness=witness,
@@ -240,6 +291,14 @@ def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelCo
         cached_in=place_of(kept),
         digests=loaded.snapshot.digests,
     )
+
+
+def identity_of(
+    errand: Errand, layout: str, state: loadstate.State, constructed: Mapping[str, int]
+) -> Identity:
+    """Who we are, also in how the model was constructed."""
+    plain = errand.identify(layout, state)
+    return Identity(plain.hard, {**plain.soft, **provenance.soft_field(constructed)})
 
 
 def _processed(
@@ -261,7 +320,10 @@ def _processed(
         role=errand.role,
         layout=PROCESSED,
         identity=lambda: processed.sharpened(errand.identify(PROCESSED, loaded.state), kernels),
-        facts=facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
+        facts={
+            **facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
+            **errand.answers(),
+        },
         weights=weights,
         renew=partial(renew_processed, collect, weights.manifest, witness),
         witness=witness,

@@ -7,8 +7,9 @@ the raw weights are received beside the model, and handed to each layer as they 
 """
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -16,10 +17,23 @@ from torch import Tensor, nn
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from netloader.fsm.manifest import Manifest, TensorSpec
-from netloader.io.weights import Named
+from netloader.io.weights import Named, named_tensors
+from netloader.vllm_plugin import inventory
+from netloader.vllm_plugin.errand import Errand
 
 REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})
 """Methods whose kernels vLLM's reload in place rebuilds on a CPU (seen in 0.28 and 0.32)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reloadable:
+    """What a reload in place must know of the load before it."""
+
+    errand: Errand
+    manifest: Manifest
+    constructed: Mapping[str, int] = field(default_factory=dict)
+    placeholders: bool = False
+    """The weights mean nothing yet, so nothing is on offer that could be renewed."""
 
 
 def obstacle(model: nn.Module) -> str:
@@ -74,11 +88,14 @@ class HandOver:
     """
 
     def __init__(self, model: nn.Module, named: Sequence[Named]) -> None:
-        layers = [(*_layer_of(model, name), tensor) for name, tensor in named]
+        tree = {name for name, _ in named_tensors(model)}
+        layers = [(*_layer_of(model, name), tensor) for name, tensor in named if name in tree]
+        found = inventory.take(model).tensors if len(layers) < len(named) else {}
+        loose = [(found[name], tensor) for name, tensor in named if name not in tree]
         stack = ExitStack()
         for layer in {layer for layer, _, _ in layers}:
             stack.enter_context(_takes_copies(layer))
-        vars(model)["load_weights"] = partial(_fill, layers)
+        vars(model)["load_weights"] = partial(_fill, layers, loose)
         stack.callback(vars(model).pop, "load_weights", None)
         weakref.finalize(self, stack.close)
 
@@ -87,9 +104,18 @@ class HandOver:
         return iter(())
 
 
-def _fill(layers: list[tuple[nn.Module, str, Tensor]], weights: object) -> None:
-    """Stand in for `model.load_weights`; returns None, so that vLLM does not count names."""
+def _fill(
+    layers: list[tuple[nn.Module, str, Tensor]],
+    loose: list[tuple[Tensor, Tensor]],
+    weights: object,
+) -> None:
+    """Stand in for `model.load_weights`; returns None, so that vLLM does not count names.
+
+    What hangs outside the tree of modules is `loose`: vLLM's reload does not touch it.
+    """
     del weights
+    for place, tensor in loose:
+        place.data.copy_(tensor)
     for layer, attribute, tensor in layers:
         target = getattr(layer, attribute, None)
         if isinstance(target, Tensor):

@@ -7,7 +7,7 @@ the path of its file belongs.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -102,8 +102,16 @@ class Settings:
         return () if self.transport == AUTO else (self.transport,)
 
     @classmethod
-    def parse(cls, extra: Mapping[str, object] | None) -> Self:
-        """Read the extra config as vLLM hands it over; ConfigError lists every problem."""
+    def parse(
+        cls,
+        extra: Mapping[str, object] | None,
+        further: Callable[[Mapping[str, Any]], Iterable[str]] = lambda _: (),
+    ) -> Self:
+        """Read the extra config as vLLM hands it over; ConfigError lists every problem.
+
+        `further` finds problems that take more than reading, in what was read: options by
+        attribute, None where one is absent or could not be read.
+        """
         problems: list[str] = []
         given = _given({} if extra is None else extra, problems)
         values: dict[str, Any] = {}
@@ -111,6 +119,7 @@ class Settings:
             at, value = given.get(row.name, (Place(row.name, problems), row.default))
             option = None if value is None else row.read(at, value)
             values[row.attribute or row.name.lower()] = option
+        problems.extend(further(values))
         if problems:
             raise ConfigError(problems)
         limits = {limit.name: values.pop(limit.name) for limit in fields(Deadlines)}

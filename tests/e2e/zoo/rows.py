@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from netloader.vllm_plugin.parity.run import Case
-from tests.e2e.zoo import dense, drafts, experts, recurrent
+from tests.e2e.zoo import (
+    custom,
+    dense,
+    drafts,
+    encoders,
+    experts,
+    families,
+    media,
+    pooled,
+    recurrent,
+)
 from tests.e2e.zoo.checkpoint import Config, Recipe, write
 from tests.e2e.zoo.quantized import quantized_llama
 
@@ -20,18 +30,28 @@ Build = Callable[[Path], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A row to be: `refusal` is what the refusal has to say, '' when there must be none."""
+    """A row to be: identical, or refused when there is a `refusal`, which says that."""
 
     name: str
     build: Build
     extra: Mapping[str, Any] = field(default_factory=dict)
     tokens: int = 4
     refusal: str = ""
+    needs: tuple[str, ...] = ()
+    """Packages that are in `requirements/media.txt`."""
+    client: Callable[[Path], Path] | None = None
+    """Makes the client's folder from the folder of the row, when it is no copy without weights."""
+
+    @property
+    def verdict(self) -> str:
+        """The verdict that is right."""
+        return "refused" if self.refusal else "identical"
 
     def case(self, folder: Path) -> Case:
         """Write the checkpoint, and say what is to be compared."""
         options = self.build(folder)
-        return Case(self.name, folder / "model", options, self.extra, self.tokens)
+        client = self.client(folder) if self.client else None
+        return Case(self.name, folder / "model", options, self.extra, self.tokens, client)
 
 
 def _save(folder: Path, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -106,6 +126,17 @@ def _recipe(recipe: Callable[[], Recipe], name: str = "", **options: Any) -> Pla
     return Plan(name or recipe.__name__, partial(_plain, recipe, **options))
 
 
+def _pooled(recipe: Callable[[], Recipe]) -> Plan:
+    def build(folder: Path) -> Mapping[str, Any]:
+        return {**_plain(recipe, folder), **pooled.pooling_options(folder)}
+
+    return Plan(recipe.__name__, build)
+
+
+def _dense(name: str, **more: Any) -> Plan:
+    return Plan(name, partial(pooled.embedding, modules=("Pooling", "Dense")), **more)
+
+
 def _quantized(scheme: str, name: str = "", **more: Any) -> Plan:
     return Plan(name or f"llama {scheme}", partial(_scheme, scheme=scheme), **more)
 
@@ -113,7 +144,11 @@ def _quantized(scheme: str, name: str = "", **more: Any) -> Plan:
 WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
 """Without it there are no kernels for weights of four bits (they load), nor for a cache of fp8."""
 
+TILES = torch.cpu._is_amx_tile_supported()
+"""With them there is no kernel for weights of eight bits below activations in float32."""
+
 FOUR_BITS = 4 if WIDE else 0
+SEES = ("torchvision",)
 KEPT = {"INT8_CACHE": "dram"}
 NOT_KEPT = {"WEIGHT_CACHE": "no"}
 GONE = "parameters were replaced"
@@ -144,7 +179,11 @@ PLANS = (
     _recipe(recurrent.falcon_h1),
     _recipe(recurrent.qwen3_next),
     _quantized("w8a8", extra=KEPT),
-    Plan("llama w8a8", partial(_scheme, scheme="w8a8", dtype="float32"), KEPT),
+    *(
+        []
+        if TILES
+        else [Plan("llama w8a8", partial(_scheme, scheme="w8a8", dtype="float32"), KEPT)]
+    ),
     _quantized("w8a8-tensor", extra=KEPT),
     _quantized("w8a8-static", extra=KEPT),
     _quantized("w8a8-asymmetric", extra=KEPT),
@@ -172,4 +211,53 @@ PLANS = (
         KEPT,
     ),
     _recipe(experts.mixtral, "mixtral TP 2", tensor_parallel_size=2),
+    _recipe(families.qwen2),
+    _recipe(families.stablelm),
+    _recipe(families.cohere),
+    _recipe(families.glm4),
+    _recipe(families.starcoder2),
+    _recipe(families.gpt_neox),
+    _recipe(families.bloom),
+    _recipe(families.gemma3n),
+    _recipe(families.granite_moe),
+    _recipe(families.phi_moe),
+    _recipe(families.gpt_oss),
+    Plan("custom code", custom.custom),
+    _pooled(encoders.bert),
+    _pooled(encoders.bert_classifier),
+    _pooled(encoders.bert_tokens),
+    _pooled(encoders.roberta_reranker),
+    _pooled(encoders.modernbert),
+    Plan("qwen3 embedding", pooled.embedding),
+    Plan(
+        "qwen3 embedding, Sentence-Transformers",
+        partial(pooled.embedding, modules=("Pooling", "Normalize")),
+    ),
+    _dense("qwen3 embedding, Dense"),
+    _dense(
+        "qwen3 embedding, Dense, client has config and tokenizer",
+        client=pooled.bare,
+        refusal="2_Dense",
+    ),
+    _dense(
+        "qwen3 embedding, Dense of another revision",
+        client=pooled.other_dense,
+        refusal="2_Dense",
+    ),
+    Plan(
+        "qwen3 embedding, Sentence-Transformers, client has config and tokenizer",
+        partial(pooled.embedding, modules=("Pooling", "Normalize")),
+        client=pooled.bare,
+        refusal="modules.json",
+    ),
+    Plan("qwen3 classifier", partial(pooled.classifier, bias="")),
+    Plan(
+        "qwen3 classifier, score.bias",
+        partial(pooled.classifier, bias="yes"),
+        refusal="score.bias",
+    ),
+    Plan("llama reranker", pooled.reranker, refusal="lm_head"),
+    Plan("whisper", partial(media.media, build=media.whisper)),
+    Plan("llava", partial(media.media, build=media.llava), needs=SEES),
+    Plan("qwen2_vl", partial(media.media, build=media.qwen2_vl), needs=SEES),
 )

@@ -18,6 +18,7 @@ from netloader.io.client import Survey
 from netloader.log import capture, get_logger
 from netloader.vllm_plugin import LOG_BASE, processed
 from netloader.vllm_plugin import identity as identities
+from netloader.vllm_plugin.display import table_of
 from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
@@ -75,7 +76,8 @@ def told(
 
     def ask(asked: Sequence[Endpoint], known: Identity) -> Survey:
         assert known.hard["role"] == role
-        return Survey(Description(known, facts), tuple(reversed(asked)))
+        whole = Identity({**known.hard, "config.hidden_size": "8"})
+        return Survey(Description(whole, facts), tuple(reversed(asked)))
 
     return errand_of(vllm_config(device), model_config(role), options, ask, LOGGER)
 
@@ -145,7 +147,9 @@ ODD = ["{", "5", "null", "true", '"text"', "[" * 100_000, "9" * 5_000, "[1, null
 
 @pytest.mark.parametrize("role", [TARGET, DRAFT])
 @pytest.mark.parametrize("text", [*ODD, '{"a": 1}', "[]"])
-@pytest.mark.parametrize("fact", ["load_state", "unfilled", "layout", "untied_by_checkpoint"])
+@pytest.mark.parametrize(
+    "fact", ["load_state", "unfilled", "layout", "untied_by_checkpoint", "answers"]
+)
 def test_whatever_a_source_says_the_errand_is_made(fact: str, text: str, role: str) -> None:
     with capture() as lines:
         made = told({fact: text}, role)
@@ -169,6 +173,61 @@ def test_a_huge_list_of_names_costs_nothing() -> None:
     names = [f"parameter.{i}" for i in range(100_000)]
     draft = told({"unfilled": json.dumps(names)}, DRAFT)
     assert [name for name, _ in draft.tensors(nn.Linear(2, 2))] == ["weight", "bias"]
+
+
+# -- sources that are another model --------------------------------------------------------------
+
+
+def asked_of(*configs: str | None, **facts: str) -> tuple[Errand, list[dict[str, Any]]]:
+    """The errand of a client whose sources say these configs, and its log; None says nothing."""
+    sources = tuple(Endpoint("10.0.0.1", n + 1) for n in range(len(configs)))
+    options = replace(Settings.parse({}), sources={0: sources})
+
+    def ask(asked: Sequence[Endpoint], known: Identity) -> Survey:
+        assert not any(name.startswith("config") for name in known.hard)
+        for number, source in enumerate(asked):
+            size = configs[source.port - 1]
+            if size is not None:
+                whole = Identity({**known.hard, "config.hidden_size": size})
+                tried, untried = asked[:number], asked[number + 1 :]
+                return Survey(Description(whole, facts), (source, *untried, *tried))
+        return Survey(None, tuple(asked))
+
+    with capture() as lines:
+        made = errand_of(vllm_config(), model_config(), options, ask, LOGGER)
+    return made, lines
+
+
+def test_a_source_that_is_another_model_is_passed_over_and_named() -> None:
+    made, lines = asked_of(None, "9", "8", "7", load_state='{"model.own": true}')
+    assert [source.port for source in made.sources] == [3, 4, 1]
+    assert made.state == {"model.own": True}
+    line = line_of(lines, "netloader.source.differs")
+    assert line["netloader.source"] == "10.0.0.1:2"
+    assert line["netloader.field"] == "'config.hidden_size'"
+    assert (line["netloader.mine"], line["netloader.theirs"]) == ("'8'", "'9'")
+
+
+def test_what_another_model_says_is_not_taken_up_and_the_reasons_are_kept() -> None:
+    made, _ = asked_of("9", "7", load_state='{"model.own": true}')
+    assert (made.sources, made.state) == ((), {})
+    assert made.refused is not None
+    assert made.refused.history() == (
+        "10.0.0.1:1: identity_mismatch (differing: config.hidden_size); "
+        "10.0.0.1:2: identity_mismatch (differing: config.hidden_size)"
+    )
+    assert "config.hidden_size" in table_of(made.refused)
+
+
+def test_the_silent_are_asked_for_weights_last() -> None:
+    made, _ = asked_of(None, "9", None)
+    assert [source.port for source in made.sources] == [3, 1]
+
+
+def test_a_failure_in_comparing_answers_costs_a_line_and_no_source() -> None:
+    made, lines = asked_of("8", answers='[{}, {"tokenizer.json": "1"}, []]')
+    assert events(lines) == ["netloader.driver.error"]  # this stand-in of a config has no tokenizer
+    assert (made.warned, len(made.sources)) == ((), 1)
 
 
 # -- ranks and ports -----------------------------------------------------------------------------

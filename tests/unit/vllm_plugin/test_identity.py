@@ -2,6 +2,7 @@
 
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,7 +52,10 @@ def test_the_same_model_under_another_path_is_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"rope_theta": 500000.0}, "config"), ({"rms_norm_eps": 1e-6}, "config")],
+    [
+        ({"rope_theta": 500000.0}, "config.rope_parameters"),
+        ({"rms_norm_eps": 1e-6}, "config.rms_norm_eps"),
+    ],
 )
 def test_another_setting_of_the_model_is_another_model(
     tmp_path: Path, change: dict[str, Any], field: str
@@ -61,6 +65,39 @@ def test_another_setting_of_the_model_is_another_model(
     mine = identity_of(first)
     theirs = identity_of(second)
     assert [d.field for d in mine.differences(theirs)] == [field]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/cache/hub/models--org--tiny-1.5/snapshots/0123abcd", "org/tiny-1.5"),
+        ("/cache/hub/models--gpt2/snapshots/0123abcd/", "gpt2"),
+        ("org/tiny", "org/tiny"),
+        ("/models--org--tiny/mine", "/models--org--tiny/mine"),
+    ],
+)
+def test_a_snapshot_of_the_hub_goes_by_the_name_it_was_asked_for_by(path: str, name: str) -> None:
+    # With HF_HUB_OFFLINE vLLM puts the path of the snapshot in the place of --model.
+    model = SimpleNamespace(
+        model=path,
+        runner_type="generate",
+        dtype="bfloat16",
+        hf_config=SimpleNamespace(to_dict=dict),
+    )
+    assert identities.known_early(model, None).hard["model"] == name
+    assert identities.known_early(model, "tiny").hard["model"] == "tiny"
+
+
+def test_the_hub_offline_really_says_the_path(tmp_path: Path, monkeypatch: Any) -> None:
+    cache = tmp_path / "hub"
+    checkpoint(cache / "models--org--tiny" / "snapshots" / ("a" * 40))
+    (cache / "models--org--tiny" / "refs").mkdir()
+    (cache / "models--org--tiny" / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    found = config("org/tiny")  # type: ignore[arg-type]
+    assert str(found.model_config.model) != "org/tiny"
+    assert identity_of(found, None).hard["model"] == "org/tiny"
 
 
 def test_another_dtype_is_refused(tmp_path: Path) -> None:

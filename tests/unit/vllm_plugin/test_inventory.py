@@ -2,8 +2,14 @@
 
 import datetime as dt
 import functools
-from collections import OrderedDict
+import logging
+import re
+import threading
+from collections import OrderedDict, UserDict, deque
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,9 +61,33 @@ class Group(Impl):
     __module__ = "vllm.distributed.parallel_state"
 
 
+class PatchedGroup(Group):
+    """As vllm-ascend's: a communicator group whose class is written somewhere else."""
+
+    __module__ = "vllm_ascend.patch.worker"
+
+
 class Foreign:
+    """Of code that came with a checkpoint, or of another package."""
+
     def __init__(self) -> None:
         self.tensor = torch.zeros(1)
+        self.rate = 0.5
+
+
+@dataclass
+class Row:
+    scale: Tensor
+
+
+class Lazy(UserDict[str, Tensor]):
+    pass
+
+
+class Broken(Foreign):
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("do not look at me")
 
 
 class Kind(StrEnum):
@@ -118,13 +148,13 @@ def test_a_module_that_is_not_a_submodule_is_found_with_all_it_owns() -> None:
     assert list(take(model).tensors) == ["impl.gate.weight"]
 
 
-def test_settings_groups_the_cache_of_keys_and_strangers_are_left_alone() -> None:
+def test_settings_groups_and_the_cache_of_keys_are_left_alone() -> None:
     model = bare(
         config=Settings(tensor=ones()),
         group=Group(tensor=ones()),
         impl=Impl(kv_cache=ones()),
         kv_cache=[ones()],
-        stranger=Foreign(),
+        patched=PatchedGroup(tensor=ones()),
         kind=Impl,
     )
     found = take(model)
@@ -197,6 +227,112 @@ def test_a_handle_on_an_implementation_object_hides_its_address() -> None:
     found = take(bare(scheme=scheme))
     assert found.opaque == {"scheme.kernel.dnnl_handler": "vllm._custom_ops.Handle"}
     assert not found.tensors
+
+
+@pytest.mark.parametrize(
+    ("hide", "path"),
+    [
+        (lambda t: _with(Foreign(), tensor=t), "odd.tensor"),
+        (lambda t: Row(t), "odd.scale"),
+        (lambda t: SimpleNamespace(a=t), "odd.a"),
+        (lambda t: deque([t]), "odd[0]"),
+        (lambda t: Lazy(a=t), "odd[a]"),
+        (lambda t: MappingProxyType({"a": t}), "odd[a]"),
+        (lambda t: {torch.zeros(0): t}, "odd[#0]"),
+        (lambda t: {(1, 2): t}, "odd[#0]"),
+        (lambda t: _with(nn.Parameter(torch.zeros(1)), extra=t), "odd.extra"),
+        (lambda t: t.add_, "odd(self)"),
+        (lambda t: staticmethod(functools.partial(torch.add, t)), "odd(func)(0)"),
+        (lambda t: [[{"deep": Foreign(), "row": (Row(t),)}]], "odd[0][0][row][0].scale"),
+    ],
+)
+def test_objects_of_any_package_are_entered(hide: Any, path: str) -> None:
+    hidden = torch.full((3,), 7.0)
+    found = take(bare(odd=hide(hidden)))
+    assert found.tensors[path] is hidden
+
+
+def _with(value: Any, **attributes: Any) -> Any:
+    vars(value).update(attributes)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("odd", "kind"),
+    [
+        (np.ones(2), "numpy.ndarray"),
+        (torch.Generator(), "torch._C.Generator"),
+        (torch.ones(2).untyped_storage(), "torch.storage.UntypedStorage"),
+        (memoryview(b"12"), "builtins.memoryview"),
+        (bytearray(b"12"), "builtins.bytearray"),
+        (iter([torch.ones(1)]), "builtins.list_iterator"),
+        (Broken(), f"{__name__}.Broken"),
+        (nn.parameter.UninitializedParameter(), "torch.nn.parameter.UninitializedParameter"),
+        ({Foreign()}, "builtins.set"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_read_is_named(odd: Any, kind: str) -> None:
+    assert take(bare(odd=odd)).opaque == {"odd": kind}
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        "text", None, 1.5, torch.float16, torch.device("cpu"), Kind.ONE, {1, 2}, (1, "a"), b"12",
+        object(), ones, torch.add, re.compile("x"), Path("x"), threading.Lock(), torch.Size([1]),
+        logging.getLogger("x"), Foreign,
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_holds_no_weights_is_neither_a_tensor_nor_a_handle(plain: Any) -> None:
+    found = take(bare(plain=plain))
+    assert (found.tensors, found.opaque) == ({}, {})
+
+
+def test_hooks_that_take_part_in_a_forward_pass_are_searched() -> None:
+    def build() -> nn.Module:
+        scale = ones()
+        model = bare(inner=nn.Linear(2, 2))
+        model.get_submodule("inner").register_forward_hook(lambda m, x, y: y * scale)
+        model.register_forward_pre_hook(lambda m, x: x)
+        return model
+
+    (first, second) = (take(build()), take(build()))  # torch numbers hooks by a counter
+    assert "inner._forward_hooks[0](scale)" in first.tensors
+    assert list(first.places) == list(second.places)
+
+
+def test_state_is_what_torch_calls_so_wherever_its_module_hangs() -> None:
+    head = nn.BatchNorm1d(2)
+    head.register_buffer("passing", ones(), persistent=False)
+    model = bare(inner=nn.Linear(2, 2), poolers={"embed": SimpleNamespace(head=head)})
+    model.loose = [nn.Parameter(ones())]  # type: ignore[assignment]
+    assert list(take(model).state) == [
+        "inner.weight",
+        "inner.bias",
+        "poolers[embed].head.weight",
+        "poolers[embed].head.bias",
+        "poolers[embed].head.running_mean",
+        "poolers[embed].head.running_var",
+        "poolers[embed].head.num_batches_tracked",
+        "loose[0]",
+    ]
+
+
+def test_the_functions_that_load_a_parameter_are_no_part_of_the_model() -> None:
+    dropped = bare(weight=nn.Parameter(ones()))
+    dropped.load = lambda self, tensor: None  # type: ignore[assignment]
+    weight: Any = nn.Parameter(ones())
+    weight.weight_loader = functools.partial(setattr, dropped)
+    assert list(take(bare(weight=weight)).tensors) == ["weight"]
+
+
+def test_a_vocabulary_is_one_scalar() -> None:
+    words = {f"word {i}": i for i in range(5000)}
+    first, second = (take(bare(words=held)).scalars for held in (words, {**words, "word 7": 0}))
+    assert list(first) == ["words"]
+    assert first != second
 
 
 def test_a_handle_beside_a_readable_weight_is_not_sealed() -> None:

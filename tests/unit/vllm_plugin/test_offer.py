@@ -11,8 +11,8 @@ from netloader.fsm.manifest import Progress
 from netloader.io import fill
 from netloader.io.weights import Weights
 from netloader.log import capture
-from netloader.vllm_plugin import loadstate, processed
 from netloader.vllm_plugin import offer as offers
+from netloader.vllm_plugin import processed, provenance
 from netloader.vllm_plugin.goods import Changed
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.offer import Loaded, offer, read, reloadable, taken
@@ -280,11 +280,11 @@ def test_parameters_of_a_draft_that_no_checkpoint_fills_stay_behind() -> None:
     assert goods.facts["unfilled"] == '["embed"]'
 
 
-@pytest.mark.parametrize("where", ["Marks", "_unfilled", "RawSnapshot"])
+@pytest.mark.parametrize("where", ["Built", "_unfilled", "RawSnapshot"])
 def test_a_bug_of_ours_costs_the_offer_and_not_the_load(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    owner = loadstate if where == "Marks" else offers
+    owner = provenance if where == "Built" else offers
     monkeypatch.setattr(owner, where, lambda *_: 1 / 0)
     model = Draft()
     with capture() as lines:

@@ -1,0 +1,84 @@
+"""An instance on placeholders that is filled in place. Law: offered when its weights are real.
+
+It starts with `FALLBACK: "dummy"` while no source is up, and offers nothing. When a source is up,
+vLLM's `reload_weights` fills it: the raw weights are received beside the model, and when the reload
+is over they are offered: the model's own tensors where those are bytewise what was received, the
+received ones where post-processing has made others of them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from vllm.config import ModelConfig
+
+from netloader.io.weights import Named, WeightsError
+from netloader.log import emit, get_logger
+from netloader.vllm_plugin import LOG_BASE, inventory
+from netloader.vllm_plugin.errand import Errand
+from netloader.vllm_plugin.layout import RawSnapshot
+from netloader.vllm_plugin.offer import Loaded, offer
+from netloader.vllm_plugin.settings import Settings
+
+
+class Refills:
+    """What is to be done when a reload is over that fills a model for the first time."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[], None]] = []
+
+    def expect(self, job: Callable[[], None]) -> None:
+        """Have a job done when the reload that has begun is over."""
+        self._waiting.append(job)
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Do what is expected when the block is over; nothing when it fails."""
+        self._waiting.clear()
+        try:
+            yield
+            for job in self._waiting:
+                _harmlessly(job)
+        finally:
+            self._waiting.clear()
+
+
+REFILLS = Refills()
+"""Those of this process: it is one worker."""
+
+
+def _harmlessly(job: Callable[[], None]) -> None:
+    """A bug of ours costs the offer, and not the reload."""
+    try:
+        job()
+    except Exception as error:  # noqa: BLE001 - see above
+        emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)
+
+
+def offer_received(
+    model: nn.Module,
+    errand: Errand,
+    loaded: Loaded,
+    settings: Settings,
+    model_config: ModelConfig,
+    named: list[Named],
+) -> None:
+    """Offer a model that has been reloaded with the raw tensors `named`."""
+    live = inventory.take(model).tensors
+    chosen = [(name, _live(live.get(name), tensor)) for name, tensor in named]
+    try:
+        kept = replace(loaded, snapshot=RawSnapshot(chosen, settings))
+    except WeightsError as error:
+        kept = replace(loaded, obstacle=str(error))
+    offer(model, errand, kept, settings, model_config)
+
+
+def _live(live: Tensor | None, received: Tensor) -> Tensor:
+    """The tensor that the kernels use, if it is bytewise what was received."""
+    alike = live is not None and (live.dtype, live.shape) == (received.dtype, received.shape)
+    if live is None or not alike or live.stride() != received.stride():
+        return received
+    mine, theirs = (tensor.detach().contiguous().reshape(-1) for tensor in (live, received))
+    return live if torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8)) else received
