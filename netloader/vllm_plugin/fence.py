@@ -24,7 +24,7 @@ from netloader.vllm_plugin import LOG_BASE, publish, warmup
 from netloader.vllm_plugin.goods import KNOWN_S, Changed, watched
 from netloader.vllm_plugin.identity import DRAFT, TARGET
 from netloader.vllm_plugin.publish import Shop
-from netloader.vllm_plugin.standby import REFILLS
+from netloader.vllm_plugin.refills import REFILLS
 
 Method = Callable[..., Any]
 
@@ -165,7 +165,7 @@ def _changing(method: Method, name: str) -> Method:
 def _reloading(method: Method, name: str) -> Method:
     @wraps(method)
     def fenced(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        with _change((TARGET,), f"{name} changes the weights"):
+        with REFILLS.around(), _change((TARGET,), f"{name} changes the weights"):
             return method(runner, *args, **kwargs)
 
     return fenced

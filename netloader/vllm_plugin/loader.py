@@ -41,8 +41,9 @@ from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.layout import Backup
 from netloader.vllm_plugin.offer import Loaded, identity_of, offer, read, reloadable, taken
+from netloader.vllm_plugin.refills import REFILLS
 from netloader.vllm_plugin.reload import HandOver, Reloadable, beside, obstacle
-from netloader.vllm_plugin.standby import REFILLS, offer_received
+from netloader.vllm_plugin.standby import offer_received
 from netloader.vllm_plugin.traces import Traces
 
 AUTO = "auto"

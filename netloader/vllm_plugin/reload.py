@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.weights import Named, named_tensors
 from netloader.vllm_plugin import inventory
-from netloader.vllm_plugin.errand import Errand
+
+if TYPE_CHECKING:  # errand imports publish, which imports this by way of goods
+    from netloader.vllm_plugin.errand import Errand
 
 REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})
 """Methods whose kernels vLLM's reload in place rebuilds on a CPU (seen in 0.28 and 0.32)."""
@@ -29,7 +32,7 @@ REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "K
 class Reloadable:
     """What a reload in place must know of the load before it."""
 
-    errand: Errand
+    errand: "Errand"
     manifest: Manifest
     constructed: Mapping[str, int] = field(default_factory=dict)
     placeholders: bool = False

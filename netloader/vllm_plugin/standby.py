@@ -6,8 +6,6 @@ is over they are offered: the model's own tensors where those are bytewise what 
 received ones where post-processing has made others of them.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,46 +13,11 @@ from torch import Tensor, nn
 from vllm.config import ModelConfig
 
 from netloader.io.weights import Named, WeightsError
-from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, inventory
+from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.errand import Errand
 from netloader.vllm_plugin.layout import RawSnapshot
 from netloader.vllm_plugin.offer import Loaded, offer
 from netloader.vllm_plugin.settings import Settings
-
-
-class Refills:
-    """What is to be done when a reload is over that fills a model for the first time."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Callable[[], None]] = []
-
-    def expect(self, job: Callable[[], None]) -> None:
-        """Have a job done when the reload that has begun is over."""
-        self._waiting.append(job)
-
-    @contextmanager
-    def around(self) -> Iterator[None]:
-        """Do what is expected when the block is over; nothing when it fails."""
-        self._waiting.clear()
-        try:
-            yield
-            for job in self._waiting:
-                _harmlessly(job)
-        finally:
-            self._waiting.clear()
-
-
-REFILLS = Refills()
-"""Those of this process: it is one worker."""
-
-
-def _harmlessly(job: Callable[[], None]) -> None:
-    """A bug of ours costs the offer, and not the reload."""
-    try:
-        job()
-    except Exception as error:  # noqa: BLE001 - see above
-        emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)
 
 
 def offer_received(
