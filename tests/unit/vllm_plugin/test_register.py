@@ -30,7 +30,12 @@ def run(case):
         os.environ["VLLM_PLUGINS"] = case["plugins"]
     vllm.plugins.load_general_plugins()
     loader = get_model_loader(LoadConfig(load_format="netloader"))
-    return {"winner": type(loader).__module__.partition(".")[0], "modules": sorted(sys.modules)}
+    rival = sys.modules.get("vllm_ascend")
+    return {
+        "winner": type(loader).__module__.partition(".")[0],
+        "modules": sorted(sys.modules),
+        "done": getattr(rival, "DONE", []),
+    }
 
 for case in json.load(sys.stdin):
     if os.fork() == 0:
@@ -58,6 +63,8 @@ class Case:
 class Result:
     winner: str
     modules: frozenset[str]
+    done: list[str]
+    """What vllm-ascend did, in order."""
     log: str
 
 
@@ -106,7 +113,7 @@ def _read(path: Path) -> Result:
     log = path.with_name(f"{path.name}.log").read_text()
     assert path.stat().st_size, log
     answer = json.loads(path.read_text())
-    return Result(answer["winner"], frozenset(answer["modules"]), log)
+    return Result(answer["winner"], frozenset(answer["modules"]), answer["done"], log)
 
 
 def registered(result: Result) -> list[str]:
@@ -115,12 +122,32 @@ def registered(result: Result) -> list[str]:
     return [line.partition("\n")[0].strip() for line in lines]
 
 
-@pytest.mark.parametrize("name", ["theirs first", "theirs last", "both named", "ours named"])
+BESIDE = pytest.mark.parametrize("name", ["theirs first", "theirs last", "both named"])
+
+
+@BESIDE
 def test_ours_wins_whichever_plugin_comes_first_and_says_whom_it_replaces(
     results: dict[str, Result], name: str
 ) -> None:
     assert results[name].winner == OURS
     assert registered(results[name]) == ["netloader.replaces=vllm_ascend"]
+
+
+@BESIDE
+def test_theirs_patches_vllm_before_its_loader_is_imported(
+    results: dict[str, Result], name: str
+) -> None:
+    assert results[name].done == ["patched", "registered"]
+
+
+def test_an_operator_who_names_only_ours_gets_nothing_of_theirs(
+    results: dict[str, Result],
+) -> None:
+    result = results["ours named"]
+
+    assert result.winner == OURS
+    assert not any(module.partition(".")[0] == THEIRS for module in result.modules)
+    assert registered(result) == [""]
 
 
 def test_without_another_plugin_nothing_is_replaced(results: dict[str, Result]) -> None:
@@ -135,7 +162,7 @@ def test_a_plugin_that_cannot_be_imported_does_not_take_ours_along(
     (fields,) = registered(results[name])
 
     assert results[name].winner == OURS
-    assert "the loader of vllm_ascend cannot be imported: no NPU here" in fields
+    assert "the loader of vllm_ascend cannot be registered: no NPU here" in fields
     assert "netloader.replaces" not in fields
 
 
