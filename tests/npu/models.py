@@ -108,8 +108,24 @@ def fractal(seed: int, device: torch.device) -> nn.Module:
             matrix = noise(seed + number, rows, columns, dtype=dtype).to(device)
             name = f"{str(dtype).removeprefix('torch.')}_{number}"
             module.register_buffer(name, in_fractal_nz(matrix))
+    for number, shape in enumerate([(64, 96), (4, 32, 64)]):
+        matrix = noise(seed + number, *shape, dtype=torch.int8).to(device)
+        module.register_buffer(f"packed_{number}", packed(matrix))
     module.register_buffer("plain", noise(seed, 1000).to(device))
     return module
+
+
+def packed(matrix: Tensor) -> Tensor:
+    """Four of int8 as one of int32, as vllm-ascend packs the weights of W4A8 after the cast."""
+    return in_fractal_nz(matrix).view(torch.int32).contiguous()
+
+
+def unpacked(tensor: Tensor) -> Tensor:
+    """What torch_npu can bring to the host: it knows nothing of int8 that was packed."""
+    if tensor.device.type == "npu" and tensor.dtype == torch.int32:
+        packs = int(torch_npu.get_npu_format(tensor)) == FRACTAL_NZ
+        return tensor.view(torch.int8) if packs else tensor
+    return tensor
 
 
 def few_and_large(seed: int, device: torch.device) -> nn.Module:
@@ -154,7 +170,7 @@ def digest(module: nn.Module) -> str:
     """One word for all elements in order, fetched tensor by tensor."""
     total = blake3()
     for tensor in (*module.parameters(), *module.buffers()):
-        elements = tensor.detach().cpu().contiguous()
+        elements = unpacked(tensor.detach()).cpu().contiguous()
         if elements.numel():
             total.update(memory_of(elements))
     return total.hexdigest()
