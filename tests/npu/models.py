@@ -108,10 +108,16 @@ def fractal(seed: int, device: torch.device) -> nn.Module:
             matrix = noise(seed + number, rows, columns, dtype=dtype).to(device)
             name = f"{str(dtype).removeprefix('torch.')}_{number}"
             module.register_buffer(name, in_fractal_nz(matrix))
+    module.register_buffer("plain", noise(seed, 1000).to(device))
+    return module
+
+
+def fractal_packed(seed: int, device: torch.device) -> nn.Module:
+    """Layers and experts of a W4A8 model: int8 in FRACTAL_NZ that looks like int32."""
+    module = nn.Module()
     for number, shape in enumerate([(64, 96), (4, 32, 64)]):
         matrix = noise(seed + number, *shape, dtype=torch.int8).to(device)
         module.register_buffer(f"packed_{number}", packed(matrix))
-    module.register_buffer("plain", noise(seed, 1000).to(device))
     return module
 
 
@@ -159,6 +165,7 @@ MODELS: Final[dict[str, Callable[[int, torch.device], nn.Module]]] = {
         large,
         crumbs,
         fractal,
+        fractal_packed,
         few_and_large,
         both_devices,
         few_fractal,

@@ -255,7 +255,12 @@ def test_what_load_weights_left_behind_is_part_of_the_identity(tmp_path: Path) -
 def test_only_the_processed_layout_depends_on_versions_and_the_device(tmp_path: Path) -> None:
     one = config(checkpoint(tmp_path / "a"))
     raw, processed = identity_of(one), identity_of(one, layout=PROCESSED)
-    assert processed.hard.keys() - raw.hard.keys() == {"vllm", "torch", "device_name"}
+    assert processed.hard.keys() - raw.hard.keys() == {
+        "vllm",
+        "torch",
+        "device_name",
+        "kv_role",
+    }
 
 
 def test_the_placement_of_experts_is_part_of_the_identity(tmp_path: Path) -> None:
