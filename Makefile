@@ -292,5 +292,6 @@ $(VENV)/.fuzz: $(READY) requirements/fuzz.txt
 $(READY): $(VENV)/.packages pyproject.toml $(addsuffix /pyproject.toml,$(VLLM_NAME))
 	@$(SHELL_TOOLS)
 	say "Installing netloader (editable)$(if $(VLLM_NAME), and the name vllm (see $(VLLM_NAME)))"
+	$(PY) -m pip uninstall -qq --yes --disable-pip-version-check netloader  # its name before
 	$(PIP_INSTALL) --no-build-isolation $(addprefix ./,$(VLLM_NAME)) --editable .
 	touch $@

@@ -2,6 +2,7 @@
 
 from importlib.metadata import EntryPoint, entry_points
 
+from netloader.installed import mixed
 from netloader.log import emit, get_logger, quiet_dependencies
 
 LOG_BASE = "vllm.netloader"
@@ -22,7 +23,10 @@ def register() -> None:
     from netloader.vllm_plugin.loader import NetLoader
 
     register_model_loader("netloader")(NetLoader)
-    emit(get_logger("plugin", LOG_BASE), "netloader.plugin.registered", fields)
+    logger = get_logger("plugin", LOG_BASE)
+    if problem := mixed():
+        emit(logger, "netloader.plugin.mixed", {"netloader.detail": problem})
+    emit(logger, "netloader.plugin.registered", fields)
 
 
 def _after_rival() -> dict[str, str]:

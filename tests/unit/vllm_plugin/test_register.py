@@ -68,6 +68,19 @@ class Result:
     log: str
 
 
+def other_netloader(folder: Path) -> str:
+    """A folder with what pip notes about this project and about the other of our import name."""
+    for name, version in (("netloader", "3.12.1"), ("vllm_netloader", "0.1.0")):
+        info = folder / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (info / "METADATA").write_text(metadata)
+    (info / "entry_points.txt").write_text(
+        f"[vllm.general_plugins]\n{OURS} = netloader.vllm_plugin:register\n"
+    )
+    return str(folder)
+
+
 def distribution(folder: Path) -> str:
     """A folder that holds what pip would note about an installed vllm-ascend."""
     info = folder / "vllm_ascend-0.0.0.dist-info"
@@ -96,6 +109,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
         "theirs named": Case("theirs", after=stub, plugins=THEIR_PLUGIN),
         "broken first": Case("broken-first", before=broken),
         "broken last": Case("broken-last", after=broken),
+        "mixed": Case("mixed", before=(other_netloader(folder / "other"),)),
     }
     told = [{**asdict(case), "result": str(folder / case.result)} for case in cases.values()]
     subprocess.run(
@@ -153,6 +167,14 @@ def test_an_operator_who_names_only_ours_gets_nothing_of_theirs(
 def test_without_another_plugin_nothing_is_replaced(results: dict[str, Result]) -> None:
     assert results["alone"].winner == OURS
     assert registered(results["alone"]) == [""]
+
+
+def test_the_log_says_when_another_project_lies_among_our_files(
+    results: dict[str, Result],
+) -> None:
+    assert results["mixed"].winner == OURS
+    assert "netloader.plugin.mixed" in results["mixed"].log
+    assert "another project, netloader 3.12.1" in results["mixed"].log
 
 
 @pytest.mark.parametrize("name", ["broken first", "broken last"])
