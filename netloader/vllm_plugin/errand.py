@@ -228,13 +228,17 @@ def _refusal(source: Endpoint, found: tuple[Difference, ...]) -> Attempt:
 
 
 def _moving(vllm_config: VllmConfig) -> bool:
-    """Whether experts move about while this instance runs; says so, for it does not serve then."""
-    moving = identities.moves_experts(vllm_config)
-    if moving:
+    """Whether weights change while this instance runs; says so, for it does not serve then."""
+    if identities.moves_experts(vllm_config):
         why = "experts change places while this instance runs (EPLB), and so do its weights"
         remedy = "turn dynamic EPLB off to serve; an expert map in a file is fine"
-        publish.refuse(get_logger("server", LOG_BASE), why, remedy)
-    return moving
+    elif identities.refills_layers(vllm_config):
+        why = "layers are refilled while this instance runs (layer_sharding)"
+        remedy = "turn layer_sharding off in --additional-config to serve"
+    else:
+        return False
+    publish.refuse(get_logger("server", LOG_BASE), why, remedy)
+    return True
 
 
 def _layout(facts: Mapping[str, str], settings: Settings, vllm_config: VllmConfig) -> str:

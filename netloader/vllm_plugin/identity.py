@@ -115,6 +115,8 @@ def identity_of(
         "expert_parallel": _experts(parallel),
         "redundant_experts": str(parallel.eplb_config.num_redundant_experts),
         "expert_map": _expert_map(vllm_config),
+        "ascend": _ascend(vllm_config),
+        "draft_lm_head": _draft_lm_head(vllm_config, early.hard["role"]),
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "device": str(torch.device(vllm_config.device_config.device).type),
         "layout": layout,
@@ -125,6 +127,8 @@ def identity_of(
         hard["vllm"] = str(vllm.__version__)
         hard["torch"] = str(torch.__version__)
         hard["device_name"] = str(current_platform.get_device_name())
+        transfer = getattr(vllm_config, "kv_transfer_config", None)
+        hard["kv_role"] = str(getattr(transfer, "kv_role", None))
     return Identity(hard, dict(_fingerprint(model_config)))
 
 
@@ -143,11 +147,30 @@ def _experts(parallel: ParallelConfig) -> str:
     return f"{mine} of {size * parallel.data_parallel_size}, {parallel.expert_placement_strategy}"
 
 
-def _ascend_eplb(vllm_config: VllmConfig) -> Mapping[str, Any]:
-    """What vllm-ascend is told of balanced experts, in `--additional-config`."""
+def _additional(vllm_config: VllmConfig) -> Mapping[str, Any]:
+    """What a vendor's plugin is told, in `--additional-config`."""
     more = vllm_config.additional_config
-    given = more.get("eplb_config") if isinstance(more, Mapping) else None
+    return more if isinstance(more, Mapping) else {}
+
+
+def _ascend_eplb(vllm_config: VllmConfig) -> Mapping[str, Any]:
+    """What vllm-ascend is told of balanced experts."""
+    given = _additional(vllm_config).get("eplb_config")
     return given if isinstance(given, Mapping) else {}
+
+
+def _ascend(vllm_config: VllmConfig) -> str:
+    """What vllm-ascend is told of where weights go, as JSON: without what is off or its default."""
+    more = _additional(vllm_config)
+    finer = more.get("finegrained_tp_config")
+    told = {
+        "mix_placement": more.get("mix_placement"),
+        "num_redundant_experts": _ascend_eplb(vllm_config).get("num_redundant_experts"),
+        "finegrained_tp_config": {k: v for k, v in finer.items() if v}
+        if isinstance(finer, Mapping)
+        else finer,
+    }
+    return json.dumps({k: v for k, v in told.items() if v}, sort_keys=True, default=str)
 
 
 def _expert_map(vllm_config: VllmConfig) -> str:
@@ -166,6 +189,17 @@ def moves_experts(vllm_config: VllmConfig) -> bool:
     ascend = _ascend_eplb(vllm_config)
     moved = ascend.get("dynamic_eplb") or ascend.get("expert_map_record_path")
     return bool(vllm_config.parallel_config.enable_eplb or moved)
+
+
+def _draft_lm_head(vllm_config: VllmConfig, role: str) -> str:
+    """How a draft keeps its copy of the target's head, which it may have from vLLM 0.33 on."""
+    draft = getattr(vllm_config, "speculative_config", None) if role == DRAFT else None
+    return str(getattr(draft, "draft_lm_head_quantization", None))
+
+
+def refills_layers(vllm_config: VllmConfig) -> bool:
+    """Whether vllm-ascend refills layers with the weights of others while the instance runs."""
+    return bool(_additional(vllm_config).get("layer_sharding"))
 
 
 def _fingerprint(model_config: ModelConfig) -> Iterator[tuple[str, str]]:

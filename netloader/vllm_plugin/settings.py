@@ -43,6 +43,10 @@ AUTO: Final = "auto"
 NOT_BUILT: Final = ("TLS_*", "MAX_BANDWIDTH", "METRICS_PORT")
 """Announced fields that this version does not know."""
 
+HANDED_ON: Final = ("enable_multithread_load", "num_threads", "enable_weights_track")
+"""Fields of vLLM's ordinary loader. Operators of vllm-ascend's netloader give them beside its own,
+and it hands them to the loader that takes over; so does this one."""
+
 HIDDEN: Final = Secret("")
 """Shown in errors in place of a value that is, or might be, a secret."""
 
@@ -122,6 +126,8 @@ class Settings:
         problems.extend(further(values))
         if problems:
             raise ConfigError(problems)
+        handed = {name: values.pop(name) for name in HANDED_ON}
+        values["fallback"] = _handed_on(values["fallback"], handed)
         limits = {limit.name: values.pop(limit.name) for limit in fields(Deadlines)}
         return cls(deadlines=Deadlines(**limits), **values)
 
@@ -180,6 +186,21 @@ def _fallback(at: Place, value: object) -> Fallback | None:
         at.inside(".model_loader_extra_config").refuse(HIDDEN, "give a JSON object")
     elif name is not None and name.lower() != "never":
         return Fallback(name, dict(extra or {}))
+    return None
+
+
+def _handed_on(fallback: Fallback | None, given: Mapping[str, object]) -> Fallback | None:
+    """The loader that takes over, with what was given for it; what FALLBACK itself says wins."""
+    if fallback is None:
+        return None
+    told = {name: value for name, value in given.items() if value is not None}
+    return Fallback(fallback.load_format, {**told, **fallback.extra})
+
+
+def _switch(at: Place, value: object) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    at.refuse(value, "give true or false")
     return None
 
 
@@ -317,6 +338,11 @@ FIELDS: Final = (
     Field("AGREE_TIMEOUT_S", number(1, 86400, 1.0), "number", 600,
           "seconds the ranks of an instance wait for each other before a `FALLBACK` that uses "
           "collectives"),
+    Field("enable_multithread_load", _switch, "boolean", None,
+          "for the loader of `FALLBACK`, as vLLM's: read the files of the checkpoint in threads"),
+    Field("num_threads", whole(1, 2**31 - 1), "integer", None, "for the same: how many threads"),
+    Field("enable_weights_track", _switch, "boolean", None,
+          "for the same: check that each parameter was loaded"),
     Field("LOG_JSON", text_line, "string", None,
           "path, or `stderr`: write each log line there as one JSON object"),
 )

@@ -1,20 +1,51 @@
-"""What building a model leaves in vLLM's configs: layer names, which may come only once."""
+"""What building a model leaves outside it. Law: a model that is given up leaves nothing behind.
+
+Layers register themselves: in vLLM's configs, where a name may come only once, and in registries of
+the process. Each of these holds layers, and with them the memory of a model that nobody uses.
+"""
+
+import sys
+from collections.abc import Iterator
+from copy import copy
+from typing import Any
 
 from vllm.config import VllmConfig
 
+OF_THE_PROCESS = (
+    ("torch._dynamo.convert_frame", "_bytecode_hooks"),  # vLLM: TorchCompileWithNoGuardsWrapper
+    ("vllm.model_executor.layers.rotary_embedding", "_ROPE_DICT"),
+    ("vllm_ascend.eplb.adaptor.vllm_adaptor", "VllmEplbAdaptor._registered_moe_layers"),
+)
+"""Modules, and which dictionary or list in each of them knows the layers of models."""
+
+Registry = dict[Any, Any] | list[Any]
+
 
 class Traces:
-    """The names that were taken before a model was built."""
+    """What was registered before a model was built."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
-        compilation = vllm_config.compilation_config
-        self._layers = compilation.static_forward_context
-        self._experts = compilation.static_all_moe_layers
-        self._before = (dict(self._layers), list(self._experts))
+        self._config = vllm_config
+        self._before = {name: copy(registry) for name, registry in _registries(vllm_config)}
 
     def undo(self) -> None:
         """As if nothing had been built since."""
-        layers, experts = self._before
-        self._layers.clear()
-        self._layers.update(layers)
-        self._experts[:] = experts
+        for name, registry in _registries(self._config):
+            before = self._before.get(name, ())  # else its module was imported for this model
+            registry.clear()
+            if isinstance(registry, dict):
+                registry.update(before)
+            else:
+                registry.extend(before)
+
+
+def _registries(vllm_config: VllmConfig) -> Iterator[tuple[str, Registry]]:
+    compilation = vllm_config.compilation_config
+    yield "static_forward_context", compilation.static_forward_context
+    yield "static_all_moe_layers", compilation.static_all_moe_layers
+    for module, path in OF_THE_PROCESS:
+        found: Any = sys.modules.get(module)
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, (dict, list)):
+            yield f"{module}.{path}", found

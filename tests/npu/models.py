@@ -112,6 +112,28 @@ def fractal(seed: int, device: torch.device) -> nn.Module:
     return module
 
 
+def fractal_packed(seed: int, device: torch.device) -> nn.Module:
+    """Layers and experts of a W4A8 model: int8 in FRACTAL_NZ that looks like int32."""
+    module = nn.Module()
+    for number, shape in enumerate([(64, 96), (4, 32, 64)]):
+        matrix = noise(seed + number, *shape, dtype=torch.int8).to(device)
+        module.register_buffer(f"packed_{number}", packed(matrix))
+    return module
+
+
+def packed(matrix: Tensor) -> Tensor:
+    """Four of int8 as one of int32, as vllm-ascend packs the weights of W4A8 after the cast."""
+    return in_fractal_nz(matrix).view(torch.int32).contiguous()
+
+
+def unpacked(tensor: Tensor) -> Tensor:
+    """What torch_npu can bring to the host: it knows nothing of int8 that was packed."""
+    if tensor.device.type == "npu" and tensor.dtype == torch.int32:
+        packs = int(torch_npu.get_npu_format(tensor)) == FRACTAL_NZ
+        return tensor.view(torch.int8) if packs else tensor
+    return tensor
+
+
 def few_and_large(seed: int, device: torch.device) -> nn.Module:
     """Tensors larger than all that may be under way at once."""
     module = nn.Module()
@@ -143,6 +165,7 @@ MODELS: Final[dict[str, Callable[[int, torch.device], nn.Module]]] = {
         large,
         crumbs,
         fractal,
+        fractal_packed,
         few_and_large,
         both_devices,
         few_fractal,
@@ -154,7 +177,7 @@ def digest(module: nn.Module) -> str:
     """One word for all elements in order, fetched tensor by tensor."""
     total = blake3()
     for tensor in (*module.parameters(), *module.buffers()):
-        elements = tensor.detach().cpu().contiguous()
+        elements = unpacked(tensor.detach()).cpu().contiguous()
         if elements.numel():
             total.update(memory_of(elements))
     return total.hexdigest()

@@ -244,7 +244,7 @@ def told(outcome: Outcome) -> Words:
 def _belong(spec: NpuSpec, line: Line, say: Callable[..., None], watch: Watch) -> None:
     from torch._C._distributed_c10d import FileStore
 
-    from netloader.io.transports.backends import BACKENDS, Ticket
+    from netloader.io.transports.backends import BACKENDS, Ticket, failure
 
     hccl, rank = BACKENDS["hccl"], spec.seed
     ticket = Ticket(FileStore(spec.checkpoint, 2), rank, "session", "127.0.0.1", PATIENCE_S)
@@ -254,4 +254,4 @@ def _belong(spec: NpuSpec, line: Line, say: Callable[..., None], watch: Watch) -
     say(joined=True)
     works = [hccl.move(group, buffer, rank)] if rank == 0 else []
     for _ in orders(line):
-        say(failed=[bool(work.is_completed() and work.exception()) for work in works])
+        say(failed=[bool(work.is_completed() and failure(work)) for work in works])

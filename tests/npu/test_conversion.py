@@ -9,8 +9,8 @@ from torch import nn
 
 from netloader.fsm.identity import Identity
 from netloader.io.server import ServerOptions, publish
-from netloader.io.weights import Weights
-from tests.npu.models import MIB, in_fractal_nz
+from netloader.io.weights import Weights, WeightsError
+from tests.npu.models import MIB, in_fractal_nz, packed
 from tests.npu.simulator import torch_npu
 
 ROWS, COLUMNS = 2048, 2048
@@ -38,3 +38,14 @@ def conversion() -> float:
 def test_digests_convert_one_tensor_at_a_time(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     assert conversion() <= 1.1
+
+
+@pytest.mark.parametrize("shape", [(33, 64), (64, 36)], ids=["rows", "columns"])
+def test_packed_weights_that_do_not_fill_their_tiles_are_refused_by_name(
+    shape: tuple[int, int],
+) -> None:
+    model = nn.Module()
+    model.register_buffer("experts", packed(torch.zeros(shape, dtype=torch.int8, device="npu")))
+
+    with pytest.raises(WeightsError, match="experts is stored as FRACTAL_NZ, which cannot travel"):
+        Weights.of(model)

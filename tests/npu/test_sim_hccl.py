@@ -26,6 +26,8 @@ from tests.npu.ranks import (
 from tests.npu.simulator import torch_npu
 from tests.npu.trace import Trace
 
+ProcessGroupHCCL = torch_npu._C._distributed_c10d.ProcessGroupHCCL
+
 MIB = 1 << 20
 DTYPES = (
     torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.bool, torch.uint8,
@@ -214,6 +216,14 @@ def test_a_batch_is_one_operation_in_the_call_log(trace_path: str) -> None:
         assert [call.number("sends") for call in sends] == [100, 7]
         assert [call.number("sent") for call in sends] == [1200, 84]
         assert [call.number("receives") for call in receives] == [100, 7]
+
+
+@pytest.mark.skipif(
+    not hasattr(ProcessGroupHCCL, "_group_start"), reason="torch_npu 2.10 has no such groups"
+)
+def test_a_group_of_operations_is_one_in_the_call_log(trace_path: str) -> None:
+    with ranks(2, {"SIM_CANN_TRACE": trace_path}) as pair:
+        trace = Trace(trace_path)
         together(pair, coalesced, 5)
         assert len(trace.of(["HcclSend"], pair[0].pid)) == 5
         ends = trace.of(["HcclGroupEnd"], pair[0].pid)

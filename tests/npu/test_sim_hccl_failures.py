@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.distributed import BroadcastOptions
 
+from netloader.io.transports.backends import failure
 from tests.npu.ranks import (
     World,
     new_group,
@@ -53,7 +54,8 @@ def end(world: World, patience_s: float = LONG_S) -> tuple[bool, bool]:
 
 def state(world: World) -> tuple[bool, bool]:
     work, _ = world.kept["work"]
-    return bool(work.is_completed()), work.exception() is not None
+    completed = bool(work.is_completed())
+    return completed, completed and bool(failure(work))
 
 
 def finish(world: World) -> str:

@@ -24,6 +24,8 @@ NUMBERS = (
 FORMAT_ND, FORMAT_FRACTAL_NZ = 2, 29
 NEW_CANN = "9.1.0"
 """From here on torch_npu casts formats with aclnnNpuFormatCast, before with an aclop operator."""
+CASTS_THE_NEW_WAY = not torch_npu.__version__.startswith("2.10.")
+"""torch_npu 2.10 casts with the older operator on A2, whatever CANN has."""
 
 
 def values() -> torch.Tensor:
@@ -191,7 +193,7 @@ def test_fractal_nz_on_a_new_cann() -> None:
         SIM_CANN_VERSION=NEW_CANN,
     )
     assert ran.said[-1:] == ["[]"], ran.errors
-    assert any("aclnnNpuFormatCast" in line for line in ran.trace)
+    assert any("aclnnNpuFormatCast" in line for line in ran.trace) is CASTS_THE_NEW_WAY
 
 
 def cast_whole_numbers(world: World) -> None:

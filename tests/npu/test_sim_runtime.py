@@ -68,7 +68,7 @@ def test_every_symbol_that_torch_npu_is_linked_with_is_there() -> None:
     }
     folder = simulator_build.build(simulator_build.CACHE)
     there = {name for path in folder.glob("*.so") for name in symbols("--defined-only", path)}
-    assert len(wanted) > 80
+    assert len(wanted) > 70  # 79 in torch_npu 2.10, 84 in 2.13
     assert wanted <= there
 
 

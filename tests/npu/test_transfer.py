@@ -65,7 +65,8 @@ def test_ten_thousand_small_tensors_cost_a_few_dozen_operations(cast: Cast) -> N
         assert 0 < len(operations) <= FEW
 
 
-def test_private_storage_formats_are_converted_on_both_sides(cast: Cast) -> None:
-    server = cast.server(model="fractal")
+@pytest.mark.parametrize("model", ["fractal", "fractal_packed"])
+def test_private_storage_formats_are_converted_on_both_sides(cast: Cast, model: str) -> None:
+    server = cast.server(model=model)
 
     served(cast.client(server), server)

@@ -188,7 +188,7 @@ TRAPS = (
     Trap(
         test_wait_does_not_wait,
         BACKENDS,
-        r"    poll\(work\.is_completed, .*\n    if error := work\.exception\(\):\n.*\n",
+        r"    poll\(work\.is_completed, .*\n    if error := failure\(work\):\n.*\n",
         "",
     ),
     Trap(

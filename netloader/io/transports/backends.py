@@ -39,6 +39,8 @@ HCCL_NO_EXEC_TIMEOUT = 0
 devices all streams of the process with it. The deadlines are ours."""
 HCCL_WATCHDOG_STOP = 2
 """`ProcessGroupHCCL.set_watchdog_status`: 0 init, 1 run, 2 stop."""
+FAILED = "an operation failed; its peer may be gone"
+"""Said of a failure for which the library has no text."""
 _constructing = threading.Lock()
 
 
@@ -195,9 +197,24 @@ def _send_or_receive(group: Any, buffer: Tensor, rank: int) -> Any:
 
 def _wait_by_asking(work: Any, timeout_s: float, stop: threading.Event) -> None:
     poll(work.is_completed, "moving a parcel", timeout_s, stop)
-    if error := work.exception():
-        raise RuntimeError(str(error) or "an operation failed; its peer may be gone")
+    if error := failure(work):
+        raise RuntimeError(error)
     work.wait()  # it is complete: this has the allocator forget who used the memory
+
+
+def failure(work: Any) -> str:
+    """Why an operation that is complete failed; empty if it did not, or if only `wait` tells.
+
+    torch 2.10 and 2.11 convert no `exception()` to Python, not even "none": pybind raises
+    TypeError. HCCL answers `is_success` then; NCCL has none, but its `wait` raises the error.
+    """
+    try:
+        error = work.exception()
+    except TypeError:
+        with contextlib.suppress(NotImplementedError):
+            return "" if work.is_success() else FAILED
+        return ""
+    return "" if error is None else str(error) or FAILED
 
 
 def _nobody_sleeps(group: Any, rank: int) -> None:

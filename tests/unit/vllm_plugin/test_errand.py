@@ -282,6 +282,15 @@ def test_who_moves_experts_about_does_not_serve(
     assert "off" in refused["netloader.remedy"]
 
 
+def test_an_instance_that_refills_its_layers_does_not_serve() -> None:
+    config = vllm_config()
+    config.additional_config = {"layer_sharding": ["o_proj"]}
+    with capture() as lines:
+        found = errand_of(config, model_config(), Settings.parse({}), no_one, LOGGER)
+    assert not found.serves
+    assert "layer_sharding" in line_of(lines, "netloader.server.refused")["netloader.remedy"]
+
+
 @pytest.mark.parametrize("more", [{}, {"eplb_config": {"expert_map_path": None}}])
 def test_experts_that_stay_where_they_are_are_served(more: dict[str, Any]) -> None:
     config = vllm_config()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from netloader.fsm.identity import Identity
@@ -221,6 +221,54 @@ def test_another_map_of_the_experts_is_another_partition(tmp_path: Path) -> None
         assert [d.field for d in mine.differences(theirs)] == ["expert_map"]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"mix_placement": True},
+        {"eplb_config": {"num_redundant_experts": 2}},
+        {"finegrained_tp_config": {"lmhead_tensor_parallel_size": 2}},
+    ],
+    ids=str,
+)
+def test_what_vllm_ascend_is_told_of_where_weights_go_is_another_identity(
+    tmp_path: Path, told: dict[str, Any]
+) -> None:
+    folder = checkpoint(tmp_path / "a")
+    plain, off, other = (config(folder) for _ in range(3))
+    off.additional_config = {
+        "mix_placement": False,
+        "eplb_config": {"num_redundant_experts": 0},
+        "finegrained_tp_config": {"lmhead_tensor_parallel_size": 0},
+    }
+    other.additional_config = told
+    mine = identity_of(plain)
+    assert mine.differences(identity_of(off)) == ()
+    assert [d.field for d in mine.differences(identity_of(other))] == ["ascend"]
+
+
+def test_the_part_in_a_disaggregated_prefill_counts_where_kernels_have_been(
+    tmp_path: Path,
+) -> None:
+    # vllm-ascend post-processes otherwise in an instance that only decodes.
+    folder = checkpoint(tmp_path / "a")
+    first, second = config(folder), config(folder)
+    second.kv_transfer_config = KVTransferConfig(kv_role="kv_consumer", kv_connector="any")
+    assert identity_of(first).differences(identity_of(second)) == ()
+    mine, theirs = identity_of(first, layout=PROCESSED), identity_of(second, layout=PROCESSED)
+    assert [d.field for d in mine.differences(theirs)] == ["kv_role"]
+
+
+def test_how_a_draft_keeps_the_head_of_its_target_is_part_of_its_identity(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a")
+    first, second = config(folder), config(folder)
+    second.speculative_config = SimpleNamespace(draft_lm_head_quantization="nvfp4")  # vLLM 0.33
+    assert identity_of(first).differences(identity_of(second)) == ()  # of the target it is not
+    for side in (first, second):
+        side.model_config.runner_type = "draft"
+    mine, theirs = identity_of(first), identity_of(second)
+    assert [d.field for d in mine.differences(theirs)] == ["draft_lm_head"]
+
+
 def test_a_draft_model_is_never_taken_for_its_target(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "a")
     target, draft = config(folder), config(folder)
@@ -243,7 +291,12 @@ def test_what_load_weights_left_behind_is_part_of_the_identity(tmp_path: Path) -
 def test_only_the_processed_layout_depends_on_versions_and_the_device(tmp_path: Path) -> None:
     one = config(checkpoint(tmp_path / "a"))
     raw, processed = identity_of(one), identity_of(one, layout=PROCESSED)
-    assert processed.hard.keys() - raw.hard.keys() == {"vllm", "torch", "device_name"}
+    assert processed.hard.keys() - raw.hard.keys() == {
+        "vllm",
+        "torch",
+        "device_name",
+        "kv_role",
+    }
 
 
 def test_the_placement_of_experts_is_part_of_the_identity(tmp_path: Path) -> None:

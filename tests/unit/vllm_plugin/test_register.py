@@ -30,7 +30,12 @@ def run(case):
         os.environ["VLLM_PLUGINS"] = case["plugins"]
     vllm.plugins.load_general_plugins()
     loader = get_model_loader(LoadConfig(load_format="netloader"))
-    return {"winner": type(loader).__module__.partition(".")[0], "modules": sorted(sys.modules)}
+    rival = sys.modules.get("vllm_ascend")
+    return {
+        "winner": type(loader).__module__.partition(".")[0],
+        "modules": sorted(sys.modules),
+        "done": getattr(rival, "DONE", []),
+    }
 
 for case in json.load(sys.stdin):
     if os.fork() == 0:
@@ -58,7 +63,22 @@ class Case:
 class Result:
     winner: str
     modules: frozenset[str]
+    done: list[str]
+    """What vllm-ascend did, in order."""
     log: str
+
+
+def other_netloader(folder: Path) -> str:
+    """A folder with what pip notes about this project and about the other of our import name."""
+    for name, version in (("netloader", "3.12.1"), ("vllm_netloader", "0.1.0")):
+        info = folder / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (info / "METADATA").write_text(metadata)
+    (info / "entry_points.txt").write_text(
+        f"[vllm.general_plugins]\n{OURS} = netloader.vllm_plugin:register\n"
+    )
+    return str(folder)
 
 
 def distribution(folder: Path) -> str:
@@ -89,6 +109,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
         "theirs named": Case("theirs", after=stub, plugins=THEIR_PLUGIN),
         "broken first": Case("broken-first", before=broken),
         "broken last": Case("broken-last", after=broken),
+        "mixed": Case("mixed", before=(other_netloader(folder / "other"),)),
     }
     told = [{**asdict(case), "result": str(folder / case.result)} for case in cases.values()]
     subprocess.run(
@@ -106,7 +127,7 @@ def _read(path: Path) -> Result:
     log = path.with_name(f"{path.name}.log").read_text()
     assert path.stat().st_size, log
     answer = json.loads(path.read_text())
-    return Result(answer["winner"], frozenset(answer["modules"]), log)
+    return Result(answer["winner"], frozenset(answer["modules"]), answer["done"], log)
 
 
 def registered(result: Result) -> list[str]:
@@ -115,7 +136,10 @@ def registered(result: Result) -> list[str]:
     return [line.partition("\n")[0].strip() for line in lines]
 
 
-@pytest.mark.parametrize("name", ["theirs first", "theirs last", "both named", "ours named"])
+BESIDE = pytest.mark.parametrize("name", ["theirs first", "theirs last", "both named"])
+
+
+@BESIDE
 def test_ours_wins_whichever_plugin_comes_first_and_says_whom_it_replaces(
     results: dict[str, Result], name: str
 ) -> None:
@@ -123,9 +147,34 @@ def test_ours_wins_whichever_plugin_comes_first_and_says_whom_it_replaces(
     assert registered(results[name]) == ["netloader.replaces=vllm_ascend"]
 
 
+@BESIDE
+def test_theirs_patches_vllm_before_its_loader_is_imported(
+    results: dict[str, Result], name: str
+) -> None:
+    assert results[name].done == ["patched", "registered"]
+
+
+def test_an_operator_who_names_only_ours_gets_nothing_of_theirs(
+    results: dict[str, Result],
+) -> None:
+    result = results["ours named"]
+
+    assert result.winner == OURS
+    assert not any(module.partition(".")[0] == THEIRS for module in result.modules)
+    assert registered(result) == [""]
+
+
 def test_without_another_plugin_nothing_is_replaced(results: dict[str, Result]) -> None:
     assert results["alone"].winner == OURS
     assert registered(results["alone"]) == [""]
+
+
+def test_the_log_says_when_another_project_lies_among_our_files(
+    results: dict[str, Result],
+) -> None:
+    assert results["mixed"].winner == OURS
+    assert "netloader.plugin.mixed" in results["mixed"].log
+    assert "another project, netloader 3.12.1" in results["mixed"].log
 
 
 @pytest.mark.parametrize("name", ["broken first", "broken last"])
@@ -135,7 +184,7 @@ def test_a_plugin_that_cannot_be_imported_does_not_take_ours_along(
     (fields,) = registered(results[name])
 
     assert results[name].winner == OURS
-    assert "the loader of vllm_ascend cannot be imported: no NPU here" in fields
+    assert "the loader of vllm_ascend cannot be registered: no NPU here" in fields
     assert "netloader.replaces" not in fields
 
 

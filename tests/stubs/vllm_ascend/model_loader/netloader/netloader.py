@@ -5,6 +5,10 @@ from vllm.config import ModelConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
+from vllm_ascend import DONE
+
+DONE.append("registered")
+
 
 @register_model_loader("netloader")
 class ModelNetLoaderElastic(BaseModelLoader):  # type: ignore[misc]
