@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAST = 36
+LAST = 48
 ROW = re.compile(r"\|\s*(\d+)\s*\|(.*)\|(.*)\|\s*")
 TEST = re.compile(r"`(tests/[^`]*)`")
 
@@ -46,4 +46,6 @@ def test_a_test_that_is_named_exists(name: str) -> None:
     path, _, function = name.partition("::")
     file = ROOT / path
     assert file.is_file(), f"{path} is gone; name the test that took over in docs/checklist.md"
+    if not function:  # all of the file
+        return
     assert function in functions_in(file), f"{path} has no {function}; was it renamed?"
