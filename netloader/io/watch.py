@@ -4,8 +4,6 @@ Version counters tell of changes in place, addresses of rebinding. A change thro
 counter; the digests of what is sent tell of that one.
 """
 
-from torch import Tensor
-
 from netloader.io.hidden import Found
 from netloader.io.module_state import ModuleState
 
@@ -51,9 +49,13 @@ class ModuleUsage:
 
 
 def _prints(found: Found) -> dict[str, Print]:
-    return {name: _print(tensor) for name, tensor in found.tensors}
-
-
-def _print(tensor: Tensor) -> Print:
-    version = NO_COUNTER if tensor.is_inference() else tensor._version  # noqa: SLF001 - no other
-    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), version)
+    return {
+        name: (
+            tensor.data_ptr(),
+            tensor.dtype,
+            tensor.shape,
+            tensor.stride(),
+            NO_COUNTER if tensor.is_inference() else tensor._version,  # noqa: SLF001 - no other
+        )
+        for name, tensor in found.tensors
+    }
