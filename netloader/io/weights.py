@@ -36,11 +36,11 @@ class Weights:
     """The memory behind a manifest, piece by piece."""
 
     def __init__(self, named: Iterable[Named], state: ModuleState | None = None) -> None:
-        pairs = [(name, tensor.detach()) for name, tensor in named]
+        pairs = [*named]
         self.manifest = manifest_of(pairs, state.values if state else ())
         self.state = state
         """What the module held from which they were taken; None for tensors without a module."""
-        self._tensors = [tensor for _, tensor in pairs]
+        self._tensors = [tensor.detach() for _, tensor in pairs]
         specs = self.manifest.tensors
         flat = zip(specs, self._tensors, strict=True)
         self._flat = [not spec.format and is_dense(tensor) for spec, tensor in flat]
