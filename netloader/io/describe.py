@@ -1,6 +1,7 @@
 """Tensors as the wire names them. Law: one that cannot travel is refused by name, with help."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from netloader.errors import NetloaderError
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.formats import can_travel, format_of
 from netloader.io.framing import sendable
-from netloader.io.sharing import extent_of, first_of
+from netloader.io.sharing import Extent, extent_of, first_of
 
 Named = tuple[str, Tensor]
 ORDINARY = (Tensor, nn.Parameter)
@@ -47,31 +48,33 @@ def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()
             quantized by torch, a conjugate or negative view, a wrapper around other tensors), or is
             in a storage format that cannot travel.
     """
-    tensors = [tensor for _, tensor in named]
-    formats = [_checked(name, tensor) for name, tensor in named]
-    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
-    extents = [
-        extent_of(index, tensor, nbytes, dense=bool(formats[index]) or is_dense(tensor))
-        for index, (tensor, nbytes) in enumerate(zip(tensors, sizes, strict=True))
-        if nbytes
-    ]
-    first = first_of(extents, tensors)
     specs: list[TensorSpec] = []
+    extents: list[Extent] = []
     for index, (name, tensor) in enumerate(named):
-        shares = first.get(index, index)
-        specs.append(
-            TensorSpec(
-                name=sendable(name),
-                dtype=str(tensor.dtype).removeprefix("torch."),
-                shape=tuple(tensor.shape),
-                stride=tuple(tensor.stride()),
-                nbytes=sizes[index],
-                shares=shares if shares != index else -1,
-                offset=tensor.data_ptr() - tensors[shares].data_ptr() if shares != index else 0,
-                format=formats[index],
-            )
-        )
+        spec = _spec_of(name, tensor)
+        specs.append(spec)
+        if spec.nbytes:
+            dense = bool(spec.format) or is_dense(tensor)
+            extents.append(extent_of(index, tensor, spec.nbytes, dense=dense))
+    tensors = [tensor for _, tensor in named]
+    for index, first in first_of(extents, tensors).items():
+        if index != first:
+            offset = tensors[index].data_ptr() - tensors[first].data_ptr()
+            specs[index] = replace(specs[index], shares=first, offset=offset)
     return Manifest(tuple(specs), values)
+
+
+def _spec_of(name: str, tensor: Tensor) -> TensorSpec:
+    """A tensor on its own."""
+    stored = _checked(name, tensor)
+    return TensorSpec(
+        name=sendable(name),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tuple(tensor.shape),
+        stride=tensor.stride(),
+        nbytes=tensor.nbytes,
+        format=stored,
+    )
 
 
 def _checked(name: str, tensor: Tensor) -> str:
@@ -79,7 +82,7 @@ def _checked(name: str, tensor: Tensor) -> str:
     if odd := _oddity(tensor):
         raise WeightsError(f"{name} has no plain memory: it is {odd}")
     stored = format_of(tensor)
-    if not can_travel(tensor, stored):
+    if stored and not can_travel(tensor, stored):
         remedy = "cast it to ND with torch_npu.npu_format_cast"
         raise WeightsError(f"{name} is stored as {stored}, which cannot travel; {remedy}")
     return stored

@@ -61,7 +61,7 @@ def sendable(value: Any) -> Any:
     tuples are gone through; what cannot hold text stays as it is.
     """
     if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
         return {sendable(key): sendable(item) for key, item in value.items()}
     if isinstance(value, tuple):

@@ -28,19 +28,18 @@ def span_of(tensor: Tensor, start: int, length: int) -> memoryview:
     return memoryview(array).cast("B")
 
 
-def unwritable(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """The names of CPU tensors that lie, in part, in memory that this process may only read.
+def unwritable(extents: Iterable[tuple[str, int, int]]) -> list[str]:
+    """The names of what lies, in part, in memory that this process may only read.
 
+    `extents` are names, each with the addresses of its first byte and of the one after its last.
     Looks at the kernel's list of mappings and touches no memory, which others may be reading. Where
-    there is no such list, every tensor counts as writable.
+    there is no such list, all counts as writable.
     """
     begins, ends = _writable()
     found: list[str] = []
-    for name, tensor in named:
-        begin = tensor.data_ptr()
-        reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    for name, begin, end in extents if begins else ():
         place = bisect.bisect_right(begins, begin) - 1
-        if begins and (place < 0 or begin + (reach + 1) * tensor.element_size() > ends[place]):
+        if place < 0 or end > ends[place]:
             found.append(name)
     return found
 

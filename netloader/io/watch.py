@@ -18,7 +18,7 @@ class ModuleUsage:
 
     def __init__(self, state: ModuleState) -> None:
         self._state = state
-        self._prints = _prints(state.found)
+        self._prints = [(name, _print(tensor)) for name, tensor in state.found.tensors]
 
     def quick(self) -> str:
         """Compare every tensor's address, geometry and version counter, and all values."""
@@ -26,32 +26,36 @@ class ModuleUsage:
             now = ModuleState(self._state.module)
         except Exception as error:  # noqa: BLE001 - the module's own code runs here
             return f"the module cannot be read any more: {error}"
-        return self._moved(_prints(now.found)) or self._other_value(dict(now.values))
+        moved = "" if self._same(now.found) else self._moved(now.found)
+        return moved or self._other_value(dict(now.values))
 
     def thorough(self) -> str:
         """Find nothing: what is in no segment are the values, and `quick` compares them."""
         return ""
 
-    def _moved(self, now: dict[str, Print]) -> str:
-        if now == self._prints:
-            return ""
-        for name, seen in self._prints.items():
+    def _same(self, now: Found) -> bool:
+        """Whether nothing moved; keeps no prints, so the garbage collector has nothing to do."""
+        pairs = zip(now.tensors, self._prints, strict=True)
+        return len(now.tensors) == len(self._prints) and all(
+            name == before and _print(tensor) == seen for (name, tensor), (before, seen) in pairs
+        )
+
+    def _moved(self, found: Found) -> str:
+        now = {name: _print(tensor) for name, tensor in found.tensors}
+        before = dict(self._prints)
+        for name, seen in before.items():
             if name not in now:
                 return f"{name} is not in the module any more"
             if now[name][:-1] != seen[:-1]:
                 return f"{name} was replaced"
             if now[name] != seen:
                 return f"{name} was written to"
-        return f"{next(iter(now.keys() - self._prints.keys()))} was added"
+        return next((f"{name} was added" for name in now if name not in before), "")
 
     def _other_value(self, now: dict[str, str]) -> str:
         before = dict(self._state.values)
         names = (name for name in now | before if now.get(name) != before.get(name))
         return next((f"{name} was changed" for name in names), "")
-
-
-def _prints(found: Found) -> dict[str, Print]:
-    return {name: _print(tensor) for name, tensor in found.tensors}
 
 
 def _print(tensor: Tensor) -> Print:

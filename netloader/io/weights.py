@@ -21,6 +21,7 @@ from netloader.io.formats import assign, plain
 from netloader.io.memory import memory_of, span_of, unwritable
 from netloader.io.module_state import ModuleState
 from netloader.io.parcels import PARCEL_BYTES, parcels
+from netloader.io.sharing import extent_of
 
 __all__ = ["Named", "Weights", "WeightsError", "bring", "manifest_of", "named_tensors"]
 
@@ -35,17 +36,17 @@ class Weights:
     """The memory behind a manifest, piece by piece."""
 
     def __init__(self, named: Iterable[Named], state: ModuleState | None = None) -> None:
-        pairs = [(name, tensor.detach()) for name, tensor in named]
+        pairs = [*named]
         self.manifest = manifest_of(pairs, state.values if state else ())
         self.state = state
         """What the module held from which they were taken; None for tensors without a module."""
-        self._tensors = [tensor for _, tensor in pairs]
+        self._tensors = [tensor.detach() for _, tensor in pairs]
         specs = self.manifest.tensors
         flat = zip(specs, self._tensors, strict=True)
         self._flat = [not spec.format and is_dense(tensor) for spec, tensor in flat]
         self._staged: dict[int, tuple[Tensor, set[Piece]]] = {}
         self._lock = threading.Lock()
-        self.device = next((t.device for t in self._tensors if t.device != CPU), CPU)
+        self.device = next((t.device for t in self._tensors if not t.is_cpu), CPU)
         """The accelerator that holds the weights, or some of them; else the CPU."""
         follow(self.device)
 
@@ -65,11 +66,12 @@ class Weights:
         Raises:
             WeightsError: a tensor of the host lies in memory that may only be read.
         """
-        host = [
-            (s.name, t)
-            for s, t in zip(self.manifest.tensors, self._tensors, strict=True)
-            if t.device == CPU and s.nbytes
-        ]
+        rows = zip(self.manifest.tensors, self._tensors, self._flat, strict=True)
+        host = (
+            (spec.name, *extent_of(0, tensor, spec.nbytes, dense=flat)[:2])
+            for spec, tensor, flat in rows
+            if tensor.is_cpu and spec.nbytes
+        )
         for name in unwritable(host)[:1]:
             remedy = "clone it, or map its file with mode 'c' or 'r+'"
             raise WeightsError(f"{name} lies in memory that cannot be written; {remedy}")

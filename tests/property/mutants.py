@@ -33,6 +33,10 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_publication.py",
         "tests/unit/io/test_doubts.py",
         "tests/unit/io/test_client_sources.py",
+        "tests/unit/io/test_module_state.py",
+        "tests/unit/io/test_changes.py",
+        "tests/unit/io/test_sharing.py",
+        "tests/unit/io/test_memory.py",
     ),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/test_witness.py",
@@ -59,6 +63,13 @@ PLACES: Final = "netloader/vllm_plugin/places.py"
 WITNESS: Final = "netloader/vllm_plugin/witness.py"
 VIGIL: Final = "netloader/vllm_plugin/vigil.py"
 FENCE: Final = "netloader/vllm_plugin/fence.py"
+CREW: Final = "netloader/io/crew.py"
+HIDDEN: Final = "netloader/io/hidden.py"
+MODULE_STATE: Final = "netloader/io/module_state.py"
+SETTLING: Final = "netloader/io/settling.py"
+SHARING: Final = "netloader/io/sharing.py"
+WATCH: Final = "netloader/io/watch.py"
+FILLING: Final = "netloader/io/client.py"
 
 
 class Mutant(NamedTuple):
@@ -191,6 +202,53 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "who has an offer does not keep memory from being freed": Mutant(
         L4, PUBLICATION, r"not \(self\._clients or self\._readers\)", "not self._readers"
+    ),
+    # what a module holds
+    "extra state is not sent": Mutant(
+        L4, MODULE_STATE, r"if not any\(map\(_adds, root\.modules\(\)\)\):", "if root:"
+    ),
+    "tensors behind attributes are not looked at": Mutant(
+        L4, HIDDEN, r" +self\._attributes\(at, part, depth\)\n", "            pass\n"
+    ),
+    "extra state is taken without a look at what the module shows": Mutant(
+        L4, SETTLING, r"        if value != other:", "        if False and value != other:"
+    ),
+    "tensors are not hashed again after extra state was given": Mutant(
+        L4, SETTLING, r"if digests != offer\.digests:", "if not digests:"
+    ),
+    "memory that may only be read is filled": Mutant(
+        L4, FILLING, r" +weights\.check_writable\(\)\n", ""
+    ),
+    "tensors with holes share all that lies between their elements": Mutant(
+        L4, SHARING, r"return my_run <= distance and .*", "return False"
+    ),
+    "columns of a matrix never share": Mutant(
+        L4, SHARING, r"return my_run <= distance and .*", "return True"
+    ),
+    # a module that is changed while it is served
+    "an address that changed is overlooked": Mutant(
+        L4, WATCH, r"return \(tensor\.data_ptr\(\), ", "return (0, "
+    ),
+    "a version counter that moved is overlooked": Mutant(
+        L4, WATCH, r"version = .*", "version = NO_COUNTER"
+    ),
+    "values that were changed are overlooked": Mutant(
+        L4, WATCH, r"return moved or .*", "return moved"
+    ),
+    "no look at the model at the end of a transfer": Mutant(
+        L4,
+        CREW,
+        r"        if not publication\.still_used\(\):\n            raise",
+        "        if publication.withdrawn:\n            raise",
+    ),
+    "no look at the model before an offer": Mutant(
+        L4, CREW, r" or not publication\.still_used\(\):", ":"
+    ),
+    "what another source sent is not compared": Mutant(
+        L4, CREW, r"partial\(publication\.examine, unasked\)", "partial(publication.examine, [])"
+    ),
+    "a late finding puts the old model back on offer": Mutant(
+        L4, PUBLICATION, r"            if old not in self\.publications:\n +return False\n", ""
     ),
     # frames and the driver
     "the decoder waits for one byte too many": Mutant(

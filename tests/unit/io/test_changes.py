@@ -12,7 +12,18 @@ from netloader.fsm.reasons import Reason
 from netloader.io import Deadlines, fill
 from netloader.io.publication import Publication
 from netloader.io.transports.tcp import TcpSending
-from tests.unit.io.helpers import IDENTITY, asking, sealed, serving
+from tests.unit.io.helpers import (
+    IDENTITY,
+    KIB,
+    MIB,
+    asking,
+    contents,
+    module_of,
+    random,
+    sealed,
+    serving,
+)
+from tests.unit.io.relay import Fault, Relay
 from tests.unit.io.test_module_state import Scaled
 
 PATIENT = Deadlines(handshake_s=20, validate_s=20, stall_s=20, transfer_base_s=40, queue_s=20)
@@ -153,6 +164,49 @@ def test_a_change_during_a_transfer_ends_that_session(
     assert outcome.ok, outcome.history()
     assert outcome.attempts[0].reason is Reason.NOT_READY
     assert torch.equal(target(x), served(x))
+
+
+def test_a_model_put_in_the_place_of_a_changed_one_is_what_clients_get() -> None:
+    first, second = Model(1), Model(2)
+    with serving(first) as server:
+        assert sealed(server)._open is not None
+        (replaced,) = server._open[1].publications  # type: ignore[index]
+        rebind(first)
+        server.put(second, IDENTITY)
+        replaced.changed("found late")  # by a session that was under way
+        after_put = Model(3)
+        outcome = fill(after_put, [server.endpoint], IDENTITY, asking(deadlines=PATIENT))
+        same = torch.equal(after_put(x), second(x))
+        rebind(second)
+        after_change = Model(4)
+        again = fill(after_change, [server.endpoint], IDENTITY, asking(deadlines=PATIENT))
+
+    assert outcome.ok, outcome.history()
+    assert same
+    assert again.ok, again.history()
+    assert torch.equal(after_change(x), second(x))
+
+
+def test_a_change_in_what_another_source_has_sent_is_found() -> None:
+    def large(seed: int) -> nn.Module:
+        return module_of(first=random(MIB // 4, seed=seed), second=random(MIB // 4, seed=seed + 1))
+
+    def cut(done: int, total: int) -> None:
+        if done == 4 * 64 * KIB:
+            relay.cut()
+
+    served, target = large(1), large(3)
+    with serving(large(1)) as other, serving(served) as server:
+        sealed(other), sealed(server)
+        bits = served.get_parameter("first").data.view(torch.uint8)
+        bits[:8].bitwise_xor_(1)  # moves no counter, and is in what `other` sends
+        with Relay(other.endpoint, Fault.HOLD, 5 * 64 * KIB) as relay:
+            options = asking(deadlines=PATIENT, lanes=1, report=cut)
+            outcome = fill(target, [relay.endpoint, server.endpoint], IDENTITY, options)
+
+    assert outcome.ok, outcome.history()
+    assert 0 < outcome.attempts[0].nbytes < MIB
+    assert contents(target) == contents(served)
 
 
 def test_the_owner_is_asked_once_and_without_a_lock() -> None:
