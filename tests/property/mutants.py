@@ -172,8 +172,8 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "tensors in another order are the same model": Mutant(
         L3,
         MANIFEST,
-        r"self\.tensors == theirs\.tensors:",
-        "set(self.tensors) == set(theirs.tensors):",
+        r"self\.tensors != theirs\.tensors:",
+        "set(self.tensors) != set(theirs.tensors):",
     ),
     "progress against other digests still counts": Mutant(
         L3,
@@ -238,11 +238,11 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "no look at the model at the end of a transfer": Mutant(
         L4,
         CREW,
-        r"        if not publication\.still_used\(\):\n            raise",
-        "        if publication.withdrawn:\n            raise",
+        r"if why or not publication\.still_used\(\):",
+        "if why:",
     ),
     "no look at the model before an offer": Mutant(
-        L4, CREW, r" or not publication\.still_used\(\):", ":"
+        L4, CREW, r"withdrawn or not publication\.still_used\(\):", "withdrawn:"
     ),
     "what another source sent is not compared": Mutant(
         L4, CREW, r"partial\(publication\.examine, unasked\)", "partial(publication.examine, [])"
