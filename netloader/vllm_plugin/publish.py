@@ -278,7 +278,8 @@ class Shop:
     def _retire(self, role: str) -> None:
         """Offer a role no more; without another one, stop serving."""
         with self._guarded(), self._lock:
-            self._goods.pop(role, None)
+            if (goods := self._goods.pop(role, None)) is not None:
+                goods.witness.stop()
             self._models.pop(role, None)
             for publication in (self._on_shelf(role), self._returning.pop(role, None)):
                 if publication is not None and not publication.withdrawn:

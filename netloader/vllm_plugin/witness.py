@@ -195,6 +195,10 @@ class Witness:
         if self._thread is not None:
             self._thread.join()
 
+    def stop(self) -> None:
+        """Read nothing any more; does not wait for what is being read now."""
+        self._over.set()
+
     def resume(self) -> None:
         """Allow reading again: the memory is there."""
         self._over.clear()
