@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from netloader.fsm.manifest import Manifest, TensorSpec
-from netloader.io.weights import Named, named_tensors
+from netloader.io.weights import Named
 from netloader.vllm_plugin import inventory
 
 if TYPE_CHECKING:  # errand imports publish, which imports this by way of goods
@@ -91,10 +91,9 @@ class HandOver:
     """
 
     def __init__(self, model: nn.Module, named: Sequence[Named]) -> None:
-        tree = {name for name, _ in named_tensors(model)}
-        layers = [(*_layer_of(model, name), tensor) for name, tensor in named if name in tree]
-        found = inventory.take(model).tensors if len(layers) < len(named) else {}
-        loose = [(found[name], tensor) for name, tensor in named if name not in tree]
+        places = _outside(model, [name for name, _ in named])
+        layers = [(*_layer_of(model, name), t) for name, t in named if name not in places]
+        loose = [(places[name], tensor) for name, tensor in named if name in places]
         stack = ExitStack()
         for layer in {layer for layer, _, _ in layers}:
             stack.enter_context(_takes_copies(layer))
@@ -123,6 +122,24 @@ def _fill(
         target = getattr(layer, attribute, None)
         if isinstance(target, Tensor):
             getattr(target, "weight_loader", _copy)(target, tensor)
+
+
+def _outside(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of these names that hang outside the tree of modules.
+
+    A parameter that post-processing took away is not among them: a reload brings it back.
+    """
+    away = [name for name in names if not _registered(model, name)]
+    found = inventory.take(model).tensors if away else {}
+    return {name: found[name] for name in away if name in found}
+
+
+def _registered(model: nn.Module, name: str) -> bool:
+    try:
+        layer, attribute = _layer_of(model, name)
+    except AttributeError:  # no module has this path
+        return False
+    return attribute in layer._parameters or attribute in layer._buffers  # noqa: SLF001
 
 
 def _layer_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
