@@ -289,8 +289,11 @@ def test_memory_that_was_freed_under_the_server_is_no_crash(
 
     outcome = fill(target, [s.endpoint for s in servers], IDENTITY, asking(transport))
 
-    assert [a.reason for a in outcome.attempts] == [Reason.TRANSFER_FAILED, Reason.VERIFIED]
+    assert [a.reason for a in outcome.attempts] == [Reason.NOT_READY, Reason.VERIFIED]
     assert contents(target) == contents(second)
+    alone = fill(model(70), [servers[0].endpoint], IDENTITY, asking(transport))
+    assert alone.attempts[-1].reason is Reason.NOT_SERVING
+    assert "the memory of experts was freed" in alone.attempts[-1].detail
 
 
 @pytest.mark.parametrize("at", [0, 7, 9 * MIB + 3, 32 * MIB + 3999])
