@@ -181,7 +181,7 @@ def _parts(path: str, value: object) -> Iterator[tuple[str, object]]:
         case types.BuiltinMethodType() | types.MethodWrapperType():
             yield f"{path}(self)", value.__self__
         case _ if _is_holder(value):
-            yield from ((dotted(path, name), held) for name, held in _attributes_of(value))
+            yield from ((dotted(path, name), held) for name, held in attributes_of(value))
 
 
 def _refuse(path: str, value: object, why: str) -> None:
@@ -208,7 +208,7 @@ def _carried_by(function: Callable[..., object]) -> Iterator[tuple[str, object]]
             yield from _carried_by(function.__func__)
         case types.FunctionType():
             cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-            yield from ((name, held) for name, cell in cells for held in _content(cell))
+            yield from ((name, held) for name, cell in cells for held in content_of(cell))
             yield from (
                 (f"default {n}", held) for n, held in enumerate(function.__defaults__ or ())
             )
@@ -216,20 +216,21 @@ def _carried_by(function: Callable[..., object]) -> Iterator[tuple[str, object]]
             yield from vars(function).items()
 
 
-def _content(cell: types.CellType) -> Iterator[object]:
+def content_of(cell: types.CellType) -> Iterator[object]:
+    """What a closure's cell holds; nothing while it is not filled."""
     try:
         yield cell.cell_contents
-    except ValueError:  # a cell not filled yet
+    except ValueError:
         return
 
 
-def _attributes_of(value: object) -> Iterator[tuple[str, object]]:
+def attributes_of(value: object) -> Iterator[tuple[str, object]]:
     """Instance attributes, in slots first, then as they were set."""
     for kind in reversed(type(value).__mro__):
         slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            private = name.startswith("__") and not name.endswith("__")
-            there = f"_{kind.__name__.lstrip('_')}{name}" if private else name
-            if name not in ("__dict__", "__weakref__") and hasattr(value, there):
-                yield name, getattr(value, there)
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            mangled = slot.startswith("__") and not slot.endswith("__")
+            name = f"_{kind.__name__.lstrip('_')}{slot}" if mangled else slot
+            if name not in {"__dict__", "__weakref__"} and hasattr(value, name):
+                yield name, getattr(value, name)
     yield from list(getattr(value, "__dict__", {}).items())

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from netloader.io.hidden import content_of
+
 ELSEWHERE = (
     "vllm.config.",
     "vllm.distributed.",
@@ -195,7 +197,7 @@ def held_by(function: object) -> Iterator[tuple[str, object]]:
             yield from held_by(function.__func__)
         case types.FunctionType():
             cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-            yield from ((name, held) for name, cell in cells for held in _content(cell))
+            yield from ((name, held) for name, cell in cells for held in content_of(cell))
             yield "defaults", function.__defaults__
             yield "defaults", function.__kwdefaults__
             yield from vars(function).items()
@@ -205,25 +207,6 @@ def held_by(function: object) -> Iterator[tuple[str, object]]:
             yield "target", function()
         case _:
             yield "self", getattr(function, "__self__", None)
-
-
-def _content(cell: types.CellType) -> Iterator[object]:
-    try:
-        yield cell.cell_contents
-    except ValueError:  # a cell not filled yet
-        return
-
-
-def attributes_of(value: object) -> Iterator[tuple[str, object]]:
-    """Instance attributes, in slots first, then as they were set."""
-    for kind in reversed(type(value).__mro__):
-        slots = vars(kind).get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            mangled = slot.startswith("__") and not slot.endswith("__")
-            name = f"_{kind.__name__.lstrip('_')}{slot}" if mangled else slot
-            if name not in {"__dict__", "__weakref__"} and hasattr(value, name):
-                yield name, getattr(value, name)
-    yield from list(getattr(value, "__dict__", {}).items())
 
 
 def is_plain(value: object) -> bool:
