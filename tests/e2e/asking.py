@@ -132,7 +132,8 @@ def replicator(nursery: Nursery) -> Iterator[Callable[[Path, Sources], tuple[Any
 
     def start(model: Path, extra: Sources) -> tuple[Any, str]:
         log = nursery.folder / f"replicas-{model.name}.log"
-        llm = _arguments(model, extra, 1, {})
+        asked = {"skip_tokenizer_init": True, "max_model_len": 128}
+        llm = _arguments(model, extra, 1, asked)
         print(json.dumps({"log": str(log), "replicas": 2, "llm": llm}), file=order, flush=True)
         tokens = json.loads(answer.readline() or "null")
         return tokens, log.read_text(errors="replace")
