@@ -18,6 +18,7 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import regex
 import torch
 
 from netloader.io.hidden import content_of
@@ -85,6 +86,7 @@ _INERT = (
     Enum,
     PurePath,
     re.Pattern,
+    regex.Pattern,
     bool,
     int,
     float,
