@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.e2e.asking import (
     INSIDE,
@@ -89,6 +90,9 @@ def two_free_ports() -> int:
             return port
 
 
+@pytest.mark.skipif(
+    torch.cpu._is_amx_tile_supported(), reason="vLLM's replicas end with SIGILL where there is AMX"
+)
 def test_replicas_on_one_host_do_not_get_in_each_others_way(
     nursery: Nursery, llama: Model, tmp_path: Path
 ) -> None:
