@@ -14,6 +14,8 @@ from torch import Tensor
 
 MAPS = Path("/proc/self/maps")
 """What this process has mapped, and whether it may write there (Linux)."""
+NO_COUNTER = -1
+"""The version of a tensor for which torch counts no writes."""
 
 
 def memory_of(flat: Tensor) -> memoryview:
@@ -26,6 +28,18 @@ def span_of(tensor: Tensor, start: int, length: int) -> memoryview:
     array = (ctypes.c_ubyte * length).from_address(tensor.data_ptr() + start)
     array.keep = tensor  # type: ignore[attr-defined]  # ctypes arrays take attributes
     return memoryview(array).cast("B")
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written in place, as far as torch counts: not through `.data`.
+
+    NO_COUNTER for one that was made in inference mode. `is_inference()` would tell, but it gives up
+    the interpreter lock.
+    """
+    try:
+        return tensor._version  # noqa: SLF001 - torch has no other name for it
+    except RuntimeError:
+        return NO_COUNTER
 
 
 def unwritable(extents: Iterable[tuple[str, int, int]]) -> list[str]:

@@ -7,10 +7,10 @@ counter; the digests of what is sent tell of that one.
 from torch import Tensor
 
 from netloader.io.hidden import Found
+from netloader.io.memory import version_of
 from netloader.io.module_state import ModuleState
 
 Print = tuple[int, object, object, object, int]
-NO_COUNTER = -1
 
 
 class ModuleUsage:
@@ -59,5 +59,4 @@ class ModuleUsage:
 
 
 def _print(tensor: Tensor) -> Print:
-    version = NO_COUNTER if tensor.is_inference() else tensor._version  # noqa: SLF001 - no other
-    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), version)
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), version_of(tensor))

@@ -12,6 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from netloader.io.memory import version_of
+
 Key: TypeAlias = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 """Where a tensor is, and its geometry."""
 
@@ -24,11 +26,6 @@ def key_of(tensor: Tensor) -> Key:
 def storage_of(tensor: Tensor) -> int:
     """Where the memory begins that a tensor is a part of."""
     return tensor.untyped_storage().data_ptr()
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written in place, as far as torch counts: not through `p.data`."""
-    return -1 if tensor.is_inference() else tensor._version  # noqa: SLF001 - torch's own name
 
 
 @dataclass(slots=True)

@@ -1,6 +1,8 @@
 """A model that is changed while it is served: new clients get what it holds then, never the old."""
 
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,16 +10,21 @@ import pytest
 import torch
 from torch import nn
 
+from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import Deadlines, fill
+from netloader.io.module_state import ModuleState
 from netloader.io.publication import Publication
 from netloader.io.transports.tcp import TcpSending
+from netloader.io.watch import ModuleUsage
 from tests.unit.io.helpers import (
     IDENTITY,
     KIB,
     MIB,
+    Peer,
     asking,
     contents,
+    hello,
     module_of,
     random,
     sealed,
@@ -142,6 +149,21 @@ def test_a_change_that_no_counter_tells_of_ends_in_the_new_weights_after_an_audi
     assert torch.equal(after(x), served(x))
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_that_were_changed_are_not_even_offered(change: Callable[[Model], None]) -> None:
+    served = Model(1)
+    with serving(served) as server:
+        sealed(server)
+        change(served)
+        with Peer.call(server.endpoint) as peer:
+            peer.say(hello())
+            answer = peer.hear()
+
+    assert isinstance(answer, Reject)
+    assert answer.reason == "not_ready"
+    assert "newer weights are being prepared" in answer.detail
+
+
 @pytest.mark.parametrize("change", [rebind, extra_state, hidden])
 def test_a_change_during_a_transfer_ends_that_session(
     change: Callable[[Model], None], monkeypatch: pytest.MonkeyPatch
@@ -207,6 +229,29 @@ def test_a_change_in_what_another_source_has_sent_is_found() -> None:
     assert outcome.ok, outcome.history()
     assert 0 < outcome.attempts[0].nbytes < MIB
     assert contents(target) == contents(served)
+
+
+def test_a_look_at_a_module_keeps_the_interpreter_lock() -> None:
+    # A call that gives it up waits for it up to 5 ms beside a busy thread, for each tensor.
+    usage = ModuleUsage(ModuleState(module_of(**{f"t{n}": torch.zeros(1) for n in range(20_000)})))
+    turns, over, interval = [0], threading.Event(), sys.getswitchinterval()
+
+    def take_turns() -> None:
+        while not over.is_set():
+            turns[0] += 1
+            time.sleep(0)
+
+    sys.setswitchinterval(100)  # nobody is made to give it up
+    thread = threading.Thread(target=take_turns)
+    try:
+        thread.start()
+        before = turns[0]
+        assert not usage.quick()
+        assert turns[0] == before
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+        thread.join()
 
 
 def test_the_owner_is_asked_once_and_without_a_lock() -> None:
