@@ -90,8 +90,12 @@ def receive_batch(lane: socket.socket, batch: list[memoryview]) -> None:
 def _as_transfer_error(error: OSError) -> TransferError:
     if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ETIMEDOUT):
         return TransferError(Reason.TRANSFER_STALLED, "no byte moved within the stall deadline")
+    return _failed(error, "failed")
+
+
+def _failed(error: OSError, how: str) -> TransferError:
     name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return TransferError(Reason.TRANSFER_FAILED, f"the data connection failed ({name})")
+    return TransferError(Reason.TRANSFER_FAILED, f"the data connection {how} ({name})")
 
 
 class TcpSending:
@@ -147,7 +151,7 @@ class TcpReceiving:
             try:
                 lane = self._inlet.dial(index)
             except OSError as error:
-                raise _as_transfer_error(error) from error
+                raise _failed(error, "could not be opened") from error
             set_stall(lane, self._inlet.stall_s)
             self._lanes.attach(index, lane)
 

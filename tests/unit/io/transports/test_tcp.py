@@ -278,12 +278,21 @@ def test_a_client_that_opens_too_few_lanes_is_noticed(join: Join) -> None:
     assert sent.failure[0].reason is Reason.TRANSFER_STALLED
 
 
-def test_a_port_that_closed_before_the_lanes_opened_is_a_failure(join: Join) -> None:
-    def refused(index: int) -> socket.socket:
-        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "ECONNREFUSED"),
+        (TimeoutError(errno.ETIMEDOUT, "no answer to connect"), "ETIMEDOUT"),
+    ],
+)
+def test_a_lane_that_cannot_be_opened_is_a_failure_not_a_stall(
+    join: Join, error: OSError, name: str
+) -> None:
+    def fail(index: int) -> socket.socket:
+        raise error
 
-    ends = join("tcp", big(), big(), dial=refused)
+    ends = join("tcp", big(), big(), dial=fail)
 
-    with pytest.raises(TransferError, match="ECONNREFUSED") as caught:
+    with pytest.raises(TransferError, match=f"could not be opened .{name}") as caught:
         ends.receiving.open()
     assert caught.value.reason is Reason.TRANSFER_FAILED
