@@ -1,6 +1,8 @@
 """What all tests share: how long Hypothesis searches, and the log as a list."""
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,31 @@ settings.register_profile(
 )
 settings.register_profile("nightly", max_examples=5000, deadline=None, stateful_step_count=80)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def trace_threads_in_turn() -> None:
+    """Let one thread at a time install the tracer that measures coverage.
+
+    CPython 3.11 refuses it while another thread installs one, and that other one may give up the
+    interpreter lock in between: in an audit hook that is written in Python, as ours is.
+    """
+    tracer, install, turn = threading.gettrace(), sys.settrace, threading.RLock()
+    if tracer is None or sys.version_info >= (3, 12):
+        return
+
+    def installed(function: Any) -> None:
+        with turn:
+            install(function)
+
+    def traced(*call: Any) -> Any:
+        with turn:
+            return tracer(*call)
+
+    sys.settrace = installed
+    threading.settrace(traced)
+
+
+trace_threads_in_turn()
 
 
 @pytest.fixture
