@@ -186,6 +186,23 @@ docs: $(READY)  ## write the diagrams and tables in docs/ that come from the cod
 wheel: $(READY)  ## build the wheel into dist/
 	@$(PY) -m build --wheel --no-isolation
 
+# vLLM and vllm-ascend are not installed for it: their lists are constraints, so pip fails if we cannot
+# live with them, and --ignore-installed shows all that we need.
+.PHONY: check-pins
+check-pins: wheel  ## what pip would install for us beside each release of vllm-ascend
+	@$(SHELL_TOOLS)
+	for list in requirements/pins/*.txt; do
+	    say "beside $$(basename $$list .txt)"
+	    would=$$($(PY) -m pip install --disable-pip-version-check --dry-run --ignore-installed \
+	        --constraint $$list dist/vllm_netloader-*.whl | sed -n 's/^Would install //p')
+	    echo "pip would install: $$would"
+	    for package in $$would; do
+	        ! grep -iE "^$${package%-*}([^a-z0-9_-]|$$)" $$list ||
+	            die "pip would install $$package, which this list names as well"
+	    done
+	    echo "$$(grep -c '^[a-z]' $$list) packages in its list, none of them among these"
+	done
+
 .PHONY: setup
 setup: $(READY)  ## only the virtual environment
 

@@ -1,8 +1,8 @@
 """What is installed under the import name `netloader`. Law: reads metadata, imports nothing else.
 
 Another project on the package index is called `netloader` and has the same import name. pip puts
-both into one folder: the files of the later one replace those of the same name, and removing either
-takes them away. What is left may be imported, and is neither of the two.
+both into one folder: the one installed later overwrites files of the same name, and uninstalling
+either deletes them. The files that remain can still be imported, but belong to neither project.
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
@@ -16,9 +16,10 @@ REMEDY = (
 
 
 def mixed() -> str:
-    """What is wrong when the other project is in this environment, and the remedy; else empty.
+    """The problem and its remedy if the other project is in this environment; else empty.
 
-    This one was called so as well before its first release, and is told by its plugin.
+    Before its first release this project had that name too; its plugin entry point tells the two
+    apart.
     """
     try:
         other = distribution(THEIRS)

@@ -1,9 +1,9 @@
-"""Mutual proof of one shared token (HMAC-SHA256, RFC 2104) over what was said. Law: pure.
+"""Mutual authentication by a shared token: HMAC-SHA256 (RFC 2104) over the messages. Law: pure.
 
-Four messages carry a `mac`: the server's challenge, offer and description, the client's proof. Each
-covers the client's whole hello, the server's nonce and everything in the message itself, so
-somebody on the path can neither change one of them nor repeat it in another session.
-docs/protocol.md shows the bytes.
+Four messages carry a `mac`: the server's challenge, offer and description, and the client's proof.
+Each `mac` covers the whole client hello, the server's nonce and every other field of its message.
+An attacker on the path can therefore neither change one of these messages nor replay it in another
+session. docs/protocol.md shows the bytes.
 """
 
 import hashlib
@@ -33,11 +33,11 @@ SPEAKERS: Final[Mapping[type[Proven], str]] = {
     Offer: "server",
     Description: "server",
 }
-"""Which side says them."""
+"""Which side sends each of them."""
 
 
 def proven(message: P, token: Secret | None, hello: Hello, nonce: str) -> P:
-    """The message with its proof, in answer to `hello`; without one where there is no token.
+    """The message with its `mac`, in answer to `hello`; unchanged if there is no token.
 
     `nonce` is the server's.
     """
@@ -45,15 +45,15 @@ def proven(message: P, token: Secret | None, hello: Hello, nonce: str) -> P:
 
 
 def proves(message: Proven, token: Secret, hello: Hello, nonce: str) -> bool:
-    """Whether a message carries its proof, compared in constant time; any peer text is allowed."""
+    """Whether the `mac` of a message is valid. Constant time; any text from a peer is allowed."""
     said = message.mac.encode(errors="surrogatepass")
     return hmac.compare_digest(said, _mac(message, token, hello, nonce).encode())
 
 
 def authenticated(message: Proven, hello: Hello, nonce: str) -> bytes:
-    """What a proof is made over: which message of which side, and all that was said before it.
+    """The bytes that a `mac` covers: side and kind of message, hello, nonce and all other fields.
 
-    Its fields are taken from the class, so one that is added is under the proof from the first.
+    The fields are read from the message's class, so a field that is added later is covered too.
     """
     content = {f.name: getattr(message, f.name) for f in fields(message) if f.name != "mac"}
     if isinstance(message, Offer):

@@ -1,7 +1,8 @@
-"""Work beside the engine. Law: it yields to everything else, and none ends without a word.
+"""Work beside the engine. Law: it runs at low priority, and none of it fails silently.
 
-What a thread raises is logged and given to whoever asked for the work; so is a thread that cannot
-be started. The lower priority is a courtesy: where the system forbids it, the work is done without.
+An exception in a background thread is logged and passed to the caller's `failed` callback. So is
+the failure to start a thread. Lowering the priority is best effort: where the system forbids it,
+the work runs at normal priority.
 """
 
 import atexit
@@ -28,9 +29,9 @@ class Background:
         os.register_at_fork(after_in_child=self._begin)
 
     def _begin(self) -> None:
-        """Begin without threads: in a forked child those of the parent do not exist."""
+        """Start with no threads: a forked child does not have those of its parent."""
         self.ending = threading.Event()
-        """Set when the interpreter is about to go: stop as soon as you can."""
+        """Set when the interpreter is about to exit; work should then stop as soon as it can."""
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         atexit.register(only_here(self.end))
 
@@ -41,10 +42,10 @@ class Background:
         failed: Callable[[Exception], object] = lambda _: None,
         logger: Logger | None = None,
     ) -> threading.Thread:
-        """Run `work` on a thread that yields to everything else in the process.
+        """Run `work` on a thread of low priority.
 
-        Never raises: when the thread cannot be started or `work` raises, that is logged and
-        `failed` is called with it, on this thread or on that of the work.
+        Never raises. If the thread cannot be started, or `work` raises, the error is logged and
+        `failed` is called with it, on the calling thread or on the new one.
         """
 
         def nicely() -> None:
@@ -52,7 +53,7 @@ class Background:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
             try:
                 work()
-            except Exception as error:  # noqa: BLE001 - whoever asked for the work hears of it
+            except Exception as error:  # noqa: BLE001 - logged, and passed to `failed`
                 self._tell(name, error, logger)
                 failed(error)
 
@@ -72,10 +73,10 @@ class Background:
         emit(told, "netloader.background.failed", fields, exc_info=error)
 
     def end(self) -> None:
-        """Have no thread in the middle of a torch operation when the interpreter goes.
+        """Make sure no thread is inside a torch operation when the interpreter exits.
 
-        A thread that asks a finalizing interpreter for its lock is unwound, and the C++ it is
-        unwound through ends the process with SIGABRT (CPython 3.11, `PyEval_RestoreThread`).
+        A thread that requests the interpreter lock during finalization is unwound. If that passes
+        through C++ frames, the process ends with SIGABRT (CPython 3.11, `PyEval_RestoreThread`).
         """
         self.ending.set()
         for thread in list(self._threads):
@@ -83,5 +84,5 @@ class Background:
 
 
 BACKGROUND = Background()
-"""That of this process."""
+"""The background threads of this process."""
 in_background = BACKGROUND.run

@@ -1,13 +1,13 @@
-"""What a forked child must not keep or repeat. Law: everything here belongs to one process.
+"""Resources that a forked child must not keep. Law: everything here belongs to one process.
 
-A child that is forked without exec has every descriptor of its parent, and every finalizer. With an
-inherited listening socket the port stays taken after the parent closed it, clients connect and wait
-for an answer that nobody gives; with an inherited connection a peer never hears that it was closed;
-and a finalizer that runs twice takes away what the parent still uses. Threads do not exist in the
-child, so nothing of ours works there anyway.
+A child that is forked without exec inherits every descriptor and every finalizer of its parent. If
+it kept a listening socket, the port would stay in use after the parent closed it, and clients would
+connect and never get an answer. If it kept a connection, the peer would not notice that the parent
+had closed it. A finalizer that runs in both processes would remove what the parent still uses. The
+child has none of the parent's threads, so netloader does not work there in any case.
 
-In the child the descriptors are closed, never shut down, and never taken out of a selector: the
-connection and the epoll set are the parent's as well.
+In the child, descriptors are closed, but never shut down and never removed from a selector: the
+parent still uses the connection and the epoll set.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ Kept = TypeVar("Kept", bound=Closable)
 
 
 class Inheritance:
-    """The descriptors of this process that no child is to keep. Any thread may use it."""
+    """The descriptors of this process that no child may keep. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._open: WeakSet[Closable] = WeakSet()
         self._lock = threading.RLock()
-        """Held from before a descriptor exists until it is noted, and by whoever forks. Reentrant:
-        the garbage collector may fork anywhere."""
+        """Held from before a descriptor is created until it is noted, and by a thread that forks.
+        Reentrant, because a finalizer that the garbage collector runs may fork at any point."""
         os.register_at_fork(
             before=self._lock.acquire,
             after_in_parent=self._lock.release,
@@ -44,9 +44,9 @@ class Inheritance:
 
     @contextlib.contextmanager
     def atomic(self) -> Iterator[None]:
-        """Where descriptors are made and noted: no fork happens in between.
+        """Create a descriptor and note it inside this block: no fork happens in between.
 
-        Nothing in here may block.
+        The block must not do anything that waits.
         """
         with self._lock:
             yield
@@ -57,7 +57,7 @@ class Inheritance:
         return resource
 
     def close(self, resource: Closable) -> None:
-        """Close `resource`, so that no child is forked while only the kernel still knows it."""
+        """Close `resource`; no fork happens while the descriptor is being closed."""
         with self._lock:
             resource.close()
 
@@ -66,15 +66,15 @@ class Inheritance:
             with contextlib.suppress(OSError):
                 resource.close()
         self._open.clear()
-        self._lock.release()  # the thread that forked has it, here as in the parent
+        self._lock.release()  # held by the thread that forked, in both processes
 
 
 INHERITANCE = Inheritance()
-"""That of this process, which has one table of descriptors."""
+"""One for the process, as there is one table of descriptors."""
 
 
 def only_here(call: Callable[..., object]) -> Callable[..., None]:
-    """`call`, for a finalizer or an exit handler: it does nothing in a child forked meanwhile."""
+    """Wrap `call`, a finalizer or exit handler, so that it does nothing in a forked child."""
     owner = os.getpid()
 
     def guarded(*args: object) -> None:

@@ -1,9 +1,9 @@
-"""One listening port, any number of clients. Law: nothing a client does reaches past its own link.
+"""One listening port, any number of clients. Law: a client can affect its own link only.
 
-A client chooses by its role among what was on the shelf when its connection was accepted.
+A client asks for a role, and gets the publication of that role that was on the shelf when its
+connection was accepted.
 
-The session id is what lets a client attach data lanes, so in a log or on the wire it is a name for
-a session only while that session lives.
+The session id lets a client attach data lanes. It is valid only while the session lives.
 """
 
 import contextlib
@@ -31,26 +31,26 @@ from netloader.io.transports.refusal import refuse
 from netloader.log import Logger, emit
 
 MAX_LINKS = 256
-"""Control connections at once. At the limit the oldest that has not introduced itself must go, so
-a flood of idle connections keeps nobody out for longer than it takes to say hello."""
+"""Control connections at once. At the limit, the oldest one that has not sent its hello is closed,
+so a flood of idle connections does not lock out a client that sends its hello promptly."""
 BACKLOG = 1024
-"""Connections the kernel keeps for us (at most net.core.somaxconn). Beside a busy Python thread the
-lock comes back every 5 ms at best, so a flood waits here; what does not fit is dropped, and a lane
-among it would look alive to its client, and still for seconds."""
+"""Connections that the kernel queues (at most net.core.somaxconn). Next to a busy Python thread we
+get the interpreter lock every 5 ms at best, so a burst of connections waits in this queue. What
+does not fit is dropped; a client would see a dropped lane as open, but idle for seconds."""
 CLOSE_S = 5.0
 """How long `close` waits for sessions to say goodbye."""
 PAUSE_S = 1.0
 """How long accepting rests when it fails and no descriptor can be freed."""
 ANYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - to be recognized, not to be bound
-"""Hosts that stand for every address of this host: to listen on, never to connect to."""
+"""Hosts that mean every address of this host. They can be listened on, but not connected to."""
 EVERY_ADDRESS = "every address"
-"""What the log says in their place."""
+"""How the log shows them."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; an empty host is every address, of IPv4 and IPv6.
+    """A listening socket; an empty host means every address, IPv4 and IPv6.
 
-    Port 0 takes a free one, so no port is looked for first and bound later.
+    With port 0 the kernel picks a free port as it binds, so no other process can take it first.
 
     Raises:
         OSError: the port is busy or the address is not this host's.
@@ -101,10 +101,10 @@ class Listener:
         self._log("netloader.listener.started")
 
     def close(self) -> None:
-        """Turn every client away, free the port, the threads and the shelf. Idempotent.
+        """End every session and free the port, the threads and the shelf. Idempotent.
 
-        In a child that was forked from the server's process it does nothing: the port and the
-        connections are the parent's.
+        Does nothing in a child that was forked from the server's process: the port and the
+        connections belong to the parent.
         """
         if not self._stopping and os.getpid() == self._process:
             self._loop.post(self._stop)
@@ -112,11 +112,11 @@ class Listener:
             self._log("netloader.listener.stopped")
 
     def evict(self, publication: Publication, why: str, timeout_s: float) -> bool:
-        """Withdraw a publication, end its sessions with `why`, wait until nobody reads its memory.
+        """Withdraw a publication, end its sessions with `why`, and wait for its readers to stop.
 
-        True when that came true within `timeout_s` seconds: the memory may then be freed, or
-        rewritten for the next `Shelf.put`. Other sessions notice nothing. Call it from any thread
-        but the listener's own.
+        Returns True if they stopped within `timeout_s` seconds: the memory may then be freed, or
+        rewritten for the next `Shelf.put`. Other sessions are not affected. Call it from any
+        thread except the listener's own.
         """
         publication.withdraw(why)
         self._loop.post(partial(self._end, publication, why))
@@ -197,7 +197,7 @@ class Listener:
         return None
 
     def _find_room(self, error: OSError) -> None:
-        """Nothing can be accepted: free a descriptor now, else refuse who waits, else rest."""
+        """Nothing can be accepted: free a descriptor, else refuse a waiting client, else pause."""
         if error.errno in EXHAUSTED:
             silent = self._make_room()
             if silent is not None:
@@ -209,7 +209,7 @@ class Listener:
         self._resume_at = monotonic() + PAUSE_S
 
     def _route(self, lane: Lane, sock: socket.socket) -> None:
-        """Give a data lane to the session it names; one that names none is told so."""
+        """Give a data lane to the session that it names; refuse it if there is none."""
         crew = self._crews.get(lane.session)
         if crew is None:
             refuse(sock)
@@ -217,7 +217,7 @@ class Listener:
             crew.attach(lane.index, sock)
 
     def _trouble(self, error: Exception) -> None:
-        """Log a bug of ours: whatever one connection causes, the others are served on."""
+        """Log a bug in netloader. An error in one connection does not stop the others."""
         emit(self._logger, "netloader.driver.error", exc_info=error)
 
     def _log(self, event: str) -> None:
