@@ -6,7 +6,6 @@ outcome is FALLBACK with the whole history.
 """
 
 import math
-import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.states import State
 from netloader.io.clock import monotonic
+from netloader.io.cores import cores
 from netloader.io.crew import ClientCrew, Crew, IdleCrew
 from netloader.io.dialing import Dialer
 from netloader.io.digests import ALGORITHMS
@@ -40,7 +40,7 @@ from netloader.log import Logger, emit, get_logger
 STOP_S = 10.0
 """How long an aborted transfer may take to be gone beyond the stall deadline, which ends every
 wait there is: sockets take milliseconds, but gloo is not always woken when its peer was killed."""
-LANES = min(2, max(1, (os.cpu_count() or 1) // 2))
+LANES = min(2, max(1, cores() // 2))
 """One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
 1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
 SILENT_S = 1.0

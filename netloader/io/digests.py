@@ -4,12 +4,13 @@ BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs) is collision resistant and,
 core with AVX-512, hashes 4.7 GiB/s: more than one TCP connection carries.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from blake3 import blake3
+
+from netloader.io.cores import cores
 
 
 class Hasher(Protocol):
@@ -29,14 +30,19 @@ def _blake3(threads: int) -> Hasher:
 ALGORITHMS: dict[str, Callable[[int], Hasher]] = {"blake3": _blake3}
 """Every algorithm this side can do, best first; how many threads may work on one update."""
 
-HASHING_THREADS = min(8, max(1, (os.cpu_count() or 1) // 4))
-"""For bytes that come faster than one core hashes, from an accelerator: on a host with eight of
-them and a few hundred cores, each has eight threads for as long as its weights are on their way."""
-
 MAX_WORKERS = 8
 """Together they hash more than memory delivers; each may hold some parcels of a device's memory."""
 STEP_BYTES = 1 << 20
 """Bytes hashed per call: long enough to release the interpreter lock, short enough to share it."""
+
+
+def hashing_threads() -> int:
+    """Threads for bytes that come faster than one core hashes, from an accelerator.
+
+    On a host with eight of them and a few hundred cores, each has eight threads for as long as its
+    weights are on their way.
+    """
+    return min(8, max(1, cores() // 4))
 
 
 def digest_of(algorithm: str, views: Iterable[memoryview]) -> str:

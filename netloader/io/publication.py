@@ -6,7 +6,6 @@ read the weights; `quiet` tells when the last one who did has ended.
 """
 
 import contextlib
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
 from netloader.io.background import BACKGROUND, in_background
 from netloader.io.clock import monotonic
+from netloader.io.cores import cores
 from netloader.io.digests import digests_of
 from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
@@ -105,7 +105,7 @@ class Publication:
 
     def seal(self, known: tuple[str, ...] = ()) -> None:
         """Fix the digests: those `known` (just verified by a client), or computed on every core."""
-        self._digests = known or self._compute(os.cpu_count() or 1)
+        self._digests = known or self._compute(cores())
         self._ready.set()
 
     def seal_quietly(self) -> threading.Thread:

@@ -5,7 +5,6 @@ is digested; afterwards a tensor is found again by its storage, never by name an
 kernels replace parameters under the same name and shape with permuted bytes.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from netloader.fsm.manifest import Manifest, plan
+from netloader.io.cores import cores
 from netloader.io.digests import ALGORITHMS
 from netloader.io.publication import segment_digests
 from netloader.io.weights import Named, Weights, WeightsError
@@ -46,7 +46,7 @@ class GoneError(Exception):
 _REMEDIES = {
     "INT8_CACHE": "set INT8_CACHE to dram",
     "INT8_CACHE_NAME": "name them in INT8_CACHE_NAME, or leave it out",
-    "WEIGHT_CACHE": "set WEIGHT_CACHE to dram, or leave it as it is",
+    "WEIGHT_CACHE": "set WEIGHT_CACHE to dram",
 }
 
 
@@ -174,7 +174,7 @@ class RawSnapshot:
             weights,
             plan(self.manifest, settings.segment_mib << 20),
             next(iter(ALGORITHMS)),
-            os.cpu_count() or 1,
+            cores(),
         )
         keeper = _Keeper(settings)
         self._held = [keeper.hold(name, tensor) for name, tensor in named]

@@ -19,7 +19,7 @@ from torch import Tensor
 from netloader.fsm.manifest import Piece, Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.device import CPU, Fetch, copy_bytes, rooms
-from netloader.io.digests import HASHING_THREADS
+from netloader.io.digests import hashing_threads
 from netloader.io.failure import TransferError
 from netloader.io.intake import Incoming
 from netloader.io.memory import memory_of
@@ -106,7 +106,7 @@ class GroupReceiving:
         self._stall_s = inlet.stall_s
         device = _device_for(backend, inlet.intake.ledger.weights)
         self._pair = Pair(backend, CLIENT, inlet.session, inlet.stall_s, device)
-        self._threads = 1 if device == CPU else HASHING_THREADS
+        self._threads = 1 if device == CPU else hashing_threads()
         self._posted: deque[_Landing] = deque()
         self._reading: deque[tuple[Incoming, Fetch]] = deque()
 

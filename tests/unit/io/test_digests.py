@@ -1,9 +1,11 @@
 """Digests: one word for the same bytes, however they are cut."""
 
+import os
 import threading
 
 import pytest
 
+from netloader.io.cores import cores
 from netloader.io.digests import ALGORITHMS, STEP_BYTES, digest_of, digests_of
 
 # From the test vectors of the BLAKE3 specification: no input, and the three bytes 0, 1, 2.
@@ -47,3 +49,19 @@ def test_several_workers_hash_at_the_same_time() -> None:
         return [memoryview(b"x")]
 
     assert len(digests_of("blake3", [reader, reader], 2)) == 2
+
+
+def test_a_process_that_is_bound_to_some_cores_starts_threads_for_these() -> None:
+    allowed = os.sched_getaffinity(0)
+    seen: list[int] = []
+
+    def bound() -> None:  # an affinity is of a thread
+        os.sched_setaffinity(0, {min(allowed)})
+        seen.append(cores())
+
+    thread = threading.Thread(target=bound)
+    thread.start()
+    thread.join()
+
+    assert seen == [1]
+    assert cores() == len(allowed)

@@ -196,12 +196,12 @@ class Int8(nn.Module):
         (
             {"int8_cache": CachePolicy.HBM, "weight_cache": CachePolicy.NO},
             ("plain.weight",),
-            "set WEIGHT_CACHE to dram, or leave it as it is",
+            "set WEIGHT_CACHE to dram",
         ),
         (
             {"int8_cache": CachePolicy.NO, "weight_cache": CachePolicy.NO},
             ("q.weight", "k.weight", "plain.weight"),
-            "set INT8_CACHE to dram and set WEIGHT_CACHE to dram, or leave it as it is",
+            "set INT8_CACHE to dram and set WEIGHT_CACHE to dram",
         ),
     ],
 )
