@@ -26,11 +26,8 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, TensorSpec, segment_count
 from netloader.fsm.messages import (
     Begin,
-    Challenge,
     Complete,
     Description,
-    Hello,
-    Proof,
     Reject,
     Request,
     Verified,
@@ -42,9 +39,7 @@ from netloader.fsm.states import State
 from netloader.io.framing import encode
 from tests.property.lives import lived
 from tests.property.world import (
-    CHALLENGE,
     CURIOUS,
-    CURIOUS_PROOF,
     DEADLINES,
     DIGESTS,
     DOUBT,
@@ -56,17 +51,13 @@ from tests.property.world import (
     OFFERING,
     OTHER_IDENTITY,
     PROOF,
-    PROVEN_DESCRIPTION,
-    PROVEN_OFFER,
     RECEIVED,
     REQUEST,
     ROOT,
     SECURED,
-    SERVER_NONCE,
     VERIFIED,
     WISH,
     hello,
-    proven,
     said,
     server,
 )
@@ -166,60 +157,7 @@ def test_a_description_is_for_the_same_model_only() -> None:
     assert verdict(step).reason is Reason.IDENTITY_MISMATCH
 
 
-# -- the shared token ----------------------------------------------------------------------------
-
-
-def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
-    session, step = after(hello(SECURED), offering=GUARDED)
-
-    assert (session.state, step.effects) == (State.HANDSHAKE, (Send(CHALLENGE),))
-    assert session.step(PROOF, 0.0).effects == (PrepareOffer("tcp", "sha256", 0),)
-    assert session.step(OFFER_READY, 0.0).effects == (Send(PROVEN_OFFER),)
-
-
-@pytest.mark.parametrize(
-    "mac",
-    ["", "forged", "\ud800", CHALLENGE.mac, CURIOUS_PROOF.mac],
-    ids=["none", "forged", "half a character", "mirrored", "of another hello"],
-)
-def test_a_wrong_proof_is_refused(mac: str) -> None:
-    _, step = after(hello(SECURED), Proof(mac), offering=GUARDED)
-
-    assert verdict(step).reason is Reason.AUTH_FAILED
-
-
-@pytest.mark.parametrize("words", [OTHER, UNABLE, hello(CURIOUS), hello()])
-def test_who_has_proven_nothing_learns_nothing(words: Hello) -> None:
-    _, step = after(words, offering=GUARDED)
-
-    assert step.effects == (Send(proven(Challenge(SERVER_NONCE), words)),)
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (OTHER, Reason.IDENTITY_MISMATCH),
-        (UNABLE, Reason.NOTHING_IN_COMMON),
-        (hello(CURIOUS), Reason.DESCRIBED),
-    ],
-)
-def test_after_the_proof_a_hello_is_weighed_as_ever(words: Hello, reason: Reason) -> None:
-    _, step = after(words, proven(Proof(), words), offering=GUARDED)
-
-    assert verdict(step).reason is reason
-    if reason is Reason.DESCRIBED:
-        assert said(step) == [PROVEN_DESCRIPTION]
-
-
-def test_a_proof_that_nobody_asked_for_is_a_violation() -> None:
-    for offering in (OFFERING, GUARDED):
-        assert verdict(after(PROOF, offering=offering)[1]).reason is Reason.PROTOCOL_VIOLATION
-
-
-def test_greeting_twice_is_a_violation() -> None:
-    _, step = after(hello(SECURED), hello(SECURED), offering=GUARDED)
-
-    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+# -- frames ----------------------------------------------------------------------------------------
 
 
 def test_before_and_after_the_conversation_a_client_may_hardly_say_anything() -> None:
@@ -392,13 +330,6 @@ def test_a_state_set_by_hand_is_found_out_and_says_nothing() -> None:
         session.step(OfferReady({}, DIGESTS), 0.0)
 
     assert (session.state, session.verdict, session.offered) == (State.VALIDATE, None, False)
-
-
-def test_a_server_without_a_token_believes_no_proof() -> None:
-    session, _ = after()
-    session.hello = hello()
-
-    assert verdict(session.step(PROOF, 0.0)).reason is Reason.AUTH_FAILED
 
 
 @pytest.mark.parametrize(

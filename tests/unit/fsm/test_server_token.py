@@ -1,0 +1,85 @@
+"""The server with a shared token: who proves nothing learns nothing."""
+
+import pytest
+
+from netloader.fsm.effects import PrepareOffer, Send
+from netloader.fsm.messages import Challenge, Hello, Proof
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
+from tests.property.world import (
+    CHALLENGE,
+    CURIOUS,
+    CURIOUS_PROOF,
+    GUARDED,
+    OFFER_READY,
+    OFFERING,
+    PROOF,
+    PROVEN_DESCRIPTION,
+    PROVEN_OFFER,
+    SECURED,
+    SERVER_NONCE,
+    hello,
+    proven,
+    said,
+)
+from tests.unit.fsm.test_server import OTHER, UNABLE, after, verdict
+
+
+def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
+    session, step = after(hello(SECURED), offering=GUARDED)
+
+    assert (session.state, step.effects) == (State.HANDSHAKE, (Send(CHALLENGE),))
+    assert session.step(PROOF, 0.0).effects == (PrepareOffer("tcp", "sha256", 0),)
+    assert session.step(OFFER_READY, 0.0).effects == (Send(PROVEN_OFFER),)
+
+
+@pytest.mark.parametrize(
+    "mac",
+    ["", "forged", "\ud800", CHALLENGE.mac, CURIOUS_PROOF.mac],
+    ids=["none", "forged", "half a character", "mirrored", "of another hello"],
+)
+def test_a_wrong_proof_is_refused(mac: str) -> None:
+    _, step = after(hello(SECURED), Proof(mac), offering=GUARDED)
+
+    assert verdict(step).reason is Reason.AUTH_FAILED
+
+
+@pytest.mark.parametrize("words", [OTHER, UNABLE, hello(CURIOUS), hello()])
+def test_who_has_proven_nothing_learns_nothing(words: Hello) -> None:
+    _, step = after(words, offering=GUARDED)
+
+    assert step.effects == (Send(proven(Challenge(SERVER_NONCE), words)),)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (OTHER, Reason.IDENTITY_MISMATCH),
+        (UNABLE, Reason.NOTHING_IN_COMMON),
+        (hello(CURIOUS), Reason.DESCRIBED),
+    ],
+)
+def test_after_the_proof_a_hello_is_weighed_as_ever(words: Hello, reason: Reason) -> None:
+    _, step = after(words, proven(Proof(), words), offering=GUARDED)
+
+    assert verdict(step).reason is reason
+    if reason is Reason.DESCRIBED:
+        assert said(step) == [PROVEN_DESCRIPTION]
+
+
+def test_a_proof_that_nobody_asked_for_is_a_violation() -> None:
+    for offering in (OFFERING, GUARDED):
+        assert verdict(after(PROOF, offering=offering)[1]).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_greeting_twice_is_a_violation() -> None:
+    _, step = after(hello(SECURED), hello(SECURED), offering=GUARDED)
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_a_server_without_a_token_believes_no_proof() -> None:
+    session, _ = after()
+    session.hello = hello()
+
+    assert verdict(session.step(PROOF, 0.0)).reason is Reason.AUTH_FAILED
