@@ -1,7 +1,7 @@
 """The zoo table as data: every model that is compared, and what netloader is expected to do."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,8 @@ PLANS = (
     _recipe(families.gemma3n),
     _recipe(families.granite_moe),
     _recipe(families.phi_moe),
-    replace(_recipe(families.gpt_oss), refusal="put into other memory"),
+    _recipe(families.gpt_oss),
+    _recipe(families.gpt_oss, dtype="float16"),
     Plan("custom code", custom.custom),
     _pooled(encoders.bert),
     _pooled(encoders.bert_classifier),
