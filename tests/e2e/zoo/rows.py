@@ -189,11 +189,7 @@ PLANS = (
     _quantized("w8a8-asymmetric", extra=KEPT),
     _quantized("w8a8", "llama w8a8, INT8_CACHE no", refusal=GONE),
     _quantized("fp8"),
-    *(
-        [Plan("llama fp8, cache scales", _with_cache_scales, refusal="kv_cache_dtype")]
-        if WIDE
-        else ()
-    ),
+    *([Plan("llama fp8, cache scales", _with_cache_scales)] if WIDE else ()),
     _quantized("w4a16", tokens=FOUR_BITS),
     _quantized("w4a16-asymmetric", tokens=FOUR_BITS),
     _quantized("gptq", tokens=FOUR_BITS),
