@@ -20,6 +20,9 @@ from netloader.vllm_plugin.identity import DRAFT, FILE, role_of
 ANSWERS = "answers"
 """The fact that carries, as JSON, what changes answers but no number of the model."""
 
+ASKED = ("model", "role", "dtype")
+"""Fields that a source is asked to have before it describes itself; the others are compared here,
+where it is known what to do about them."""
 LATE = frozenset({"layout", "load_state", "tied_embeddings"})
 """Fields that a client can only know once it has heard its source."""
 GROUPS = (resolved.CONFIG, resolved.POOLING, resolved.MULTIMODAL, resolved.SETTING, FILE)

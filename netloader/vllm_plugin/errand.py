@@ -102,7 +102,7 @@ def errand_of(
     """Ask the sources what they resolved, and have vLLM build the same parameters here."""
     rank = identities.rank(vllm_config.parallel_config)
     sources = tuple(settings.sources.get(rank, ()))
-    early = identities.known_early(model_config, settings.model)
+    early = identities.known_early(vllm_config, model_config, settings.model)
     side = _Side(vllm_config, model_config, early, Files.of(model_config), logger)
     survey, refused = side.survey(sources, ask)
     facts = survey.description.facts if survey.description else {}
@@ -165,8 +165,7 @@ class _Side:
 
         The config is compared here, not by the source: only this side can say what to do about it.
         """
-        hard = self.early.hard.items()
-        asked = Identity({n: v for n, v in hard if not n.startswith(compare.GROUPS)})
+        asked = Identity({name: self.early.hard[name] for name in compare.ASKED})
         refused: list[Attempt] = []
         left, silent = sources, sources[:0]
         survey = Survey(None, ())

@@ -22,8 +22,9 @@ from netloader.fsm.manifest import Manifest
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.layout import Kept, layer_at, uses
+from netloader.vllm_plugin.look import Part
 from netloader.vllm_plugin.reload import REBUILT
-from netloader.vllm_plugin.witness import Part, Witness
+from netloader.vllm_plugin.witness import Witness
 
 PROCESS = "process_weights_after_loading"
 """vLLM's name for post-processing: a method of what a layer has as its `quant_method`, and of
@@ -97,7 +98,7 @@ class Originals:
         for label in {**before.parts, **now.parts}:
             verdicts.judge(before.parts.get(label), now.parts.get(label))
         verdicts.rest()
-        verdicts.lost.update(p for p, d in before.tables.items() if now.tables.get(p) != d)
+        verdicts.lost.update(before.other_tables(now))
         self._tensors.update(changed.originals)
         self._lost -= verdicts.known
         self._lost |= verdicts.lost
@@ -160,6 +161,7 @@ class _Verdicts:
         if not remade and not seen and not moved:
             return  # nothing happened to it: it is known, or lost, as it was
         good = seen and _rebuilds(owner) and not self._unprocessed(names, then, now)
+        good = good and then.fresh(now) <= now.copies  # of others it is not known what they are of
         if good and not about & self._lost:
             # Both halves are what they were, or neither is: else one of them is of another time.
             stale = own and not remade and bool(now.derived or now.handles)

@@ -65,28 +65,46 @@ def rank(parallel: ParallelConfig) -> int:
     return int(replica * parallel.world_size + torch.distributed.get_rank())
 
 
-def known_early(model_config: ModelConfig, name: str | None) -> Identity:
+def known_early(vllm_config: VllmConfig, model_config: ModelConfig, name: str | None) -> Identity:
     """What can be said before a model is built; `name` is the operator's MODEL, if given.
 
-    It is found out then, once: vLLM writes into the configuration of a draft while it builds one.
+    It is found out then, once: vLLM writes into configurations while it builds a model. A draft's
+    own changes, and attention layers put the dtype of the cache that the checkpoint asks for in the
+    place of `auto`. A server has built its model when it is asked, a client has not.
     """
+    parallel = vllm_config.parallel_config
+    role = role_of(model_config)
     return Identity(
         {
-            "model": name or _model_name(str(model_config.model)),
-            "role": role_of(model_config),
+            "model": model_name(str(model_config.model), name),
+            "role": role,
             "dtype": str(model_config.dtype).removeprefix("torch."),
             **resolved.hard(model_config),
+            "architecture": ",".join(model_config.hf_config.architectures or []),
+            "quantization": str(model_config.quantization),
+            "tensor_parallel": f"{_tp_rank()} of {parallel.tensor_parallel_size}",
+            "pipeline_parallel": f"{_pp_rank()} of {parallel.pipeline_parallel_size}",
+            "data_parallel": f"{parallel.data_parallel_rank} of {parallel.data_parallel_size}",
+            "context_parallel": _context(parallel),
+            "expert_parallel": _experts(parallel),
+            "redundant_experts": str(parallel.eplb_config.num_redundant_experts),
+            "expert_map": _expert_map(vllm_config),
+            "ascend": _ascend(vllm_config),
+            "draft_lm_head": _draft_lm_head(vllm_config, role),
+            "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
+            "device": str(torch.device(vllm_config.device_config.device).type),
         }
     )
 
 
-def _model_name(path: str) -> str:
-    """The model argument; vLLM puts the path of a snapshot in its place when HF_HUB_OFFLINE is set.
+def model_name(path: str, name: str | None) -> str:
+    """The operator's name of a model, or the model argument.
 
-    Names of the hub have no `--` in them, and in its cache that stands for the slash.
+    vLLM puts the path of a snapshot in its place when HF_HUB_OFFLINE is set. Names of the hub have
+    no `--` in them, and in its cache that stands for the slash.
     """
     found = _SNAPSHOT.search(path)
-    return found["name"].replace("--", "/") if found else path
+    return name or (found["name"].replace("--", "/") if found else path)
 
 
 def identity_of(
@@ -97,28 +115,13 @@ def identity_of(
     state: loadstate.State = loadstate.NOTHING,
     files: Mapping[str, str] = MappingProxyType({}),
 ) -> Identity:
-    """All that must be equal, beginning with what was `known_early`.
+    """All that must be equal: what was `known_early`, and what is known only later.
 
     `files` are those of the model's folder that can change numbers, with their digests.
     """
-    parallel = vllm_config.parallel_config
-    architecture = ",".join(model_config.hf_config.architectures or [])
     hard = {
         **early.hard,
-        "architecture": architecture,
         "tied_embeddings": str(bool(getattr(model_config.hf_config, "tie_word_embeddings", False))),
-        "quantization": str(model_config.quantization),
-        "tensor_parallel": f"{_tp_rank()} of {parallel.tensor_parallel_size}",
-        "pipeline_parallel": f"{_pp_rank()} of {parallel.pipeline_parallel_size}",
-        "data_parallel": f"{parallel.data_parallel_rank} of {parallel.data_parallel_size}",
-        "context_parallel": _context(parallel),
-        "expert_parallel": _experts(parallel),
-        "redundant_experts": str(parallel.eplb_config.num_redundant_experts),
-        "expert_map": _expert_map(vllm_config),
-        "ascend": _ascend(vllm_config),
-        "draft_lm_head": _draft_lm_head(vllm_config, early.hard["role"]),
-        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
-        "device": str(torch.device(vllm_config.device_config.device).type),
         "layout": layout,
         "load_state": loadstate.digest(state),
         **{FILE + name: digest for name, digest in files.items()},

@@ -61,8 +61,8 @@ class Kept:
     cached_bytes: int = 0
     detached: frozenset[str] = frozenset()
     """Names under which the model now has other memory, or nothing: `cached` and a few more."""
-    constants: frozenset[int] = frozenset()
-    """Where the storage is of buffers that do not travel and were there before post-processing:
+    constants: tuple[StorageWeakRef, ...] = ()
+    """The storage of buffers that do not travel and were there before post-processing:
     tables that follow from the configuration."""
 
 
@@ -81,13 +81,13 @@ class _Held:
 
     def find(self) -> Tensor | None:
         """The tensor as it was loaded: where it was, if that is still alive, or the kept one."""
-        storage = _revived(self.storage)
+        storage = revived(self.storage)
         if storage is None:
             return self.kept
         return _view(storage, self.dtype, self.offset, self.shape, self.stride)
 
 
-def _revived(storage: StorageWeakRef) -> torch.UntypedStorage | None:
+def revived(storage: StorageWeakRef) -> torch.UntypedStorage | None:
     """A storage, if it is still alive."""
     revive: Any = torch.UntypedStorage._new_with_weak_ptr  # noqa: SLF001 - torch's only way
     found: torch.UntypedStorage | None = revive(storage.cdata)
@@ -208,9 +208,12 @@ class RawSnapshot:
             frozenset(ours),
             sum(sizes.values()),
             frozenset(n for n, t in named if not uses(layer_at(model, n), n, t)),
-            frozenset(t.data_ptr() for t in map(_revived, self._tables) if t is not None)
-            - {tensor.untyped_storage().data_ptr() for _, tensor in named},
+            self._constants({tensor.untyped_storage().data_ptr() for _, tensor in named}),
         )
+
+    def _constants(self, travelling: set[int]) -> tuple[StorageWeakRef, ...]:
+        found = ((table, revived(table)) for table in self._tables)
+        return tuple(t for t, s in found if s is not None and s.data_ptr() not in travelling)
 
 
 def layer_at(model: nn.Module, name: str) -> nn.Module | None:

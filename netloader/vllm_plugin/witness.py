@@ -4,65 +4,27 @@ A client's verification covers the bytes it receives. It does not cover two thin
 still reads its weights from the memory on offer (`p.data = ...` leaves our handle on the old
 memory), and that what kernels made of the weights (packed copies, repacked experts, absorbed
 projections) still belongs to the originals on offer. The witness notes both.
-
-A *part* is a module that holds tensors or handles of its kernels beside the weights on offer.
-Post-processing is given that module and nothing else, so what it made follows from what can be
-reached from there: the *sources* of the part.
 """
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from netloader.io.background import in_background
 from netloader.io.weights import Named
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, inventory
-from netloader.vllm_plugin.places import Key, Places, key_of, registered, storage_of
+from netloader.vllm_plugin.look import Look, Part, Tables, bare
+from netloader.vllm_plugin.places import Key, Place, Places, key_of, registered, storage_of
 
 INTERRUPTED = "the check was interrupted: the weights are being taken away"
 POLL_S = 0.1
-COUNTERS = frozenset({torch.int16, torch.int32, torch.int64})
-"""Kernels count in plain attributes of these types: locks, loads of experts, places in a ring."""
-
-
-@dataclass(slots=True)
-class Part:
-    """What the kernels of one module hold beside the weights on offer, and what it follows from."""
-
-    label: str
-    owner: "weakref.ref[nn.Module]"
-    derived: dict[str, str] = field(default_factory=dict)
-    """Digest of each tensor of the kernels, by its path."""
-    handles: dict[str, Callable[[], object]] = field(default_factory=dict)
-    """What cannot be read: how to get hold of each object while it lives, by its path."""
-    sources: dict[str, str] = field(default_factory=dict)
-    """Digest of each tensor on offer that can be reached from the module, by its path."""
-
-    def changes(self, now: "Part | None") -> list[str]:
-        """The paths at which the kernels hold something else than then."""
-        found = now or Part(self.label, self.owner)
-        derived = {*self.derived, *found.derived}
-        handles = {*self.handles, *found.handles}
-        return [
-            *(path for path in derived if found.derived.get(path) != self.derived.get(path)),
-            *(path for path in handles if not _same_object(self.handles, found.handles, path)),
-        ]
-
-
-def _same_object(
-    then: Mapping[str, Callable[[], object]], now: Mapping[str, Callable[[], object]], path: str
-) -> bool:
-    if path not in then or path not in now:
-        return False
-    held = then[path]()
-    return held is not None and held is now[path]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +35,17 @@ class Noted:
     numbers: Mapping[str, float] = field(default_factory=dict)
     tables: Mapping[str, str] = field(default_factory=dict)
     """Digests of what follows from the configuration, and is the same at every client."""
+    casts: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Digests of the same tables in other dtypes: an engine may cast one when it is first used."""
+
+    def other_tables(self, now: "Noted") -> list[str]:
+        """The tables that hold other values than then, or are gone."""
+        other = [path for path, digest in self.tables.items() if now.tables.get(path) != digest]
+        return [path for path in other if not self.has_table(path, now.tables.get(path, ""))]
+
+    def has_table(self, path: str, digest: str) -> bool:
+        """Whether a table had these values, at most in another dtype."""
+        return digest == self.tables.get(path) or digest in self.casts.get(path, ())
 
     def change(self, now: "Noted") -> str:
         """How the engine's own side differs from what it was, or ''."""
@@ -82,7 +55,7 @@ class Noted:
         moved = [p for p, n in self.numbers.items() if not _same_number(now.numbers.get(p), n)]
         if moved:
             return f"the number {moved[0]} was changed"
-        other = [path for path, digest in self.tables.items() if now.tables.get(path) != digest]
+        other = self.other_tables(now)
         return f"the table {other[0]} was changed" if other else ""
 
 
@@ -102,11 +75,11 @@ class Witness:
         model: nn.Module,
         offered: Sequence[Named],
         detached: frozenset[str] = frozenset(),
-        constants: frozenset[int] = frozenset(),
+        constants: Sequence[StorageWeakRef] = (),
     ) -> None:
         self._model = weakref.ref(model)  # what is on offer must not keep its model alive
         self._shared = {storage_of(t) for n, t in offered if n not in detached and t.numel()}
-        self._constants = constants
+        self._tables = Tables(model, constants)
         self._places = Places([], [])
         self._shape: dict[str, Key] = {}
         self.noted = Noted()
@@ -131,7 +104,7 @@ class Witness:
         """Note where everything is: from now on any change is one of the weights on offer."""
         model = self._model()
         if model is not None:
-            self._places = registered(model)
+            self._places = registered(model, self._tables.names)
             self._settled = True
             self._follow()
 
@@ -140,7 +113,7 @@ class Witness:
         model = self._model()
         if model is not None:
             self._over.clear()
-            self._places = registered(model)
+            self._places = registered(model, self._tables.names)
             self._begun = self._latest = object()
             self.noted, self._error, self._settled = now, "", True
             self._complete.set()
@@ -220,7 +193,20 @@ class Witness:
             return ""
         if self._error:
             return self._error
-        return self._places.change()
+        return self._places.change(self._moved)
+
+    def _moved(self, place: Place, tensor: Tensor) -> str:
+        """Compare a table that the engine has put elsewhere, as it does when one is first used."""
+        if not self._complete.is_set():
+            return ""  # it is compared once it is known what it was
+        try:
+            digest = self._digest(tensor)
+        except InterruptedError:
+            return INTERRUPTED
+        if not self.noted.has_table(bare(place.name), digest):
+            return f"the table {place.name} was changed"
+        place.adopt(tensor)
+        return ""
 
     def thorough(self) -> str:
         """Compare the bytes that no client sees; '' or one sentence that names a change.
@@ -264,78 +250,18 @@ class Witness:
         model = self._model()
         if model is None:
             raise InterruptedError("the model is gone")
-        parts, tables = _Parts(model), dict[str, str]()
-        own = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
-        for path, tensor in found.tensors.items():
-            counts = tensor.dtype in COUNTERS and id(tensor) not in own
-            if counts or not _has_bytes(tensor) or parts.of_adapter(path):
-                continue
-            where = storage_of(tensor)
-            if where in self._constants:
-                tables[_bare(path)] = self._digest(tensor)
-            elif where not in self._shared:
-                parts.at(path).derived[_bare(path)] = self._digest(tensor)
-        for path, held in found.handles.items():
-            if not parts.of_adapter(path):
-                parts.at(path).handles[_bare(path)] = _weakly(held)
-        for part in parts.found.values():
-            part.sources = self._sources(part)
-        numbers = {_bare(p): n for p, n in found.scalars.items() if type(n) is float}
-        return Noted(parts.found, numbers, tables)
+        look = Look(model, found, self._shared, self._digest)
+        look.sort(self._tables)
+        numbers = {bare(p): n for p, n in found.scalars.items() if type(n) is float}
+        return Noted(look.parts, numbers, look.tables, look.casts)
 
-    def _sources(self, part: Part) -> dict[str, str]:
-        owner = part.owner()
-        reached = {} if owner is None else inventory.take(owner).tensors
-        return {
-            _bare(path): self._digest(tensor)
-            for path, tensor in reached.items()
-            if _has_bytes(tensor) and storage_of(tensor) in self._shared
-        }
-
-    def _digest(self, tensor: Tensor) -> str:
+    def _digest(self, tensor: Tensor, dtype: torch.dtype | None = None) -> str:
+        """The digest of a tensor, or of what it is in another dtype."""
         with self._reading:
             if self._over.is_set() or not threading.main_thread().is_alive():
                 raise InterruptedError("the memory is being taken away")
-            return inventory.digest(inventory.Inventory(tensors={"": tensor}))[""]
-
-
-def _has_bytes(tensor: Tensor) -> bool:
-    return not tensor.is_meta and tensor.numel() > 0
-
-
-def _bare(path: str) -> str:
-    """A path as it is without the wrapper of an adapter."""
-    return path.replace(".base_layer", "")
-
-
-class _Parts:
-    """The parts of a model, by the first path of their module."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-        self._first: dict[nn.Module, str] = {}
-        for path, module in self._modules.items():
-            self._first.setdefault(module, path)
-        self.found: dict[str, Part] = {}
-
-    def of_adapter(self, path: str) -> bool:
-        """Whether a tensor is an adapter's own, which changes no base weights."""
-        return isinstance(getattr(self._owner(path), "base_layer", None), nn.Module)
-
-    def _owner(self, path: str) -> nn.Module:
-        """The innermost module on a path of the inventory."""
-        within = path.partition("(")[0].partition("[")[0]
-        while within not in self._modules:
-            within = within.rpartition(".")[0]
-        return self._modules[within]
-
-    def at(self, path: str) -> Part:
-        """The part of the innermost module on a path of the inventory."""
-        owner = self._owner(path)
-        label = _bare(self._first[owner])
-        if label not in self.found:
-            self.found[label] = Part(label, weakref.ref(owner))
-        return self.found[label]
+            one = tensor if dtype is None else tensor.to(dtype)
+            return inventory.digest(inventory.Inventory(tensors={"": one}))[""]
 
 
 def _trouble(error: Exception) -> str:
@@ -345,10 +271,3 @@ def _trouble(error: Exception) -> str:
 
 def _shape_of(found: inventory.Inventory) -> dict[str, Key]:
     return {path: key_of(tensor) for path, tensor in found.tensors.items()}
-
-
-def _weakly(held: object) -> Callable[[], object]:
-    try:
-        return weakref.ref(held)
-    except TypeError:  # a capsule: kept, so that its address is not used again
-        return lambda: held

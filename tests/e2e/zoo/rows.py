@@ -1,7 +1,7 @@
 """The zoo table as data: every model that is compared, and what netloader is expected to do."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,11 +189,7 @@ PLANS = (
     _quantized("w8a8-asymmetric", extra=KEPT),
     _quantized("w8a8", "llama w8a8, INT8_CACHE no", refusal=GONE),
     _quantized("fp8"),
-    *(
-        [Plan("llama fp8, cache scales", _with_cache_scales, refusal="kv_cache_dtype")]
-        if WIDE
-        else ()
-    ),
+    *([Plan("llama fp8, cache scales", _with_cache_scales)] if WIDE else ()),
     _quantized("w4a16", tokens=FOUR_BITS),
     _quantized("w4a16-asymmetric", tokens=FOUR_BITS),
     _quantized("gptq", tokens=FOUR_BITS),
@@ -225,7 +221,8 @@ PLANS = (
     _recipe(families.gemma3n),
     _recipe(families.granite_moe),
     _recipe(families.phi_moe),
-    replace(_recipe(families.gpt_oss), refusal="put into other memory"),
+    _recipe(families.gpt_oss),
+    _recipe(families.gpt_oss, dtype="float16"),
     Plan("custom code", custom.custom),
     _pooled(encoders.bert),
     _pooled(encoders.bert_classifier),

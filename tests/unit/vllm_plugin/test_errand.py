@@ -219,6 +219,34 @@ def test_what_another_model_says_is_not_taken_up_and_the_reasons_are_kept() -> N
     assert "config.hidden_size" in table_of(made.refused)
 
 
+ADOPTED = ("tie_word_embeddings",)
+"""What a client takes over from its server before it builds its model."""
+
+
+def written(holder: Any) -> None:
+    """Write something else into every setting, as vLLM does with some while it builds a model."""
+    for name, value in [*vars(holder).items()]:
+        if isinstance(value, SimpleNamespace):
+            written(value)
+        elif name not in ADOPTED:
+            setattr(holder, name, f"{value} written")
+
+
+@pytest.mark.parametrize("role", [TARGET, DRAFT])
+def test_building_a_model_makes_no_other_one_of_it(role: str) -> None:
+    # A server has built its model when it says who it is, a client that asks it has not.
+    config, model = vllm_config(), model_config(role)
+    server = errand_of(config, model, Settings.parse({}), no_one, LOGGER)
+    before = server.identity
+    path = model.model
+    model.hf_config = SimpleNamespace(architectures=["Tiny"], tie_word_embeddings=False)
+    written(config)
+    written(model)
+    model.model = path  # where the checkpoint is, which is no setting
+    assert server.identity.differences(before) == ()
+    assert before.differences(server.identity) == ()
+
+
 def test_the_silent_are_asked_for_weights_last() -> None:
     made, _ = asked_of(None, "9", None)
     assert [source.port for source in made.sources] == [3, 1]
