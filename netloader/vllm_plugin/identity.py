@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -130,9 +132,24 @@ def identity_of(
         hard["vllm"] = str(vllm.__version__)
         hard["torch"] = str(torch.__version__)
         hard["device_name"] = str(current_platform.get_device_name())
+        hard["platform"] = _platform(type(current_platform).__module__)
         transfer = getattr(vllm_config, "kv_transfer_config", None)
         hard["kv_role"] = str(getattr(transfer, "kv_role", None))
     return Identity(hard, dict(_fingerprint(model_config)))
+
+
+def _platform(module: str) -> str:
+    """The packages with the kernels of a platform that is no part of vLLM, with their versions."""
+    package = module.partition(".")[0]
+    outside = [name for name in (package, "torch_npu") if name != "vllm" and name in sys.modules]
+    return ", ".join(f"{name} {_version(name)}" for name in outside)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # its distribution has another name
+        return str(getattr(sys.modules[package], "__version__", "unknown"))
 
 
 def _context(parallel: ParallelConfig) -> str:

@@ -1,14 +1,16 @@
 """Which configurations are interchangeable, read from vLLM's own config objects."""
 
+import sys
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from vllm.config import KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms.cpu import CpuPlatform
 
 from netloader.fsm.identity import Identity
 from netloader.vllm_plugin import identity as identities
@@ -289,8 +291,27 @@ def test_only_the_processed_layout_depends_on_versions_and_the_device(tmp_path: 
         "vllm",
         "torch",
         "device_name",
+        "platform",
         "kv_role",
     }
+
+
+def test_the_version_of_another_platform_counts_where_its_kernels_have_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = type("NPUPlatform", (CpuPlatform,), {"__module__": "vllm_elsewhere.platform"})
+    monkeypatch.setattr(identities, "current_platform", platform())
+    one = config(checkpoint(tmp_path / "a"))
+
+    def with_version(version: str, layout: str) -> Identity:
+        package = ModuleType("vllm_elsewhere")
+        package.__version__ = version  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "vllm_elsewhere", package)
+        return identity_of(one, layout=layout)
+
+    (found,) = with_version("1", PROCESSED).differences(with_version("1.post1", PROCESSED))
+    assert (found.field, found.mine) == ("platform", "vllm_elsewhere 1")
+    assert not with_version("1", RAW).differences(with_version("2", RAW))
 
 
 def test_the_placement_of_experts_is_part_of_the_identity(tmp_path: Path) -> None:
