@@ -177,7 +177,7 @@ def _parts(path: str, value: object) -> Iterator[tuple[str, object]]:
         case list() | tuple() | deque():
             yield from ((f"{path}[{n}]", held) for n, held in enumerate(list(value)))
         case types.FunctionType() | types.MethodType() | functools.partial():
-            yield from ((f"{path}({name})", held) for name, held in _carried_by(value))
+            yield from ((f"{path}({name})", held) for name, held in carried_by(value))
         case types.BuiltinMethodType() | types.MethodWrapperType():
             yield f"{path}(self)", value.__self__
         case _ if _is_holder(value):
@@ -196,7 +196,7 @@ def _is_holder(value: object) -> bool:
     return not any(f"{kind.__module__}.".startswith(TOOLS) for kind in kinds)
 
 
-def _carried_by(function: Callable[..., object]) -> Iterator[tuple[str, object]]:
+def carried_by(function: Callable[..., object]) -> Iterator[tuple[str, object]]:
     """What a function carries along: closure cells, defaults, bound arguments, its object."""
     match function:
         case functools.partial():
@@ -205,7 +205,7 @@ def _carried_by(function: Callable[..., object]) -> Iterator[tuple[str, object]]
             yield from function.keywords.items()
         case types.MethodType():
             yield "self", function.__self__
-            yield from _carried_by(function.__func__)
+            yield from carried_by(function.__func__)
         case types.FunctionType():
             cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
             yield from ((name, held) for name, cell in cells for held in content_of(cell))

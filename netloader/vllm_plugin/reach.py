@@ -21,7 +21,7 @@ import numpy as np
 import regex
 import torch
 
-from netloader.io.hidden import content_of
+from netloader.io.hidden import carried_by
 
 ELSEWHERE = (
     "vllm.config.",
@@ -188,21 +188,10 @@ def items_of(value: object) -> Iterator[tuple[str, object]]:
 
 
 def held_by(function: object) -> Iterator[tuple[str, object]]:
-    """What a function carries along: closure cells, defaults, bound arguments, its object."""
+    """What hangs on something that can be called, or on a weak reference."""
     match function:
-        case functools.partial():
-            yield "func", function.func
-            yield from ((str(i), held) for i, held in enumerate(function.args))
-            yield from function.keywords.items()
-        case types.MethodType():
-            yield "self", function.__self__
-            yield from held_by(function.__func__)
-        case types.FunctionType():
-            cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-            yield from ((name, held) for name, cell in cells for held in content_of(cell))
-            yield "defaults", function.__defaults__
-            yield "defaults", function.__kwdefaults__
-            yield from vars(function).items()
+        case functools.partial() | types.MethodType() | types.FunctionType():
+            yield from carried_by(function)
         case staticmethod() | classmethod():
             yield "func", function.__func__
         case weakref.ref():

@@ -201,7 +201,7 @@ def test_functions_are_searched_and_a_handle_inside_is_reported() -> None:
     found = take(model)
     assert list(found.tensors) == [
         "cpu_linear(packed)",
-        "cpu_linear(defaults)[0]",
+        "cpu_linear(default 0)",
         "part(0)",
         "part(other)",
         "method(self).inner",
