@@ -29,13 +29,13 @@ from netloader.io.crew import ClientCrew, Crew, IdleCrew
 from netloader.io.dialing import Dialer
 from netloader.io.digests import ALGORITHMS
 from netloader.io.driver import Link, Loop
-from netloader.io.framing import sendable
 from netloader.io.intake import Ledger
 from netloader.io.observe import Observer
 from netloader.io.reserve import EXHAUSTED
 from netloader.io.transports import suited
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import Logger, emit, get_logger
+from netloader.wire.frames import sendable
 
 STOP_S = 10.0
 """How long an aborted transfer may take to be gone beyond the stall deadline, which ends every

@@ -22,7 +22,6 @@ from netloader.fsm.events import (
 from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
-from netloader.io.framing import encode
 from netloader.io.intake import Intake, Ledger
 from netloader.io.publication import Publication
 from netloader.io.settling import settle
@@ -35,6 +34,7 @@ from netloader.io.transports import (
     TransferError,
     named,
 )
+from netloader.wire.frames import encode
 
 Order: TypeAlias = PrepareOffer | OpenTransport | StartTransfer
 

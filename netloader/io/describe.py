@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from netloader.errors import NetloaderError
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.formats import can_travel, format_of
-from netloader.io.framing import sendable
 from netloader.io.sharing import Extent, extent_of, first_of
+from netloader.wire.frames import sendable
 
 Named = tuple[str, Tensor]
 ORDINARY = (Tensor, nn.Parameter)

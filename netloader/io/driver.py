@@ -37,8 +37,8 @@ from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.crew import Crew
 from netloader.io.forks import INHERITANCE
-from netloader.io.framing import Decoder, Heard, encode
 from netloader.io.observe import Observer
+from netloader.wire.frames import Decoder, Heard, encode
 
 READ_BYTES = 256 * 1024
 """One read: a manifest of ten thousand tensors in a handful."""

@@ -14,8 +14,8 @@ from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
 from netloader.io.clock import monotonic
 from netloader.io.forks import INHERITANCE
-from netloader.io.framing import encode
 from netloader.log import Logger, emit
+from netloader.wire.frames import encode
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """What accept(2) answers when there is no room for one more connection."""

@@ -13,13 +13,13 @@ from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
 from netloader.fsm.server import Offering
 from netloader.io.digests import ALGORITHMS
-from netloader.io.framing import sendable
 from netloader.io.listener import Listener, bind
 from netloader.io.publication import Publication, Shelf, Usage, withdraw_only
 from netloader.io.transports import suited
 from netloader.io.watch import ModuleUsage
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import Logger, emit, get_logger
+from netloader.wire.frames import sendable
 
 MIB = 1 << 20
 

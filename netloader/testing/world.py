@@ -17,13 +17,13 @@ from netloader.fsm.server import Offering, ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
 from netloader.io.driver import Link, Timed
-from netloader.io.framing import HEADER, Spoken, encode
 from netloader.io.observe import Observer
 from netloader.log import get_logger
 from netloader.testing.fabric import Fabric, Hands, Holding, digest
 from netloader.testing.laws import lawful, must
 from netloader.testing.sides import OTHER, Role
 from netloader.testing.wire import ALL, WINDOW, Pipe, Plug
+from netloader.wire.frames import HEADER, Spoken, encode
 
 Act: TypeAlias = Literal["connects", "hears", "writes", "works"]
 

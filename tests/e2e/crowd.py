@@ -22,7 +22,7 @@ from torch import nn
 from netloader.config import Endpoint
 from netloader.fsm.messages import Lane, Offer, Request
 from netloader.io import ClientOptions, fill
-from netloader.io.framing import HEADER, encode
+from netloader.wire.frames import HEADER, encode
 from tests.e2e.peers import (
     IDENTITY,
     Halt,

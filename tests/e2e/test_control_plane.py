@@ -28,7 +28,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import fill
 from netloader.io.clock import monotonic
-from netloader.io.framing import HEADER, encode
+from netloader.wire.frames import HEADER, encode
 from tests.e2e.siege import (
     CLIENT,
     HANDSHAKE_S,

@@ -49,8 +49,8 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.server import MAX_LANES, ServerSession
 from netloader.fsm.session import FRAME_AFTER_TRUST, Step
 from netloader.fsm.states import TERMINAL, State
-from netloader.io.framing import HEADER, MAGIC, PREFIX, Decoder, encode
 from netloader.testing import lawful
+from netloader.wire.frames import HEADER, MAGIC, PREFIX, Decoder, encode
 from tests.property.lives import LIVES
 from tests.property.world import (
     IDENTITY,

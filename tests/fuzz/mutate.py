@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Final, TypeAlias
 
-from netloader.io.framing import HEADER, MAGIC, PREFIX
+from netloader.wire.frames import HEADER, MAGIC, PREFIX
 from tests.fuzz.second_opinion import KINDS
 from tests.fuzz.targets import reference
 from tests.property.lives import LIVES

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, get_args, get_origin, get_type_hints
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.fsm.messages import Lane, Message
-from netloader.io.framing import Spoken
+from netloader.wire.frames import Spoken
 
 KINDS: Final[Mapping[str, type[Spoken]]] = {
     kind.__name__.lower(): kind for kind in (*get_args(Message), Lane)

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from netloader.fsm.events import Violated
 from netloader.fsm.session import FRAME_AFTER_TRUST
-from netloader.io.framing import Decoder
+from netloader.wire.frames import Decoder
 from tests.fuzz.conversation import Conversation, document_of, framed
 from tests.fuzz.targets import TARGETS, Landmarks, numbers
 

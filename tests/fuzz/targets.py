@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from netloader.fsm.events import Violated
 from netloader.fsm.session import FRAME_AFTER_TRUST
-from netloader.io.framing import HEADER, PREFIX, Decoder, Heard, encode
+from netloader.wire.frames import HEADER, PREFIX, Decoder, Heard, encode
 from tests.fuzz.conversation import Conversation, document_of, framed
 from tests.fuzz.second_opinion import KINDS, Misfit, marks, opinion
 

@@ -5,16 +5,16 @@ from types import ModuleType
 
 import pytest
 
-from netloader.io import framing
+from netloader.wire import frames
 from tests.fuzz import conversation, shrink, targets
 from tests.fuzz.test_corpus import FILES
 
-SOURCE = Path(framing.__file__).read_text()
+SOURCE = Path(frames.__file__).read_text()
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, right: str, wrong: str) -> set[str]:
     """Plant it in a copy of the decoder; what the corpus then finds, as `target/file`."""
-    assert SOURCE.count(right) == 1, f"framing.py has changed; plant {wrong!r} elsewhere"
+    assert SOURCE.count(right) == 1, f"frames.py has changed; plant {wrong!r} elsewhere"
     copy = ModuleType("planted")
     exec(compile(SOURCE.replace(right, wrong), "planted.py", "exec"), copy.__dict__)
     for user in (targets, conversation, shrink):

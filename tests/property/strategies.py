@@ -11,7 +11,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, Progress, TensorSpec
 from netloader.fsm.messages import Lane
 from netloader.fsm.server import Offering
-from netloader.io.framing import Spoken
+from netloader.wire.frames import Spoken
 from tests.property.samples import SAMPLES
 from tests.property.world import (
     CURIOUS,

@@ -26,7 +26,7 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
-from netloader.io.framing import FRAME_VERSION, HEADER, MAGIC, Decoder, Heard, Spoken, encode
+from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, Decoder, Heard, Spoken, encode
 from tests.property.world import CHALLENGE, OFFER, PROOF, REFUSAL, REQUEST, VERIFIED, hello
 
 LIMIT = 4096

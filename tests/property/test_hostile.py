@@ -21,9 +21,9 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
 from netloader.fsm.states import LIVING, TERMINAL, State
 from netloader.io.driver import LINGER_S
-from netloader.io.framing import Spoken
 from netloader.testing import World
 from netloader.testing.sides import Role
+from netloader.wire.frames import Spoken
 from tests.property.machine import Conversation, Depth, F, depths
 from tests.property.strategies import pairs, plausible, windows
 from tests.property.world import DEADLINES, NBYTES, OFFERING, WISH

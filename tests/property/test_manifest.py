@@ -16,7 +16,7 @@ from netloader.fsm.manifest import (
     segment_count,
 )
 from netloader.fsm.messages import Offer
-from netloader.io.framing import Decoder, encode
+from netloader.wire.frames import Decoder, encode
 from tests.property.world import OFFER
 
 ELEMENT = 2

@@ -72,6 +72,14 @@ def test_the_protocol_loads_nothing_heavy_and_nothing_that_performs() -> None:
     assert not [name for name in loaded if name.startswith(("netloader.io", "netloader.vllm"))]
 
 
+def test_bytes_are_read_and_written_without_torch_a_socket_or_a_log() -> None:
+    loaded = fresh("import sys, netloader.wire; print('\\n'.join(sys.modules))")
+
+    assert "netloader.wire.frames" in loaded
+    assert not {"torch", "torch_npu", "vllm", "structlog", "netloader.log"} & set(loaded)
+    assert not [name for name in loaded if name.startswith(("netloader.io", "netloader.vllm"))]
+
+
 def test_the_driver_loads_no_vllm() -> None:
     assert "vllm" not in fresh("import sys, netloader.io; print('\\n'.join(sys.modules))")
 
@@ -83,7 +91,7 @@ def test_the_package_itself_loads_nothing() -> None:
 
 
 def test_the_rooms_say_what_is_public() -> None:
-    assert {"netloader.fsm", "netloader.io"} <= set(WITH_ALL)
+    assert {"netloader.fsm", "netloader.io", "netloader.wire"} <= set(WITH_ALL)
     assert "Verdict" in listed(WITH_ALL["netloader.fsm"])
     assert "Outcome" in listed(WITH_ALL["netloader.io"])
 

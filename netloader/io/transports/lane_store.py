@@ -17,8 +17,8 @@ from torch.distributed.distributed_c10d import Store
 
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
-from netloader.io.framing import MAGIC
 from netloader.io.transports.refusal import DETAILS
+from netloader.wire.frames import MAGIC
 
 LENGTHS = struct.Struct(">II")
 MAX_BYTES = 1 << 20

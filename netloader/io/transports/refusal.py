@@ -12,7 +12,7 @@ from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.forks import INHERITANCE
-from netloader.io.framing import MAGIC, Decoder, encode
+from netloader.wire.frames import MAGIC, Decoder, encode
 
 ANSWER = encode(Reject(Reason.UNKNOWN_SESSION.value, Reason.UNKNOWN_SESSION.sentence))
 """The same bytes for every id, so a stranger learns nothing by guessing."""

@@ -19,7 +19,7 @@ from netloader.fsm.auth import Proven, authenticated, proven, proves
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.fsm.messages import Challenge, Description, Hello, Offer, Proof, Purpose
-from netloader.io.framing import Decoder, encode
+from netloader.wire.frames import Decoder, encode
 from tests.unit.fsm.test_canonical import any_text, read
 
 TOKEN: Final = Secret("correct horse battery staple")

@@ -36,7 +36,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.server import MAX_LANES, TABLE, Offering, ServerSession
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
-from netloader.io.framing import encode
+from netloader.wire.frames import encode
 from tests.property.lives import lived
 from tests.property.world import (
     CURIOUS,

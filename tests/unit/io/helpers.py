@@ -16,8 +16,8 @@ from netloader.fsm.messages import PROTOCOL_VERSION, Hello, Offer, Purpose
 from netloader.io import ClientOptions, Server, ServerOptions, serve
 from netloader.io.clock import monotonic
 from netloader.io.digests import digest_of
-from netloader.io.framing import Decoder, Heard, Spoken, encode
 from netloader.io.weights import Weights, named_tensors
+from netloader.wire.frames import Decoder, Heard, Spoken, encode
 
 KIB = 1 << 10
 MIB = 1 << 20

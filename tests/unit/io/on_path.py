@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 from netloader.config import Endpoint
 from netloader.fsm.events import Violated
 from netloader.fsm.messages import Lane
-from netloader.io.framing import Decoder, Heard, Spoken, encode
+from netloader.wire.frames import Decoder, Heard, Spoken, encode
 from tests.unit.io.helpers import MIB, SOON_S
 
 Rewrite = Callable[[Spoken], Spoken]

@@ -8,7 +8,7 @@ from typing import Self
 
 from netloader.config import Endpoint
 from netloader.fsm.messages import Lane
-from netloader.io.framing import Decoder, Heard
+from netloader.wire.frames import Decoder, Heard
 
 
 class Fault(Enum):

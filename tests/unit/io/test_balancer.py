@@ -15,9 +15,9 @@ from netloader.fsm.messages import Lane, Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
 from netloader.io.failure import TransferError
-from netloader.io.framing import MAGIC, encode
 from netloader.io.transports import refusal
 from netloader.io.transports.lanes import set_stall
+from netloader.wire.frames import MAGIC, encode
 from tests.unit.io.helpers import (
     IDENTITY,
     SOON_S,

@@ -24,9 +24,9 @@ from netloader.io import driver
 from netloader.io.clock import monotonic
 from netloader.io.crew import Crew, Order
 from netloader.io.driver import Link, Loop
-from netloader.io.framing import encode
 from netloader.io.observe import Observer
 from netloader.log import get_logger
+from netloader.wire.frames import encode
 from tests.unit.io.helpers import FAST, IDENTITY, MIB, SOON_S, Peer, connected_pair, hello
 
 Lines = list[dict[str, Any]]

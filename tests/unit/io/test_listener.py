@@ -17,8 +17,8 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.server import MAX_LANES
 from netloader.io import Server, fill, listener, serve
 from netloader.io.clock import monotonic
-from netloader.io.framing import FRAME_VERSION, HEADER, MAGIC, encode
 from netloader.io.listener import bind
+from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, encode
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,

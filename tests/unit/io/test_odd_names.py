@@ -9,7 +9,7 @@ from netloader.fsm.messages import Description, Hello, Purpose, Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
 from netloader.io.client import survey
-from netloader.io.framing import Decoder, encode
+from netloader.wire.frames import Decoder, encode
 from tests.unit.io.helpers import Peer, asking, contents, hello, module_of, random, serving
 
 ODD = os.fsdecode(b"mod\xffel")

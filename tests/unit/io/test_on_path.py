@@ -29,7 +29,7 @@ from netloader.fsm.messages import (
 )
 from netloader.io import Outcome, fill
 from netloader.io.client import survey
-from netloader.io.framing import Spoken
+from netloader.wire.frames import Spoken
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netloader.io.framing import encode
+from netloader.wire.frames import encode
 from tests.unit.io.helpers import Peer, eventually, hello, serving, zoo
 
 Lines = list[dict[str, Any]]

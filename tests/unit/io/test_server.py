@@ -33,7 +33,7 @@ from netloader.fsm.messages import (
 from netloader.io import ServerOptions, WeightsError, digests, fill, serve
 from netloader.io.clock import monotonic
 from netloader.io.digests import Hasher
-from netloader.io.framing import Decoder
+from netloader.wire.frames import Decoder
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,

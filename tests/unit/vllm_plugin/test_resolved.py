@@ -14,8 +14,8 @@ from vllm.engine.arg_utils import EngineArgs
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Hello, Purpose
 from netloader.fsm.session import FRAME_BEFORE_TRUST
-from netloader.io.framing import encode
 from netloader.vllm_plugin import resolved
+from netloader.wire.frames import encode
 from tests.e2e import zoo
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from netloader.fsm.events import Violated
 from netloader.fsm.messages import Begin, Complete, Lane, Request
-from netloader.io.framing import FRAME_VERSION, HEADER, MAGIC, Decoder, encode
+from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, Decoder, encode
 
 LIMIT = 1000
 
