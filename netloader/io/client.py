@@ -280,7 +280,7 @@ def _converse(
     except OSError as error:  # out of file descriptors
         _cannot_connect(session, observer, f"this side: {error.strerror}; raise ulimit -n")
         return session
-    link = Link(loop, session, crew, observer, None)
+    link = Link(loop, session, crew, observer)
 
     def dial() -> None:
         try:

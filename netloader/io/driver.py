@@ -1,8 +1,8 @@
-"""The loop: input, step, perform, observe. Law: a link has one owner thread, others use `post`.
+"""Bytes between sockets and connections. Law: a link has one owner thread, others use `post`.
 
 One `Loop` runs any number of control connections on one thread; another event loop can carry links
-by being a `Reactor`. Everything a link does comes from its session's effects; if a line here asks
-what the protocol means, it belongs in the table.
+by being a `Reactor`. A link moves bytes and carries out tasks; what the bytes mean is decided in
+`netloader.wire` and `netloader.fsm`.
 """
 
 import contextlib
@@ -11,41 +11,27 @@ import selectors
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeAlias, assert_never
+from typing import Protocol, assert_never
 
 from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
-    Effect,
     OpenTransport,
     PrepareOffer,
-    Send,
     Settle,
     StartTransfer,
 )
-from netloader.fsm.events import (
-    Connected,
-    ConnectFailed,
-    ConnectionLost,
-    DeadlinePassed,
-    Event,
-    Violated,
-)
-from netloader.fsm.messages import Lane
+from netloader.fsm.events import Connected, ConnectFailed, Event, StopRequested
 from netloader.fsm.session import Session
-from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.crew import Crew
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
-from netloader.wire.frames import Decoder, Heard, encode
+from netloader.wire.acceptor import Acceptor, Decision, Refusal
+from netloader.wire.connection import Connection, Task
 
 READ_BYTES = 256 * 1024
 """One read: a manifest of ten thousand tensors in a handful."""
-LINGER_S = 1.0
-"""How long a settled link waits for the peer to take the last frame and hang up."""
-
-Router: TypeAlias = Callable[[Lane, socket.socket], None]
 
 
 class Timed(Protocol):
@@ -162,180 +148,130 @@ class Loop:
 
 
 class Link:
-    """One session with its connection, crew and observer."""
+    """The socket, crew and observer of one connection."""
 
-    def __init__(
-        self, loop: Reactor, session: Session, crew: Crew, observer: Observer, router: Router | None
-    ) -> None:
-        self.session = session
+    def __init__(self, loop: Reactor, session: Session, crew: Crew, observer: Observer) -> None:
+        self.connection = Connection(session, observer.saw)
         self.closed = False
         self.on_close: Callable[[], None] = lambda: None
         self._loop = loop
         self._crew = crew
         self._observer = observer
-        self._router = router
-        self._decoder = Decoder(session.frame_limit)
         self._sock: socket.socket | None = None
         self._out = bytearray()
-        self._deaf = False
-        """Nothing more comes from the peer."""
-        self._mute = False
-        """Nothing more can be said to the peer; what it said may still be read."""
-        self._linger_until: float | None = None
+        """Bytes that the socket has not taken yet."""
         crew.post = lambda event: loop.post(lambda: self.handle(event))
         crew.trouble = observer.trouble
         loop.members.add(self)
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of a frame that is not whole yet."""
-        return self._decoder.buffered
-
     # -- input -----------------------------------------------------------------------------------
 
-    def connected(self, sock: socket.socket) -> None:
-        """The control connection is up."""
+    def connected(self, sock: socket.socket, since: float | None = None, data: bytes = b"") -> None:
+        """The control connection is up, since a time that may be over; `data` was already read."""
         if self.closed:
             sock.close()
             return
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare(sock)
         self._sock = sock
-        self._watch()
-        self.handle(Connected())
+        self._then(partial(self.connection.handle, Connected()), since)
+        if data:
+            self._heard(data)
 
     def connect_failed(self, detail: str) -> None:
         """The control connection could not be made."""
-        if not self.closed and self._sock is None:
+        if self._sock is None:
             self.handle(ConnectFailed(detail))
 
     def handle(self, event: Event) -> None:
-        """Take one event: step, observe, perform. Everything enters here."""
-        if self.closed:
-            return
-        try:
-            step = self.session.step(event, self._loop.now())
-            self._decoder.limit = self.session.frame_limit
-            self._observer.saw(self.session, step)
-            for effect in step.effects:
-                self._perform(effect)
-        except Exception as error:  # noqa: BLE001 - our bug ends this session, never the loop
-            self._observer.trouble(error)
-            self.close()
+        """Take one event, on the thread of the loop."""
+        self._then(partial(self.connection.handle, event))
 
     def next_timeout(self) -> float | None:
         """When this link wants to be called."""
-        settled = self._linger_until is not None
-        return self._linger_until if settled else self.session.next_timeout()
+        return self.connection.next_timeout()
 
     def handle_timeout(self, now: float) -> None:
-        """Tell the session that its time is up."""
-        del now
-        if self._linger_until is not None:
-            self.close()
-        else:
-            self.handle(DeadlinePassed())
+        """It is that time."""
+        self._then(self.connection.handle_timeout, now)
 
     def _ready(self, mask: int) -> None:
         if mask & selectors.EVENT_WRITE:
-            self._flush()
+            self._then(lambda _: None)
         if mask & selectors.EVENT_READ and self._sock is not None:
             self._read(self._sock)
 
     def _read(self, sock: socket.socket) -> None:
-        heard_now = self._hear(sock)
-        if heard_now == []:  # the head of a frame; nothing of our own comes between it and its body
-            heard_now = self._hear(sock)
-        for heard in heard_now or ():
-            if isinstance(heard, Lane):
-                self._hand_over(heard)
-            else:
-                self._router = None  # the first words decide what a connection is
-                self.handle(heard)
-
-    def _hear(self, sock: socket.socket) -> list[Heard] | None:
-        """What one read completes; None when there was nothing to read."""
         try:
-            data = sock.recv(min(self._decoder.wanted, READ_BYTES))
+            data = sock.recv(READ_BYTES)
         except (BlockingIOError, InterruptedError):
-            return None
+            return
         except OSError as error:
-            self._gone(type(error).__name__)
-            return None
-        if not data:
-            self._gone("closed by the peer")
-            return None
+            detail = type(error).__name__
+            self._then(lambda now: self.connection.receive_eof(now, detail))
+            return
+        if data:
+            self._heard(data)
+        else:
+            self._then(self.connection.receive_eof)
+
+    def _heard(self, data: bytes) -> None:
         self._observer.heard()
-        return self._decoder.feed(data)
-
-    def _gone(self, detail: str) -> None:
-        if self._linger_until is not None:
-            self.close()
-            return
-        self._deaf = self._mute = True
-        self._watch()
-        self.handle(ConnectionLost(detail))
-
-    def _hand_over(self, lane: Lane) -> None:
-        """A connection whose first words name a lane is no control connection: pass it on."""
-        sock = self._sock
-        if self._router is None or sock is None or self.session.state is not State.HANDSHAKE:
-            self.handle(Violated("a lane where none belongs"))
-            return
-        self._loop.watch(sock, 0, self._ready)
-        self._sock = None
-        self.close()
-        self._router(lane, sock)
+        self._then(partial(self.connection.receive_data, data))
 
     # -- output ----------------------------------------------------------------------------------
 
-    def _perform(self, effect: Effect) -> None:
-        """Carry out one effect. Everything leaves here."""
-        match effect:
-            case Send():
-                self._out += encode(effect.message)
-                self._flush()
+    def _then(self, call: Callable[[float], None], now: float | None = None) -> None:
+        """Make one call to the connection, then do what it wants. Everything happens here."""
+        if self.closed:
+            return
+        try:
+            call(self._loop.now() if now is None else now)
+            self._flush()
+            for task in self.connection.tasks():
+                self._perform(task)
+        except Exception as error:  # noqa: BLE001 - our bug ends this session, never the loop
+            self._observer.trouble(error)
+            self.close()
+        if self.connection.closed:
+            self.close()
+        self._watch()
+
+    def _perform(self, task: Task) -> None:
+        match task:
             case PrepareOffer() | OpenTransport() | StartTransfer():
-                self._crew.begin(effect)
+                self._crew.begin(task)
             case AuditWeights():
                 self._crew.audit()
             case AbortTransfer():
                 self._crew.abort()
             case Settle():
-                self._linger_until = self._loop.now() + LINGER_S
                 self._crew.close()
-                self._flush()
             case _:
-                assert_never(effect)
+                assert_never(task)
 
     def _flush(self) -> None:
-        sock = self._sock
-        if sock is None or self._mute:
+        self._out += self.connection.data_to_send()
+        if self.connection.eof_received:
             self._out.clear()
-        elif self._out:
+        sock = self._sock
+        if sock is None:
+            return
+        if self._out:
             try:
                 del self._out[: sock.send(self._out)]
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError:
-                self._mute = True  # reading will tell why, as an event
                 self._out.clear()
-        if self._linger_until is not None and not self._out:
-            self._hang_up()
-        self._watch()
-
-    def _hang_up(self) -> None:
-        """Say goodbye and give the peer a moment to do the same: an RST would eat our words."""
-        if self._sock is None or self._mute:
-            self.close()
-            return
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
+                self.connection.send_failed()
+        if self.connection.eof_to_send and not self._out:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
 
     def _watch(self) -> None:
         if self._sock is None:
             return
-        reading = 0 if self._deaf else selectors.EVENT_READ
+        reading = 0 if self.connection.eof_received else selectors.EVENT_READ
         writing = selectors.EVENT_WRITE if self._out else 0
         self._loop.watch(self._sock, reading | writing, self._ready)
 
@@ -350,5 +286,68 @@ class Link:
             self._loop.watch(self._sock, 0, self._ready)
             INHERITANCE.close(self._sock)
             self._sock = None
-        self._observer.closed(self.session)
+        self._observer.closed(self.connection.session)
         self.on_close()
+
+
+class Arrival:
+    """An accepted socket until its first frame says what the connection is.
+
+    `decided` is called on the loop's thread, once, with the arrival and the decision; the socket
+    belongs to it from then on.
+    """
+
+    def __init__(
+        self,
+        loop: Reactor,
+        sock: socket.socket,
+        patience_s: float,
+        decided: Callable[["Arrival", Decision], None],
+    ) -> None:
+        self.sock = sock
+        self.since = loop.now()
+        self._acceptor = Acceptor(self.since + patience_s)
+        self._loop = loop
+        self._decided = decided
+        prepare(sock)
+        loop.members.add(self)
+        loop.watch(sock, selectors.EVENT_READ, self._ready)
+
+    def refuse(self, event: StopRequested) -> Refusal:
+        """Decide now; `decided` is not called."""
+        self._leave()
+        return self._acceptor.refuse(event)
+
+    def next_timeout(self) -> float:
+        """When the first frame is to be there."""
+        return self._acceptor.next_timeout()
+
+    def handle_timeout(self, now: float) -> None:
+        """It is that time."""
+        self._decide(self._acceptor.handle_timeout(now))
+
+    def _ready(self, mask: int) -> None:
+        del mask
+        try:
+            data = self.sock.recv(self._acceptor.wanted)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._decide(self._acceptor.receive_eof(type(error).__name__))
+            return
+        self._decide(self._acceptor.receive_data(data) if data else self._acceptor.receive_eof())
+
+    def _decide(self, decision: Decision | None) -> None:
+        if decision is not None:
+            self._leave()
+            self._decided(self, decision)
+
+    def _leave(self) -> None:
+        self._loop.members.discard(self)
+        self._loop.watch(self.sock, 0, self._ready)
+
+
+def prepare(sock: socket.socket) -> None:
+    """Make a connected socket ready for a loop; small frames are not to wait for more."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,7 +1,7 @@
 """One listening port, any number of clients. Law: a client can affect its own link only.
 
-A client asks for a role, and gets the publication of that role that was on the shelf when its
-connection was accepted.
+A connection gets a session when its first frame shows that it is a control connection. A client
+asks for a role, and gets the publication of that role that was on the shelf at that moment.
 
 The session id lets a client attach data lanes. It is valid only while the session lives.
 """
@@ -13,22 +13,23 @@ import selectors
 import socket
 import threading
 from functools import partial
+from typing import assert_never
 
 from netloader.config import Deadlines, Endpoint
 from netloader.fsm.events import StopRequested
 from netloader.fsm.messages import Lane
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import ServerSession
-from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.crew import ServerCrew
-from netloader.io.driver import Link, Loop
+from netloader.io.driver import Arrival, Link, Loop
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
 from netloader.io.publication import Publication, Shelf
 from netloader.io.reserve import EXHAUSTED, Reserve
 from netloader.io.transports.refusal import refuse
 from netloader.log import Logger, emit
+from netloader.wire.acceptor import Control, Decision, Refusal
 
 MAX_LINKS = 256
 """Control connections at once. At the limit, the oldest one that has not sent its hello is closed,
@@ -82,6 +83,7 @@ class Listener:
         self._deadlines = deadlines
         self._logger = logger
         self._process = os.getpid()
+        self._arrivals: dict[Arrival, Endpoint] = {}
         self._links: dict[Link, ServerCrew] = {}
         self._crews: dict[str, ServerCrew] = {}
         self._resume_at: float | None = None
@@ -151,8 +153,11 @@ class Listener:
         self._loop.watch(self._sock, 0, self._accept)
         INHERITANCE.close(self._sock)
         self._resume_at = monotonic() + CLOSE_S
+        closing = StopRequested(Reason.NOT_SERVING, "the server is closing")
+        for arrival in tuple(self._arrivals):
+            self._refuse(arrival, arrival.refuse(closing))
         for link in tuple(self._links):
-            link.handle(StopRequested(Reason.NOT_SERVING, "the server is closing"))
+            link.handle(closing)
 
     def _accept(self, ready: int) -> None:
         del ready
@@ -163,26 +168,50 @@ class Listener:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            self._reserve.tell(error, len(self._links))
+            self._reserve.tell(error, self._connections)
             self._find_room(error)
             return
-        if len(self._links) >= MAX_LINKS:
+        if self._connections >= MAX_LINKS:
             self._make_room()
-        self._admit(sock, Endpoint(address[0].removeprefix("::ffff:"), address[1]))
+        arrival = Arrival(self._loop, sock, self._deadlines.handshake_s, self._decided)
+        self._arrivals[arrival] = Endpoint(address[0].removeprefix("::ffff:"), address[1])
 
-    def _admit(self, sock: socket.socket, peer: Endpoint) -> None:
-        name = secrets.token_hex(16)
-        publications = self._shelf.publications
+    @property
+    def _connections(self) -> int:
+        return len(self._arrivals) + len(self._links)
+
+    def _decided(self, arrival: Arrival, decision: Decision) -> None:
+        """Do with a connection what its first frame asks for."""
+        match decision:
+            case Lane():
+                del self._arrivals[arrival]
+                self._route(decision, arrival.sock)
+            case Control():
+                self._admit(arrival, self._shelf.publications, decision.data)
+            case Refusal():
+                self._refuse(arrival, decision)
+            case _:
+                assert_never(decision)
+
+    def _refuse(self, arrival: Arrival, refusal: Refusal) -> Link:
+        """End a connection that is nothing yet; what is on the shelf is no matter of its."""
+        link = self._admit(arrival, (), refusal.data)
+        link.handle(refusal.event)
+        return link
+
+    def _admit(self, arrival: Arrival, publications: tuple[Publication, ...], data: bytes) -> Link:
+        """Begin a session, as of when its connection was accepted."""
+        peer = self._arrivals.pop(arrival)
+        name, nonce = secrets.token_hex(16), secrets.token_hex(16)
         offerings = tuple(publication.offering for publication in publications)
-        nonce = secrets.token_hex(16)
-        session = ServerSession(offerings, self._deadlines, name, nonce, monotonic())
+        session = ServerSession(offerings, self._deadlines, name, nonce, arrival.since)
         crew = ServerCrew(publications, name, self._deadlines)
-        observer = Observer(self._logger, peer, {})
-        link = Link(self._loop, session, crew, observer, self._route)
+        link = Link(self._loop, session, crew, Observer(self._logger, peer, {}))
         self._links[link] = crew
         self._crews[name] = crew
         link.on_close = lambda: self._forget(link, name)
-        link.connected(sock)
+        link.connected(arrival.sock, arrival.since, data)
+        return link
 
     def _forget(self, link: Link, name: str) -> None:
         self._links.pop(link, None)
@@ -190,9 +219,12 @@ class Listener:
 
     def _make_room(self) -> Link | None:
         """Refuse the connection that has been silent longest; None when there is none."""
+        busy = StopRequested(Reason.BUSY, "too many connections that say nothing")
+        for arrival in self._arrivals:
+            return self._refuse(arrival, arrival.refuse(busy))
         for link in self._links:
-            if link.session.state is State.HANDSHAKE:
-                link.handle(StopRequested(Reason.BUSY, "too many connections that say nothing"))
+            if link.connection.in_handshake:
+                link.handle(busy)
                 return link
         return None
 

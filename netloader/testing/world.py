@@ -16,13 +16,14 @@ from netloader.fsm.messages import Lane, Purpose
 from netloader.fsm.server import Offering, ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
-from netloader.io.driver import Link, Timed
+from netloader.io.driver import Arrival, Link, Timed
 from netloader.io.observe import Observer
 from netloader.log import get_logger
 from netloader.testing.fabric import Fabric, Hands, Holding, digest
 from netloader.testing.laws import lawful, must
 from netloader.testing.sides import OTHER, Role
 from netloader.testing.wire import ALL, WINDOW, Pipe, Plug
+from netloader.wire.acceptor import Decision, Refusal
 from netloader.wire.frames import HEADER, Spoken, encode
 
 Act: TypeAlias = Literal["connects", "hears", "writes", "works"]
@@ -65,7 +66,9 @@ class End:
         self.hands = Hands(role, world.fabric)
         self.linked = False
         self._recorder = _Recorder(role, world)
-        self.link = Link(world, session, self.hands, self._recorder, self._route)
+        self._world = world
+        self._arrival: Arrival | None = None
+        self.link = Link(world, session, self.hands, self._recorder)
 
     @property
     def settled(self) -> bool:
@@ -80,19 +83,33 @@ class End:
     def connect(self) -> None:
         """Its connection is up."""
         self.linked = True
-        self.link.connected(cast("socket.socket", self.plug))
+        sock = cast("socket.socket", self.plug)
+        if self.role == "client":
+            self.link.connected(sock)
+        else:
+            patience_s = self.session.deadlines.handshake_s
+            self._arrival = Arrival(self._world, sock, patience_s, self._decided)
+
+    def timed(self) -> tuple[Timed, ...]:
+        """All of it that may wait for a deadline."""
+        return (self.link,) if self._arrival is None else (self._arrival, self.link)
 
     def check(self) -> None:
         """Raise what went wrong on this side."""
         for error in self._recorder.troubles:
             raise error
-        held = self.link.held_bytes
+        held = self.link.connection.held_bytes
         must(held <= self.session.frame_limit + HEADER.size, "bounded", f"{held} bytes are held")
 
-    def _route(self, lane: Lane, sock: socket.socket) -> None:
-        """A connection that became a lane: here nobody waits for one."""
-        del lane
-        sock.close()
+    def _decided(self, arrival: Arrival, decision: Decision) -> None:
+        """A server's connection is now something; as a lane, nobody waits for it here."""
+        if isinstance(decision, Lane):
+            arrival.sock.close()
+            self.link.close()
+            return
+        self.link.connected(arrival.sock, arrival.since, decision.data)
+        if isinstance(decision, Refusal):
+            self.link.handle(decision.event)
 
 
 class World:
@@ -192,10 +209,10 @@ class World:
         while (due := self.next_due()) is not None and due <= until:
             self._now = max(self._now, due)
             # Not in the order of the set: that is another one in every process.
-            for link in (end.link for end in self.ends):
-                when = link.next_timeout() if link in self.members else None
+            for member in (member for end in self.ends for member in end.timed()):
+                when = member.next_timeout() if member in self.members else None
                 if when is not None and when <= self._now:
-                    link.handle_timeout(self._now)
+                    member.handle_timeout(self._now)
             self._settle_down()
         self._now = until
 

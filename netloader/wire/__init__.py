@@ -1,5 +1,24 @@
-"""Bytes in, bytes out: the protocol without a socket, a thread, a clock or a tensor."""
+"""Bytes in, bytes out: the protocol without a socket, a thread, a clock or a tensor.
 
+`Connection` is one control conversation, `Acceptor` decides what a new connection to a server is.
+docs/embedding.md shows a driver for them.
+"""
+
+from netloader.wire.acceptor import Acceptor, Control, Decision, Refusal
+from netloader.wire.connection import LINGER_S, Connection, Task
 from netloader.wire.frames import Decoder, Heard, Spoken, encode, sendable
 
-__all__ = ["Decoder", "Heard", "Spoken", "encode", "sendable"]
+__all__ = [
+    "LINGER_S",
+    "Acceptor",
+    "Connection",
+    "Control",
+    "Decision",
+    "Decoder",
+    "Heard",
+    "Refusal",
+    "Spoken",
+    "Task",
+    "encode",
+    "sendable",
+]

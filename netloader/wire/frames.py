@@ -116,18 +116,27 @@ class Decoder:
             return HEADER.size - have
         return HEADER.size + int(HEADER.unpack_from(self._buffer)[2]) - have
 
+    def receive(self, data: bytes) -> None:
+        """Take bytes; `next` gives the messages that they complete."""
+        if not self._dead:
+            self._buffer += data
+
+    def next(self) -> Heard | None:
+        """The next message, a `Violated` where the bytes are none, or None: more are needed."""
+        heard = None if self._dead else self._next()
+        if isinstance(heard, Violated):
+            self.stop()
+        return heard
+
+    def stop(self) -> None:
+        """Discard what is held, and everything further."""
+        self._dead = True
+        self._buffer.clear()
+
     def feed(self, data: bytes) -> list[Heard]:
         """Take bytes; answer with every message they complete, and a `Violated` at a bad one."""
-        if self._dead:
-            return []
-        self._buffer += data
-        heard: list[Heard] = []
-        while not self._dead and (item := self._next()) is not None:
-            heard.append(item)
-            if isinstance(item, Violated):
-                self._dead = True
-                self._buffer.clear()
-        return heard
+        self.receive(data)
+        return list(iter(self.next, None))
 
     def _next(self) -> Heard | None:
         start = bytes(self._buffer[: len(PREFIX)])

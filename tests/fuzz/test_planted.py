@@ -30,13 +30,13 @@ def broken(monkeypatch: pytest.MonkeyPatch, right: str, wrong: str) -> set[str]:
     ("right", "wrong", "finds"),
     [
         pytest.param(
-            "                self._dead = True\n",
+            "        self._dead = True\n",
             "",
             "stream/refused-the-first-and-everything-after-it-unheard",
             id="a decoder that goes on after a violation",
         ),
         pytest.param(
-            "                self._buffer.clear()\n",
+            "        self._buffer.clear()\n",
             "",
             "stream/refused-a-frame-then-garbage-then-a-frame",
             id="a dead decoder that keeps what it held",

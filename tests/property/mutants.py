@@ -10,43 +10,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from tests.planting import copied, planted
-
-LAYERS: Final[dict[str, tuple[str, ...]]] = {
-    "L0 check at import": (),
-    "L1 pairs": ("tests/property/test_pairs.py",),
-    "L2 exhaustive search": ("tests/property/test_search.py",),
-    "L3 bytes and time": (
-        "tests/property/test_framing.py",
-        "tests/property/test_manifest.py",
-        "tests/property/test_two_parties.py",
-        "tests/property/test_honest.py",
-        "tests/property/test_hostile.py",
-        "tests/property/test_cuts.py",
-    ),
-    "L4 named cases": (
-        "tests/unit/fsm",
-        "tests/unit/io/test_intake.py",
-        "tests/unit/io/test_observe.py",
-        "tests/unit/io/test_publication.py",
-        "tests/unit/io/test_doubts.py",
-        "tests/unit/io/test_client_sources.py",
-    ),
-    "L4 modules that are served": (
-        "tests/unit/io/test_module_state.py",
-        "tests/unit/io/test_changes.py",
-        "tests/unit/io/test_sharing.py",
-        "tests/unit/io/test_memory.py",
-    ),
-    "L5 weights in use": (
-        "tests/unit/vllm_plugin/test_witness.py",
-        "tests/unit/vllm_plugin/test_goods.py",
-        "tests/unit/vllm_plugin/test_vigil.py",
-    ),
-}
-L0, L1, L2, L3, L4, SERVED, L5 = LAYERS
+from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
+from tests.property.wire_mutants import WIRE_MUTANTS
 
 CLIENT: Final = "netloader/fsm/client.py"
 SERVER: Final = "netloader/fsm/server.py"
@@ -55,8 +23,6 @@ TABLE: Final = "netloader/fsm/table.py"
 MANIFEST: Final = "netloader/fsm/manifest.py"
 IDENTITY: Final = "netloader/fsm/identity.py"
 AUTH: Final = "netloader/fsm/auth.py"
-FRAMING: Final = "netloader/wire/frames.py"
-DRIVER: Final = "netloader/io/driver.py"
 INTAKE: Final = "netloader/io/intake.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLICATION: Final = "netloader/io/publication.py"
@@ -74,18 +40,10 @@ WATCH: Final = "netloader/io/watch.py"
 FILLING: Final = "netloader/io/client.py"
 
 
-class Mutant(NamedTuple):
-    """One bug."""
-
-    layer: str
-    file: str
-    pattern: str
-    mistake: str
-
-
 REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\n"
 
 MUTANTS: Final[dict[str, Mutant]] = {
+    **WIRE_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
         L0, TABLE, r"for state in ENDS for", "for state in ENDS[:1] for"
@@ -255,30 +213,6 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a late finding puts the old model back on offer": Mutant(
         SERVED, PUBLICATION, r"            if old not in self\.publications:\n +return False\n", ""
     ),
-    # frames and the driver
-    "the decoder waits for one byte too many": Mutant(
-        L3, FRAMING, r"\(self\._buffer\) < end:", "(self._buffer) <= end:"
-    ),
-    "the decoder takes a frame one byte too long": Mutant(
-        L3, FRAMING, r"if length > self\.limit:", "if length > self.limit + 1:"
-    ),
-    "the decoder listens on after a violation": Mutant(L3, FRAMING, r" +self\._dead = True\n", ""),
-    "half a frame is lost when a read ends in it": Mutant(
-        L3,
-        FRAMING,
-        r"return None\n        document",
-        "return self._buffer.clear()\n        document",
-    ),
-    "a send that failed makes the link deaf": Mutant(
-        L3, DRIVER, r"self\._mute = True  # reading", "self._mute = self._deaf = True  # reading"
-    ),
-    "a settled link hangs up before its last word is out": Mutant(
-        L3, DRIVER, r"_linger_until is not None and not self\._out:", "_linger_until is not None:"
-    ),
-    "a settled link does not wait for its peer": Mutant(
-        L3, DRIVER, r"self\._sock\.shutdown\(socket\.SHUT_WR\)", "self.close()"
-    ),
-    "a session may turn into a lane": Mutant(L4, DRIVER, r" +self\._router = None  #.*\n", ""),
     # what is offered is what the engine uses
     "a parameter may be rebound": Mutant(
         L5, PLACES, r"if key_of\(tensor\) != self\.key:", "if tensor.shape != self.key[1]:"
@@ -329,6 +263,7 @@ COPIED: Final = (
     "docs",
     "tests/property",
     "tests/unit/fsm",
+    "tests/unit/wire",
     "tests/unit/io",
     "tests/unit/vllm_plugin",
 )

@@ -8,9 +8,9 @@ from netloader.fsm.client import Wish
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
 from netloader.fsm.states import State
-from netloader.io.driver import LINGER_S
 from netloader.log import capture
 from netloader.testing import World
+from netloader.wire.connection import LINGER_S
 from tests.property.world import CURIOUS, DEADLINES, GUARDED, NBYTES, OFFERING, SECURED, WISH
 
 PAIRS = {"plain": (WISH, OFFERING), "token": (SECURED, GUARDED), "curious": (CURIOUS, OFFERING)}

@@ -20,9 +20,9 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
 from netloader.fsm.states import LIVING, TERMINAL, State
-from netloader.io.driver import LINGER_S
 from netloader.testing import World
 from netloader.testing.sides import Role
+from netloader.wire.connection import LINGER_S
 from netloader.wire.frames import Spoken
 from tests.property.machine import Conversation, Depth, F, depths
 from tests.property.strategies import pairs, plausible, windows

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.property.mutants import LAYERS, MUTANTS, planted_in
+from tests.property.layers import LAYERS
+from tests.property.mutants import MUTANTS, planted_in
 
 pytestmark = pytest.mark.timeout(1200)
 

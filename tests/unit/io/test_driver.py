@@ -20,12 +20,12 @@ from netloader.fsm.messages import Description, Purpose, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering, ServerSession
 from netloader.fsm.states import State
-from netloader.io import driver
 from netloader.io.clock import monotonic
 from netloader.io.crew import Crew, Order
 from netloader.io.driver import Link, Loop
 from netloader.io.observe import Observer
 from netloader.log import get_logger
+from netloader.wire import connection
 from netloader.wire.frames import encode
 from tests.unit.io.helpers import FAST, IDENTITY, MIB, SOON_S, Peer, connected_pair, hello
 
@@ -64,7 +64,7 @@ class Wire:
         self.peer = Peer(near)
         self.session = ServerSession((offering,), FAST, "s" * 32, "n" * 32, monotonic())
         observer = Observer(get_logger("test"), Endpoint("127.0.0.1", 1), {})
-        self.link = Link(self.loop, self.session, self.crew, observer, None)
+        self.link = Link(self.loop, self.session, self.crew, observer)
         self.far = far
         self.link.connected(far)
 
@@ -214,7 +214,7 @@ def test_the_last_word_arrives_though_the_peer_said_more_than_was_read(wire: Wir
 def test_a_settled_link_waits_a_moment_for_the_peer_and_no_longer(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "LINGER_S", 0.2)
+    monkeypatch.setattr(connection, "LINGER_S", 0.2)
     wire.peer.say(replace(hello(), purpose=Purpose.DESCRIPTION))
     wire.until(lambda: wire.session.verdict is not None)
     assert not wire.link.closed

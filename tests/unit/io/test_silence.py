@@ -14,7 +14,7 @@ from netloader.fsm.states import State
 from netloader.io import fill
 from netloader.io.client import survey
 from netloader.io.clock import monotonic
-from netloader.io.driver import LINGER_S
+from netloader.wire.connection import LINGER_S
 from tests.unit.io.helpers import FAST, IDENTITY, asking, closed_port, contents, serving, zoo
 
 HANDSHAKE_S = 3.0

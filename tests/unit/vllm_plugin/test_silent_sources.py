@@ -10,10 +10,10 @@ from torch import nn
 
 from netloader.config import Endpoint
 from netloader.io.clock import monotonic
-from netloader.io.driver import LINGER_S
 from netloader.log import capture
 from netloader.vllm_plugin.errand import errand_of
 from netloader.vllm_plugin.loader import NetLoader, NoWeightsError
+from netloader.wire.connection import LINGER_S
 from tests.e2e import zoo
 from tests.unit.vllm_plugin.helpers import identity, line_of
 from tests.unit.vllm_plugin.test_errand import model_config, vllm_config

@@ -1,0 +1,47 @@
+"""The layers of the tests, cheapest first, and what a seeded bug is."""
+
+from typing import Final, NamedTuple
+
+LAYERS: Final[dict[str, tuple[str, ...]]] = {
+    "L0 check at import": (),
+    "L1 pairs": ("tests/property/test_pairs.py",),
+    "L2 exhaustive search": ("tests/property/test_search.py",),
+    "L3 bytes and time": (
+        "tests/property/test_framing.py",
+        "tests/property/test_manifest.py",
+        "tests/property/test_two_parties.py",
+        "tests/property/test_honest.py",
+        "tests/property/test_hostile.py",
+        "tests/property/test_cuts.py",
+    ),
+    "L4 named cases": (
+        "tests/unit/fsm",
+        "tests/unit/wire",
+        "tests/unit/io/test_intake.py",
+        "tests/unit/io/test_observe.py",
+        "tests/unit/io/test_publication.py",
+        "tests/unit/io/test_doubts.py",
+        "tests/unit/io/test_client_sources.py",
+    ),
+    "L4 modules that are served": (
+        "tests/unit/io/test_module_state.py",
+        "tests/unit/io/test_changes.py",
+        "tests/unit/io/test_sharing.py",
+        "tests/unit/io/test_memory.py",
+    ),
+    "L5 weights in use": (
+        "tests/unit/vllm_plugin/test_witness.py",
+        "tests/unit/vllm_plugin/test_goods.py",
+        "tests/unit/vllm_plugin/test_vigil.py",
+    ),
+}
+L0, L1, L2, L3, L4, SERVED, L5 = LAYERS
+
+
+class Mutant(NamedTuple):
+    """One bug."""
+
+    layer: str
+    file: str
+    pattern: str
+    mistake: str
