@@ -1,47 +1,23 @@
-"""One listening port, any number of clients. Law: a client can affect its own link only.
-
-A connection gets a session when its first frame shows that it is a control connection. A client
-asks for a role, and gets the publication of that role that was on the shelf at that moment.
-
-The session id lets a client attach data lanes. It is valid only while the session lives.
-"""
+"""Servers' sockets, and the thread that serves one. Law: everything is gone after `close`."""
 
 import contextlib
 import os
-import secrets
-import selectors
 import socket
 import threading
 from functools import partial
-from typing import assert_never
 
 from netloader.config import Deadlines, Endpoint
-from netloader.fsm.events import StopRequested
-from netloader.fsm.messages import Lane
-from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
-from netloader.io.clock import monotonic
-from netloader.io.crew import ServerCrew
-from netloader.io.driver import Arrival, Link, Loop
+from netloader.io.driver import Loop
 from netloader.io.forks import INHERITANCE
-from netloader.io.observe import Observer
 from netloader.io.publication import Publication, Shelf
-from netloader.io.reserve import EXHAUSTED, Reserve
-from netloader.io.transports.refusal import refuse
+from netloader.io.reception import CLOSE_S, Reception
 from netloader.log import Logger, emit
-from netloader.wire.acceptor import Control, Decision, Refusal
 
-MAX_LINKS = 256
-"""Control connections at once. At the limit, the oldest one that has not sent its hello is closed,
-so a flood of idle connections does not lock out a client that sends its hello promptly."""
 BACKLOG = 1024
 """Connections that the kernel queues (at most net.core.somaxconn). Next to a busy Python thread we
 get the interpreter lock every 5 ms at best, so a burst of connections waits in this queue. What
 does not fit is dropped; a client would see a dropped lane as open, but idle for seconds."""
-CLOSE_S = 5.0
-"""How long `close` waits for sessions to say goodbye."""
-PAUSE_S = 1.0
-"""How long accepting rests when it fails and no descriptor can be freed."""
+
 ANYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - to be recognized, not to be bound
 """Hosts that mean every address of this host. They can be listened on, but not connected to."""
 EVERY_ADDRESS = "every address"
@@ -76,31 +52,20 @@ class Listener:
     def __init__(
         self, sock: socket.socket, shelf: Shelf, deadlines: Deadlines, logger: Logger
     ) -> None:
-        host, port = sock.getsockname()[:2]
-        self.endpoint = Endpoint(host, port)
-        self._sock = sock
-        self._shelf = shelf
-        self._deadlines = deadlines
+        self.endpoint = endpoint_of(sock)
         self._logger = logger
         self._process = os.getpid()
-        self._arrivals: dict[Arrival, Endpoint] = {}
-        self._links: dict[Link, ServerCrew] = {}
-        self._crews: dict[str, ServerCrew] = {}
-        self._resume_at: float | None = None
-        self._stopping = False
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="netloader-listener", daemon=True)
         with contextlib.ExitStack() as undo:
             undo.callback(sock.close)
-            self._reserve = Reserve(logger)
-            undo.callback(self._reserve.close)
-            self._loop = Loop(self._trouble)
+            self._loop = Loop(partial(trouble, logger))
             undo.callback(self._loop.close)
-            sock.setblocking(False)
-            self._loop.watch(sock, selectors.EVENT_READ, self._accept)
-            self._loop.members.add(self)
+            self._reception = Reception(self._loop, sock, shelf, deadlines, logger)
+            undo.callback(self._reception.close)
             self._thread.start()
             undo.pop_all()
-        self._log("netloader.listener.started")
+        tell(logger, "netloader.listener.started", self.endpoint)
 
     def close(self) -> None:
         """End every session and free the port, the threads and the shelf. Idempotent.
@@ -108,10 +73,11 @@ class Listener:
         Does nothing in a child that was forked from the server's process: the port and the
         connections belong to the parent.
         """
-        if not self._stopping and os.getpid() == self._process:
-            self._loop.post(self._stop)
+        if not self._closing and os.getpid() == self._process:
+            self._closing = True
+            self._loop.post(self._reception.stop)
             self._thread.join(CLOSE_S + 1)
-            self._log("netloader.listener.stopped")
+            tell(self._logger, "netloader.listener.stopped", self.endpoint)
 
     def evict(self, publication: Publication, why: str, timeout_s: float) -> bool:
         """Withdraw a publication, end its sessions with `why`, and wait for its readers to stop.
@@ -121,141 +87,30 @@ class Listener:
         thread except the listener's own.
         """
         publication.withdraw(why)
-        self._loop.post(partial(self._end, publication, why))
+        self._loop.post(partial(self._reception.end, publication, why))
         return publication.quiet(timeout_s)
 
-    def _end(self, publication: Publication, why: str) -> None:
-        for link, crew in tuple(self._links.items()):
-            if crew.publication is publication:
-                link.handle(StopRequested(Reason.NOT_SERVING, why))
-
-    def next_timeout(self) -> float | None:
-        """When to accept again, or to stop waiting for goodbyes."""
-        return self._resume_at
-
-    def handle_timeout(self, now: float) -> None:
-        """Accept again."""
-        del now
-        self._resume_at = None
-        if not self._stopping:
-            self._loop.watch(self._sock, selectors.EVENT_READ, self._accept)
-
     def _run(self) -> None:
-        self._loop.run(lambda: self._stopping and (not self._links or self._resume_at is None))
-        for link in tuple(self._links):
-            link.close()
+        self._loop.run(lambda: self._reception.over)
+        self._reception.close()
         self._loop.close()
-        self._reserve.close()
 
-    def _stop(self) -> None:
-        self._stopping = True
-        self._shelf.withdraw("the server is closing")
-        self._loop.watch(self._sock, 0, self._accept)
-        INHERITANCE.close(self._sock)
-        self._resume_at = monotonic() + CLOSE_S
-        closing = StopRequested(Reason.NOT_SERVING, "the server is closing")
-        for arrival in tuple(self._arrivals):
-            self._refuse(arrival, arrival.refuse(closing))
-        for link in tuple(self._links):
-            link.handle(closing)
 
-    def _accept(self, ready: int) -> None:
-        del ready
-        try:
-            with INHERITANCE.atomic():
-                sock, address = self._sock.accept()
-                INHERITANCE.note(sock)
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            self._reserve.tell(error, self._connections)
-            self._find_room(error)
-            return
-        if self._connections >= MAX_LINKS:
-            self._make_room()
-        arrival = Arrival(self._loop, sock, self._deadlines.handshake_s, self._decided)
-        self._arrivals[arrival] = Endpoint(address[0].removeprefix("::ffff:"), address[1])
+def endpoint_of(sock: socket.socket) -> Endpoint:
+    """What a listening socket is bound to."""
+    host, port = sock.getsockname()[:2]
+    return Endpoint(host, port)
 
-    @property
-    def _connections(self) -> int:
-        return len(self._arrivals) + len(self._links)
 
-    def _decided(self, arrival: Arrival, decision: Decision) -> None:
-        """Do with a connection what its first frame asks for."""
-        match decision:
-            case Lane():
-                del self._arrivals[arrival]
-                self._route(decision, arrival.sock)
-            case Control():
-                self._admit(arrival, self._shelf.publications, decision.data)
-            case Refusal():
-                self._refuse(arrival, decision)
-            case _:
-                assert_never(decision)
+def trouble(logger: Logger, error: Exception) -> None:
+    """Log a bug in netloader. An error in one connection does not stop the others."""
+    emit(logger, "netloader.driver.error", exc_info=error)
 
-    def _refuse(self, arrival: Arrival, refusal: Refusal) -> Link:
-        """End a connection that is nothing yet; what is on the shelf is no matter of its."""
-        link = self._admit(arrival, (), refusal.data)
-        link.handle(refusal.event)
-        return link
 
-    def _admit(self, arrival: Arrival, publications: tuple[Publication, ...], data: bytes) -> Link:
-        """Begin a session, as of when its connection was accepted."""
-        peer = self._arrivals.pop(arrival)
-        name, nonce = secrets.token_hex(16), secrets.token_hex(16)
-        offerings = tuple(publication.offering for publication in publications)
-        session = ServerSession(offerings, self._deadlines, name, nonce, arrival.since)
-        crew = ServerCrew(publications, name, self._deadlines)
-        link = Link(self._loop, session, crew, Observer(self._logger, peer, {}))
-        self._links[link] = crew
-        self._crews[name] = crew
-        link.on_close = lambda: self._forget(link, name)
-        link.connected(arrival.sock, arrival.since, data)
-        return link
-
-    def _forget(self, link: Link, name: str) -> None:
-        self._links.pop(link, None)
-        self._crews.pop(name, None)
-
-    def _make_room(self) -> Link | None:
-        """Refuse the connection that has been silent longest; None when there is none."""
-        busy = StopRequested(Reason.BUSY, "too many connections that say nothing")
-        for arrival in self._arrivals:
-            return self._refuse(arrival, arrival.refuse(busy))
-        for link in self._links:
-            if link.connection.in_handshake:
-                link.handle(busy)
-                return link
-        return None
-
-    def _find_room(self, error: OSError) -> None:
-        """Nothing can be accepted: free a descriptor, else refuse a waiting client, else pause."""
-        if error.errno in EXHAUSTED:
-            silent = self._make_room()
-            if silent is not None:
-                silent.close()  # at once: lingering would keep the descriptor
-                return
-            if self._reserve.turn_away(self._sock):
-                return
-        self._loop.watch(self._sock, 0, self._accept)
-        self._resume_at = monotonic() + PAUSE_S
-
-    def _route(self, lane: Lane, sock: socket.socket) -> None:
-        """Give a data lane to the session that it names; refuse it if there is none."""
-        crew = self._crews.get(lane.session)
-        if crew is None:
-            refuse(sock)
-        else:
-            crew.attach(lane.index, sock)
-
-    def _trouble(self, error: Exception) -> None:
-        """Log a bug in netloader. An error in one connection does not stop the others."""
-        emit(self._logger, "netloader.driver.error", exc_info=error)
-
-    def _log(self, event: str) -> None:
-        host = self.endpoint.host
-        fields = {
-            "network.local.address": EVERY_ADDRESS if host in ANYWHERE else host,
-            "network.local.port": self.endpoint.port,
-        }
-        emit(self._logger, event, fields)
+def tell(logger: Logger, event: str, endpoint: Endpoint) -> None:
+    """Log what became of a listening socket."""
+    fields = {
+        "network.local.address": EVERY_ADDRESS if endpoint.host in ANYWHERE else endpoint.host,
+        "network.local.port": endpoint.port,
+    }
+    emit(logger, event, fields)

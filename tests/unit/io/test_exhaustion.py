@@ -12,7 +12,7 @@ import pytest
 from netloader.config import Endpoint
 from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
-from netloader.io import fill, listener
+from netloader.io import fill, reception
 from netloader.io.clock import monotonic
 from tests.children import process
 from tests.unit.io.helpers import (
@@ -147,7 +147,7 @@ def test_a_client_without_descriptors_has_an_outcome_with_the_reason() -> None:
 def test_running_out_of_descriptors_is_a_pause_not_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(listener, "PAUSE_S", 0.1)
+    monkeypatch.setattr(reception, "PAUSE_S", 0.1)
     accept = socket.socket.accept
     refused: list[int] = []
 

@@ -15,7 +15,7 @@ from netloader.config import Endpoint, Secret
 from netloader.fsm.messages import PROTOCOL_VERSION, Begin, Lane, Offer, Reject, Request
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import MAX_LANES
-from netloader.io import Server, fill, listener, serve
+from netloader.io import Server, fill, reception, serve
 from netloader.io.clock import monotonic
 from netloader.io.listener import bind
 from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, encode
@@ -211,7 +211,7 @@ def test_what_a_client_calls_itself_cannot_break_a_line_of_the_log(captured: Lin
 def test_a_flood_of_silent_connections_costs_the_longest_silent_one_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(listener, "MAX_LINKS", 4)
+    monkeypatch.setattr(reception, "MAX_LINKS", 4)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(serving(zoo(1)))
         peers = [stack.enter_context(Peer.call(server.endpoint)) for _ in range(4)]
@@ -324,7 +324,7 @@ def test_closing_does_not_wait_for_peers_that_never_hang_up() -> None:
         start = monotonic()
         server.close()
 
-        assert monotonic() - start < listener.CLOSE_S + 1
+        assert monotonic() - start < reception.CLOSE_S + 1
         bind(server.endpoint.host, server.endpoint.port).close()
 
 

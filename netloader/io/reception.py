@@ -1,0 +1,199 @@
+"""What comes to one listening socket. Law: a client can affect its own link only.
+
+A connection gets a session when its first frame shows that it is a control connection. A client
+asks for a role, and gets the publication of that role that was on the shelf at that moment.
+
+The session id lets a client attach data lanes. It is valid only while the session lives.
+"""
+
+import secrets
+import selectors
+import socket
+from typing import assert_never
+
+from netloader.config import Deadlines, Endpoint
+from netloader.fsm.events import StopRequested
+from netloader.fsm.messages import Lane
+from netloader.fsm.reasons import Reason
+from netloader.fsm.server import ServerSession
+from netloader.io.crew import ServerCrew
+from netloader.io.driver import Arrival, Link, Reactor
+from netloader.io.forks import INHERITANCE
+from netloader.io.observe import Observer
+from netloader.io.publication import Publication, Shelf
+from netloader.io.reserve import EXHAUSTED, Reserve
+from netloader.io.transports.refusal import refuse
+from netloader.log import Logger
+from netloader.wire.acceptor import Control, Decision, Refusal
+
+MAX_LINKS = 256
+"""Control connections at once. At the limit, the oldest one that has not sent its hello is closed,
+so a flood of idle connections does not lock out a client that sends its hello promptly."""
+CLOSE_S = 5.0
+"""How long sessions may take to say goodbye when the server closes."""
+PAUSE_S = 1.0
+"""How long accepting rests when it fails and no descriptor can be freed."""
+
+
+class Reception:
+    """Accepts connections and has them served, in a loop that it does not own.
+
+    Everything is called on the loop's thread. The socket is closed by `stop`.
+
+    Raises:
+        OSError: the process is out of file descriptors.
+    """
+
+    def __init__(
+        self,
+        loop: Reactor,
+        sock: socket.socket,
+        shelf: Shelf,
+        deadlines: Deadlines,
+        logger: Logger,
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._shelf = shelf
+        self._deadlines = deadlines
+        self._logger = logger
+        self._arrivals: dict[Arrival, Endpoint] = {}
+        self._links: dict[Link, ServerCrew] = {}
+        self._crews: dict[str, ServerCrew] = {}
+        self._resume_at: float | None = None
+        self._stopping = False
+        self._reserve = Reserve(logger)
+        sock.setblocking(False)
+        loop.watch(sock, selectors.EVENT_READ, self._accept)
+        loop.members.add(self)
+
+    @property
+    def over(self) -> bool:
+        """Whether `stop` was called and nothing is left to wait for."""
+        return self._stopping and (not self._links or self._resume_at is None)
+
+    def end(self, publication: Publication, why: str) -> None:
+        """End the sessions of a publication."""
+        for link, crew in tuple(self._links.items()):
+            if crew.publication is publication:
+                link.handle(StopRequested(Reason.NOT_SERVING, why))
+
+    def stop(self) -> None:
+        """Accept no more, and end every session. When it is `over`, call `close`."""
+        self._stopping = True
+        self._shelf.withdraw("the server is closing")
+        self._loop.watch(self._sock, 0, self._accept)
+        INHERITANCE.close(self._sock)
+        self._resume_at = self._loop.now() + CLOSE_S
+        closing = StopRequested(Reason.NOT_SERVING, "the server is closing")
+        for arrival in tuple(self._arrivals):
+            self._refuse(arrival, arrival.refuse(closing))
+        for link in tuple(self._links):
+            link.handle(closing)
+
+    def close(self) -> None:
+        """Free what is left."""
+        for link in tuple(self._links):
+            link.close()
+        self._loop.members.discard(self)
+        self._reserve.close()
+
+    def next_timeout(self) -> float | None:
+        """When to accept again, or to stop waiting for goodbyes."""
+        return self._resume_at
+
+    def handle_timeout(self, now: float) -> None:
+        """Accept again."""
+        del now
+        self._resume_at = None
+        if not self._stopping:
+            self._loop.watch(self._sock, selectors.EVENT_READ, self._accept)
+
+    def _accept(self, ready: int) -> None:
+        del ready
+        try:
+            with INHERITANCE.atomic():
+                sock, address = self._sock.accept()
+                INHERITANCE.note(sock)
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            self._reserve.tell(error, self._connections)
+            self._find_room(error)
+            return
+        if self._connections >= MAX_LINKS:
+            self._make_room()
+        arrival = Arrival(self._loop, sock, self._deadlines.handshake_s, self._decided)
+        self._arrivals[arrival] = Endpoint(address[0].removeprefix("::ffff:"), address[1])
+
+    @property
+    def _connections(self) -> int:
+        return len(self._arrivals) + len(self._links)
+
+    def _decided(self, arrival: Arrival, decision: Decision) -> None:
+        """Do with a connection what its first frame asks for."""
+        match decision:
+            case Lane():
+                del self._arrivals[arrival]
+                self._route(decision, arrival.sock)
+            case Control():
+                self._admit(arrival, self._shelf.publications, decision.data)
+            case Refusal():
+                self._refuse(arrival, decision)
+            case _:
+                assert_never(decision)
+
+    def _refuse(self, arrival: Arrival, refusal: Refusal) -> Link:
+        """End a connection that is nothing yet; what is on the shelf is no matter of its."""
+        link = self._admit(arrival, (), refusal.data)
+        link.handle(refusal.event)
+        return link
+
+    def _admit(self, arrival: Arrival, publications: tuple[Publication, ...], data: bytes) -> Link:
+        """Begin a session, as of when its connection was accepted."""
+        peer = self._arrivals.pop(arrival)
+        name, nonce = secrets.token_hex(16), secrets.token_hex(16)
+        offerings = tuple(publication.offering for publication in publications)
+        session = ServerSession(offerings, self._deadlines, name, nonce, arrival.since)
+        crew = ServerCrew(publications, name, self._deadlines)
+        link = Link(self._loop, session, crew, Observer(self._logger, peer, {}))
+        self._links[link] = crew
+        self._crews[name] = crew
+        link.on_close = lambda: self._forget(link, name)
+        link.connected(arrival.sock, arrival.since, data)
+        return link
+
+    def _forget(self, link: Link, name: str) -> None:
+        self._links.pop(link, None)
+        self._crews.pop(name, None)
+
+    def _make_room(self) -> Link | None:
+        """Refuse the connection that has been silent longest; None when there is none."""
+        busy = StopRequested(Reason.BUSY, "too many connections that say nothing")
+        for arrival in self._arrivals:
+            return self._refuse(arrival, arrival.refuse(busy))
+        for link in self._links:
+            if link.connection.in_handshake:
+                link.handle(busy)
+                return link
+        return None
+
+    def _find_room(self, error: OSError) -> None:
+        """Nothing can be accepted: free a descriptor, else refuse a waiting client, else pause."""
+        if error.errno in EXHAUSTED:
+            silent = self._make_room()
+            if silent is not None:
+                silent.close()  # at once: lingering would keep the descriptor
+                return
+            if self._reserve.turn_away(self._sock):
+                return
+        self._loop.watch(self._sock, 0, self._accept)
+        self._resume_at = self._loop.now() + PAUSE_S
+
+    def _route(self, lane: Lane, sock: socket.socket) -> None:
+        """Give a data lane to the session that it names; refuse it if there is none."""
+        crew = self._crews.get(lane.session)
+        if crew is None:
+            refuse(sock)
+        else:
+            crew.attach(lane.index, sock)
