@@ -164,6 +164,11 @@ class Link:
         crew.trouble = observer.trouble
         loop.members.add(self)
 
+    @property
+    def session(self) -> Session:
+        """The session of the connection."""
+        return self.connection.session
+
     # -- input -----------------------------------------------------------------------------------
 
     def connected(self, sock: socket.socket, since: float | None = None, data: bytes = b"") -> None:
@@ -286,7 +291,7 @@ class Link:
             self._loop.watch(self._sock, 0, self._ready)
             INHERITANCE.close(self._sock)
             self._sock = None
-        self._observer.closed(self.connection.session)
+        self._observer.closed(self.session)
         self.on_close()
 
 

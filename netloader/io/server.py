@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from torch import nn
 
@@ -107,6 +107,17 @@ class _Model:
         return True
 
 
+class Listening(Protocol):
+    """What accepts a server's clients."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """What its socket is bound to."""
+
+    def close(self) -> None:
+        """End every session and free the port."""
+
+
 class Server:
     """A running server; a context manager.
 
@@ -117,9 +128,9 @@ class Server:
     """
 
     def __init__(
-        self, listener: Listener, shelf: Shelf, options: ServerOptions, home: _Home
+        self, listener: Listening, shelf: Shelf, options: ServerOptions, home: _Home
     ) -> None:
-        self._open: tuple[Listener, Shelf] | None = (listener, shelf)
+        self._open: tuple[Listening, Shelf] | None = (listener, shelf)
         self._options = options
         self._home = home
         self.endpoint: Endpoint = listener.endpoint
@@ -183,14 +194,40 @@ def serve(
         OSError: the port is busy or the address is not this host's.
         WeightsError: the model has nothing to serve, or something that cannot travel.
     """
-    options = options or ServerOptions()
+    prepared = prepare(model, identity, options or ServerOptions())
+    chosen = prepared.options
+    listener = Listener(bind(host, port), prepared.shelf, chosen.deadlines, chosen.logger)
+    return prepared.served(listener)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model on a shelf of its own, which nobody serves yet."""
+
+    options: ServerOptions
+    shelf: Shelf
+    _publication: Publication
+    _home: _Home
+
+    def served(self, listener: Listening) -> Server:
+        """Have digests computed, now that there may be clients."""
+        self._publication.seal_quietly()
+        return Server(listener, self.shelf, self.options, self._home)
+
+
+def prepare(
+    model: nn.Module, identity: Mapping[str, str] | Identity, options: ServerOptions
+) -> Prepared:
+    """Publish a model, for `serve` with whatever kind of listener.
+
+    Raises:
+        WeightsError: as `serve`.
+    """
     home = _Home()
     publication = _Model(model, _known(identity), options, home).publish()
     shelf = Shelf((publication,))
     home.shelf = weakref.ref(shelf)
-    listener = Listener(bind(host, port), shelf, options.deadlines, options.logger)
-    publication.seal_quietly()
-    return Server(listener, shelf, options, home)
+    return Prepared(options, shelf, publication, home)
 
 
 def _known(identity: Mapping[str, str] | Identity) -> Identity:

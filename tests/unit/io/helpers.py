@@ -13,11 +13,12 @@ from netloader.config import Deadlines, Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, plan
 from netloader.fsm.messages import PROTOCOL_VERSION, Hello, Offer, Purpose
-from netloader.io import ClientOptions, Server, ServerOptions, serve
+from netloader.io import ClientOptions, Server, ServerOptions
 from netloader.io.clock import monotonic
 from netloader.io.digests import digest_of
 from netloader.io.weights import Weights, named_tensors
 from netloader.wire.frames import Decoder, Heard, Spoken, encode
+from tests.unit.io.drivers import serve
 
 KIB = 1 << 10
 MIB = 1 << 20

@@ -29,6 +29,8 @@ from tests.unit.io.helpers import (
     zoo,
 )
 
+pytestmark = pytest.mark.usefixtures("driver")
+
 
 @contextlib.contextmanager
 def balancer(*servers: Endpoint) -> Iterator[Endpoint]:

@@ -33,6 +33,7 @@ from tests.unit.io.helpers import (
 from tests.unit.io.relay import Fault, Relay
 from tests.unit.io.test_module_state import Scaled
 
+pytestmark = pytest.mark.usefixtures("driver")
 PATIENT = Deadlines(handshake_s=20, validate_s=20, stall_s=20, transfer_base_s=40, queue_s=20)
 
 

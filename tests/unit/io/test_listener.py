@@ -15,10 +15,11 @@ from netloader.config import Endpoint, Secret
 from netloader.fsm.messages import PROTOCOL_VERSION, Begin, Lane, Offer, Reject, Request
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import MAX_LANES
-from netloader.io import Server, fill, reception, serve
+from netloader.io import Server, fill, reception
 from netloader.io.clock import monotonic
 from netloader.io.listener import bind
 from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, encode
+from tests.unit.io.drivers import serve
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -36,6 +37,7 @@ from tests.unit.io.helpers import (
     zoo,
 )
 
+pytestmark = pytest.mark.usefixtures("driver")
 Lines = list[dict[str, Any]]
 
 

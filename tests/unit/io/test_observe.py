@@ -23,6 +23,7 @@ from tests.unit.io.helpers import (
     zoo,
 )
 
+pytestmark = pytest.mark.usefixtures("driver")
 Lines = list[dict[str, Any]]
 
 FIELDS = {

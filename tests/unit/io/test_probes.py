@@ -10,6 +10,7 @@ import pytest
 from netloader.wire.frames import encode
 from tests.unit.io.helpers import Peer, eventually, hello, serving, zoo
 
+pytestmark = pytest.mark.usefixtures("driver")
 Lines = list[dict[str, Any]]
 OPENED, CLOSED = "netloader.session.opened", "netloader.session.closed"
 

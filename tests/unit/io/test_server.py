@@ -30,10 +30,11 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
-from netloader.io import ServerOptions, WeightsError, digests, fill, serve
+from netloader.io import ServerOptions, WeightsError, digests, fill
 from netloader.io.clock import monotonic
 from netloader.io.digests import Hasher
 from netloader.wire.frames import Decoder
+from tests.unit.io.drivers import serve
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -50,6 +51,8 @@ from tests.unit.io.helpers import (
     zoo,
 )
 from tests.unit.io.test_listener import reset
+
+pytestmark = pytest.mark.usefixtures("driver")
 
 Lines = list[dict[str, Any]]
 

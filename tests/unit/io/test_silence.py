@@ -17,6 +17,7 @@ from netloader.io.clock import monotonic
 from netloader.wire.connection import LINGER_S
 from tests.unit.io.helpers import FAST, IDENTITY, asking, closed_port, contents, serving, zoo
 
+pytestmark = pytest.mark.usefixtures("driver")
 HANDSHAKE_S = 3.0
 HURRIED = replace(FAST, handshake_s=HANDSHAKE_S)
 ANY = Identity({})

@@ -1,0 +1,124 @@
+"""Serve a model's weights on an asyncio event loop. Law: all of it is gone after `close`."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from torch import nn
+
+from netloader import io
+from netloader.aio.reactor import AsyncioReactor
+from netloader.config import Deadlines
+from netloader.fsm.identity import Identity
+from netloader.io.listener import bind, endpoint_of, tell, trouble
+from netloader.io.publication import Shelf
+from netloader.io.reception import Reception
+from netloader.io.server import ServerOptions, prepare
+from netloader.log import Logger
+
+
+class AsyncioListener:
+    """Serves what is on a shelf on one socket, in the running event loop.
+
+    Raises:
+        OSError: the process is out of file descriptors. The socket is closed then.
+    """
+
+    def __init__(
+        self, sock: socket.socket, shelf: Shelf, deadlines: Deadlines, logger: Logger
+    ) -> None:
+        self.endpoint = endpoint_of(sock)
+        self._logger = logger
+        self._process = os.getpid()
+        self._reactor = AsyncioReactor(partial(trouble, logger))
+        try:
+            self._reception = Reception(self._reactor, sock, shelf, deadlines, logger)
+        except OSError:
+            self._reactor.close()
+            sock.close()
+            raise
+        tell(logger, "netloader.listener.started", self.endpoint)
+
+    def close(self) -> None:
+        """Accept no more, and end every session; `wait_closed` waits for their goodbyes."""
+        if os.getpid() == self._process:
+            self._reactor.call(self._reception.stop)
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing is left; a few seconds at most."""
+        if os.getpid() != self._process:
+            return
+        try:
+            await self._reactor.until(lambda: self._reception.over)
+        finally:
+            self._reception.close()
+            self._reactor.close()
+            tell(self._logger, "netloader.listener.stopped", self.endpoint)
+
+
+class Server:
+    """A running server; an asynchronous context manager, for the loop it was started in.
+
+    `endpoint` is what the socket is bound to, as with `netloader.io.Server`.
+    """
+
+    def __init__(self, server: io.Server, listener: AsyncioListener) -> None:
+        self.endpoint = listener.endpoint
+        self._server = server
+        self._listener: AsyncioListener | None = listener
+
+    async def put(
+        self,
+        model: nn.Module,
+        identity: Mapping[str, str] | Identity,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Serve one more model, or another in the place of the one with the same `role`.
+
+        Arguments and errors are those of `netloader.io.Server.put`. A thread looks at the model.
+        """
+        await asyncio.to_thread(self._server.put, model, identity, facts)
+
+    async def close(self) -> None:
+        """Turn clients away and free the port, the threads and the model. Idempotent.
+
+        A task that is cancelled here leaves nothing behind either: sessions then end without a
+        goodbye.
+        """
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            self._server.close()
+            await listener.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+async def serve(
+    model: nn.Module,
+    identity: Mapping[str, str] | Identity,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    options: ServerOptions | None = None,
+) -> Server:
+    """Serve all that a model is seen to hold, in the running event loop.
+
+    Arguments, behaviour and errors are those of `netloader.io.serve`. Connections are served by the
+    loop; only long work has threads: looking at the model, digests, sending weights.
+    """
+    prepared = await asyncio.to_thread(prepare, model, identity, options or ServerOptions())
+    chosen = prepared.options
+    listener = AsyncioListener(bind(host, port), prepared.shelf, chosen.deadlines, chosen.logger)
+    return Server(prepared.served(listener), listener)

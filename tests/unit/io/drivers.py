@@ -1,0 +1,107 @@
+"""The same tests on every driver: `serve` is that of the driver a test runs on.
+
+A test that is to run on all has the fixture `driver`; any other one runs on threads.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, Final, Self, TypeVar, cast
+
+from torch import nn
+
+from netloader import aio, io
+from netloader.fsm.identity import Identity
+from netloader.io import Server
+
+LONGEST_S = 120.0
+T = TypeVar("T")
+Serve = Callable[..., Server]
+SERVE: Final[ContextVar[Serve]] = ContextVar("serve", default=io.serve)
+
+
+def serve(
+    model: nn.Module, identity: Mapping[str, str] | Identity, *args: Any, **kw: Any
+) -> Server:
+    """Serve as the driver of this test does; arguments as `netloader.io.serve`."""
+    return SERVE.get()(model, identity, *args, **kw)
+
+
+class EventLoop:
+    """An asyncio event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="event-loop")
+        self._thread.start()
+        # Its pool begins with a thread, so that a test can count those that netloader leaves.
+        self._loop.set_default_executor(ThreadPoolExecutor(1))
+        self.run(asyncio.to_thread(int))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What a coroutine returns."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LONGEST_S)
+
+    def close(self) -> None:
+        """End the loop and its threads; every task must have ended."""
+        assert self.run(self._tasks()) == set()
+        self.run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(LONGEST_S)
+        self._loop.close()
+
+    async def _tasks(self) -> set[Any]:
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+class Served:
+    """A server of `netloader.aio`, called from outside its event loop as any other."""
+
+    def __init__(self, loop: EventLoop, server: aio.Server) -> None:
+        self._loop = loop
+        self._server = server
+        self.endpoint = server.endpoint
+
+    @property
+    def _open(self) -> object:
+        return self._server._server._open
+
+    def put(self, *args: Any, **kw: Any) -> None:
+        self._loop.run(self._server.put(*args, **kw))
+
+    def close(self) -> None:
+        self._loop.run(self._server.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def on_threads() -> Iterator[None]:
+    """The driver that has a thread for each server."""
+    yield
+
+
+@contextlib.contextmanager
+def on_asyncio() -> Iterator[None]:
+    """The driver in an asyncio event loop."""
+    loop = EventLoop()
+
+    def serve_there(*args: Any, **kw: Any) -> Server:
+        return cast("Server", Served(loop, loop.run(aio.serve(*args, **kw))))
+
+    token = SERVE.set(serve_there)
+    try:
+        yield
+    finally:
+        SERVE.reset(token)
+        loop.close()
+
+
+DRIVERS: Final = {"threads": on_threads, "asyncio": on_asyncio}
