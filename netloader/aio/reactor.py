@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, MutableSet
 from functools import partial
 
 from netloader.io.clock import monotonic
@@ -24,7 +24,7 @@ class AsyncioReactor(Reactor):
     """
 
     def __init__(self, trouble: Callable[[Exception], None]) -> None:
-        self.members: set[Timed] = set()
+        self.members: MutableSet[Timed] = set()
         self._loop = asyncio.get_running_loop()
         self._trouble = trouble
         self._watched: dict[socket.socket, tuple[int, Ready]] = {}

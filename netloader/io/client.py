@@ -35,6 +35,7 @@ from netloader.io.reserve import EXHAUSTED
 from netloader.io.transports import suited
 from netloader.io.weights import Weights, WeightsError
 from netloader.log import Logger, emit, get_logger
+from netloader.wire.connection import Connection
 from netloader.wire.frames import sendable
 
 STOP_S = 10.0
@@ -280,7 +281,7 @@ def _converse(
     except OSError as error:  # out of file descriptors
         _cannot_connect(session, observer, f"this side: {error.strerror}; raise ulimit -n")
         return session
-    link = Link(loop, session, crew, observer)
+    link = Link(loop, Connection(session, observer.saw), crew, observer)
 
     def dial() -> None:
         try:

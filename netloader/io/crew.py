@@ -34,9 +34,10 @@ from netloader.io.transports import (
     TransferError,
     named,
 )
+from netloader.wire import tasks
 from netloader.wire.frames import encode
 
-Order: TypeAlias = PrepareOffer | OpenTransport | StartTransfer
+Order: TypeAlias = tasks.Order
 
 RETRY_AFTER_S = 2.0
 """When a client that was turned away may come again: a few gigabytes from now."""

@@ -9,26 +9,18 @@ import contextlib
 import queue
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, MutableSet
 from functools import partial
-from typing import Protocol, assert_never
+from typing import Protocol
 
-from netloader.fsm.effects import (
-    AbortTransfer,
-    AuditWeights,
-    OpenTransport,
-    PrepareOffer,
-    Settle,
-    StartTransfer,
-)
 from netloader.fsm.events import Connected, ConnectFailed, Event, StopRequested
 from netloader.fsm.session import Session
 from netloader.io.clock import monotonic
-from netloader.io.crew import Crew
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
 from netloader.wire.acceptor import Acceptor, Decision, Refusal
-from netloader.wire.connection import Connection, Task
+from netloader.wire.connection import Connection
+from netloader.wire.tasks import Worker, perform
 
 READ_BYTES = 256 * 1024
 """One read: a manifest of ten thousand tensors in a handful."""
@@ -47,7 +39,7 @@ class Timed(Protocol):
 class Reactor(Protocol):
     """What a link needs of the loop it lives in."""
 
-    members: set[Timed]
+    members: MutableSet[Timed]
     """Whoever wants to be called at a time."""
 
     def now(self) -> float:
@@ -83,7 +75,7 @@ class Loop:
         self._hammer.setblocking(False)
         self._bell.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ, lambda _: self._answer())
-        self.members: set[Timed] = set()
+        self.members: MutableSet[Timed] = set()
 
     def now(self) -> float:
         """Seconds of the monotonic clock."""
@@ -150,8 +142,10 @@ class Loop:
 class Link:
     """The socket, crew and observer of one connection."""
 
-    def __init__(self, loop: Reactor, session: Session, crew: Crew, observer: Observer) -> None:
-        self.connection = Connection(session, observer.saw)
+    def __init__(
+        self, loop: Reactor, connection: Connection, crew: Worker, observer: Observer
+    ) -> None:
+        self.connection = connection
         self.closed = False
         self.on_close: Callable[[], None] = lambda: None
         self._loop = loop
@@ -233,26 +227,13 @@ class Link:
             call(self._loop.now() if now is None else now)
             self._flush()
             for task in self.connection.tasks():
-                self._perform(task)
+                perform(task, self._crew)
         except Exception as error:  # noqa: BLE001 - our bug ends this session, never the loop
             self._observer.trouble(error)
             self.close()
         if self.connection.closed:
             self.close()
         self._watch()
-
-    def _perform(self, task: Task) -> None:
-        match task:
-            case PrepareOffer() | OpenTransport() | StartTransfer():
-                self._crew.begin(task)
-            case AuditWeights():
-                self._crew.audit()
-            case AbortTransfer():
-                self._crew.abort()
-            case Settle():
-                self._crew.close()
-            case _:
-                assert_never(task)
 
     def _flush(self) -> None:
         self._out += self.connection.data_to_send()

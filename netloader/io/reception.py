@@ -25,6 +25,7 @@ from netloader.io.reserve import EXHAUSTED, Reserve
 from netloader.io.transports.refusal import refuse
 from netloader.log import Logger
 from netloader.wire.acceptor import Control, Decision, Refusal
+from netloader.wire.connection import Connection
 
 MAX_LINKS = 256
 """Control connections at once. At the limit, the oldest one that has not sent its hello is closed,
@@ -156,7 +157,8 @@ class Reception:
         offerings = tuple(publication.offering for publication in publications)
         session = ServerSession(offerings, self._deadlines, name, nonce, arrival.since)
         crew = ServerCrew(publications, name, self._deadlines)
-        link = Link(self._loop, session, crew, Observer(self._logger, peer, {}))
+        observer = Observer(self._logger, peer, {})
+        link = Link(self._loop, Connection(session, observer.saw), crew, observer)
         self._links[link] = crew
         self._crews[name] = crew
         link.on_close = lambda: self._forget(link, name)

@@ -1,8 +1,9 @@
 """A simulated world for two machines: virtual time, two byte pipes, a fabric.
 
-For tests of whoever embeds the machines. The links, sessions, frames and log lines in it are the
-real ones; simulated are the clock, the connection and the transport. There is no thread, no sleep
-and no chance in it, so whatever a test chooses happens again the same way:
+For tests of whoever embeds the machines. The sessions, connections and frames in it are the real
+ones, and so is the driver: netloader's own, or `World(..., drive=YourDriver)`. Simulated are the
+clock, the socket and the transport. There is no thread, no sleep and no chance in it, so whatever a
+test chooses happens again the same way:
 
     world = World(wish, offering)
     while choices := world.choices():       # all that can happen next without a fault
@@ -14,6 +15,6 @@ After every call the laws of docs/testing.md are checked; a broken one raises La
 
 from netloader.testing.fabric import Holding
 from netloader.testing.laws import LawError, lawful
-from netloader.testing.world import Choice, End, World
+from netloader.testing.world import Choice, Driver, End, World
 
-__all__ = ["Choice", "End", "Holding", "LawError", "World", "lawful"]
+__all__ = ["Choice", "Driver", "End", "Holding", "LawError", "World", "lawful"]

@@ -6,7 +6,7 @@ other side is not told: its order hangs until its own machine aborts it, as a co
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from netloader.errors import LocalProtocolError
@@ -16,8 +16,8 @@ from netloader.fsm.manifest import Progress, Segment, plan
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
-from netloader.io.crew import Crew, Order
 from netloader.testing.sides import Role
+from netloader.wire.tasks import Order
 
 
 class Holding:
@@ -64,11 +64,16 @@ class Fabric:
         return sum(self.segments[i].nbytes for i in segments)
 
 
-class Hands(Crew):
-    """A crew whose work gets done when the world says so."""
+class Hands:
+    """Carries out the tasks of one side, when the world says so.
+
+    A driver calls `begin` with a `PrepareOffer`, `OpenTransport` or `StartTransfer`, and `audit`,
+    `abort` and `close` when it is told to. It sets `post` to what takes the events that come of it.
+    """
 
     def __init__(self, role: Role, fabric: Fabric) -> None:
-        super().__init__()
+        self.post: Callable[[Event], None] = lambda _: None
+        self.trouble: Callable[[Exception], None] = lambda _: None
         self.role: Role = role
         self.order: Order | None = None
         self.hangs = False
@@ -134,9 +139,6 @@ class Hands(Crew):
                 self._fabric.sent |= self.role == "server"
                 return Transferred(self._fabric.nbytes(order.segments))
 
-    def tidy(self, order: Order) -> None:
-        """Do nothing: what an order leaves is in the fabric."""
-
     def audit(self) -> None:
         """Count: whether the weights have changed is for a test to know."""
         self.audits += 1
@@ -147,3 +149,7 @@ class Hands(Crew):
             self.hangs = False
             self.fate = TransferFailed(Reason.TRANSFER_FAILED, "aborted")
             self._fabric.moving.discard(self.role)
+
+    def close(self) -> None:
+        """The session is over."""
+        self.abort()

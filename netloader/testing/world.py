@@ -1,29 +1,26 @@
-"""Two real links in a simulated world. Law: nothing happens unless a test lets it."""
+"""Two drivers in a simulated world. Law: nothing happens unless a test lets it."""
 
 import selectors
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableSet, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Literal, NamedTuple, Protocol, TypeAlias, cast
 
-from netloader.config import Deadlines, Endpoint
+from netloader.config import Deadlines
 from netloader.fsm.client import ClientSession, Wish
 from netloader.fsm.effects import Settle, StartTransfer
-from netloader.fsm.events import OfferRefused, TransferFailed
+from netloader.fsm.events import Event, OfferRefused, TransferFailed
 from netloader.fsm.manifest import plan
-from netloader.fsm.messages import Lane, Purpose
+from netloader.fsm.messages import Purpose
 from netloader.fsm.server import Offering, ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
-from netloader.io.driver import Arrival, Link, Timed
-from netloader.io.observe import Observer
-from netloader.log import get_logger
 from netloader.testing.fabric import Fabric, Hands, Holding, digest
 from netloader.testing.laws import lawful, must
-from netloader.testing.sides import OTHER, Role
+from netloader.testing.sides import Role
 from netloader.testing.wire import ALL, WINDOW, Pipe, Plug
-from netloader.wire.acceptor import Decision, Refusal
+from netloader.wire.connection import Connection
 from netloader.wire.frames import HEADER, Spoken, encode
 
 Act: TypeAlias = Literal["connects", "hears", "writes", "works"]
@@ -36,84 +33,107 @@ class Choice(NamedTuple):
     what: Act
 
 
-class _Recorder(Observer):
-    """Logs as ever, keeps the steps, and lets no mistake of ours pass."""
+class Timed(Protocol):
+    """Something that wants to be called at a time."""
 
-    def __init__(self, role: Role, world: "World") -> None:
-        super().__init__(get_logger(role), Endpoint(OTHER[role], 1), {})
-        self.steps: list[Step] = []
-        self.troubles: list[Exception] = []
-        self._world = world
+    def next_timeout(self) -> float | None:
+        """When, in seconds of the world's clock; None for never."""
 
-    def saw(self, session: Session, step: Step) -> None:
-        """Keep one step and check it."""
-        super().saw(session, step)
-        self.steps.append(step)
-        lawful(session, step, self._world.now())
+    def handle_timeout(self, now: float) -> None:
+        """It is that time."""
 
-    def trouble(self, error: Exception) -> None:
-        """Keep a mistake: the world raises it."""
-        self.troubles.append(error)
+
+class Driver(Protocol):
+    """What carries one connection. It lives in a world as it would in an event loop.
+
+    It adds itself to `world.members` to be called at a time, has sockets looked at by
+    `world.watch`, and has calls from other threads made by `world.post`.
+    """
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has closed its socket, and waits for nothing."""
+
+    def connected(self, sock: socket.socket) -> None:
+        """Its connection is up: it is to be non-blocking, and to be closed in the end."""
+
+    def handle(self, event: Event) -> None:
+        """Take an event of its own side, such as `ConnectFailed` or `StopRequested`."""
+
+
+Drive: TypeAlias = Callable[["World", Connection, Hands], Driver]
+"""Makes the driver of one side. The connection is to be used, and no other; the hands do tasks."""
+
+
+class _InOrder(MutableSet[Timed]):
+    """A set that is gone through in the order in which its members came.
+
+    That of a `set` depends on addresses: such a world could not be had again.
+    """
+
+    def __init__(self) -> None:
+        self._members: dict[Timed, None] = {}
+
+    def __contains__(self, member: object) -> bool:
+        return member in self._members
+
+    def __iter__(self) -> Iterator[Timed]:
+        return iter(tuple(self._members))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def add(self, value: Timed) -> None:
+        """Put one at the end, unless it is here."""
+        self._members.setdefault(value)
+
+    def discard(self, value: Timed) -> None:
+        """Take one away, if it is here."""
+        self._members.pop(value, None)
 
 
 class End:
     """One side of the world."""
 
-    def __init__(self, role: Role, session: Session, world: "World", plug: Plug) -> None:
+    def __init__(
+        self, role: Role, session: Session, world: "World", plug: Plug, drive: Drive
+    ) -> None:
         self.role: Role = role
         self.session = session
         self.plug = plug
         self.hands = Hands(role, world.fabric)
         self.linked = False
-        self._recorder = _Recorder(role, world)
+        self.steps: list[Step] = []
+        """Every step it took."""
         self._world = world
-        self._arrival: Arrival | None = None
-        self.link = Link(world, session, self.hands, self._recorder)
+        self._connection = Connection(session, self._saw)
+        self.link = drive(world, self._connection, self.hands)
 
     @property
     def settled(self) -> bool:
         """Whether its session is over."""
         return self.session.state in TERMINAL or self.link.closed
 
-    @property
-    def steps(self) -> list[Step]:
-        """Every step it took."""
-        return self._recorder.steps
-
     def connect(self) -> None:
         """Its connection is up."""
         self.linked = True
-        sock = cast("socket.socket", self.plug)
-        if self.role == "client":
-            self.link.connected(sock)
-        else:
-            patience_s = self.session.deadlines.handshake_s
-            self._arrival = Arrival(self._world, sock, patience_s, self._decided)
-
-    def timed(self) -> tuple[Timed, ...]:
-        """All of it that may wait for a deadline."""
-        return (self.link,) if self._arrival is None else (self._arrival, self.link)
+        self.link.connected(cast("socket.socket", self.plug))
 
     def check(self) -> None:
         """Raise what went wrong on this side."""
-        for error in self._recorder.troubles:
+        for error in getattr(self.link, "troubles", ()):
             raise error
-        held = self.link.connection.held_bytes
+        held = self._connection.held_bytes
         must(held <= self.session.frame_limit + HEADER.size, "bounded", f"{held} bytes are held")
 
-    def _decided(self, arrival: Arrival, decision: Decision) -> None:
-        """A server's connection is now something; as a lane, nobody waits for it here."""
-        if isinstance(decision, Lane):
-            arrival.sock.close()
-            self.link.close()
-            return
-        self.link.connected(arrival.sock, arrival.since, decision.data)
-        if isinstance(decision, Refusal):
-            self.link.handle(decision.event)
+    def _saw(self, session: Session, step: Step) -> None:
+        """Keep one step and check it."""
+        self.steps.append(step)
+        lawful(session, step, self._world.now())
 
 
 class World:
-    """A client, a server, and all that may happen between them. It is the `Reactor` of both."""
+    """A client, a server, and all that may happen between them. It is the event loop of both."""
 
     def __init__(
         self,
@@ -124,15 +144,19 @@ class World:
         deadlines: Deadlines | None = None,
         window: int = WINDOW,
         begun: float = 0.0,
+        drive: Drive | None = None,
     ) -> None:
-        """`contents` is one token for each segment; `holding` is what earlier sources delivered."""
+        """`contents` is one token for each segment; `holding` is what earlier sources delivered.
+
+        `drive` makes the driver of each side; None: the one of `netloader.io`.
+        """
         count = len(plan(offering.manifest, offering.segment_bytes))
         self.holding = holding or Holding()
         tokens = contents or [b"segment %d" % i for i in range(count)]
         self.fabric = Fabric(offering, tokens, self.holding)
         self.pipes: dict[Role, Pipe] = {"client": Pipe(window), "server": Pipe(window)}
         """By who reads from it."""
-        self.members: set[Timed] = set()
+        self.members: MutableSet[Timed] = _InOrder()
         self._now = begun
         self._inbox: deque[Callable[[], None]] = deque()
         self._watched: dict[Plug, tuple[int, Callable[[int], None]]] = {}
@@ -141,8 +165,9 @@ class World:
         self.client_session = ClientSession(asked, limits, "c" * 32, begun)
         self.server_session = ServerSession((offering,), limits, "session-1", "5" * 32, begun)
         there, back = self.pipes["server"], self.pipes["client"]
-        self.client = End("client", self.client_session, self, Plug(back, there))
-        self.server = End("server", self.server_session, self, Plug(there, back))
+        drive = drive or _drive()
+        self.client = End("client", self.client_session, self, Plug(back, there), drive)
+        self.server = End("server", self.server_session, self, Plug(there, back), drive)
         self.ends: tuple[End, End] = (self.client, self.server)
 
     # -- as a reactor ----------------------------------------------------------------------------
@@ -208,8 +233,7 @@ class World:
     def _pass(self, until: float) -> None:
         while (due := self.next_due()) is not None and due <= until:
             self._now = max(self._now, due)
-            # Not in the order of the set: that is another one in every process.
-            for member in (member for end in self.ends for member in end.timed()):
+            for member in self.members:
                 when = member.next_timeout() if member in self.members else None
                 if when is not None and when <= self._now:
                     member.handle_timeout(self._now)
@@ -272,3 +296,9 @@ class World:
         while self._inbox:
             self._inbox.popleft()()
         self.check()
+
+
+def _drive() -> Drive:
+    from netloader.testing.links import Linked  # it loads torch, which not everybody needs here
+
+    return Linked

@@ -5,8 +5,9 @@ docs/embedding.md shows a driver for them.
 """
 
 from netloader.wire.acceptor import Acceptor, Control, Decision, Refusal
-from netloader.wire.connection import LINGER_S, Connection, Task
+from netloader.wire.connection import LINGER_S, Connection
 from netloader.wire.frames import Decoder, Heard, Spoken, encode, sendable
+from netloader.wire.tasks import Order, Task, Worker, perform
 
 __all__ = [
     "LINGER_S",
@@ -16,9 +17,12 @@ __all__ = [
     "Decision",
     "Decoder",
     "Heard",
+    "Order",
     "Refusal",
     "Spoken",
     "Task",
+    "Worker",
     "encode",
+    "perform",
     "sendable",
 ]

@@ -21,14 +21,10 @@ from netloader.fsm.messages import Lane
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import State
 from netloader.wire.frames import Decoder, encode
+from netloader.wire.tasks import Task
 
 LINGER_S = 1.0
 """How long a settled connection waits for the peer to take the last frame and close its end."""
-
-Task: TypeAlias = (
-    PrepareOffer | OpenTransport | StartTransfer | AuditWeights | AbortTransfer | Settle
-)
-"""What a driver must do itself. `Settle` is the last: then free what the session has."""
 
 Watcher: TypeAlias = Callable[[Session, Step], None]
 
@@ -56,7 +52,7 @@ class Connection:
         """The conversation is over, and nothing more is to be sent or received."""
         self.eof_received = False
         """The peer sends no more: stop reading."""
-        self._watch = watch
+        self.watch = watch
         self._decoder = Decoder(session.frame_limit)
         self._out: list[bytes] = []
         self._tasks: list[Task] = []
@@ -96,7 +92,7 @@ class Connection:
         if isinstance(event, Connected):
             self._mute = False
         step = self.session.step(event, now)
-        self._watch(self.session, step)
+        self.watch(self.session, step)
         for effect in step.effects:
             match effect:
                 case Send():

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from netloader.fsm.client import Wish
-from netloader.fsm.events import OfferRefused, StopRequested, TransferFailed
+from netloader.fsm.events import ConnectFailed, OfferRefused, StopRequested, TransferFailed
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
@@ -114,7 +114,7 @@ class Hostile(Conversation):
     def nobody_answers_at_the_port(self) -> None:
         self.hurt()
         self.world.client.linked = True
-        self.world.client.link.connect_failed("Connection refused")
+        self.world.client.link.handle(ConnectFailed("Connection refused"))
 
     @may_hurt("bytes")
     @rule(at=st.integers(0, 2000), mask=st.integers(1, 255))

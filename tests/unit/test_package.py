@@ -80,6 +80,14 @@ def test_bytes_are_read_and_written_without_torch_a_socket_or_a_log() -> None:
     assert not [name for name in loaded if name.startswith(("netloader.io", "netloader.vllm"))]
 
 
+def test_the_simulated_world_can_be_had_without_torch() -> None:
+    loaded = fresh("import sys, netloader.testing; print('\\n'.join(sys.modules))")
+
+    assert "netloader.testing.world" in loaded
+    assert "torch" not in loaded
+    assert not [name for name in loaded if name.startswith(("netloader.io", "netloader.vllm"))]
+
+
 def test_the_driver_loads_no_vllm() -> None:
     assert "vllm" not in fresh("import sys, netloader.io; print('\\n'.join(sys.modules))")
 

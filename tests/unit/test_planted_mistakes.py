@@ -18,7 +18,7 @@ LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 CLIENT = "netloader/fsm/client.py"
 SERVER = "netloader/fsm/server.py"
 SESSION = "netloader/fsm/session.py"
-DRIVER = "netloader/io/driver.py"
+TASKS = "netloader/wire/tasks.py"
 
 # Reading torch takes mypy half a minute and has no say in what is planted here.
 WITHOUT_TORCH = """
@@ -52,8 +52,8 @@ def run(copy: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def mypy(copy: Path) -> list[str]:
-    """What mypy reports about the protocol and the driver, one line each, without the summary."""
-    files = ("netloader/fsm", DRIVER)
+    """What mypy reports about the protocol and its tasks, one line each, without the summary."""
+    files = ("netloader/fsm", TASKS)
     done = run(copy, sys.executable, "-m", "mypy", "--follow-imports=silent", *files)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     *reported, summary = done.stdout.splitlines()
@@ -74,10 +74,10 @@ def test_mypy_has_nothing_to_say_about_the_copy_as_it_is(copy: Path) -> None:
 
 
 def test_an_effect_forgotten_in_the_driver_is_caught(copy: Path) -> None:
-    with planted(copy, DRIVER, r" +case AbortTransfer\(\):\n.*\n", ""):
+    with planted(copy, TASKS, r" +case AbortTransfer\(\):\n.*\n", ""):
         (reported,) = mypy(copy)
 
-    assert reported.startswith(f"{DRIVER}:")
+    assert reported.startswith(f"{TASKS}:")
     assert 'Argument 1 to "assert_never" has incompatible type "AbortTransfer"' in reported
 
 

@@ -25,7 +25,7 @@ from netloader.io.crew import Crew, Order
 from netloader.io.driver import Link, Loop
 from netloader.io.observe import Observer
 from netloader.log import get_logger
-from netloader.wire import connection
+from netloader.wire import Connection, connection
 from netloader.wire.frames import encode
 from tests.unit.io.helpers import FAST, IDENTITY, MIB, SOON_S, Peer, connected_pair, hello
 
@@ -64,7 +64,7 @@ class Wire:
         self.peer = Peer(near)
         self.session = ServerSession((offering,), FAST, "s" * 32, "n" * 32, monotonic())
         observer = Observer(get_logger("test"), Endpoint("127.0.0.1", 1), {})
-        self.link = Link(self.loop, self.session, self.crew, observer)
+        self.link = Link(self.loop, Connection(self.session, observer.saw), self.crew, observer)
         self.far = far
         self.link.connected(far)
 

@@ -1,0 +1,55 @@
+"""What a connection asks of its driver. Law: one place says which method carries out which task."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, assert_never
+
+from netloader.fsm.effects import (
+    AbortTransfer,
+    AuditWeights,
+    OpenTransport,
+    PrepareOffer,
+    Settle,
+    StartTransfer,
+)
+from netloader.fsm.events import Event
+
+Order: TypeAlias = PrepareOffer | OpenTransport | StartTransfer
+"""Work that takes long, and ends with an event."""
+Task: TypeAlias = Order | AuditWeights | AbortTransfer | Settle
+"""What a driver must have done. `Settle` is the last: then free what the session has."""
+
+
+class Worker(Protocol):
+    """Carries out the tasks of one session. No method may block its caller."""
+
+    post: Callable[[Event], None]
+    """What it calls, from any thread, with what became of an order. Its driver sets it."""
+    trouble: Callable[[Exception], None]
+    """What it calls, from any thread, with an error of its own code."""
+
+    def begin(self, order: Order) -> None:
+        """Start on an order; its event is posted when it is done or has failed."""
+
+    def audit(self) -> None:
+        """Have the published weights compared with their digests again."""
+
+    def abort(self) -> None:
+        """Make the order at hand fail within a second."""
+
+    def close(self) -> None:
+        """The session is over: free everything."""
+
+
+def perform(task: Task, worker: Worker) -> None:
+    """Have a task carried out."""
+    match task:
+        case PrepareOffer() | OpenTransport() | StartTransfer():
+            worker.begin(task)
+        case AuditWeights():
+            worker.audit()
+        case AbortTransfer():
+            worker.abort()
+        case Settle():
+            worker.close()
+        case _:
+            assert_never(task)
