@@ -9,7 +9,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.server import Offering
 from netloader.fsm.states import State
 from netloader.log import capture
-from netloader.testing import World
+from netloader.testing import Choice, World
 from netloader.wire.connection import LINGER_S
 from tests.property.world import CURIOUS, DEADLINES, GUARDED, NBYTES, OFFERING, SECURED, WISH
 
@@ -87,3 +87,18 @@ def test_held_up_after_any_byte_both_end_with_their_deadlines(
             world.wait(longest + 2 * LINGER_S)
         assert all(side.link.closed for side in world.ends if side.linked), nbytes
         assert world.next_due() is None
+
+
+def test_who_writes_into_a_broken_connection_still_reads_that_it_broke() -> None:
+    # In the runs above a side reads before it works, so that it never writes after the break.
+    world = World(WISH, OFFERING)
+    while world.client_session.state is not State.VALIDATE:
+        world.do(world.choices()[0])
+    world.reset()
+    world.do(Choice("client", "works"))  # its transport is open, which it wants to say
+    world.run()
+
+    verdict = world.client_session.verdict
+    assert verdict is not None
+    assert verdict.reason is Reason.CONNECTION_LOST
+    assert world.now() == 0.0, "it had to wait for a deadline"

@@ -28,7 +28,7 @@ WIRE_MUTANTS: Final[dict[str, Mutant]] = {
         L3,
         DRIVER,
         r"self\.connection\.send_failed\(\)",
-        "self.connection.receive_eof(self._loop.now())",
+        "self.connection.send_failed(); self.connection.eof_received = True",
     ),
     "a settled link hangs up before its last word is out": Mutant(
         L3, DRIVER, r"eof_to_send and not self\._out:", "eof_to_send:"
@@ -53,10 +53,10 @@ WIRE_MUTANTS: Final[dict[str, Mutant]] = {
         L4, CONNECTION, r" +self\._decoder\.limit = self\.session\.frame_limit\n", ""
     ),
     "a settled connection is closed at once": Mutant(
-        L3, CONNECTION, r"self\.closed \|= self\._mute", "self.closed = True"
+        L4, CONNECTION, r"self\.closed \|= self\._mute", "self.closed = True"
     ),
     "a settled connection lingers without end": Mutant(
-        L3,
+        L4,
         CONNECTION,
         r"return self\._linger_until if self\.closing else",
         "return None if self.closing else",
@@ -71,10 +71,10 @@ WIRE_MUTANTS: Final[dict[str, Mutant]] = {
         L4, CONNECTION, r"self\._out \+= \[\] if self\._mute else ", "self._out += "
     ),
     "the first frame of a connection is lost": Mutant(
-        L3, ACCEPTOR, r"return Control\(bytes\(self\._data\)\)", "return Control(data)"
+        L4, ACCEPTOR, r"return Control\(bytes\(self\._data\)\)", "return Control(data)"
     ),
     "a connection may say nothing for ever": Mutant(
-        L3, ACCEPTOR, r"None if now < self\._deadline else ", "None and "
+        L4, ACCEPTOR, r"None if now < self\._deadline else ", "None and "
     ),
     "bytes after the first frame of a lane are taken": Mutant(
         L4, ACCEPTOR, r"return self\._decoder\.wanted", "return 1 << 16"
