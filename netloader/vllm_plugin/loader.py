@@ -84,7 +84,9 @@ class NetLoader(BaseModelLoader):
     ) -> nn.Module:
         """Create, load and post-process as vLLM does, then serve what was loaded."""
         self._start_logging()
-        fence.install_in(vllm_config.parallel_config.worker_cls)
+        parallel = vllm_config.parallel_config
+        for name in (parallel.worker_cls, parallel.worker_extension_cls):
+            fence.install_in(name)
         errand = errand_of(vllm_config, model_config, self._settings, self._ask, self._logger)
         if errand.refused and not errand.sources:
             self._ordinary(errand.refused)  # FALLBACK `never` speaks up before a model is built

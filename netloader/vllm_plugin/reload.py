@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # errand imports publish, which imports this by way of goods
 
 REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})
 """Methods whose kernels vLLM's reload in place rebuilds on a CPU (seen in 0.23, 0.28 and 0.32)."""
+SUBSTITUTED = "_expert_substitutions"
+"""The attribute by which vLLM's model classes for such experts know them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,14 @@ class Reloadable:
 def obstacle(model: nn.Module) -> str:
     """Why a model must not be reloaded in place, or ''.
 
+    vLLM refuses it for experts that constants stand for (`expert_substitution`, from 0.33 on), but
+    in the model's `load_weights`, which received tensors do not pass through.
+
     On a CPU, vLLM leaves fused experts in the form of the checkpoint and the packed int8 weights of
     linear layers empty: the engine then answers nonsense, and nothing says so.
     """
+    if vars(model).get(SUBSTITUTED):
+        return "vLLM cannot reload substituted experts in place"
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return ""
     names = {type(getattr(m, "quant_method", None)).__name__ for m in model.modules()}

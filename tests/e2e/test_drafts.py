@@ -21,11 +21,18 @@ from tests.e2e.asking import (
     sources,
     written,
 )
-from tests.e2e.engines import NEEDS_LATENT_ATTENTION, NEEDS_STAGES, Engine, Nursery, free_port
+from tests.e2e.engines import (
+    NEEDS_DRAFTS,
+    NEEDS_LATENT_ATTENTION,
+    NEEDS_STAGES,
+    Engine,
+    Nursery,
+    free_port,
+)
 from tests.e2e.zoo import dense, drafts
 from tests.unit.io.relay import Fault, Relay
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, NEEDS_DRAFTS, pytest.mark.timeout(300)]
 
 DRAFT, TARGET = "netloader.role=draft", "netloader.role=target"
 
