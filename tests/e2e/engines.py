@@ -40,9 +40,28 @@ BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 MEDIA = Path(__file__).parents[2] / ".cache" / "media"
 """Where `requirements/media.txt` is installed: beside the environment, not in it."""
 
-NOT_IN_OLDEST = pytest.mark.skipif(
-    version("vllm-cpu").startswith("0.28."),
-    reason="vLLM 0.28 has no latent attention on a CPU, and no reset_weights",
+RELEASE = tuple(int(part) for part in version("vllm-cpu").split(".")[:2])
+"""The vLLM that runs these tests."""
+
+
+def lacking(last: tuple[int, int], what: str) -> pytest.MarkDecorator:
+    """Skip a test on vLLM up to the release `last`, whose CPU build lacks what the test needs."""
+    reason = f"vLLM {'.'.join(map(str, RELEASE))} for the CPU has no {what}"
+    return pytest.mark.skipif(last >= RELEASE, reason=reason)
+
+
+NEEDS_LATENT_ATTENTION = lacking((0, 28), "latent attention")
+NEEDS_RESET = lacking((0, 30), "reset_weights")
+NEEDS_ONLINE = lacking((0, 23), "quantization while loading (fp8_per_channel)")
+NEEDS_OPEN = lacking((0, 23), "way to keep oneDNN from packing linear layers")
+NEEDS_STAGES = lacking((0, 23), "profiling run of a pipeline stage")
+NEEDS_DRAFTS = pytest.mark.skipif(
+    RELEASE == (0, 30),
+    reason="vLLM 0.30 for the CPU cannot draft: it calls its stand-ins for Triton kernels wrongly",
+)
+NEEDS_ADAPTED_RELOAD = lacking((0, 23), "reload of a checkpoint into layers with adapters")
+NEEDS_NO_ADAPTED_RELOAD = pytest.mark.skipif(
+    RELEASE > (0, 23), reason="this vLLM can reload a checkpoint into layers with adapters"
 )
 
 
