@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import random
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,9 +29,6 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # asking for log-probabilities compiles a function for 3 s
 }
 
-NAMED_PORTS = range(10_000, 30_000)
-"""Below those that Linux gives to whoever asks for any, as an engine does dozens of times."""
-
 BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 """Two ranks, two cores."""
 
@@ -44,14 +39,6 @@ NOT_IN_OLDEST = pytest.mark.skipif(
     version("vllm-cpu").startswith("0.28."),
     reason="vLLM 0.28 has no latent attention on a CPU, and no reset_weights",
 )
-
-
-def free_port() -> int:
-    """A port on which nobody listens, and which the kernel gives to nobody who asks for any."""
-    while True:
-        port = random.choice(NAMED_PORTS)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 class Engine(parity.Engine):

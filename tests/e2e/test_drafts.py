@@ -21,8 +21,9 @@ from tests.e2e.asking import (
     sources,
     written,
 )
-from tests.e2e.engines import NOT_IN_OLDEST, Engine, Nursery, free_port
+from tests.e2e.engines import NOT_IN_OLDEST, Engine, Nursery
 from tests.e2e.zoo import dense, drafts
+from tests.ports import free_port
 from tests.unit.io.relay import Fault, Relay
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
