@@ -63,11 +63,10 @@ def sleep_allocator(allocator: Path, simulator: Path) -> Path:
         simulator: The folder of the simulated CANN libraries.
     """
     headers = (torch_npu_folder() / "include", sysconfig.get_paths()["include"])
-    source = f'{CONTEXT}#include "{allocator}"\n'
     return _compiled(
-        "vllm_ascend_C.so", source, "g++", "-O1", "-shared", "-fPIC", "-std=c++17",
+        "vllm_ascend_C.so", CONTEXT, "g++", "-O1", "-shared", "-fPIC", "-std=c++17",
         *(f"-I{folder}" for folder in headers), suffix=".cpp",
-        after=(f"-L{simulator}", "-lascendcl"),
+        after=(str(allocator), f"-L{simulator}", "-lascendcl"),
     )  # fmt: skip
 
 

@@ -2,10 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Client
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from tests.ascend import models
-from tests.ascend.build import atb
+from tests.ascend.build import atb, sleep_allocator
 from tests.ascend.models import Folders
 from tests.ascend_sim.build import CACHE, build
+from tests.npu.trace import Trace
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 TAIL = 3000
 
 SETTINGS = {
@@ -63,6 +65,7 @@ def environment(release: Path, behind: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
         "LD_LIBRARY_PATH": f"{build(CACHE)}:{atb()}",
         "ASCEND_PACKAGES_BEHIND": behind,
+        "ASCEND_COMPILED": str(sleep_allocator(release / "camem_allocator.cpp", build(CACHE))),
     }
 
 
@@ -122,6 +125,7 @@ class Nursery:
 
     def __init__(self, folder: Path, release: Path, behind: str) -> None:
         self.folder = folder
+        self.release = release
         self.trace = folder / "trace"
         self.address = str(folder / "nursery")
         self.log = folder / "nursery.log"
@@ -134,16 +138,19 @@ class Nursery:
                 env=environ,
                 cwd=folder,
                 text=True,
+                start_new_session=True,
             )
         assert self._process.stdout is not None
+        ready = 0
         for line in self._process.stdout:
-            if line == "ready\n":
+            ready += line == "ready\n"
+            if ready == 2:
                 return
         raise ActorError(f"the nursery did not start\n{self.log.read_text()[-TAIL:]}")
 
     def close(self) -> None:
         """End it."""
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
 
@@ -156,6 +163,8 @@ class Wish:
     options: Mapping[str, Any] = field(default_factory=dict)
     device: int = 0
     rank: int = 0
+    number: int = 0
+    """The rank among all replicas, by which SOURCE names it."""
     meeting: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     kind: str = "worker"
@@ -173,6 +182,7 @@ class Cast:
 
     def __init__(self, nursery: Nursery, name: str, stack: ExitStack) -> None:
         self.folder = nursery.folder
+        self.release = nursery.release
         self.trace = nursery.trace
         self.seen: list[str] = []
         """What is to be said of the test in the table."""
@@ -186,7 +196,12 @@ class Cast:
         self._count += 1
         log = str(self.folder / f"{self._name}{self._count}.log")
         whole = {"env": dict(environment or {}), "log": log, **spec}
-        return self._stack.enter_context(closing(Actor(self._address, whole)))
+        address = f"{self._address}.early" if spec.get("early") else self._address
+        return self._stack.enter_context(closing(Actor(address, whole)))
+
+    def early(self, environment: Mapping[str, str] | None = None) -> Actor:
+        """A process in which no plugin has been loaded yet."""
+        return self.start({"module": "tests.ascend.early", "early": True}, environment).up()
 
     def worker(self, wish: Wish, model: Path, extra: Mapping[str, Any]) -> Actor:
         """A worker of one rank, which is loading."""
@@ -199,7 +214,7 @@ class Cast:
             **wish.options,
         }
         spec = {
-            "kind": wish.kind,
+            "module": f"tests.ascend.{wish.kind}",
             "engine": engine,
             "device": wish.device,
             "rank": wish.rank,
@@ -217,8 +232,11 @@ class Cast:
     def server(self, wish: Wish, port: int = 0) -> Server:
         """A server that has loaded its model from files."""
         port = port or free_port()
-        full = self.folders(wish.model).full
-        return Server(self.worker(wish, full, {"LISTEN_PORT": port}).up(), port)
+        return Server(self.loading(wish, port).up(), port)
+
+    def loading(self, wish: Wish, port: int) -> Actor:
+        """A server that is loading its model from files."""
+        return self.worker(wish, self.folders(wish.model).full, {"LISTEN_PORT": port})
 
     def offering(self, wish: Wish) -> Server:
         """The same, and it serves."""
@@ -229,10 +247,35 @@ class Cast:
             raise ActorError(word)
         return server
 
+    def chained(self, wish: Wish, source: int) -> Server:
+        """A client of a server, and a server itself."""
+        port = free_port()
+        actor = self.client(wish, source, LISTEN_PORT=port).up()
+        actor.tell("offer")
+        actor.await_line("netloader.server.offered")
+        return Server(actor, port)
+
+    def compare(self, server: Actor, client: Actor) -> None:
+        """AssertionError unless all tensors are equal; what was compared goes into the table."""
+        self.seen.append(compared(server, client))
+
+    def recovering(self, wish: Wish, *ports: int) -> Actor:
+        """A client that has the weight files as well; it is loading."""
+        sources = [{"device_id": wish.number, "sources": [f"127.0.0.1:{port}" for port in ports]}]
+        return self.worker(wish, self.folders(wish.model).full, {"SOURCE": sources})
+
+    def await_calls(self, trace: Trace, names: Iterable[str], pid: int) -> None:
+        """Wait until a process has made one of these calls to CANN."""
+        end = time.monotonic() + PATIENCE_S
+        while not trace.of(names, pid):
+            if time.monotonic() > end:
+                raise ActorError(f"process {pid} called none of {names}")
+            time.sleep(0.001)
+
     def client(self, wish: Wish, *ports: int, **extra: Any) -> Actor:
         """A client of some servers that has no weight files; it is loading."""
         bare = self.folders(wish.model).bare
-        sources = [{"device_id": wish.rank, "sources": [f"127.0.0.1:{port}" for port in ports]}]
+        sources = [{"device_id": wish.number, "sources": [f"127.0.0.1:{port}" for port in ports]}]
         return self.worker(wish, bare, {"SOURCE": sources, "FALLBACK": "never", **extra})
 
 
@@ -240,14 +283,19 @@ def paired(cast: Cast, wish: Wish) -> tuple[Actor, Actor]:
     """A server and a client of it on the next device, whose tensors are equal."""
     server = cast.offering(wish)
     client = cast.client(replace(wish, device=wish.device + 1), server.port).up()
-    cast.seen.append(compared(server.actor, client))
+    cast.compare(server.actor, client)
     return server.actor, client
 
 
 def compared(server: Actor, client: Actor) -> str:
     """What was compared; AssertionError unless all tensors are equal."""
     ours, theirs = client.tell("held"), server.tell("held")
-    assert ours == theirs
+    differing = {
+        path: (theirs.get(path), ours.get(path))
+        for path in {**theirs, **ours}
+        if theirs.get(path) != ours.get(path)
+    }
+    assert not differing, f"server and client: {differing}"
     stored = sum("FRACTAL_NZ" in text for text in ours.values())
     received = " ".join(client.said("netloader.loader.received"))
     layout = re.search(r"layout=(\w+)", received)
@@ -257,3 +305,68 @@ def compared(server: Actor, client: Actor) -> str:
     words += [f"{layout[1]}"] if layout else []
     words += [f"{int(nbytes[1]):,} bytes"] if nbytes else []
     return ", ".join(words)
+
+
+Place = Callable[[Wish, int, int, int], Wish]
+"""From a wish, the instance's first device, the rank and a port to the wish of that rank."""
+
+
+def ranks_paired(cast: Cast, wish: Wish, place: Place, other: Wish | None = None) -> None:
+    """Two instances of two ranks each, on four devices, compared rank by rank.
+
+    `other` is what the client wishes, if that is something else.
+    """
+    ports = free_port()
+    servers = [cast.loading(one, ports) for one in _instance(wish, place, 0)]
+    for server in servers:
+        server.up()
+    for server in servers:
+        server.tell("offer")
+        server.await_line("netloader.server.offered")
+    clients = [
+        cast.client(one, ports + rank)
+        for rank, one in enumerate(_instance(other or wish, place, 2))
+    ]
+    for client in clients:
+        client.up()
+    for server, client in zip(servers, clients, strict=True):
+        cast.compare(server, client)
+
+
+def instance(cast: Cast, wish: Wish, environment: Mapping[str, str]) -> list[Actor]:
+    """Two tensor parallel ranks that have loaded from files."""
+    port = free_port()
+    ranks = _instance(wish, tensor_rank, 0)
+    mixed = [replace(one, environment={**one.environment, **environment}) for one in ranks]
+    return [actor.up() for actor in [cast.loading(one, port) for one in mixed]]
+
+
+def _instance(wish: Wish, place: Place, first: int) -> list[Wish]:
+    port = free_port()
+    return [place(wish, first, rank, port) for rank in range(2)]
+
+
+def tensor_rank(wish: Wish, first: int, rank: int, port: int) -> Wish:
+    """One of two tensor parallel ranks."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    return replace(
+        wish,
+        options={**wish.options, "distributed_executor_backend": "external_launcher"},
+        device=first + rank,
+        rank=rank,
+        number=rank,
+        meeting=f"tcp://127.0.0.1:{port}",
+        environment={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+    )
+
+
+def replica(wish: Wish, first: int, rank: int, port: int) -> Wish:
+    """One of two data parallel replicas of one rank each; vLLM counts the devices itself."""
+    environment = {
+        "VLLM_DP_SIZE": "2",
+        "VLLM_DP_RANK": str(rank),
+        "VLLM_DP_RANK_LOCAL": str(rank),
+        "VLLM_DP_MASTER_IP": "127.0.0.1",
+        "VLLM_DP_MASTER_PORT": str(port),
+    }
+    return replace(wish, device=first, number=rank, environment=environment)

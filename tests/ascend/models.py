@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.e2e.zoo.checkpoint import Recipe, write
+from tests.e2e.zoo.checkpoint import HEADS, HIDDEN, INNER, VOCABULARY, Recipe, write
 from tests.e2e.zoo.dense import llama
 from tests.e2e.zoo.experts import deepseek_v2, deepseek_v3, deepseek_v3_mtp, qwen3_moe
 
@@ -131,8 +131,24 @@ def _write(folders: Folders, recipe: Recipe, tensors: Mapping[str, Tensor]) -> N
     write(folders.bare, recipe.config, None)
 
 
+def large() -> Recipe:
+    """A Llama of 140 MB, so that a transfer takes a moment."""
+    wide = {HIDDEN: 4 * HIDDEN, INNER: 4 * INNER, VOCABULARY: 4 * VOCABULARY}
+    small = llama(6)
+    shapes = {name: tuple(wide[size] for size in shape) for name, shape in small.shapes.items()}
+    changes = {
+        "hidden_size": 4 * HIDDEN,
+        "intermediate_size": 4 * INNER,
+        "vocab_size": 4 * VOCABULARY,
+        "num_attention_heads": 4 * HEADS,
+        "num_key_value_heads": 4 * HEADS,
+    }
+    return Recipe({**small.config, **changes}, shapes)
+
+
 MODELS: Mapping[str, Callable[[Folders], Folders]] = {
     "llama": partial(plain, llama()),
+    "llama-large": partial(plain, large()),
     "llama-w8a8": partial(quantized, llama(), attention_static),
     "moe": partial(plain, qwen3_moe()),
     "moe-w8a8": partial(quantized, qwen3_moe(), attention_static),

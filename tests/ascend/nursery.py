@@ -15,6 +15,9 @@ from typing import Any
 import tests.npu.simulator  # noqa: F401 - before torch is, which everything here imports
 from netloader.vllm_plugin.parity.engine import print_to
 
+EARLY = ("vllm.model_executor.model_loader", "tests.ascend.early")
+"""What is imported before any plugin."""
+
 INHERITED = (
     "vllm.entrypoints.llm",
     "vllm.v1.engine.core",
@@ -29,14 +32,23 @@ INHERITED = (
 
 
 def main(path: str) -> None:
-    """Serve until killed."""
+    """Serve until killed: first before vLLM's plugins are loaded, at `path`.early, then after."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for module in EARLY:
+        importlib.import_module(module)
+    if os.fork() == 0:
+        _serve(f"{path}.early")
+    _lend(os.environ["ASCEND_COMPILED"])
     plugins: Any = importlib.import_module("vllm.plugins")
     plugins.load_general_plugins()
     for module in INHERITED:
         importlib.import_module(module)
     _stay_in_process()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    _serve(path)
+
+
+def _serve(path: str) -> None:
     with Listener(path, "AF_UNIX", backlog=16) as listener:
         print("ready", flush=True)
         while True:
@@ -44,6 +56,12 @@ def main(path: str) -> None:
             if os.fork() == 0:
                 _child(connection)
             connection.close()
+
+
+def _lend(folder: str) -> None:
+    """Let vllm-ascend find its sleep-mode allocator, and not believe that it has its kernels."""
+    importlib.import_module("vllm_ascend").__path__.append(folder)
+    importlib.import_module("vllm_ascend.utils")._CUSTOM_OP_ENABLED = False
 
 
 def _stay_in_process() -> None:
@@ -58,8 +76,8 @@ def _child(connection: Connection) -> None:
         spec = connection.recv()
         print_to(spec["log"])
         os.environ.update(spec["env"])
-        worker: Any = importlib.import_module("tests.ascend.worker")
-        worker.attend(connection, spec)
+        actor: Any = importlib.import_module(spec["module"])
+        actor.attend(connection, spec)
     finally:
         os._exit(0)
 

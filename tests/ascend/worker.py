@@ -4,11 +4,9 @@ What it hears first is its specification; then one command, one answer. It is th
 that loads: vllm-ascend's `NPUWorker` with its model runner, without scheduler and requests.
 """
 
-import contextlib
 import gc
-import os
-import traceback
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,6 +19,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 from netloader.vllm_plugin import warmup
 from tests.ascend.arithmetic import HostArithmetic
 from tests.ascend.holdings import held_by
+from tests.ascend.talk import converse
 
 Spec = Mapping[str, Any]
 
@@ -33,7 +32,7 @@ class Worker:
         self.config = EngineArgs(**spec["engine"]).create_engine_config()
         make = resolve_obj_by_qualname(self.config.parallel_config.worker_cls)
         torch_npu.npu.set_device(spec["device"])
-        self.before = torch_npu.npu.memory_allocated()
+        self.samples = Samples(spec["device"])
         with set_current_vllm_config(self.config):
             self.inner = make(
                 vllm_config=self.config,
@@ -43,7 +42,7 @@ class Worker:
                 is_driver_worker=spec["rank"] == 0,
             )
             self.inner.init_device()
-            with HostArithmetic():
+            with HostArithmetic(), self.samples:
                 self.inner.load_model()
 
     @property
@@ -59,6 +58,10 @@ class Worker:
         """Be warm: netloader serves from now on."""
         with set_current_vllm_config(self.config):
             warmup.WORKER.done()
+
+    def samples_taken(self) -> list[int]:
+        """MiB in tensors while the model was loaded: every change, in order."""
+        return self.samples.found
 
     def memory(self) -> dict[str, int]:
         """MiB of the device: in tensors, kept by torch, and most at any time."""
@@ -76,6 +79,29 @@ class Worker:
             self.inner.wake_up(None)
 
 
+class Samples:
+    """Asks once a millisecond how much of a device is in tensors."""
+
+    def __init__(self, device: int) -> None:
+        self.found: list[int] = []
+        self._device = device
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def _ask(self) -> None:
+        while not self._over.wait(0.001):
+            now = torch_npu.npu.memory_allocated(self._device) >> 20
+            if self.found[-1:] != [now]:
+                self.found.append(now)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
 def memory() -> dict[str, int]:
     """MiB of the device: in tensors, kept by torch's allocator, and most at any time."""
     return {
@@ -86,21 +112,5 @@ def memory() -> dict[str, int]:
 
 
 def attend(connection: Connection, spec: Spec) -> None:
-    """Be what `spec` says, then obey until the other end hangs up."""
-    kinds: dict[str, Callable[[Spec], Any]] = {"worker": Worker}
-    try:
-        actor = kinds[spec["kind"]](spec)
-    except BaseException as error:
-        traceback.print_exc()
-        connection.send({"error": f"{type(error).__name__}: {error}"[:2000]})
-        return
-    connection.send({"pid": os.getpid()})
-    with contextlib.suppress(EOFError):
-        while True:
-            method, *arguments = connection.recv()
-            try:
-                answer = getattr(actor, method)(*arguments)
-            except Exception as error:
-                traceback.print_exc()
-                answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
-            connection.send(answer)
+    """Be a worker until the other end hangs up."""
+    converse(connection, lambda: Worker(spec))
