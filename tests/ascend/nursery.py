@@ -61,7 +61,8 @@ def _serve(path: str) -> None:
 def _lend(folder: str) -> None:
     """Let vllm-ascend find its sleep-mode allocator, and not believe that it has its kernels."""
     importlib.import_module("vllm_ascend").__path__.append(folder)
-    importlib.import_module("vllm_ascend.utils")._CUSTOM_OP_ENABLED = False
+    utils: Any = importlib.import_module("vllm_ascend.utils")
+    utils._CUSTOM_OP_ENABLED = False
 
 
 def _stay_in_process() -> None:
