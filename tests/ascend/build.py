@@ -62,7 +62,9 @@ def sleep_allocator(allocator: Path, simulator: Path) -> Path:
         allocator: `csrc/camem_allocator.cpp` of vllm-ascend.
         simulator: The folder of the simulated CANN libraries.
     """
-    headers = (torch_npu_folder() / "include", sysconfig.get_paths()["include"])
+    include = torch_npu_folder() / "include"
+    acl = include / "third_party" / "acl" / "inc"  # there with torch_npu 2.10
+    headers = (include, acl, sysconfig.get_paths()["include"])
     return _compiled(
         "vllm_ascend_C.so", CONTEXT, "g++", "-O1", "-shared", "-fPIC", "-std=c++17",
         *(f"-I{folder}" for folder in headers), suffix=".cpp",
