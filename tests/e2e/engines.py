@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import random
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,9 +28,6 @@ ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # 0.28 logs while it is imported
     "TORCHDYNAMO_DISABLE": "1",  # asking for log-probabilities compiles a function for 3 s
 }
-
-NAMED_PORTS = range(10_000, 30_000)
-"""Below those that Linux gives to whoever asks for any, as an engine does dozens of times."""
 
 BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 """Two ranks, two cores."""
@@ -63,14 +58,6 @@ NEEDS_ADAPTED_RELOAD = lacking((0, 23), "reload of a checkpoint into layers with
 NEEDS_NO_ADAPTED_RELOAD = pytest.mark.skipif(
     RELEASE > (0, 23), reason="this vLLM can reload a checkpoint into layers with adapters"
 )
-
-
-def free_port() -> int:
-    """A port on which nobody listens, and which the kernel gives to nobody who asks for any."""
-    while True:
-        port = random.choice(NAMED_PORTS)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 class Engine(parity.Engine):

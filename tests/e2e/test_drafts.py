@@ -27,9 +27,9 @@ from tests.e2e.engines import (
     NEEDS_STAGES,
     Engine,
     Nursery,
-    free_port,
 )
 from tests.e2e.zoo import dense, drafts
+from tests.ports import free_port
 from tests.unit.io.relay import Fault, Relay
 
 pytestmark = [pytest.mark.engine, NEEDS_DRAFTS, pytest.mark.timeout(300)]
