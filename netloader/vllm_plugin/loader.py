@@ -42,7 +42,7 @@ from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.layout import Backup
 from netloader.vllm_plugin.offer import Loaded, identity_of, offer, read, reloadable, taken
 from netloader.vllm_plugin.refills import REFILLS
-from netloader.vllm_plugin.reload import HandOver, Reloadable, beside, obstacle
+from netloader.vllm_plugin.reload import HandOver, Reloadable, beside, obstacle, unreadable
 from netloader.vllm_plugin.standby import offer_received
 from netloader.vllm_plugin.traces import Traces
 
@@ -84,7 +84,9 @@ class NetLoader(BaseModelLoader):
     ) -> nn.Module:
         """Create, load and post-process as vLLM does, then serve what was loaded."""
         self._start_logging()
-        fence.install_in(vllm_config.parallel_config.worker_cls)
+        parallel = vllm_config.parallel_config
+        for name in (parallel.worker_cls, parallel.worker_extension_cls):
+            fence.install_in(name)
         errand = errand_of(vllm_config, model_config, self._settings, self._ask, self._logger)
         if errand.refused and not errand.sources:
             self._ordinary(errand.refused)  # FALLBACK `never` speaks up before a model is built
@@ -175,6 +177,8 @@ class NetLoader(BaseModelLoader):
             if handed is not None:
                 return handed
             display.tell_fallback(outcome, self._logger)
+        if problem := unreadable(model):
+            raise NotImplementedError(f"{problem}; restart this instance instead")
         named = elsewhere and self._settings.fallback is None
         ordinary = self._loader(AUTO, {}) if named else self._ordinary(outcome)
         if not hasattr(ordinary, "get_all_weights"):

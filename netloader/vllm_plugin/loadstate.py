@@ -11,7 +11,7 @@ import hashlib
 import json
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -50,6 +50,8 @@ class Changes:
 
     values: State
     unknown: tuple[str, ...]
+    online: frozenset[str] = field(default=frozenset(), compare=False)
+    """The layers that quantize while loading, then or now: what is in them is not looked at."""
 
 
 class Marks:
@@ -65,10 +67,8 @@ class Marks:
         online = self._online | online_layers(model)
         values: dict[str, Any] = {}
         unknown: list[str] = []
-        notes = {**dict.fromkeys(self._before, _GONE_NOTE), **dict(_notes(now))}
-        for path, note in notes.items():
-            old = self._before.get(path, _GONE_NOTE)
-            if _same(old, note) or inside(path, online):
+        for path in self._different(now):
+            if inside(path, online):
                 continue
             place = now.places.get(path, _GONE)
             fresh = place.at is At.ATTRIBUTE and not isinstance(place.holder, Tensor)
@@ -76,7 +76,16 @@ class Marks:
                 values[path] = copy.deepcopy(place.value)
             else:
                 unknown.append(path)
-        return Changes(values, outermost(unknown))
+        return Changes(values, outermost(unknown), online)
+
+    def _different(self, now: Inventory) -> list[str]:
+        """The paths at which there is something else than before, or nothing any more."""
+        found = [
+            path
+            for path, note in _notes(now)
+            if not _same(self._before.get(path, _GONE_NOTE), note)
+        ]
+        return [*(path for path in self._before if path not in now.places), *found]
 
 
 def outermost(paths: list[str]) -> tuple[str, ...]:
@@ -114,13 +123,14 @@ def inside(path: str, layers: frozenset[str]) -> bool:
 def _notes(found: Inventory) -> Iterator[tuple[str, tuple[str, object]]]:
     """By path, what to remember of a place to see whether it has changed: no tensor."""
     kinds: dict[type, Kind] = {}
-    for path, place in found.places.items():
-        yield path, _note(place.value, kinds)
+    for path, (_, _, _, value) in found.places.items():
+        if type(value) in SIMPLE:  # nearly all that there is
+            yield path, (type(value).__name__, value)
+        else:
+            yield path, _note(value, kinds)
 
 
 def _note(value: object, kinds: dict[type, Kind]) -> tuple[str, object]:
-    if type(value) in SIMPLE:
-        return type(value).__name__, value
     if _plain(value):
         return "plain", repr(value)
     if isinstance(value, Alias):

@@ -144,7 +144,7 @@ def _placeholders(model: nn.Module) -> Loaded:
     """A model that is filled later, in place."""
     loaded = Loaded(loadstate.NOTHING, placeholders=True)
     found = inventory.take(model)
-    return _described(loaded, found, _travelling(loaded, model, found))
+    return _described(loaded, found, manifest_of(_travelling(loaded, model, found)))
 
 
 def _safely(work: Callable[[], Loaded]) -> Loaded:
@@ -155,6 +155,7 @@ def _safely(work: Callable[[], Loaded]) -> Loaded:
         return NOT_KNOWN
 
 
+@inventory.uncollected()
 def _remember(
     loaded: Loaded,
     errand: Errand,
@@ -166,22 +167,17 @@ def _remember(
     """Add the raw tensors: described for a reload in place, kept if they are to be served."""
     try:
         named = _travelling(loaded, model, found)
-        described = _described(loaded, found, named)
         if not errand.serves or settings.layout is LayoutChoice.PROCESSED:
-            return described
-        return replace(described, snapshot=RawSnapshot(named, settings, known, model.buffers()))
+            return _described(loaded, found, manifest_of(named))
+        snapshot = RawSnapshot(named, settings, known, model.buffers())
+        return replace(_described(loaded, found, snapshot.manifest), snapshot=snapshot)
     except WeightsError as error:
         return replace(loaded, obstacle=str(error))
 
 
-def _described(loaded: Loaded, found: Inventory, named: list[Named]) -> Loaded:
-    """Add what raw tensors there are, and what else the model was constructed to hold.
-
-    Raises:
-        WeightsError: a tensor cannot be described.
-    """
-    constructed = provenance.constructed(found)
-    return replace(loaded, manifest=manifest_of(named), constructed=constructed)
+def _described(loaded: Loaded, found: Inventory, manifest: Manifest) -> Loaded:
+    """Add what raw tensors there are, and what else the model was constructed to hold."""
+    return replace(loaded, manifest=manifest, constructed=provenance.constructed(found))
 
 
 def _travelling(loaded: Loaded, model: nn.Module, found: Inventory) -> list[Named]:
@@ -246,6 +242,7 @@ def offer(
         warmup.WORKER.offer(model, goods.weights.device, partial(shop.open, goods))
 
 
+@inventory.uncollected()
 def _goods(
     model: nn.Module,
     errand: Errand,

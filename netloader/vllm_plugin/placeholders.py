@@ -19,7 +19,7 @@ DUMMY = "dummy"
 WHY = "the weights are placeholders"
 REMEDY = "reload them from a source (collective_rpc('reload_weights')); then they are offered"
 MAKERS = ("initialize_single_dummy_weight", "initialize_dummy_weights")
-"""What loaders make placeholders with, from 0.28 to 0.32."""
+"""What loaders make placeholders with, from 0.23 to 0.33."""
 
 
 class Watch:

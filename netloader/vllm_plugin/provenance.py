@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from netloader.io.weights import Named, WeightsError, named_tensors
 from netloader.vllm_plugin import inventory, loadstate
 from netloader.vllm_plugin.inventory import MODULE, Inventory, take
-from netloader.vllm_plugin.loadstate import State, inside, online_layers, outermost
+from netloader.vllm_plugin.loadstate import State, inside, outermost
 
 SHOWN = 5
 """How many paths a message names."""
@@ -47,18 +47,19 @@ class Derived:
 class Built:
     """A model as it was constructed; keeps no tensor of it alive."""
 
+    @inventory.uncollected()
     def __init__(self, model: nn.Module) -> None:
         found = take(model)
-        self._online = online_layers(model)
         self._marks = loadstate.Marks(model, found)
         self._shapes = _shapes(found)
         self._digests = _digests(found)
 
+    @inventory.uncollected()
     def derived(self, model: nn.Module) -> Derived:
         """What is different now that the checkpoint was read."""
         found = take(model)
-        online = self._online | online_layers(model)
         changes = self._marks.changes(model, found)
+        online = changes.online
         now = _shapes(found)
         made = [p for p in now if p not in self._shapes and not inside(p, online)]
         other = [

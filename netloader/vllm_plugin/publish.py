@@ -94,7 +94,6 @@ class Shop:
                     weakref.finalize(model, only_here(self._gone), goods.role, owner)
                     self._models[goods.role] = weakref.ref(model)
                     self._tell(goods, publication)
-                    goods.witness.begin()
                     warmup.WORKER.settle(model, goods.witness.settle)
                     self.vigil.keep(publication)
 

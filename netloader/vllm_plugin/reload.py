@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # errand imports publish, which imports this by way of goods
     from netloader.vllm_plugin.errand import Errand
 
 REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})
-"""Methods whose kernels vLLM's reload in place rebuilds on a CPU (seen in 0.28 and 0.32)."""
+"""Methods whose kernels vLLM's reload in place rebuilds on a CPU (seen in 0.23, 0.28 and 0.32)."""
+SUBSTITUTED = "_expert_substitutions"
+"""The attribute by which vLLM's model classes for such experts know them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,34 @@ class Reloadable:
 def obstacle(model: nn.Module) -> str:
     """Why a model must not be reloaded in place, or ''.
 
+    vLLM refuses it for experts that constants stand for (`expert_substitution`, from 0.33 on), but
+    in the model's `load_weights`, which received tensors do not pass through.
+
     On a CPU, vLLM leaves fused experts in the form of the checkpoint and the packed int8 weights of
     linear layers empty: the engine then answers nonsense, and nothing says so.
     """
+    if vars(model).get(SUBSTITUTED):
+        return "vLLM cannot reload substituted experts in place"
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return ""
     names = {type(getattr(m, "quant_method", None)).__name__ for m in model.modules()}
     odd = sorted(n for n in names - {"NoneType"} if not n.endswith(tuple(REBUILT)))
     return f"vLLM cannot reload {', '.join(odd)} in place on a CPU" if odd else ""
+
+
+def unreadable(model: nn.Module) -> str:
+    """Why no checkpoint must be read into a model in place, or ''. Received tensors may be.
+
+    The layers that vLLM 0.23 wraps around others for LoRA adapters pass no checkpoint on to those.
+    Its reload takes every layer back to the form before loading, fails at the first wrapped one
+    (`KeyError: 'embed_tokens.weight'`), and the engine cannot answer any more.
+    """
+    for module in model.modules():
+        wraps = isinstance(getattr(module, "base_layer", None), nn.Module)
+        if wraps and not hasattr(module, "load_weights"):
+            kind = type(module).__name__
+            return f"this vLLM cannot read a checkpoint into a layer with adapters ({kind})"
+    return ""
 
 
 def beside(manifest: Manifest, device: torch.device) -> list[Named]:

@@ -15,8 +15,18 @@ OF_THE_PROCESS = (
     ("torch._dynamo.convert_frame", "_bytecode_hooks"),  # vLLM: TorchCompileWithNoGuardsWrapper
     ("vllm.model_executor.layers.rotary_embedding", "_ROPE_DICT"),
     ("vllm_ascend.eplb.adaptor.vllm_adaptor", "VllmEplbAdaptor._registered_moe_layers"),
+    ("vllm_ascend.ops.layer_shard_linear", "_series_dict"),
+    ("vllm_ascend.ops.layer_shard_linear", "_layer_external_dict"),
 )
 """Modules, and which dictionary or list in each of them knows the layers of models."""
+
+FIRST_ONE_STAYS = (
+    ("vllm_ascend.ops.rotary_embedding", "_cos_sin_cache"),
+    ("vllm_ascend.ops.rotary_embedding", "_cos_cache"),
+    ("vllm_ascend.ops.rotary_embedding", "_sin_cache"),
+)
+"""Modules, and which name in each of them is bound to a tensor of the first model, and to no later
+one's. A transfer may have written into that tensor. None means that there is no model yet."""
 
 Registry = dict[Any, Any] | list[Any]
 
@@ -27,6 +37,10 @@ class Traces:
     def __init__(self, vllm_config: VllmConfig) -> None:
         self._config = vllm_config
         self._before = {name: copy(registry) for name, registry in _registries(vllm_config)}
+        self._bound = {
+            (module, name): getattr(sys.modules.get(module), name, None)
+            for module, name in FIRST_ONE_STAYS
+        }
 
     def undo(self) -> None:
         """As if nothing had been built since."""
@@ -37,6 +51,9 @@ class Traces:
                 registry.update(before)
             else:
                 registry.extend(before)
+        for (module, name), value in self._bound.items():
+            if hasattr(sys.modules.get(module), name):
+                setattr(sys.modules[module], name, value)
 
 
 def _registries(vllm_config: VllmConfig) -> Iterator[tuple[str, Registry]]:

@@ -66,8 +66,9 @@ def _same_number(a: float | None, b: float) -> bool:
 class Witness:
     """Knows whether a model still uses the weights on offer. Safe from any thread.
 
-    `begin` when the offer is made, `settle` when the engine has taken its final shape. Between them
-    only the engine itself changes anything, and there is nothing to compare with yet.
+    `settle` when the engine has taken its final shape. Between the offer and that only the engine
+    itself changes anything, and there is nothing to compare with yet. All digests are computed in
+    the background then, not while the engine starts, or earlier when there is a need to `wait`.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Witness:
         self._begun = object()
         self._follow()
 
+    @inventory.uncollected()
     def settle(self) -> None:
         """Note where everything is: from now on any change is one of the weights on offer."""
         model = self._model()
@@ -183,6 +185,8 @@ class Witness:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it is known what the kernels hold."""
+        if self._thread is None and not self._complete.is_set():
+            self.begin()  # the engine is not settled yet
         return self._complete.wait(timeout_s) and not self._error
 
     # -- comparing -------------------------------------------------------------------------------

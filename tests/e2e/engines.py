@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import random
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,27 +29,35 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # asking for log-probabilities compiles a function for 3 s
 }
 
-NAMED_PORTS = range(10_000, 30_000)
-"""Below those that Linux gives to whoever asks for any, as an engine does dozens of times."""
-
 BOUND = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 """Two ranks, two cores."""
 
 MEDIA = Path(__file__).parents[2] / ".cache" / "media"
 """Where `requirements/media.txt` is installed: beside the environment, not in it."""
 
-NOT_IN_OLDEST = pytest.mark.skipif(
-    version("vllm-cpu").startswith("0.28."),
-    reason="vLLM 0.28 has no latent attention on a CPU, and no reset_weights",
+RELEASE = tuple(int(part) for part in version("vllm-cpu").split(".")[:2])
+"""The vLLM that runs these tests."""
+
+
+def lacking(last: tuple[int, int], what: str) -> pytest.MarkDecorator:
+    """Skip a test on vLLM up to the release `last`, whose CPU build lacks what the test needs."""
+    reason = f"vLLM {'.'.join(map(str, RELEASE))} for the CPU has no {what}"
+    return pytest.mark.skipif(last >= RELEASE, reason=reason)
+
+
+NEEDS_LATENT_ATTENTION = lacking((0, 28), "latent attention")
+NEEDS_RESET = lacking((0, 30), "reset_weights")
+NEEDS_ONLINE = lacking((0, 23), "quantization while loading (fp8_per_channel)")
+NEEDS_OPEN = lacking((0, 23), "way to keep oneDNN from packing linear layers")
+NEEDS_STAGES = lacking((0, 23), "profiling run of a pipeline stage")
+NEEDS_DRAFTS = pytest.mark.skipif(
+    RELEASE == (0, 30),
+    reason="vLLM 0.30 for the CPU cannot draft: it calls its stand-ins for Triton kernels wrongly",
 )
-
-
-def free_port() -> int:
-    """A port on which nobody listens, and which the kernel gives to nobody who asks for any."""
-    while True:
-        port = random.choice(NAMED_PORTS)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+NEEDS_ADAPTED_RELOAD = lacking((0, 23), "reload of a checkpoint into layers with adapters")
+NEEDS_NO_ADAPTED_RELOAD = pytest.mark.skipif(
+    RELEASE > (0, 23), reason="this vLLM can reload a checkpoint into layers with adapters"
+)
 
 
 class Engine(parity.Engine):

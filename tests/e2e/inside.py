@@ -68,14 +68,19 @@ class FromFile(WeightTransferEngine):  # type: ignore[misc]
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: Chunk) -> None:
-        self.model.load_weights(load_file(update_info.file).items())
+    def receive_weights(self, update_info: Chunk, load_weights: Any = None) -> None:
+        load = load_weights or self.model.load_weights  # 0.23 begins and ends a reload itself
+        load(load_file(update_info.file).items())
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         pass
+
+    @staticmethod
+    def trainer_send_weights(*given: Any) -> None:
+        """What a trainer calls; vLLM 0.23 demands it."""
 
 
 WeightTransferEngineFactory.register_engine("file", FromFile)

@@ -24,7 +24,13 @@ from tests.e2e.asking import (
     sources,
     written,
 )
-from tests.e2e.engines import NOT_IN_OLDEST, Engine, Nursery
+from tests.e2e.engines import (
+    NEEDS_ADAPTED_RELOAD,
+    NEEDS_NO_ADAPTED_RELOAD,
+    NEEDS_RESET,
+    Engine,
+    Nursery,
+)
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import HIDDEN, LAYERS
 from tests.e2e.zoo.quantized import quantized_llama
@@ -84,7 +90,7 @@ def next_client(nursery: Nursery, model: Model, at: list[str]) -> Any:
         return client.generate()
 
 
-@NOT_IN_OLDEST
+@NEEDS_RESET
 def test_a_server_offers_what_its_weights_are_now(
     nursery: Nursery, models: Any, serves: tuple[Engine, list[str]], tokens: Any
 ) -> None:
@@ -131,7 +137,7 @@ def test_a_client_reloads_from_its_source(
         assert offers(client) == 3
 
 
-@NOT_IN_OLDEST
+@NEEDS_RESET
 def test_a_client_reloads_from_disk_when_its_source_is_gone(
     nursery: Nursery, models: Any, serves: tuple[Engine, list[str]], tokens: Any
 ) -> None:
@@ -153,8 +159,11 @@ def test_a_client_reloads_from_disk_when_its_source_is_gone(
 
 @pytest.mark.parametrize(
     ("ranks", "options"),
-    [(2, {}), (1, {"dtype": "float32"}), (1, ADAPTED)],
-    ids=["TP 2", "float32", "LoRA enabled"],
+    [
+        pytest.param(2, {}, id="TP 2"),
+        pytest.param(1, {"dtype": "float32"}, id="float32"),
+        pytest.param(1, ADAPTED, id="LoRA enabled", marks=NEEDS_ADAPTED_RELOAD),
+    ],
 )
 def test_layers_of_every_kind_take_their_weights_again(
     nursery: Nursery, models: Any, tmp_path: Path, ranks: int, options: Any
@@ -218,6 +227,7 @@ def adapter(folder: Path) -> Path:
     return folder
 
 
+@NEEDS_ADAPTED_RELOAD
 def test_an_adapter_on_the_server_is_not_in_what_it_offers(
     nursery: Nursery, models: Any, tokens: Any, tmp_path: Path
 ) -> None:
@@ -228,6 +238,26 @@ def test_an_adapter_on_the_server_is_not_in_what_it_offers(
         assert server.generate() == next_client(nursery, one, at) == tokens[0]
         server.rpc("reload_weights", weights_path=str(two.full))
         assert server.generate() == next_client(nursery, one, at) == tokens[1]
+
+
+@NEEDS_NO_ADAPTED_RELOAD
+def test_layers_with_adapters_take_their_weights_again_from_a_source_alone(
+    nursery: Nursery, models: Any, tokens: Any, tmp_path: Path
+) -> None:
+    """A checkpoint is refused before vLLM begins, and both engines answer as before."""
+    one, two = models
+    with (
+        serving(nursery, one.full, tmp_path, **ADAPTED) as (server, at),
+        nursery.engine(one.bare, only(at), **ADAPTED) as client,
+    ):
+        for engine in (server, client):
+            with pytest.raises(EngineError, match=r"NotImplementedError: this vLLM cannot read"):
+                engine.rpc("reload_weights", weights_path=str(two.full))
+            assert engine.generate() == tokens[0]
+        assert eventually(lambda: offers(server) == offers(client) == 2)
+        client.rpc("reload_weights", weights_path=str(one.bare))
+        assert received(client) == 2
+        assert client.generate() == next_client(nursery, one, at) == tokens[0]
 
 
 def test_nothing_is_offered_in_sleep(

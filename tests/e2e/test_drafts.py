@@ -21,11 +21,18 @@ from tests.e2e.asking import (
     sources,
     written,
 )
-from tests.e2e.engines import NOT_IN_OLDEST, Engine, Nursery, free_port
+from tests.e2e.engines import (
+    NEEDS_DRAFTS,
+    NEEDS_LATENT_ATTENTION,
+    NEEDS_STAGES,
+    Engine,
+    Nursery,
+)
 from tests.e2e.zoo import dense, drafts
+from tests.ports import free_port
 from tests.unit.io.relay import Fault, Relay
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, NEEDS_DRAFTS, pytest.mark.timeout(300)]
 
 DRAFT, TARGET = "netloader.role=draft", "netloader.role=target"
 
@@ -99,7 +106,7 @@ def test_eagle_from_a_free_port(nursery: Nursery, eagle: Duo, server: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "method", ["draft_model", "eagle3", pytest.param("mtp", marks=NOT_IN_OLDEST)]
+    "method", ["draft_model", "eagle3", pytest.param("mtp", marks=NEEDS_LATENT_ATTENTION)]
 )
 def test_both_roles_from_the_port_that_was_asked_for(
     nursery: Nursery, tmp_path: Path, method: str
@@ -164,6 +171,7 @@ def test_each_rank_drafts_with_its_own_share(nursery: Nursery, eagle: Duo, tmp_p
         assert accepted(client)[1] > 0
 
 
+@NEEDS_STAGES
 def test_only_the_last_stage_asks_for_a_draft(nursery: Nursery, tmp_path: Path) -> None:
     """It loads; vLLM cuts the draft itself into stages, so that its forward fails.
 

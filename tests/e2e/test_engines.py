@@ -9,7 +9,8 @@ import torch
 
 from netloader.vllm_plugin.parity.engine import EngineError
 from tests.e2e import zoo
-from tests.e2e.engines import Engine, Nursery, free_port
+from tests.e2e.engines import Engine, Nursery
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

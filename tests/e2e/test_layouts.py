@@ -10,7 +10,7 @@ import torch
 
 from netloader.config import Endpoint
 from netloader.vllm_plugin.parity.engine import EngineError
-from tests.e2e.engines import NOT_IN_OLDEST, Engine, Nursery
+from tests.e2e.engines import NEEDS_LATENT_ATTENTION, NEEDS_ONLINE, NEEDS_OPEN, Engine, Nursery
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import Config, write
 from tests.e2e.zoo.quantized import quantized_llama
@@ -59,7 +59,10 @@ def garbled(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"SOURCE": [{"device_id": 0, "sources": sources}], "LANES": 1}
 
 
-@pytest.mark.parametrize("name", ["mixtral", pytest.param("deepseek_v2", marks=NOT_IN_OLDEST)])
+@NEEDS_OPEN
+@pytest.mark.parametrize(
+    "name", ["mixtral", pytest.param("deepseek_v2", marks=NEEDS_LATENT_ATTENTION)]
+)
 def test_processed_tensors_are_received_in_place_and_served_on(
     nursery: Nursery, tmp_path: Path, name: str
 ) -> None:
@@ -80,6 +83,7 @@ def test_processed_tensors_are_received_in_place_and_served_on(
                 assert grandchild.generate() == expected
 
 
+@NEEDS_OPEN
 def test_processed_takes_over_where_originals_are_not_kept_and_nothing_is_hidden(
     nursery: Nursery, tmp_path: Path
 ) -> None:
@@ -117,8 +121,8 @@ def test_what_kernels_hide_is_not_offered(
 @pytest.mark.parametrize(
     ("extra", "options"),
     [
-        ({"LAYOUT": "processed"}, {"environment": OPEN}),
-        ({}, {"quantization": "fp8_per_channel"}),
+        pytest.param({"LAYOUT": "processed"}, {"environment": OPEN}, marks=NEEDS_OPEN),
+        pytest.param({}, {"quantization": "fp8_per_channel"}, marks=NEEDS_ONLINE),
     ],
     ids=["processed", "quantized while loading"],
 )

@@ -28,8 +28,9 @@ from tests.e2e.asking import (
     serving,
     sources,
 )
-from tests.e2e.engines import START_S, Nursery, free_port
+from tests.e2e.engines import START_S, Nursery
 from tests.e2e.zoo import dense, experts
+from tests.ports import free_port
 from tests.unit.io.helpers import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

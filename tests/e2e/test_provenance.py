@@ -17,8 +17,9 @@ from torch import Tensor
 from netloader.vllm_plugin.parity.engine import EngineError
 from netloader.vllm_plugin.parity.rows import Held
 from tests.e2e import zoo
-from tests.e2e.engines import Engine, Nursery, free_port
+from tests.e2e.engines import Engine, Nursery
 from tests.e2e.zoo import dense
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

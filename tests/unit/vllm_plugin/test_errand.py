@@ -229,7 +229,7 @@ def written(holder: Any) -> None:
         if isinstance(value, SimpleNamespace):
             written(value)
         elif name not in ADOPTED:
-            setattr(holder, name, f"{value} written")
+            setattr(holder, name, value + 1 if type(value) is int else f"{value} written")
 
 
 @pytest.mark.parametrize("role", [TARGET, DRAFT])

@@ -6,7 +6,7 @@ from torch import nn
 
 from netloader.vllm_plugin import fence, warmup
 from tests.unit.io.helpers import eventually
-from tests.unit.vllm_plugin.helpers import Model, receive, serve
+from tests.unit.vllm_plugin.helpers import Model, receive, refusal, serve
 from tests.unit.vllm_plugin.test_fence import METHODS, PATIENCE_S, ask, method_of, worker_of
 
 pytestmark = pytest.mark.usefixtures("worker_process")
@@ -61,3 +61,13 @@ def test_offers_on_a_device_are_made_when_the_worker_has_warmed_up(
     assert worker.compile_or_warm_up_model() == f"{warmup.METHOD} is done"
 
     assert offered == [model]
+
+
+@pytest.mark.parametrize("name", ["destroy_worker_extension", "shutdown"])
+def test_a_worker_that_ends_offers_nothing_from_then_on(name: str) -> None:
+    """It may free what clients read, or destroy what they read it with."""
+    model, worker, answers = Model(1), worker_of(name), list[tuple[str, str]]()
+    serve(model)
+    worker.act = ask(answers)
+    assert getattr(worker, name)() == f"{name} is done"
+    assert [*answers, refusal()] == [("not_serving", "the instance shuts down")] * 2

@@ -115,6 +115,40 @@ def test_an_in_place_reload_that_the_fallback_cannot_do_raises(
         list(loader.get_all_weights(config.model_config, Sink()))
 
 
+class WithoutLoad(nn.Module):
+    """A layer for adapters around another, as in vLLM 0.23."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(1, 1)
+
+
+class WithLoad(WithoutLoad):
+    """The same in later releases."""
+
+    def load_weights(self, weights: Any) -> None:
+        raise AssertionError("what the reload does with it is vLLM's affair")
+
+
+@pytest.mark.parametrize("layer", [WithLoad(), WithoutLoad()], ids=["0.28", "0.23"])
+def test_a_checkpoint_is_not_read_into_layers_that_would_not_pass_it_on(
+    tmp_path: Path, layer: WithoutLoad
+) -> None:
+    """vLLM has not begun with its reload yet: what is refused here costs the engine nothing."""
+    tensors = zoo.llama_tensors(1, torch.bfloat16)
+    config = config_of(zoo.write(tmp_path / "m", zoo.llama_config(), tensors))
+    loader = get_model_loader(load_config())
+    model = Sink()
+    model.adapted = layer
+    with set_current_vllm_config(config):
+        if isinstance(layer, WithLoad):
+            named = loader.get_all_weights(config.model_config, model)
+            assert {name for name, _ in named} == set(tensors)
+        else:
+            with pytest.raises(NotImplementedError, match=r"with adapters \(WithoutLoad\)"):
+                loader.get_all_weights(config.model_config, model)
+
+
 # -- a source that breaks, a source that delivers ------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import vllm
 from vllm.model_executor.layers import rotary_embedding
 
 from netloader.vllm_plugin.traces import Traces
@@ -63,6 +64,9 @@ print(json.dumps({"alive": alive, "parts": len(parts)}))
 """
 
 
+@pytest.mark.skipif(
+    not any(Path(vllm.__file__).parent.glob("_C*.so")), reason="this vLLM comes without its kernels"
+)
 @pytest.mark.parametrize(
     "recipe", [dense.llama(), experts.deepseek_v2()], ids=["llama", "deepseek"]
 )
@@ -133,3 +137,36 @@ def test_so_do_those_of_a_module_that_was_imported_for_the_model(
     traces.undo()
 
     assert registered == []
+
+
+def rotary_tables(monkeypatch: pytest.MonkeyPatch, table: object) -> Any:
+    """vllm-ascend's module that keeps the rotary tables of the first model, just imported."""
+    module: Any = ModuleType("rotary_embedding")
+    module._cos_sin_cache = module._cos_cache = module._sin_cache = table
+    monkeypatch.setitem(sys.modules, "vllm_ascend.ops.rotary_embedding", module)
+    return module
+
+
+def test_the_next_model_has_rotary_tables_of_its_own(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vllm-ascend keeps the first ones it gets, which a broken transfer may have overwritten."""
+    traces = Traces(config)
+    module = rotary_tables(monkeypatch, object())
+
+    traces.undo()
+
+    assert [module._cos_sin_cache, module._cos_cache, module._sin_cache] == [None] * 3
+
+
+def test_rotary_tables_of_an_earlier_model_stay(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = object()
+    module = rotary_tables(monkeypatch, theirs)
+    traces = Traces(config)
+    module._cos_cache = object()
+
+    traces.undo()
+
+    assert module._cos_cache is theirs

@@ -7,9 +7,11 @@ and raises from `wait` what it failed with.
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from netloader.io import transports
 from netloader.io.transports.backends import BACKENDS, failure
 
 SOON_S = 10.0
@@ -87,3 +89,10 @@ def test_a_failure_without_a_text_is_still_a_failure() -> None:
 
 def test_what_a_work_says_of_its_failure_is_passed_on() -> None:
     assert failure(Work(GONE)) == GONE
+
+
+def test_no_other_code_asks_a_work_for_its_exception() -> None:
+    """Only `failure` knows that some torches cannot answer; what asks elsewhere fails on those."""
+    sources = {path.name: path.read_text() for path in Path(transports.__path__[0]).glob("*.py")}
+    asking = {name: text.count(".exception()") for name, text in sources.items()}
+    assert {name: count for name, count in asking.items() if count} == {"backends.py": 1}

@@ -1,0 +1,43 @@
+"""Weights in the forms in which vllm-ascend keeps them, from a server to a client without files."""
+
+import pytest
+
+from tests.ascend.cast import Cast, Wish, paired
+
+PROCESSED = {"LAYOUT": "processed"}
+RAW = {"LAYOUT": "raw", "WEIGHT_CACHE": "dram"}
+"""The originals of what is replaced after loading: with 0.30, scales are, too."""
+
+PAIRS = {
+    "bf16, raw": Wish("llama"),
+    "bf16, processed": Wish("llama", PROCESSED),
+    "bf16, weight_nz_mode 2, processed": Wish(
+        "llama", PROCESSED, {"additional_config": {"weight_nz_mode": 2}}
+    ),
+    "bf16, weight_nz_mode 2, raw": Wish("llama", RAW, {"additional_config": {"weight_nz_mode": 2}}),
+    "W8A8 static and dynamic, processed": Wish("llama-w8a8", PROCESSED),
+    "W8A8, raw, INT8_CACHE dram": Wish("llama-w8a8", {**RAW, "INT8_CACHE": "dram"}),
+    "W8A8, raw, INT8_CACHE hbm": Wish("llama-w8a8", {**RAW, "INT8_CACHE": "hbm"}),
+    "MoE bf16": Wish("moe"),
+    "MoE W8A8, processed": Wish("moe-w8a8", PROCESSED),
+    "MoE W4A8, processed": Wish("moe-w4a8", PROCESSED),
+    "MLA and MoE bf16 (DeepSeek-V2), processed": Wish("deepseek-v2", PROCESSED),
+    "MLA and MoE W8A8 (DeepSeek-V3), processed": Wish("deepseek-v3-w8a8", PROCESSED),
+}
+
+
+@pytest.mark.parametrize("wish", PAIRS.values(), ids=PAIRS.keys())
+def test_pair(cast: Cast, wish: Wish) -> None:
+    """All tensors of server and client are equal."""
+    server, client = paired(cast, wish)
+    assert client.said("netloader.loader.received")
+    assert server.said("netloader.transport=hccl")
+
+
+def test_originals_are_gone(cast: Cast) -> None:
+    """W8A8, raw, without INT8_CACHE: refused, with the remedy."""
+    server = cast.server(Wish("llama-w8a8", {"LAYOUT": "raw"}))
+    server.actor.tell("offer")
+    line = server.actor.await_line("netloader.server.refused")
+    assert "set INT8_CACHE to dram" in line
+    assert not server.actor.said("netloader.server.offered")
