@@ -106,10 +106,10 @@ class ClientOptions:
         check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         check_type("report", self.report, Callable, "give a callable that takes two integers")
-        if not callable(getattr(self.cancel, "is_set", lambda: None)):
-            check_type("cancel", self.cancel, type(None), "give a threading.Event")
+        check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
         if self.timeout_s is not None:
             check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)
+        check_type("silent", self.silent, tuple | list, "give what `survey` returned")
         for i, attempt in enumerate(self.silent):
             check_type(f"silent[{i}]", attempt, Attempt, "give what `survey` returned")
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")

@@ -5,7 +5,7 @@ A caller may cancel, or limit the time of the whole call. Both become a `StopReq
 
 import math
 import threading
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from netloader.fsm.events import StopRequested
 from netloader.fsm.reasons import Reason
@@ -18,6 +18,7 @@ GOODBYE_S = 0.25
 """How long a stopped session waits for its peer to take the refusal and close the connection."""
 
 
+@runtime_checkable
 class CancelToken(Protocol):
     """Tells whether a call shall end: `threading.Event` is one. May be asked from any thread."""
 

@@ -78,8 +78,9 @@ def in_thread(*call: Any) -> threading.Thread:
 
 
 def test_a_callback_may_look_at_what_is_verified() -> None:
-    seen: list[int] = []
-    ledger, intake, source = intake_of(lambda *_: seen.append(len(ledger.progress.verified)))
+    seen, ledgers = list[int](), list[Ledger]()
+    ledger, intake, source = intake_of(lambda *_: seen.append(len(ledgers[0].progress.verified)))
+    ledgers.append(ledger)
     receiving = in_thread(deliver, intake, source, 0)
     receiving.join(SOON_S)
 
