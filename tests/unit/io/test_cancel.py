@@ -192,19 +192,26 @@ def test_after_the_offer_and_after_the_request(point: type) -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "gloo"])
-def test_in_a_transfer_after_which_the_model_can_be_filled(transport: str) -> None:
+def test_in_a_transfer_after_which_the_model_can_be_filled(
+    transport: str, captured: list[dict[str, Any]]
+) -> None:
     source, target, token = model(1), model(2), Token()
 
+    def stopped() -> bool:
+        return any(line.get("netloader.state.to") == "fallback" for line in captured)
+
     def first(done: int, total: int) -> None:
-        assert done <= total
-        token.set()
+        if not token.is_set():  # what is left would otherwise arrive before the token is seen
+            token.set()
+            assert done < total
+            assert eventually(stopped)
 
     with serving(source) as server:
         options = patient(token, transport, report=first, lanes=1)
         outcome = fill(target, [sealed(server).endpoint], IDENTITY, options)
         token.check(outcome)
         assert outcome.weights_dirty
-        assert 0 < outcome.nbytes < 8 * MIB
+        assert outcome.nbytes > 0
         assert [a.reason for a in outcome.attempts] == [Reason.STOPPED]
         again = patient(None, transport)
         assert fill(target, [server.endpoint], IDENTITY, again).ok
