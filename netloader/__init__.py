@@ -8,8 +8,8 @@ only looks whether netloader is there does not pay for torch. `netloader.io` has
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as type checkers know it; `typing` is most of what the import would cost
 if TYPE_CHECKING:
     from netloader import errors
     from netloader.config import Deadlines, Endpoint, Secret
@@ -69,16 +69,18 @@ _WHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used (PEP 562)."""
-    if name == "errors":
-        return importlib.import_module("netloader.errors")
-    for module, names in _WHERE.items():
-        if name in names:
-            value = getattr(importlib.import_module(module), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # with it, type checkers would accept any name
+
+    def __getattr__(name: str) -> object:
+        """Load a public name when it is first used (PEP 562)."""
+        if name == "errors":
+            return importlib.import_module("netloader.errors")
+        for module, names in _WHERE.items():
+            if name in names:
+                value = getattr(importlib.import_module(module), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
