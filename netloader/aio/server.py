@@ -118,7 +118,7 @@ async def serve(
     Arguments, behaviour and errors are those of `netloader.io.serve`. Connections are served by the
     loop; only long work has threads: looking at the model, digests, sending weights.
     """
-    prepared = await asyncio.to_thread(prepare, model, identity, options or ServerOptions())
+    prepared = await asyncio.to_thread(prepare, model, identity, host, port, options)
     chosen = prepared.options
     listener = AsyncioListener(bind(host, port), prepared.shelf, chosen.deadlines, chosen.logger)
     return Server(prepared.served(listener), listener)
