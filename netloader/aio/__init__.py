@@ -3,6 +3,7 @@
 The arguments and results are those of `netloader.io.serve` and `netloader.io.fill`.
 """
 
+from netloader.aio.client import fill
 from netloader.aio.server import Server, serve
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "fill", "serve"]

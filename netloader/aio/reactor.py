@@ -74,6 +74,7 @@ class AsyncioReactor(Reactor):
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something makes a condition true that happens in this reactor."""
+        self._arm()
         if condition():
             return
         waiting = (condition, self._loop.create_future())

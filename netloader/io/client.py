@@ -7,7 +7,7 @@ outcome is FALLBACK with the whole history.
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -33,7 +33,7 @@ from netloader.fsm.server import MAX_LANES
 from netloader.fsm.states import State
 from netloader.io.arguments import check_transports, identity_of, sources_of, weights_of
 from netloader.io.clock import monotonic
-from netloader.io.conversation import converse, verdict_of
+from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.cores import cores
 from netloader.io.crew import ClientCrew, IdleCrew
 from netloader.io.dialing import Dialer
@@ -177,6 +177,20 @@ def fill(
             memory that cannot be written.
         UnsafeError: an aborted transfer did not end; the tensors must not be used.
     """
+    return prepare(model, sources, identity, options).run()
+
+
+def prepare(
+    model: nn.Module | Weights,
+    sources: Sequence[Endpoint | str] | Endpoint | str,
+    identity: Mapping[str, str] | Identity,
+    options: ClientOptions | None,
+) -> "Filling":
+    """Look at a model that is to be filled. Arguments are those of `fill`.
+
+    Raises:
+        TypeError, ValueError, WeightsError: as `fill`.
+    """
     check_type("options", options, ClientOptions | None, "give a netloader.ClientOptions")
     options = options or ClientOptions()
     stop = Stop(options.cancel, options.timeout_s)
@@ -198,7 +212,7 @@ def fill(
         token=options.token,
     )
     ledger = Ledger(weights, harmless(options.report, options.logger))
-    return _Filling(ledger, wish, options, stop).run(endpoints)
+    return Filling(ledger, wish, options, stop, endpoints)
 
 
 def harmless(report: Report, logger: Logger) -> Report:
@@ -216,28 +230,51 @@ def harmless(report: Report, logger: Logger) -> Report:
     return call
 
 
-class _Filling:
-    """One call of `fill`."""
+class Filling:
+    """One call of `fill`, for any driver."""
 
-    def __init__(self, ledger: Ledger, wish: Wish, options: ClientOptions, stop: Stop) -> None:
-        self._stop = stop
+    def __init__(
+        self,
+        ledger: Ledger,
+        wish: Wish,
+        options: ClientOptions,
+        stop: Stop,
+        endpoints: Sequence[Endpoint],
+    ) -> None:
+        self.stop = stop
+        self._endpoints = endpoints
         self._ledger = ledger
         self._wish = wish
         self._options = options
         self._attempts = [*options.silent]
         self._dirty = False
 
-    def run(self, endpoints: Sequence[Endpoint]) -> Outcome:
+    def run(self) -> Outcome:
+        """Do all of it on this thread."""
+        steps = self.steps()
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            if isinstance(step, Conversation):
+                converse(step)
+            else:
+                self.stop.pause(step)
+
+    def steps(self) -> Generator[Conversation | float, None, Outcome]:
+        """What is to be done, one after the other: a session to be had, seconds to be waited."""
         patience = monotonic() + self._options.deadlines.queue_s
         silent = {attempt.source for attempt in self._attempts}
-        round_ = [endpoint for endpoint in endpoints if endpoint not in silent]
+        round_ = [endpoint for endpoint in self._endpoints if endpoint not in silent]
         while round_:
             again: list[Endpoint] = []
             pause = MAX_RETRY_AFTER_S
             for endpoint in round_:
-                if self._stop.request() is not None:
+                if self.stop.request() is not None:
                     break
-                verdict = self._ask(endpoint)
+                verdict = yield from self._ask(endpoint)
                 if verdict.state is State.DONE:
                     return self._outcome(State.DONE, Reason.VERIFIED)
                 if verdict.reason in RETRYABLE:
@@ -247,11 +284,12 @@ class _Filling:
             if not again or left <= 0:
                 break
             round_ = again
-            self._wait(min(pause, left), again)
-        stopped = self._stop.request()
+            self._say_waiting(min(pause, left), again)
+            yield min(pause, left)
+        stopped = self.stop.request()
         return self._outcome(State.FALLBACK, stopped.reason if stopped else Reason.NO_SOURCE)
 
-    def _ask(self, endpoint: Endpoint) -> Verdict:
+    def _ask(self, endpoint: Endpoint) -> Generator[Conversation, None, Verdict]:
         number = len(self._attempts) + 1
         fields = {"netloader.source.attempt": number}
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
@@ -262,20 +300,20 @@ class _Filling:
         crew = ClientCrew(self._ledger, wish.lanes, dialer.dial, deadlines.stall_s)
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
-        session = converse(dialer, wish, crew, observer, deadlines, self._stop)
-        verdict = verdict_of(session)
+        conversation = Conversation(dialer, wish, crew, observer, deadlines, self.stop)
+        yield conversation
+        verdict = verdict_of(conversation.session)
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
         self._attempts.append(_attempt(endpoint, verdict, moved, observer))
         return verdict
 
-    def _wait(self, seconds: float, endpoints: Sequence[Endpoint]) -> None:
+    def _say_waiting(self, seconds: float, endpoints: Sequence[Endpoint]) -> None:
         fields = {
             "netloader.sources": ", ".join(map(str, endpoints)),
             "netloader.wait_s": round(seconds, 3),
         }
         emit(self._options.logger, "netloader.source.waiting", fields)
-        self._stop.pause(seconds)
 
     def _outcome(self, state: State, reason: Reason) -> Outcome:
         return Outcome(
@@ -314,7 +352,9 @@ def survey(sources: Sequence[Endpoint], identity: Identity, options: ClientOptio
     for number, endpoint in enumerate(sources):
         observer = Observer(options.logger, endpoint, {"netloader.source.attempt": number + 1})
         dialer = Dialer(endpoint, options.deadlines.connect_s)
-        session = converse(dialer, wish, IdleCrew(), observer, options.deadlines, stop)
+        conversation = Conversation(dialer, wish, IdleCrew(), observer, options.deadlines, stop)
+        converse(conversation)
+        session = conversation.session
         verdict = verdict_of(session)
         if session.description is not None and verdict.state is State.DONE:
             tried, untried = sources[:number], sources[number + 1 :]

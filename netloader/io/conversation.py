@@ -2,10 +2,9 @@
 
 import contextlib
 import secrets
+import socket
 import threading
 from collections import deque
-from collections.abc import Callable
-from socket import socket
 
 from netloader.config import Deadlines
 from netloader.errors import UnsafeError
@@ -17,7 +16,7 @@ from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.crew import Crew
 from netloader.io.dialing import Dialer
-from netloader.io.driver import Link, Loop
+from netloader.io.driver import Link, Loop, Reactor
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
 from netloader.io.reserve import EXHAUSTED
@@ -29,52 +28,112 @@ STOP_S = 10.0
 wait there is: sockets take milliseconds, but gloo is not always woken when its peer was killed."""
 
 
-def converse(
-    dialer: Dialer, wish: Wish, crew: Crew, observer: Observer, deadlines: Deadlines, stop: Stop
-) -> ClientSession:
+class Conversation:
+    """One session of a client, and all that it needs; not begun yet.
+
+    `stop` may end it early. Some driver has to `converse` it; afterwards `session` has the verdict.
+    """
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        wish: Wish,
+        crew: Crew,
+        observer: Observer,
+        deadlines: Deadlines,
+        stop: Stop,
+    ) -> None:
+        self.session = ClientSession(wish, deadlines, secrets.token_hex(16), monotonic())
+        self.dialer = dialer
+        self.crew = crew
+        self.observer = observer
+        self.stop = stop
+
+    def begin(self, loop: Reactor) -> "Dialled":
+        """Connect, in a loop that then carries the session."""
+        link = Link(loop, Connection(self.session, self.observer.saw), self.crew, self.observer)
+        loop.members.add(StopWatch(self.stop, link))
+        return Dialled(self.dialer, loop, link)
+
+    def join(self) -> None:
+        """Wait until the session's work has ended, once its link is closed. Blocks.
+
+        Raises:
+            UnsafeError: the transfer was aborted and did not end.
+        """
+        if not self.crew.join(self.session.deadlines.stall_s + STOP_S):
+            raise UnsafeError("an aborted transfer is still running; the tensors must not be used")
+
+
+class Dialled:
+    """A link whose connection is made on a thread.
+
+    A name look-up has no time-out of its own, so it must not hold up the session's clock.
+    """
+
+    def __init__(self, dialer: Dialer, loop: Reactor, link: Link) -> None:
+        self.link = link
+        self._dialer = dialer
+        self._loop = loop
+        self._made = deque[socket.socket]()
+        """The connection, until the link has it; there is none any more when it comes too late."""
+        try:
+            threading.Thread(target=self._dial, name="netloader-dial", daemon=True).start()
+        except RuntimeError as error:  # the process may have no more threads
+            link.connect_failed(f"this side: {error}; raise pids.max")
+
+    def close(self) -> None:
+        """Close the link, and the connection if it comes too late."""
+        self.link.close()
+        self._dialer.stop()
+        self._close_made()
+
+    def _dial(self) -> None:
+        try:
+            sock = self._dialer.dial()
+        except OSError as error:
+            detail = error.strerror or type(error).__name__
+            if error.errno in EXHAUSTED:
+                detail = f"this side: {detail}; raise ulimit -n"
+            self._loop.post(lambda: self.link.connect_failed(detail))
+        else:
+            self._made.append(sock)
+            self._loop.post(self._connected)
+            if self.link.closed:  # too late: the loop may have ended
+                self._close_made()
+
+    def _connected(self) -> None:
+        with contextlib.suppress(IndexError):
+            self.link.connected(self._made.popleft())
+
+    def _close_made(self) -> None:
+        """Close what is there; two threads may do so at once."""
+        with contextlib.suppress(IndexError):
+            while True:
+                INHERITANCE.close(self._made.popleft())
+
+
+def converse(conversation: Conversation) -> None:
     """Run one session from connect to verdict on this thread.
 
     Raises:
         UnsafeError: the transfer was aborted and did not end.
     """
-    session = ClientSession(wish, deadlines, secrets.token_hex(16), monotonic())
     try:
         loop = Loop()
     except OSError as error:  # out of file descriptors
-        _cannot_connect(session, observer, f"this side: {error.strerror}; raise ulimit -n")
-        return session
-    link = Link(loop, Connection(session, observer.saw), crew, observer)
-    loop.members.add(StopWatch(stop, link))
-    made: deque[socket] = deque()
-    """The connection, until the link has it; there is none any more when it comes too late."""
-
-    def dial() -> None:
-        try:
-            sock = dialer.dial()
-        except OSError as error:
-            detail = error.strerror or type(error).__name__
-            if error.errno in EXHAUSTED:
-                detail = f"this side: {detail}; raise ulimit -n"
-            loop.post(lambda: link.connect_failed(detail))
-        else:
-            made.append(sock)
-            loop.post(lambda: link.connected(made.popleft()))
-            if link.closed:  # too late: this loop has ended
-                _close(made)
-
-    # A name look-up has no time-out of its own, so dialling must not hold up the session's clock.
+        detail = f"this side: {error.strerror}; raise ulimit -n"
+        _cannot_connect(conversation.session, conversation.observer, detail)
+        return
+    dialled = conversation.begin(loop)
     try:
-        _start_thread(dial, link)
-        loop.run(lambda: link.closed)
+        loop.run(lambda: dialled.link.closed)
     finally:
-        link.close()
-        dialer.stop()
-        _close(made)
-        stopped = crew.join(deadlines.stall_s + STOP_S)
-        loop.close()
-    if not stopped:
-        raise UnsafeError("an aborted transfer is still running; the tensors must not be used")
-    return session
+        dialled.close()
+        try:
+            conversation.join()
+        finally:
+            loop.close()
 
 
 def verdict_of(session: ClientSession) -> Verdict:
@@ -82,20 +141,6 @@ def verdict_of(session: ClientSession) -> Verdict:
     if session.verdict is not None:
         return session.verdict
     return Verdict(State.FALLBACK, Reason.STOPPED, "internal error", session.touched)
-
-
-def _close(made: deque[socket]) -> None:
-    """Close what is there; two threads may do so at once."""
-    with contextlib.suppress(IndexError):
-        while True:
-            INHERITANCE.close(made.popleft())
-
-
-def _start_thread(dial: Callable[[], None], link: Link) -> None:
-    try:
-        threading.Thread(target=dial, name="netloader-dial", daemon=True).start()
-    except RuntimeError as error:  # the process may have no more threads
-        link.connect_failed(f"this side: {error}; raise pids.max")
 
 
 def _cannot_connect(session: ClientSession, observer: Observer, detail: str) -> None:

@@ -29,13 +29,14 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_sharing.py",
         "tests/unit/io/test_memory.py",
     ),
+    "L4 asyncio": ("tests/unit/aio", "tests/unit/io/test_driver.py"),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/test_witness.py",
         "tests/unit/vllm_plugin/test_goods.py",
         "tests/unit/vllm_plugin/test_vigil.py",
     ),
 }
-L0, L1, L2, L3, L4, SERVED, L5 = LAYERS
+L0, L1, L2, L3, L4, SERVED, AIO, L5 = LAYERS
 
 
 class Mutant(NamedTuple):

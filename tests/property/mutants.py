@@ -264,6 +264,7 @@ COPIED: Final = (
     "tests/property",
     "tests/unit/fsm",
     "tests/unit/wire",
+    "tests/unit/aio",
     "tests/unit/io",
     "tests/unit/vllm_plugin",
 )

@@ -2,12 +2,14 @@
 
 from typing import Final
 
-from tests.property.layers import L3, L4, Mutant
+from tests.property.layers import AIO, L3, L4, Mutant
 
 FRAMES: Final = "netloader/wire/frames.py"
 CONNECTION: Final = "netloader/wire/connection.py"
 ACCEPTOR: Final = "netloader/wire/acceptor.py"
 DRIVER: Final = "netloader/io/driver.py"
+AIO_CLIENT: Final = "netloader/aio/client.py"
+REACTOR: Final = "netloader/aio/reactor.py"
 
 WIRE_MUTANTS: Final[dict[str, Mutant]] = {
     # frames and the driver
@@ -78,5 +80,18 @@ WIRE_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "bytes after the first frame of a lane are taken": Mutant(
         L4, ACCEPTOR, r"return self\._decoder\.wanted", "return 1 << 16"
+    ),
+    # asyncio
+    "a task that is cancelled does not tell the source": Mutant(
+        AIO, AIO_CLIENT, r" +reactor\.call\(partial\(dialled\.link\.handle, request\)\)\n", ""
+    ),
+    "a second cancellation gives the model back while it is written to": Mutant(
+        AIO, AIO_CLIENT, r"while not task\.done\(\):", "if not task.done():"
+    ),
+    "a deadline that a call has changed is not set anew": Mutant(
+        AIO, REACTOR, r"(future\.set_result\(None\)\n) +self\._arm\(\)\n", r"\1"
+    ),
+    "what this side finds out overtakes the peer's word": Mutant(
+        AIO, REACTOR, r"self\._loop\.call_soon, self\.call, call\)", "self.call, call)"
     ),
 }

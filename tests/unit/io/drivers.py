@@ -1,4 +1,4 @@
-"""The same tests on every driver: `serve` is that of the driver a test runs on.
+"""The same tests on every driver: `serve` and `fill` are those of the driver a test runs on.
 
 A test that is to run on all has the fixture `driver`; any other one runs on threads.
 """
@@ -14,13 +14,18 @@ from typing import Any, Final, Self, TypeVar, cast
 from torch import nn
 
 from netloader import aio, io
+from netloader.aio.reactor import AsyncioReactor
 from netloader.fsm.identity import Identity
-from netloader.io import Server
+from netloader.io import Outcome, Server
+from netloader.io.driver import Loop
+from netloader.io.weights import Weights
 
 LONGEST_S = 120.0
 T = TypeVar("T")
 Serve = Callable[..., Server]
+Fill = Callable[..., Outcome]
 SERVE: Final[ContextVar[Serve]] = ContextVar("serve", default=io.serve)
+FILL: Final[ContextVar[Fill]] = ContextVar("fill", default=io.fill)
 
 
 def serve(
@@ -28,6 +33,11 @@ def serve(
 ) -> Server:
     """Serve as the driver of this test does; arguments as `netloader.io.serve`."""
     return SERVE.get()(model, identity, *args, **kw)
+
+
+def fill(model: nn.Module | Weights, *args: Any, **kw: Any) -> Outcome:
+    """Fill as the driver of this test does; arguments as `netloader.io.fill`."""
+    return FILL.get()(model, *args, **kw)
 
 
 class EventLoop:
@@ -96,12 +106,47 @@ def on_asyncio() -> Iterator[None]:
     def serve_there(*args: Any, **kw: Any) -> Server:
         return cast("Server", Served(loop, loop.run(aio.serve(*args, **kw))))
 
-    token = SERVE.set(serve_there)
+    def fill_there(*args: Any, **kw: Any) -> Outcome:
+        return loop.run(aio.fill(*args, **kw))
+
+    tokens = SERVE.set(serve_there), FILL.set(fill_there)
     try:
         yield
     finally:
-        SERVE.reset(token)
+        SERVE.reset(tokens[0])
+        FILL.reset(tokens[1])
         loop.close()
 
 
 DRIVERS: Final = {"threads": on_threads, "asyncio": on_asyncio}
+
+
+class AsyncioLoop:
+    """An asyncio event loop with the face of `netloader.io.driver.Loop`, for tests of loops."""
+
+    def __init__(self, trouble: Callable[[Exception], None] | None = None) -> None:
+        self.troubles: list[Exception] = []
+        self._loop = asyncio.new_event_loop()
+        self._reactor = self._loop.run_until_complete(self._made(trouble or self.troubles.append))
+        self.members = self._reactor.members
+        self.now, self.post, self.watch = (
+            self._reactor.now,
+            self._reactor.post,
+            self._reactor.watch,
+        )
+
+    async def _made(self, trouble: Callable[[Exception], None]) -> AsyncioReactor:
+        return AsyncioReactor(trouble)
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """Turn until `until()` is true."""
+        self._loop.run_until_complete(self._reactor.until(until))
+
+    def close(self) -> None:
+        """Free the event loop; no call of it may have failed unnoticed."""
+        self._reactor.close()
+        self._loop.close()
+        assert self.troubles == []
+
+
+LOOPS: Final[dict[str, Any]] = {"threads": Loop, "asyncio": AsyncioLoop}

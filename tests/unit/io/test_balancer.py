@@ -13,11 +13,11 @@ import torch
 from netloader.config import Endpoint
 from netloader.fsm.messages import Lane, Reject
 from netloader.fsm.reasons import Reason
-from netloader.io import fill
 from netloader.io.failure import TransferError
 from netloader.io.transports import refusal
 from netloader.io.transports.lanes import set_stall
 from netloader.wire.frames import MAGIC, encode
+from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     IDENTITY,
     SOON_S,

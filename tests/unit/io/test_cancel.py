@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from netloader import ClientOptions, Endpoint, Identity, Outcome, Reason, State, fill
+from netloader import ClientOptions, Endpoint, Identity, Outcome, Reason, State
 from netloader.fsm.messages import Begin, Hello, Lane, Offer, Reject, Request
 from netloader.io.client import survey
 from netloader.io.clock import monotonic
+from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -37,6 +38,7 @@ from tests.unit.io.helpers import (
 )
 from tests.unit.io.test_dialing import blackhole
 
+pytestmark = pytest.mark.usefixtures("driver")
 PROMPT_S = 5.0
 """A cancelled call ends within a second; the rest is for a busy machine. Everything that could end
 it otherwise takes PATIENT."""

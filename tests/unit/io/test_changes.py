@@ -12,11 +12,12 @@ from torch import nn
 
 from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
-from netloader.io import Deadlines, fill
+from netloader.io import Deadlines
 from netloader.io.module_state import ModuleState
 from netloader.io.publication import Publication
 from netloader.io.transports.tcp import TcpSending
 from netloader.io.watch import ModuleUsage
+from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     IDENTITY,
     KIB,

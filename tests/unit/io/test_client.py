@@ -14,8 +14,9 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description, Hello, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io import WeightsError, fill
+from netloader.io import WeightsError
 from netloader.io.clock import monotonic
+from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -33,6 +34,7 @@ from tests.unit.io.helpers import (
     zoo,
 )
 
+pytestmark = pytest.mark.usefixtures("driver")
 Lines = list[dict[str, Any]]
 
 

@@ -14,8 +14,9 @@ from torch import nn
 from netloader.fsm.messages import Begin, Challenge, Complete, Hello, Offer, Request
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io import Server, crew, fill
+from netloader.io import Server, crew
 from netloader.io.clock import monotonic
+from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -33,6 +34,7 @@ from tests.unit.io.helpers import (
 )
 from tests.unit.io.relay import Fault, Relay
 
+pytestmark = pytest.mark.usefixtures("driver")
 Lines = list[dict[str, Any]]
 CUT_AT = 5 * MIB // 2 + 7
 """Somewhere inside a segment, after half of them."""

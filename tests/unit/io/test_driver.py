@@ -5,7 +5,7 @@ import selectors
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +27,11 @@ from netloader.io.observe import Observer
 from netloader.log import get_logger
 from netloader.wire import Connection, connection
 from netloader.wire.frames import encode
+from tests.unit.io.drivers import LOOPS
 from tests.unit.io.helpers import FAST, IDENTITY, MIB, SOON_S, Peer, connected_pair, hello
 
 Lines = list[dict[str, Any]]
+NewLoop = Callable[..., Loop]
 OFFERING = Offering(Identity(IDENTITY), Manifest(()), MIB, ("raw",), ("tcp",), ("blake3",))
 
 
@@ -57,8 +59,8 @@ class Idle(Crew):
 class Wire:
     """A server's link in a loop on this thread, and its peer."""
 
-    def __init__(self, offering: Offering = OFFERING) -> None:
-        self.loop = Loop()
+    def __init__(self, loop: Loop, offering: Offering = OFFERING) -> None:
+        self.loop = loop
         self.crew = Idle()
         near, far = connected_pair()
         self.peer = Peer(near)
@@ -90,9 +92,16 @@ class Wire:
         self.peer.sock.close()
 
 
+@pytest.fixture(params=LOOPS)
+def new_loop(request: pytest.FixtureRequest) -> NewLoop:
+    """What makes a loop: each test is run with every kind of it."""
+    kind: NewLoop = LOOPS[request.param]
+    return kind
+
+
 @pytest.fixture
-def wire() -> Iterator[Wire]:
-    made = Wire()
+def wire(new_loop: NewLoop) -> Iterator[Wire]:
+    made = Wire(new_loop())
     yield made
     made.close()
 
@@ -100,8 +109,8 @@ def wire() -> Iterator[Wire]:
 # -- the loop ------------------------------------------------------------------------------------
 
 
-def test_calls_posted_by_other_threads_run_on_the_loops_thread_in_order() -> None:
-    loop, ran = Loop(), list[tuple[int, str]]()
+def test_calls_posted_by_other_threads_run_on_the_loops_thread_in_order(new_loop: NewLoop) -> None:
+    loop, ran = new_loop(), list[tuple[int, str]]()
 
     def work() -> None:
         for number in range(1000):
@@ -116,8 +125,8 @@ def test_calls_posted_by_other_threads_run_on_the_loops_thread_in_order() -> Non
     assert ran == [(n, threading.current_thread().name) for n in range(1000)]
 
 
-def test_a_post_to_a_closed_loop_is_harmless() -> None:
-    loop = Loop()
+def test_a_post_to_a_closed_loop_is_harmless(new_loop: NewLoop) -> None:
+    loop = new_loop()
     loop.close()
     loop.post(lambda: None)
 
@@ -134,8 +143,8 @@ class Alarm:
         self.at, self.rang_at = None, now
 
 
-def test_members_are_called_when_their_time_has_come_and_not_before() -> None:
-    loop = Loop()
+def test_members_are_called_when_their_time_has_come_and_not_before(new_loop: NewLoop) -> None:
+    loop = new_loop()
     alarm, late = Alarm(monotonic() + 0.1), Alarm(monotonic() + 3600)
     due = alarm.at
     loop.members |= {alarm, late}
@@ -147,8 +156,8 @@ def test_members_are_called_when_their_time_has_come_and_not_before() -> None:
     assert late.rang_at == 0.0
 
 
-def test_a_socket_is_watched_changed_and_forgotten() -> None:
-    loop, seen = Loop(), list[int]()
+def test_a_socket_is_watched_changed_and_forgotten(new_loop: NewLoop) -> None:
+    loop, seen = new_loop(), list[int]()
     near, far = connected_pair()
     with near, far:
         near.sendall(b"x")
@@ -166,17 +175,20 @@ def test_a_socket_is_watched_changed_and_forgotten() -> None:
     loop.close()
 
 
-def test_what_a_callback_raises_goes_to_whoever_asked_for_it_or_to_the_caller() -> None:
-    def fail() -> None:
-        raise ZeroDivisionError
+def fail() -> None:
+    raise ZeroDivisionError
 
+
+def test_what_a_callback_raises_goes_to_whoever_asked_for_it(new_loop: NewLoop) -> None:
     troubles: list[Exception] = []
-    guarded = Loop(troubles.append)
+    guarded = new_loop(troubles.append)
     guarded.post(fail)
     guarded.run(lambda: bool(troubles))
     guarded.close()
     assert isinstance(troubles[0], ZeroDivisionError)
 
+
+def test_what_a_callback_raises_goes_to_the_caller_when_nobody_asked_for_it() -> None:
     bare = Loop()
     bare.post(fail)
     with pytest.raises(ZeroDivisionError):
@@ -225,9 +237,11 @@ def test_a_settled_link_waits_a_moment_for_the_peer_and_no_longer(
     assert wire.crew.aborts > 0
 
 
-def test_a_large_answer_waits_for_a_slow_reader_without_blocking_the_loop() -> None:
+def test_a_large_answer_waits_for_a_slow_reader_without_blocking_the_loop(
+    new_loop: NewLoop,
+) -> None:
     facts = {f"fact {i}": "x" * 1000 for i in range(20_000)}  # 20 MB: more than sockets hold
-    wire = Wire(replace(OFFERING, facts=facts))
+    wire = Wire(new_loop(), replace(OFFERING, facts=facts))
     try:
         wire.peer.say(replace(hello(), purpose=Purpose.DESCRIPTION))
         wire.until(lambda: wire.session.verdict is not None)

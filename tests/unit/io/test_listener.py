@@ -15,11 +15,11 @@ from netloader.config import Endpoint, Secret
 from netloader.fsm.messages import PROTOCOL_VERSION, Begin, Lane, Offer, Reject, Request
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import MAX_LANES
-from netloader.io import Server, fill, reception
+from netloader.io import Server, reception
 from netloader.io.clock import monotonic
 from netloader.io.listener import bind
 from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, encode
-from tests.unit.io.drivers import serve
+from tests.unit.io.drivers import fill, serve
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,

@@ -7,10 +7,10 @@ import pytest
 from netloader.config import Secret
 from netloader.fsm.messages import Begin, Challenge, Lane, Reject, Request
 from netloader.fsm.states import State
-from netloader.io import fill
 from netloader.log import EVENTS
 from netloader.testing import World
 from tests.property.world import OFFERING, WISH
+from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     IDENTITY,
     Peer,

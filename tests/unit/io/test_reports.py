@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from netloader import fill
 from netloader.io.intake import Intake, Ledger
 from netloader.io.weights import Weights
+from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     IDENTITY,
     SOON_S,
@@ -22,6 +22,7 @@ from tests.unit.io.helpers import (
     zoo,
 )
 
+pytestmark = pytest.mark.usefixtures("driver")
 Lines = list[dict[str, Any]]
 
 

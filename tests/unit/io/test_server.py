@@ -30,11 +30,11 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
-from netloader.io import ServerOptions, WeightsError, digests, fill
+from netloader.io import ServerOptions, WeightsError, digests
 from netloader.io.clock import monotonic
 from netloader.io.digests import Hasher
 from netloader.wire.frames import Decoder
-from tests.unit.io.drivers import serve
+from tests.unit.io.drivers import fill, serve
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,

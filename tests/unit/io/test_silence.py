@@ -11,10 +11,10 @@ from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io import fill
 from netloader.io.client import survey
 from netloader.io.clock import monotonic
 from netloader.wire.connection import LINGER_S
+from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import FAST, IDENTITY, asking, closed_port, contents, serving, zoo
 
 pytestmark = pytest.mark.usefixtures("driver")
