@@ -62,7 +62,7 @@ class AsyncioReactor(Reactor):
                 remove(sock)
 
     def call(self, call: Call) -> None:
-        """Run a call on the loop's thread now, then see to what waits for time or for a change."""
+        """Run a call on the loop's thread now; then complete `until`, and set the timer."""
         try:
             call()
         except Exception as error:  # noqa: BLE001 - an error in one connection stops no other
@@ -73,7 +73,7 @@ class AsyncioReactor(Reactor):
         self._arm()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something makes a condition true that happens in this reactor."""
+        """Wait until a condition holds. It is looked at after each call in this reactor."""
         self._arm()
         if condition():
             return

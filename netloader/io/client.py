@@ -264,7 +264,7 @@ class Filling:
                 self.stop.pause(step)
 
     def steps(self) -> Generator[Conversation | float, None, Outcome]:
-        """What is to be done, one after the other: a session to be had, seconds to be waited."""
+        """Yield what a driver has to do next: run a conversation, or wait some seconds."""
         patience = monotonic() + self._options.deadlines.queue_s
         silent = {attempt.source for attempt in self._attempts}
         round_ = [endpoint for endpoint in self._endpoints if endpoint not in silent]

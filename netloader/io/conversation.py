@@ -31,7 +31,7 @@ wait there is: sockets take milliseconds, but gloo is not always woken when its 
 class Conversation:
     """One session of a client, and all that it needs; not begun yet.
 
-    `stop` may end it early. Some driver has to `converse` it; afterwards `session` has the verdict.
+    A driver runs it, as `converse` does; afterwards `session.verdict` is set. `stop` ends it early.
     """
 
     def __init__(

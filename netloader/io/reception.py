@@ -145,7 +145,7 @@ class Reception:
                 assert_never(decision)
 
     def _refuse(self, arrival: Arrival, refusal: Refusal) -> Link:
-        """End a connection that is nothing yet; what is on the shelf is no matter of its."""
+        """End a connection that has no session yet, with one that offers nothing."""
         link = self._admit(arrival, (), refusal.data)
         link.handle(refusal.event)
         return link

@@ -15,7 +15,7 @@ from netloader.wire import Connection, Decision, Refusal
 
 
 class Linked:
-    """One side: the link and the log lines of `netloader.io`; a server's accepts it first."""
+    """One side: a link of `netloader.io` with its log lines, and on a server its acceptor."""
 
     def __init__(self, loop: Reactor, connection: Connection, hands: Hands) -> None:
         self.troubles: list[Exception] = []
@@ -54,7 +54,7 @@ class Linked:
         return self._link
 
     def _decided(self, arrival: Arrival, decision: Decision) -> None:
-        """A server's connection is now something; as a lane, nobody waits for it here."""
+        """Begin the session of a server's connection. In this world no session has lanes."""
         if isinstance(decision, Lane):
             self._lane = True
             arrival.sock.close()

@@ -62,13 +62,13 @@ class Driver(Protocol):
 
 
 Drive: TypeAlias = Callable[["World", Connection, Hands], Driver]
-"""Makes the driver of one side. The connection is to be used, and no other; the hands do tasks."""
+"""Makes the driver of one side, for this connection. The hands carry out its tasks."""
 
 
 class _InOrder(MutableSet[Timed]):
     """A set that is gone through in the order in which its members came.
 
-    That of a `set` depends on addresses: such a world could not be had again.
+    The order of a `set` depends on addresses, so a run could not be repeated.
     """
 
     def __init__(self) -> None:
@@ -299,6 +299,6 @@ class World:
 
 
 def _drive() -> Drive:
-    from netloader.testing.links import Linked  # it loads torch, which not everybody needs here
+    from netloader.testing.links import Linked  # it loads torch, and other drivers do without
 
     return Linked

@@ -1,4 +1,4 @@
-"""What a new connection to a server is. Law: its first frame says so; until then it costs a buffer.
+"""What a new connection to a server is. Law: before its first frame there is no session.
 
 A connection opens with one frame. A `Lane` makes it a data connection of some session, any other
 message (or bytes that are none) a control connection. Only a control connection gets a session.
@@ -22,10 +22,10 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A connection that ends before it is anything, and why.
+    """A connection that is refused or lost before its first frame was there, and why.
 
-    A session without an offering takes `data` and then `event`, so that the answer and the log
-    lines are those of any session that ends like this.
+    Give `data` and then `event` to a session without an offering: then the answer and the log lines
+    are those of any session that ends in this way.
     """
 
     data: bytes
@@ -52,7 +52,7 @@ class Acceptor:
 
     @property
     def wanted(self) -> int:
-        """Read no more bytes than this: what follows the first frame of a lane is not ours."""
+        """Read no more bytes than this: those after the first frame of a lane are weights."""
         return self._decoder.wanted
 
     def receive_data(self, data: bytes) -> Decision | None:
@@ -69,7 +69,7 @@ class Acceptor:
         return Refusal(bytes(self._data), ConnectionLost(detail))
 
     def refuse(self, event: StopRequested) -> Refusal:
-        """The owner wants no more of this connection."""
+        """The server wants no more of this connection."""
         return Refusal(bytes(self._data), event)
 
     def next_timeout(self) -> float:

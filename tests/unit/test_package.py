@@ -99,7 +99,7 @@ def test_the_package_itself_loads_nothing() -> None:
 
 
 def test_the_rooms_say_what_is_public() -> None:
-    assert {"netloader.fsm", "netloader.io", "netloader.wire"} <= set(WITH_ALL)
+    assert {"netloader.fsm", "netloader.io", "netloader.wire", "netloader.aio"} <= set(WITH_ALL)
     assert "Verdict" in listed(WITH_ALL["netloader.fsm"])
     assert "Outcome" in listed(WITH_ALL["netloader.io"])
 
