@@ -8,6 +8,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L2 exhaustive search": ("tests/property/test_search.py",),
     "L3 bytes and time": (
         "tests/property/test_framing.py",
+        "tests/property/test_connection.py",
         "tests/property/test_manifest.py",
         "tests/property/test_two_parties.py",
         "tests/property/test_honest.py",
