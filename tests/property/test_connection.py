@@ -1,5 +1,7 @@
 """A connection to any bytes: it never raises, and how they are cut makes no difference."""
 
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,19 +19,20 @@ STREAMS = st.lists(
     st.one_of(plausible.map(encode), st.binary(min_size=1, max_size=40)), max_size=4
 ).map(b"".join)
 SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=5)
-SIDES = st.sampled_from(["client", "server", "secured client", "guarded server"])
+MAKE: dict[str, Callable[[], Session]] = {
+    "client": client,
+    "server": server,
+    "secured client": lambda: client(SECURED),
+    "guarded server": lambda: server(GUARDED),
+}
+SIDES = st.sampled_from(list(MAKE))
 
 
 class Watched:
     """A connection, and the steps it took."""
 
     def __init__(self, side: str) -> None:
-        session: Session = {
-            "client": client,
-            "server": server,
-            "secured client": lambda: client(SECURED),
-            "guarded server": lambda: server(GUARDED),
-        }[side]()
+        session = MAKE[side]()
         self.steps: list[Step] = []
         self.connection = Connection(session, self._saw)
         self.connection.handle(Connected(), NOW)
