@@ -1,7 +1,87 @@
 """netloader: start an LLM serving instance from the weights of one that already runs.
 
-`netloader.io` serves and fills models, `netloader.fsm` holds the protocol machines, and
-`netloader.vllm_plugin` makes them vLLM's load format `netloader`.
+`serve` offers a model's weights, `fill` takes them; the names in `__all__` are the public ones.
+Importing this package loads none of them: each is loaded when it is first used, so a program that
+only looks whether netloader is there does not pay for torch. `netloader.io` has the drivers,
+`netloader.fsm` the protocol machines, and `netloader.vllm_plugin` makes them vLLM's load format
+`netloader`.
 """
 
+import importlib
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` is most of what the import would cost
+if TYPE_CHECKING:
+    from netloader import errors
+    from netloader.config import Deadlines, Endpoint, Secret
+    from netloader.errors import (
+        ConfigError,
+        LocalProtocolError,
+        NetloaderError,
+        UnsafeError,
+        WeightsError,
+    )
+    from netloader.fsm.identity import Difference, Identity, Role
+    from netloader.fsm.reasons import Reason
+    from netloader.fsm.states import State
+    from netloader.io.client import Attempt, ClientOptions, Outcome, fill
+    from netloader.io.server import Server, ServerOptions, serve
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Attempt",
+    "ClientOptions",
+    "ConfigError",
+    "Deadlines",
+    "Difference",
+    "Endpoint",
+    "Identity",
+    "LocalProtocolError",
+    "NetloaderError",
+    "Outcome",
+    "Reason",
+    "Role",
+    "Secret",
+    "Server",
+    "ServerOptions",
+    "State",
+    "UnsafeError",
+    "WeightsError",
+    "errors",
+    "fill",
+    "serve",
+]
+
+_WHERE = {
+    "netloader.config": ("Deadlines", "Endpoint", "Secret"),
+    "netloader.errors": (
+        "ConfigError",
+        "LocalProtocolError",
+        "NetloaderError",
+        "UnsafeError",
+        "WeightsError",
+    ),
+    "netloader.fsm.identity": ("Difference", "Identity", "Role"),
+    "netloader.fsm.reasons": ("Reason",),
+    "netloader.fsm.states": ("State",),
+    "netloader.io.client": ("Attempt", "ClientOptions", "Outcome", "fill"),
+    "netloader.io.server": ("Server", "ServerOptions", "serve"),
+}
+
+
+if not TYPE_CHECKING:  # with it, type checkers would accept any name
+
+    def __getattr__(name: str) -> object:
+        """Load a public name when it is first used (PEP 562)."""
+        if name == "errors":
+            return importlib.import_module("netloader.errors")
+        for module, names in _WHERE.items():
+            if name in names:
+                value = getattr(importlib.import_module(module), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

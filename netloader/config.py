@@ -22,6 +22,7 @@ class Secret:
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
+        check_type("the value of a Secret", value, str, "give a text")
         self._value: Final = value
 
     def reveal(self) -> str:
@@ -59,6 +60,43 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
 
 
+def check_type(name: str, value: object, kind: Any, remedy: str) -> None:
+    """Refuse an argument that is not of `kind`; true and false are no numbers.
+
+    Raises TypeError, naming the argument, the type of the value and the remedy. The value itself is
+    not shown, because it may be a secret.
+    """
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is of type {type(value).__name__}; {remedy}")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Refuse what is no number (TypeError) or not within both ends (ValueError)."""
+    remedy = f"use a number from {low:g} to {high:g}"
+    check_type(name, value, int | float, remedy)
+    if not low <= value <= high:  # also false for NaN
+        raise ValueError(f"{name} is {shown(value)}; {remedy}")
+
+
+def check_whole(name: str, value: int, low: int, high: int) -> None:
+    """Refuse what is no integer (TypeError) or not within both ends (ValueError)."""
+    remedy = f"use an integer from {low} to {high}"
+    check_type(name, value, int, remedy)
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {shown(value)}; {remedy}")
+
+
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """The texts of a list; a single text is a list of one. TypeError for anything else."""
+    items = (value,) if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        check_type(name, value, list, "give a list of texts")
+        return ()
+    for i, item in enumerate(items):
+        check_type(f"{name}[{i}]", item, str, "give a text")
+    return tuple(items)
+
+
 _V6_AND_PORT = re.compile(r"\[(?P<host>[^\[\]]*:[^\[\]]*)\]:(?P<port>[0-9]{1,9})")
 _NAME_AND_PORT = re.compile(r"(?P<host>[^\[\]:]+):(?P<port>[0-9]{1,9})")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
@@ -69,13 +107,16 @@ _ONLY_NUMBERS = re.compile(r"[0-9.]+")
 class Endpoint:
     """Where a peer listens: a host name, an IPv4 or an IPv6 address, and a port (1 to 65535).
 
-    Raises ValueError, naming the value and the remedy, for anything that cannot be such a place.
+    Raises ValueError, naming the value and the remedy, for anything that cannot be such a place,
+    and TypeError for what is no text and no integer.
     """
 
     host: str
     port: int
 
     def __post_init__(self) -> None:
+        check_type("host", self.host, str, "give a host name or an address as a text")
+        check_type("port", self.port, int, "use an integer from 1 to 65535")
         if not _is_host(self.host):
             msg = f"host {shown(self.host)} is no host name, IPv4 or IPv6 address"
             raise ValueError(msg)
@@ -86,6 +127,7 @@ class Endpoint:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `host:port` or `[IPv6]:port`; ValueError names `text` and says what to write."""
+        check_type("endpoint", text, str, "write host:port or [IPv6]:port")
         found = _V6_AND_PORT.fullmatch(text) or _NAME_AND_PORT.fullmatch(text)
         problem = "write host:port or [IPv6]:port"
         if found:
@@ -132,7 +174,8 @@ DEADLINE_LIMITS: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
 class Deadlines:
     """How long each phase may take, in seconds; a deadline is for the whole phase, not per read.
 
-    Raises ValueError naming the field when a value is outside DEADLINE_LIMITS or no number.
+    Raises ValueError naming the field when a value is outside DEADLINE_LIMITS, and TypeError when
+    it is no number.
     """
 
     connect_s: float = 5.0
@@ -152,10 +195,7 @@ class Deadlines:
 
     def __post_init__(self) -> None:
         for name, (lowest, highest) in DEADLINE_LIMITS.items():
-            value: float = getattr(self, name)
-            if not lowest <= value <= highest:  # also false for NaN
-                msg = f"{name} is {shown(value)}; use a number from {lowest:g} to {highest:g}"
-                raise ValueError(msg)
+            check_range(name, getattr(self, name), lowest, highest)
 
     def transfer_s(self, nbytes: int) -> float:
         """Seconds that a transfer of `nbytes` (0 or more) bytes may take, at most LONGEST_S."""

@@ -11,6 +11,14 @@ class LocalProtocolError(NetloaderError):
     """Our own driver misused a session: a local event without a row, a step after a failed one."""
 
 
+class WeightsError(NetloaderError):
+    """A tensor or value cannot be sent or filled; the message names it."""
+
+
+class UnsafeError(NetloaderError):
+    """A transfer that was aborted may still write into the model: nobody may use or refill it."""
+
+
 class TableError(NetloaderError):
     """A transition table is wrong; raised while its module is imported, never in production."""
 

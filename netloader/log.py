@@ -81,6 +81,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.transfer.started": _info("Bytes begin to move."),
         "netloader.transfer.finished": _info("All bytes of the session have moved."),
         "netloader.transfer.aborted": _warning("The transfer was stopped before its end."),
+        "netloader.report.failed": _warning("A progress callback raised; the transfer goes on."),
         "netloader.loader.received": _info("The model was filled from a source."),
         "netloader.loader.ordinary": _info("No source for this rank: ordinary loader."),
         "netloader.fallback.engaged": _warning("The ordinary loader takes over, and why."),

@@ -2,11 +2,27 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import chain, islice
 
 ABSENT = "(absent)"
+ROLE = "role"
+"""The hard field that says which of a server's models a client wants."""
 MAX_DIFFERENCES = 32
 """As many as a refusal names: a peer that invents fields by the thousand pays for that alone."""
+
+
+class Role(StrEnum):
+    """What a model is for: the value of the identity's field `role`.
+
+    These are the roles that vLLM has. A program that serves several models from one port may use
+    other texts, as long as both sides use the same ones; a server offers one model for each role.
+    """
+
+    TARGET = "target"
+    """The model that answers."""
+    DRAFT = "draft"
+    """The smaller model that proposes tokens for its target (speculative decoding)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,15 @@ class Identity:
     """Compared always; a field that only one side has is a difference."""
     soft: Mapping[str, str] = field(default_factory=dict)
     """Compared when both sides have the field (a checkpoint fingerprint, say)."""
+
+    @property
+    def role(self) -> str | None:
+        """What the model is for: a `Role` or another text. None: nothing names one.
+
+        A server looks only at this field to choose the model that it offers to a client; then all
+        fields are compared. A client without a role is offered the model without one.
+        """
+        return self.hard.get(ROLE)
 
     def differences(self, theirs: "Identity") -> tuple[Difference, ...]:
         """The fields in which the two are not interchangeable, in my order, the first few."""

@@ -53,8 +53,6 @@ from netloader.fsm.table import Limit, Program, Table, build, check, complete, e
 
 MAX_LANES = 16
 """More connections than this only fight for the same link."""
-ROLE = "role"
-"""The identity field that says which offering a client is about: the target model, its draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +78,8 @@ class Offering:
 
     @property
     def role(self) -> str | None:
-        """What the model is for, if its identity says so."""
-        return self.identity.hard.get(ROLE)
+        """What the model is for, if its identity says so: see `Identity.role`."""
+        return self.identity.role
 
 
 class ServerSession(Session):
@@ -125,7 +123,7 @@ class ServerSession(Session):
 
     def chosen(self, hello: Hello) -> int:
         """Which offering a hello is about: that of its role; else the first, to name that role."""
-        roles, wanted = [o.role for o in self.offerings], hello.identity.hard.get(ROLE)
+        roles, wanted = [o.role for o in self.offerings], hello.identity.role
         return roles.index(wanted) if wanted in roles else 0
 
     @property

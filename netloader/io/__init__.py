@@ -1,9 +1,9 @@
 """Serve a model's weights, fill a model from servers. `serve` and `fill` are the way in."""
 
 from netloader.config import Deadlines, Endpoint, Secret
-from netloader.io.client import Attempt, ClientOptions, Outcome, UnsafeError, fill
+from netloader.errors import UnsafeError, WeightsError
+from netloader.io.client import Attempt, ClientOptions, Outcome, fill
 from netloader.io.server import Server, ServerOptions, serve
-from netloader.io.weights import WeightsError
 
 __all__ = [
     "Attempt",

@@ -6,40 +6,46 @@ outcome is FALLBACK with the whole history.
 """
 
 import math
-import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from netloader.config import Deadlines, Endpoint, Secret
-from netloader.errors import NetloaderError
-from netloader.fsm.client import ClientSession, Wish
+from netloader.config import (
+    LONGEST_S,
+    Deadlines,
+    Endpoint,
+    Secret,
+    check_range,
+    check_type,
+    check_whole,
+    texts,
+)
+from netloader.errors import WeightsError
+from netloader.fsm.client import Wish
 from netloader.fsm.effects import Verdict
-from netloader.fsm.events import ConnectFailed
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Progress
 from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.reasons import RETRYABLE, Reason
+from netloader.fsm.server import MAX_LANES
 from netloader.fsm.states import State
+from netloader.io.arguments import check_transports, identity_of, sources_of, weights_of
 from netloader.io.clock import monotonic
+from netloader.io.conversation import converse, verdict_of
 from netloader.io.cores import cores
-from netloader.io.crew import ClientCrew, Crew, IdleCrew
+from netloader.io.crew import ClientCrew, IdleCrew
 from netloader.io.dialing import Dialer
 from netloader.io.digests import ALGORITHMS
-from netloader.io.driver import Link, Loop
 from netloader.io.framing import sendable
-from netloader.io.intake import Ledger
+from netloader.io.intake import Ledger, Report
 from netloader.io.observe import Observer
-from netloader.io.reserve import EXHAUSTED
+from netloader.io.stopping import CancelToken, Stop
 from netloader.io.transports import suited
-from netloader.io.weights import Weights, WeightsError
+from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
 
-STOP_S = 10.0
-"""How long an aborted transfer may take to be gone beyond the stall deadline, which ends every
-wait there is: sockets take milliseconds, but gloo is not always woken when its peer was killed."""
 LANES = min(2, max(1, cores() // 2))
 """One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
 1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
@@ -47,10 +53,6 @@ SILENT_S = 1.0
 """A source that cost less, because it refuses connections, is asked again: it may be starting."""
 MAX_RETRY_AFTER_S = 30.0
 """Longest pause a server may ask for between two tries."""
-
-
-class UnsafeError(NetloaderError):
-    """A transfer that was aborted may still write into the model: nobody may use or refill it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +84,44 @@ class ClientOptions:
     token: Secret | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     report: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
-    """Called with bytes verified and bytes in all, from the receiving threads."""
+    """Called with bytes verified and bytes in all, one call at a time and without a lock, from the
+    receiving threads. Each call holds its own lane up, so it must return well within `stall_s`;
+    counts that other lanes reach meanwhile are left out, but never the last one. What it raises is
+    logged once and ignored."""
+    cancel: CancelToken | None = None
+    """A `threading.Event`, or whatever has `is_set()`: set it, from any thread, and the call ends
+    within a second, with the reason STOPPED."""
+    timeout_s: float | None = None
+    """Seconds that the whole call may take, whatever `deadlines` allow: afterwards it ends within a
+    second, with the reason DEADLINE_PASSED. None: no limit beside `deadlines`."""
     silent: tuple[Attempt, ...] = ()
     """What `survey` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
     logger: Logger = field(default_factory=lambda: get_logger("client"))
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transports", texts("transports", self.transports))
+        object.__setattr__(self, "layouts", texts("layouts", self.layouts))
+        check_whole("lanes", self.lanes, 1, MAX_LANES)
+        check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
+        check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
+        check_type("report", self.report, Callable, "give a callable that takes two integers")
+        check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
+        if self.timeout_s is not None:
+            check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)
+        check_type("silent", self.silent, tuple | list, "give what `survey` returned")
+        for i, attempt in enumerate(self.silent):
+            check_type(f"silent[{i}]", attempt, Attempt, "give what `survey` returned")
+        check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How filling ended. `state` is DONE (every byte verified) or FALLBACK."""
+    """How filling ended. `state` is DONE (every byte verified) or FALLBACK.
+
+    The reason of a FALLBACK is NO_SOURCE, or STOPPED after `ClientOptions.cancel`, or
+    DEADLINE_PASSED after `ClientOptions.timeout_s`.
+    """
 
     state: State
     reason: Reason
@@ -129,30 +159,37 @@ class Outcome:
 
 def fill(
     model: nn.Module | Weights,
-    sources: Sequence[Endpoint | str],
+    sources: Sequence[Endpoint | str] | Endpoint | str,
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None = None,
 ) -> Outcome:
     """Fill all that a model is seen to hold from the first source that delivers.
 
-    Blocks; never longer than the deadlines of each phase for each source, plus `queue_s`.
-    `identity` must equal the server's field by field.
+    Blocks; never longer than the deadlines of each phase for each source, plus `queue_s`, and never
+    longer than `options.timeout_s`. `options.cancel` ends it from any other thread. `sources` are
+    tried in order; a single one needs no list. `identity` must equal the server's field by field;
+    its field `role` says which of the server's models is wanted (see `Role`).
 
     Raises:
+        TypeError: an argument is of a type that cannot be used; the message says what to give.
+        ValueError: a source is not `host:port`, or no transport has a name in `transports`.
         WeightsError: the model has nothing to fill, or something that cannot travel, or a tensor in
             memory that cannot be written.
-        ValueError: a source is not `host:port`.
         UnsafeError: an aborted transfer did not end; the tensors must not be used.
     """
+    check_type("options", options, ClientOptions | None, "give a netloader.ClientOptions")
     options = options or ClientOptions()
-    weights = model if isinstance(model, Weights) else Weights.of(model)
+    stop = Stop(options.cancel, options.timeout_s)
+    endpoints = sources_of(sources)
+    known = identity_of(identity)
+    check_transports(options.transports)
+    weights = weights_of(model)
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to fill")
     weights.check_writable()
-    endpoints = [s if isinstance(s, Endpoint) else Endpoint.parse(s) for s in sources]
     wish = Wish(
         purpose=Purpose.WEIGHTS,
-        identity=sendable(identity if isinstance(identity, Identity) else Identity(identity)),
+        identity=sendable(known),
         manifest=weights.manifest,
         layouts=options.layouts,
         transports=options.transports or suited(weights.device.type, options.logger),
@@ -160,13 +197,30 @@ def fill(
         lanes=options.lanes,
         token=options.token,
     )
-    return _Filling(Ledger(weights, options.report), wish, options).run(endpoints)
+    ledger = Ledger(weights, harmless(options.report, options.logger))
+    return _Filling(ledger, wish, options, stop).run(endpoints)
+
+
+def harmless(report: Report, logger: Logger) -> Report:
+    """A progress callback whose errors are ignored; the first one is logged, with its stack."""
+    failed = threading.Event()
+
+    def call(done: int, total: int) -> None:
+        try:
+            report(done, total)
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: it would end a lane only
+            if not failed.is_set():
+                failed.set()
+                emit(logger, "netloader.report.failed", exc_info=error)
+
+    return call
 
 
 class _Filling:
     """One call of `fill`."""
 
-    def __init__(self, ledger: Ledger, wish: Wish, options: ClientOptions) -> None:
+    def __init__(self, ledger: Ledger, wish: Wish, options: ClientOptions, stop: Stop) -> None:
+        self._stop = stop
         self._ledger = ledger
         self._wish = wish
         self._options = options
@@ -181,6 +235,8 @@ class _Filling:
             again: list[Endpoint] = []
             pause = MAX_RETRY_AFTER_S
             for endpoint in round_:
+                if self._stop.request() is not None:
+                    break
                 verdict = self._ask(endpoint)
                 if verdict.state is State.DONE:
                     return self._outcome(State.DONE, Reason.VERIFIED)
@@ -192,7 +248,8 @@ class _Filling:
                 break
             round_ = again
             self._wait(min(pause, left), again)
-        return self._outcome(State.FALLBACK, Reason.NO_SOURCE)
+        stopped = self._stop.request()
+        return self._outcome(State.FALLBACK, stopped.reason if stopped else Reason.NO_SOURCE)
 
     def _ask(self, endpoint: Endpoint) -> Verdict:
         number = len(self._attempts) + 1
@@ -205,8 +262,8 @@ class _Filling:
         crew = ClientCrew(self._ledger, wish.lanes, dialer.dial, deadlines.stall_s)
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
-        session = _converse(dialer, wish, crew, observer, deadlines)
-        verdict = _verdict(session)
+        session = converse(dialer, wish, crew, observer, deadlines, self._stop)
+        verdict = verdict_of(session)
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
         self._attempts.append(_attempt(endpoint, verdict, moved, observer))
@@ -218,7 +275,7 @@ class _Filling:
             "netloader.wait_s": round(seconds, 3),
         }
         emit(self._options.logger, "netloader.source.waiting", fields)
-        threading.Event().wait(seconds)
+        self._stop.pause(seconds)
 
     def _outcome(self, state: State, reason: Reason) -> Outcome:
         return Outcome(
@@ -249,17 +306,21 @@ def survey(sources: Sequence[Endpoint], identity: Identity, options: ClientOptio
     """Ask sources, in order, what they resolved when they loaded the model, until one says.
 
     Takes no place at the server. `identity` may name only what is known before a model is built.
+    `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
     """
+    stop = Stop(options.cancel, options.timeout_s)
     wish = Wish(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
     silent: list[Attempt] = []
     for number, endpoint in enumerate(sources):
         observer = Observer(options.logger, endpoint, {"netloader.source.attempt": number + 1})
         dialer = Dialer(endpoint, options.deadlines.connect_s)
-        session = _converse(dialer, wish, IdleCrew(), observer, options.deadlines)
-        verdict = _verdict(session)
+        session = converse(dialer, wish, IdleCrew(), observer, options.deadlines, stop)
+        verdict = verdict_of(session)
         if session.description is not None and verdict.state is State.DONE:
             tried, untried = sources[:number], sources[number + 1 :]
             return Survey(session.description, (endpoint, *untried, *tried), tuple(silent))
+        if stop.request() is not None:  # which does not show that the source is silent
+            break
         attempt = _attempt(endpoint, verdict, 0, observer)
         silent += [attempt] if attempt.silent else []
     return Survey(None, tuple(sources), tuple(silent))
@@ -268,64 +329,6 @@ def survey(sources: Sequence[Endpoint], identity: Identity, options: ClientOptio
 def _attempt(endpoint: Endpoint, verdict: Verdict, nbytes: int, observer: Observer) -> Attempt:
     seconds = dict(observer.seconds)
     return Attempt(endpoint, verdict.reason, verdict.detail, nbytes, seconds, verdict.differences)
-
-
-def _converse(
-    dialer: Dialer, wish: Wish, crew: Crew, observer: Observer, deadlines: Deadlines
-) -> ClientSession:
-    """Run one session from connect to verdict on this thread."""
-    session = ClientSession(wish, deadlines, secrets.token_hex(16), monotonic())
-    try:
-        loop = Loop()
-    except OSError as error:  # out of file descriptors
-        _cannot_connect(session, observer, f"this side: {error.strerror}; raise ulimit -n")
-        return session
-    link = Link(loop, session, crew, observer, None)
-
-    def dial() -> None:
-        try:
-            sock = dialer.dial()
-        except OSError as error:
-            detail = error.strerror or type(error).__name__
-            if error.errno in EXHAUSTED:
-                detail = f"this side: {detail}; raise ulimit -n"
-            loop.post(lambda: link.connect_failed(detail))
-        else:
-            if link.closed:  # too late: nobody turns this loop any more
-                sock.close()
-            loop.post(lambda: link.connected(sock))
-
-    # A name look-up has no time-out of its own, so dialling must not hold up the session's clock.
-    try:
-        _start_thread(dial, link)
-        loop.run(lambda: link.closed)
-    finally:
-        link.close()
-        stopped = crew.join(deadlines.stall_s + STOP_S)
-        loop.close()
-    if not stopped:
-        raise UnsafeError("an aborted transfer is still running; the tensors must not be used")
-    return session
-
-
-def _start_thread(dial: Callable[[], None], link: Link) -> None:
-    try:
-        threading.Thread(target=dial, name="netloader-dial", daemon=True).start()
-    except RuntimeError as error:  # the process may have no more threads
-        link.connect_failed(f"this side: {error}; raise pids.max")
-
-
-def _cannot_connect(session: ClientSession, observer: Observer, detail: str) -> None:
-    """End a session that has no loop to run in."""
-    observer.saw(session, session.step(ConnectFailed(detail), monotonic()))
-    observer.closed(session)
-
-
-def _verdict(session: ClientSession) -> Verdict:
-    """The session's verdict; one that ended without has hit a bug of ours, already logged."""
-    if session.verdict is not None:
-        return session.verdict
-    return Verdict(State.FALLBACK, Reason.STOPPED, "internal error", session.touched)
 
 
 def _sane(seconds: float) -> float:

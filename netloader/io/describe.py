@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from netloader.errors import NetloaderError
+from netloader.errors import WeightsError
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.formats import can_travel, format_of
 from netloader.io.framing import sendable
@@ -17,10 +17,6 @@ from netloader.io.sharing import Extent, extent_of, first_of
 
 Named = tuple[str, Tensor]
 ORDINARY = (Tensor, nn.Parameter)
-
-
-class WeightsError(NetloaderError):
-    """A tensor or value cannot be sent or filled; the message names it."""
 
 
 def named_tensors(module: nn.Module) -> list[Named]:

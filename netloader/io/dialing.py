@@ -9,6 +9,7 @@ import errno
 import os
 import selectors
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import Any, Self, TypeAlias
@@ -19,6 +20,8 @@ from netloader.io.forks import INHERITANCE
 
 NEXT_AFTER_S = 0.25
 """When the next address is tried beside one that does not answer (RFC 8305, section 5)."""
+LOOK_S = 0.05
+"""How often an attempt looks whether it was stopped."""
 
 Address: TypeAlias = tuple[int, Any]
 """Family, and what `connect` takes."""
@@ -35,6 +38,14 @@ class Dialer:
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         self._reached: Address | None = None
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Make every call of `dial`, now and later, fail at once (from any thread).
+
+        A look-up of a name cannot be interrupted.
+        """
+        self._stopped.set()
 
     def dial(self) -> socket.socket:
         """One more connection, within the time-out that every call has anew.
@@ -45,7 +56,7 @@ class Dialer:
             OSError: no address answered; `strerror` says why, for each kind of failure.
         """
         addresses = [self._reached] if self._reached else resolve(self._endpoint)
-        sock = connect(addresses, self._timeout_s)
+        sock = connect(addresses, self._timeout_s, self._stopped)
         self._reached = (sock.family, sock.getpeername())
         return sock
 
@@ -67,13 +78,16 @@ def resolve(endpoint: Endpoint) -> list[Address]:
     return [a for a in chain.from_iterable(zip_longest(preferred, others)) if a is not None]
 
 
-def connect(addresses: Sequence[Address], timeout_s: float) -> socket.socket:
+def connect(
+    addresses: Sequence[Address], timeout_s: float, stopped: threading.Event | None = None
+) -> socket.socket:
     """A blocking connection to the first of some addresses that answers.
 
     Raises:
-        OSError: none did within `timeout_s` seconds (TimeoutError), or all refused.
+        OSError: none did within `timeout_s` seconds (TimeoutError), all refused, or `stopped` was
+            set (ECANCELED).
     """
-    with _Race(addresses, timeout_s) as race:
+    with _Race(addresses, timeout_s, stopped or threading.Event()) as race:
         sock = race.run()
     sock.settimeout(timeout_s)
     return sock
@@ -82,7 +96,10 @@ def connect(addresses: Sequence[Address], timeout_s: float) -> socket.socket:
 class _Race:
     """Attempts side by side on one thread."""
 
-    def __init__(self, addresses: Sequence[Address], timeout_s: float) -> None:
+    def __init__(
+        self, addresses: Sequence[Address], timeout_s: float, stopped: threading.Event
+    ) -> None:
+        self._stopped = stopped
         self._waiting: Iterator[Address] = iter(addresses)
         self._more = bool(addresses)
         self._step_s = min(NEXT_AFTER_S, timeout_s / (len(addresses) + 1))
@@ -98,7 +115,7 @@ class _Race:
             next_at = min(self._deadline, monotonic() + self._step_s)
             while under_way := len(self._selector.get_map()):
                 until = next_at if self._more else self._deadline
-                ready = self._selector.select(max(0.0, until - monotonic()))
+                ready = self._ready(until)
                 for key, _ in ready:
                     if (won := self._ended(key.fileobj)) is not None:
                         return won
@@ -108,6 +125,15 @@ class _Race:
                 raise TimeoutError(errno.ETIMEDOUT, self._why("no answer to connect"))
             if not self._more and not self._selector.get_map():
                 raise self._failure()
+
+    def _ready(self, until: float) -> list[tuple[selectors.SelectorKey, int]]:
+        """The attempts that ended, at the latest at `until`; none when that has passed."""
+        while not self._stopped.is_set():
+            left = until - monotonic()
+            ready = self._selector.select(max(0.0, min(left, LOOK_S)))
+            if ready or left <= LOOK_S:
+                return ready
+        raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def _begin(self) -> None:
         """Start the next attempt, if there is one."""

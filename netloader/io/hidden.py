@@ -17,7 +17,8 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from netloader.io.describe import Named, WeightsError
+from netloader.errors import WeightsError
+from netloader.io.describe import Named
 
 INTERNAL = frozenset(vars(nn.Module()))
 """torch's own bookkeeping in a module; parameters, buffers and submodules are taken by name."""

@@ -24,6 +24,45 @@ Report = Callable[[int, int], None]
 """Called with bytes verified so far and bytes in all, from whatever thread moved them."""
 
 
+class Reporter:
+    """Calls a progress callback: one call at a time, and no lock is held meanwhile.
+
+    A thread that finds another one in a call does not wait for it. So counts are left out while a
+    call is under way, but never the last one, and a slow callback costs its own thread alone.
+    """
+
+    def __init__(self, report: Report, total: int) -> None:
+        self._report = report
+        self._total = total
+        self._newest: int | None = None
+        self._calling = False
+        self._lock = threading.Lock()
+
+    def note(self, done: int) -> None:
+        """Take the newest count; the order of these calls is that of the counts."""
+        with self._lock:
+            self._newest = done
+
+    def call(self) -> None:
+        """Report the newest count, unless another thread does so."""
+        done = self._take(at_least=0)
+        while done is not None:
+            try:
+                self._report(done, self._total)
+            finally:
+                self._calling = False
+            done = self._take(at_least=self._total)
+
+    def _take(self, at_least: int) -> int | None:
+        """A count to report, which nothing else reports; this thread may then call."""
+        with self._lock:
+            done = self._newest
+            if self._calling or done is None or done < at_least:
+                return None
+            self._newest, self._calling = None, True
+            return done
+
+
 class Ledger:
     """Which segments are verified, against which digests.
 
@@ -35,7 +74,7 @@ class Ledger:
         self.total = weights.manifest.nbytes
         self.verified_bytes = 0
         self.counted_bytes = 0
-        self._report = report
+        self._reporter = Reporter(report, self.total)
         self._against = Progress()
         self._verified: set[int] = set()
         self._lock = threading.Lock()
@@ -58,12 +97,13 @@ class Ledger:
         return Intake(self, offer, segments)
 
     def record(self, segment: Segment) -> None:
-        """Note a verified segment."""
+        """Count a verified segment, then report it, holding no lock."""
         with self._lock:
             self._verified.add(segment.index)
             self.verified_bytes += segment.nbytes
             self.counted_bytes += segment.nbytes
-            self._report(self.verified_bytes, self.total)
+            self._reporter.note(self.verified_bytes)
+        self._reporter.call()
 
 
 class Intake:

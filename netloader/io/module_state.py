@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netloader.io.describe import Named, WeightsError
+from netloader.errors import WeightsError
+from netloader.io.describe import Named
 from netloader.io.digests import ALGORITHMS, digest_of
 from netloader.io.hidden import Found, dotted, look
 from netloader.io.memory import memory_of

@@ -8,20 +8,26 @@ from typing import Self
 
 from torch import nn
 
-from netloader.config import Deadlines, Endpoint, Secret
-from netloader.errors import LocalProtocolError
+from netloader.config import Deadlines, Endpoint, Secret, check_type, check_whole, texts
+from netloader.errors import LocalProtocolError, WeightsError
 from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import MIN_SEGMENT_BYTES
 from netloader.fsm.server import Offering
+from netloader.io.arguments import check_transports, identity_of, module_of, texts_by_name
 from netloader.io.digests import ALGORITHMS
 from netloader.io.framing import sendable
 from netloader.io.listener import Listener, bind
 from netloader.io.publication import Publication, Shelf, Usage, withdraw_only
 from netloader.io.transports import suited
 from netloader.io.watch import ModuleUsage
-from netloader.io.weights import Weights, WeightsError
+from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
 
 MIB = 1 << 20
+MOST_SEGMENT_BYTES = 1 << 40
+"""More than any device holds: a whole model in one segment."""
+MOST_CLIENTS = (1 << 31) - 1
+"""No limit in practice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,16 @@ class ServerOptions:
     token: Secret | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     logger: Logger = field(default_factory=lambda: get_logger("server"))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transports", texts("transports", self.transports))
+        object.__setattr__(self, "layouts", texts("layouts", self.layouts))
+        check_whole("segment_bytes", self.segment_bytes, MIN_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
+        check_whole("max_clients", self.max_clients, 1, MOST_CLIENTS)
+        texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
+        check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
+        check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
+        check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
 
 
 def publish(
@@ -137,13 +153,13 @@ class Server:
 
         Raises:
             LocalProtocolError: the server is closed.
-            WeightsError: as `serve`.
+            TypeError, ValueError, WeightsError: as `serve`.
         """
         if self._open is None:
             raise LocalProtocolError("a closed server serves nothing")
         _, shelf = self._open
         options = replace(self._options, facts=facts or {})
-        publication = _Model(model, _known(identity), options, self._home).publish()
+        publication = _model(model, identity, options, self._home).publish()
         shelf.put(publication)
         publication.seal_quietly()
 
@@ -180,12 +196,17 @@ def serve(
     changed, it is published anew, and clients come again for what it holds then.
 
     Raises:
+        TypeError: an argument is of a type that cannot be used; the message says what to give.
+        ValueError: a port or a role is none, or no transport has a name in `options.transports`.
         OSError: the port is busy or the address is not this host's.
         WeightsError: the model has nothing to serve, or something that cannot travel.
     """
+    check_type("host", host, str, "give a host name or an address as a text; empty: all addresses")
+    check_whole("port", port, 0, 65535)
+    check_type("options", options, ServerOptions | None, "give a netloader.ServerOptions")
     options = options or ServerOptions()
     home = _Home()
-    publication = _Model(model, _known(identity), options, home).publish()
+    publication = _model(model, identity, options, home).publish()
     shelf = Shelf((publication,))
     home.shelf = weakref.ref(shelf)
     listener = Listener(bind(host, port), shelf, options.deadlines, options.logger)
@@ -193,5 +214,13 @@ def serve(
     return Server(listener, shelf, options, home)
 
 
-def _known(identity: Mapping[str, str] | Identity) -> Identity:
-    return identity if isinstance(identity, Identity) else Identity(identity)
+def _model(
+    model: nn.Module,
+    identity: Mapping[str, str] | Identity,
+    options: ServerOptions,
+    home: _Home,
+) -> _Model:
+    """What a caller wants to have served, checked."""
+    module, known = module_of(model), identity_of(identity)
+    check_transports(options.transports)
+    return _Model(module, known, options, home)

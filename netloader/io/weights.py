@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from netloader.errors import WeightsError
 from netloader.fsm.manifest import Piece, Segment
 from netloader.fsm.reasons import Reason
-from netloader.io.describe import Named, WeightsError, is_dense, manifest_of, named_tensors
+from netloader.io.describe import Named, is_dense, manifest_of, named_tensors
 from netloader.io.device import CPU, Fetch, beside, follow
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign, plain

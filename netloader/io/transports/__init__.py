@@ -16,6 +16,11 @@ def register(transport: Transport) -> None:
     _REGISTRY[transport.name] = transport
 
 
+def known() -> tuple[str, ...]:
+    """The names of all transports there are, whether they can be used here or not."""
+    return tuple(sorted({*_REGISTRY, *_GROUPS}))
+
+
 def named(name: str) -> Transport:
     """The transport of a name.
 
@@ -25,8 +30,7 @@ def named(name: str) -> Transport:
     if name in _REGISTRY:
         return _REGISTRY[name]
     if name not in _GROUPS:
-        known = ", ".join(sorted({*_REGISTRY, *_GROUPS}))
-        msg = f"no transport named {name!r}; there are: {known}"
+        msg = f"no transport named {name!r}; there are: {', '.join(known())}"
         raise ValueError(msg)
     from netloader.io.transports import backends, process_group
 
@@ -62,6 +66,7 @@ __all__ = [
     "Sending",
     "TransferError",
     "Transport",
+    "known",
     "named",
     "register",
     "suited",

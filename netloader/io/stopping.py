@@ -1,0 +1,80 @@
+"""An end that the caller of `fill` sets. Law: the session's machine ends the session, not this.
+
+A caller may cancel, or limit the time of the whole call. Both become a `StopRequested`.
+"""
+
+import math
+import threading
+from typing import Protocol, runtime_checkable
+
+from netloader.fsm.events import StopRequested
+from netloader.fsm.reasons import Reason
+from netloader.io.clock import monotonic
+from netloader.io.driver import Link
+
+LOOK_S = 0.05
+"""How often a token is asked whether it is set: a call has to end within a second of that."""
+GOODBYE_S = 0.25
+"""How long a stopped session waits for its peer to take the refusal and close the connection."""
+
+
+@runtime_checkable
+class CancelToken(Protocol):
+    """Tells whether a call shall end: `threading.Event` is one. May be asked from any thread."""
+
+    def is_set(self) -> bool:
+        """Whether the call shall end."""
+
+
+class Stop:
+    """When one call has to end early. `timeout_s` counts from the construction."""
+
+    def __init__(self, cancel: CancelToken | None, timeout_s: float | None) -> None:
+        self._cancel = cancel
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._end = monotonic() + self._timeout_s
+
+    def request(self) -> StopRequested | None:
+        """What the session at hand has to be told; None while the call may go on."""
+        if self._cancel is not None and self._cancel.is_set():
+            return StopRequested(Reason.STOPPED, "cancelled by the client's caller")
+        if monotonic() >= self._end:
+            detail = f"the client's timeout_s of {self._timeout_s:g} s is over"
+            return StopRequested(Reason.DEADLINE_PASSED, detail)
+        return None
+
+    def next_look(self, now: float) -> float:
+        """When to call `request` again, in seconds of the monotonic clock; may be infinite."""
+        return self._end if self._cancel is None else min(self._end, now + LOOK_S)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not longer than the call may take."""
+        end = monotonic() + seconds
+        while self.request() is None and (now := monotonic()) < end:
+            threading.Event().wait(min(end, self.next_look(now)) - now)
+
+
+class StopWatch:
+    """A member of a loop that stops one link when its call has to end."""
+
+    def __init__(self, stop: Stop, link: Link) -> None:
+        self._stop = stop
+        self._link = link
+        self._due = 0.0
+        self._asked = False
+
+    def next_timeout(self) -> float | None:
+        """When to look; None when that is not needed any more."""
+        return self._due if self._due < math.inf else None
+
+    def handle_timeout(self, now: float) -> None:
+        """Stop the session when it is time to; a session that is over has its own end."""
+        if self._asked:
+            self._link.close()
+        if self._link.session.verdict is not None:
+            self._due = math.inf
+        elif request := self._stop.request():
+            self._asked, self._due = True, now + GOODBYE_S
+            self._link.handle(request)
+        else:
+            self._due = self._stop.next_look(now)
