@@ -177,6 +177,7 @@ class _Filling:
         patience = monotonic() + self._options.deadlines.queue_s
         silent = {attempt.source for attempt in self._attempts}
         round_ = [endpoint for endpoint in endpoints if endpoint not in silent]
+        waits = 0
         while round_:
             again: list[Endpoint] = []
             pause = MAX_RETRY_AFTER_S
@@ -191,7 +192,8 @@ class _Filling:
             if not again or left <= 0:
                 break
             round_ = again
-            self._wait(min(pause, left), again)
+            waits += 1
+            self._wait(min(pause, left), again, waits, left)
         return self._outcome(State.FALLBACK, Reason.NO_SOURCE)
 
     def _ask(self, endpoint: Endpoint) -> Verdict:
@@ -212,10 +214,14 @@ class _Filling:
         self._attempts.append(_attempt(endpoint, verdict, moved, observer))
         return verdict
 
-    def _wait(self, seconds: float, endpoints: Sequence[Endpoint]) -> None:
+    def _wait(
+        self, seconds: float, endpoints: Sequence[Endpoint], count: int, patience_s: float
+    ) -> None:
         fields = {
             "netloader.sources": ", ".join(map(str, endpoints)),
             "netloader.wait_s": round(seconds, 3),
+            "netloader.wait_count": count,
+            "netloader.patience_s": round(patience_s, 3),
         }
         emit(self._options.logger, "netloader.source.waiting", fields)
         threading.Event().wait(seconds)
@@ -253,7 +259,8 @@ def survey(sources: Sequence[Endpoint], identity: Identity, options: ClientOptio
     wish = Wish(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
     silent: list[Attempt] = []
     for number, endpoint in enumerate(sources):
-        observer = Observer(options.logger, endpoint, {"netloader.source.attempt": number + 1})
+        fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "survey"}
+        observer = Observer(options.logger, endpoint, fields)
         dialer = Dialer(endpoint, options.deadlines.connect_s)
         session = _converse(dialer, wish, IdleCrew(), observer, options.deadlines)
         verdict = _verdict(session)

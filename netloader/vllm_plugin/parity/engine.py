@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from netloader.errors import NetloaderError
+from netloader.log import FIELDS, TEXT_FORM
 from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.parity.controls import models_of
 from netloader.vllm_plugin.parity.questions import as_inputs, ask, generate, settle
@@ -140,8 +141,10 @@ def attend(connection: Connection, arguments: Arguments) -> None:
 
     Commands: `ask` and `generate` (prompts, tokens; see `questions`), `inventory`, and `rpc`: any
     method of vLLM's workers, or a function that takes a worker. A failing command is answered with
-    its error, in a sentence; the log has the traceback.
+    its error, in a sentence; the log has the traceback. Our lines there are `event key=value ...`,
+    which the caller reads, unless the environment says otherwise.
     """
+    os.environ.setdefault(TEXT_FORM, FIELDS)
     try:
         from vllm import LLM
 
