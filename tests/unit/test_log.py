@@ -19,6 +19,7 @@ from netloader.log import (
     EVENTS,
     LEVELS,
     MAX_CHARS,
+    TEXT_FORM,
     JsonFormatter,
     capture,
     emit,
@@ -55,7 +56,8 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.delenv(TEXT_FORM, raising=False)
     host = Host("vllm")
     saved = host.logger.level, host.logger.propagate
     for handler in host.handlers:

@@ -249,8 +249,9 @@ SILENT: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture
-def text() -> Iterator[io.StringIO]:
+def text(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """The text log of a host at level INFO, as vLLM's is."""
+    monkeypatch.delenv(TEXT_FORM, raising=False)
     logger, written = logging.getLogger("netloader"), io.StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))

@@ -130,7 +130,8 @@ def _live(connection: Connection, arguments: Arguments, log: str) -> None:
 
 
 def print_to(log: str) -> None:
-    """Have this process, and all it starts, print into a file."""
+    """Have this process, and all it starts, print into a file, our lines with their fields."""
+    os.environ[TEXT_FORM] = FIELDS
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -141,10 +142,8 @@ def attend(connection: Connection, arguments: Arguments) -> None:
 
     Commands: `ask` and `generate` (prompts, tokens; see `questions`), `inventory`, and `rpc`: any
     method of vLLM's workers, or a function that takes a worker. A failing command is answered with
-    its error, in a sentence; the log has the traceback. Our lines there are `event key=value ...`,
-    which the caller reads, unless the environment says otherwise.
+    its error, in a sentence; the log has the traceback.
     """
-    os.environ.setdefault(TEXT_FORM, FIELDS)
     try:
         from vllm import LLM
 
