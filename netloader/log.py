@@ -2,8 +2,9 @@
 
 A library logs and never configures: loggers are wrapped one by one, structlog's global
 configuration stays the host's. Inside vLLM the base name is "vllm.netloader", because vLLM shows
-only loggers below "vllm". Text form: `event key=value ...`; the same fields travel on the record
-as `record.netloader`, from which `JsonFormatter` writes one object a line.
+only loggers below "vllm". The text of a record is a sentence for operators (`log_text`), or
+`event key=value ...`; a record without a sentence is shown at level debug. The fields travel on the
+record as `record.netloader`, from which `JsonFormatter` writes one object a line, for every record.
 """
 
 import errno
@@ -26,18 +27,25 @@ from structlog.contextvars import merge_contextvars
 from structlog.typing import EventDict, Processor, ProcessorReturnValue
 
 from netloader.config import Secret
+from netloader.log_text import SENTENCES, sentence_of, text_of
 
 Logger: TypeAlias = structlog.stdlib.BoundLogger
 """What `get_logger` returns; `.bind(**fields)` gives one whose lines carry those fields."""
 
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
-LEVELS: Final[Mapping[Level, int]] = MappingProxyType(
+LEVELS: Final[Mapping[str, int]] = MappingProxyType(
     {"debug": 10, "info": 20, "warning": 30, "error": 40}
 )
 
 
+TEXT_FORM: Final = "NETLOADER_LOG_TEXT"
+"""An environment variable: `fields` gives every record the text `event key=value ...` and shows it
+at its severity, for programs that read the text log. LOG_JSON is the better source for them."""
+FIELDS: Final = "fields"
+
+
 class EventSpec(NamedTuple):
-    """One event: the levels it may have, the usual one first, and what it means."""
+    """One event: the severities it may have, the usual one first, and what it means."""
 
     levels: tuple[Level, ...]
     meaning: str
@@ -96,8 +104,7 @@ MAX_CHARS: Final = 500
 """Longest text value: a sentence fits, and a peer cannot flood the log with one field."""
 
 _SECRET_KEY = re.compile(r"(^|[._])(token|secret|password)$", re.IGNORECASE)
-_BARE = re.compile(r'[^\s"=]+')
-_CALLER_OF_EMIT = 5  # frames: structlog's two proxies, its level method, emit, the caller
+_CALLER_OF_EMIT = 7  # frames: deliver, four of structlog, emit, the caller
 
 
 def redact(_logger: object, _method: str, event_dict: EventDict) -> EventDict:
@@ -127,28 +134,56 @@ def _printable(text: str) -> str:
     return line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 1] + "…"
 
 
-def to_record(_logger: object, _method: str, event_dict: EventDict) -> ProcessorReturnValue:
-    """Processor: the arguments for `logging`: the text form, and the fields in one attribute."""
+def wanted(logger: logging.Logger, method: str, event_dict: EventDict) -> EventDict:
+    """Processor: end here for a record that neither the host nor a JSON file takes."""
+    severity = LEVELS[method]
+    files = _line_handlers_above(logger)
+    if _enabled(logger, severity) or any(severity >= file.threshold for file in files):
+        return event_dict
+    raise structlog.DropEvent
+
+
+def deliver(logger: logging.Logger, method: str, event_dict: EventDict) -> ProcessorReturnValue:
+    """Processor, the last: hand the record to the host, or else to the JSON files alone.
+
+    The host gets a record that has no sentence at level debug. Files go by severity.
+    """
     fields = dict(event_dict)
-    exc_info = fields.pop("exc_info", None)
-    pairs = (f"{key}={_word(value)}" for key, value in fields.items() if key != "event")
-    text = " ".join((fields["event"], *pairs))
-    extra = {"netloader": fields}
-    return (text,), {"extra": extra, "exc_info": exc_info, "stacklevel": _CALLER_OF_EMIT}
+    exc_info = _exc_info(fields.pop("exc_info", None))
+    level = severity = LEVELS[method]
+    sentence = None
+    if severity > logging.DEBUG and os.environ.get(TEXT_FORM) != FIELDS:
+        sentence = sentence_of(fields)
+        level = severity if sentence else logging.DEBUG
+    text = sentence or text_of(fields)
+    extra = {"netloader": fields, "netloader_severity": severity}
+    if _enabled(logger, level):
+        logger.log(level, text, extra=extra, exc_info=exc_info, stacklevel=_CALLER_OF_EMIT)
+    else:
+        record = logger.makeRecord(
+            logger.name, severity, "(unknown file)", 0, text, (), exc_info, extra=extra
+        )
+        for file in _line_handlers_above(logger):
+            file.handle(record)
+    raise structlog.DropEvent
 
 
-def _word(value: str | float) -> str:
-    """One value of the text form, quoted when a reader could not tell where it ends."""
-    if isinstance(value, str) and _BARE.fullmatch(value):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+def _enabled(logger: logging.Logger, level: int) -> bool:
+    return not logger.disabled and level >= logger.getEffectiveLevel()
+
+
+def _exc_info(problem: Any) -> Any:
+    """What `logging` calls exc_info; None where there is no exception."""
+    if isinstance(problem, BaseException):
+        return type(problem), problem, problem.__traceback__
+    return sys.exc_info() if problem else None
 
 
 PROCESSORS: Final[list[Processor]] = [
-    structlog.stdlib.filter_by_level,
+    wanted,
     merge_contextvars,
     redact,
-    to_record,
+    deliver,
 ]
 
 
@@ -171,9 +206,9 @@ def emit(
     level: Level | None = None,
     exc_info: BaseException | bool = False,
 ) -> None:
-    """Write one line; the only way to log.
+    """Write one record; the only way to log.
 
-    The level is the event's usual one; `level` may name another of those in EVENTS. Raises
+    Its severity is the event's usual one; `level` may name another of those in EVENTS. Raises
     KeyError for an event outside EVENTS and ValueError for a level that the event does not have.
     """
     levels = EVENTS[event].levels
@@ -195,7 +230,7 @@ class JsonFormatter(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         envelope = {
             "timestamp": moment.replace("+00:00", "Z"),
-            "severity": record.levelname,
+            "severity": logging.getLevelName(_severity(record)),
             "logger": record.name,
             "event": fields["event"],
             "process.pid": record.process,
@@ -215,6 +250,12 @@ class JsonFormatter(logging.Formatter):
         }
 
 
+def _severity(record: logging.LogRecord) -> int:
+    """How grave a record is; the level at which the host shows ours may be lower."""
+    severity: int = getattr(record, "netloader_severity", record.levelno)
+    return severity
+
+
 class _LineHandler(logging.Handler):
     """Appends to a file, or to the process's standard error, with one write() per line.
 
@@ -223,9 +264,9 @@ class _LineHandler(logging.Handler):
     to put a prefix before every line.
     """
 
-    def __init__(self, target: str, restore: int) -> None:
+    def __init__(self, target: str) -> None:
         super().__init__()
-        self.target, self.restore = target, restore
+        self.target, self.threshold = target, logging.INFO
         self._failing = False
         self.setFormatter(JsonFormatter())
         os.close(self._open())  # a path that cannot be written fails now, not at the first line
@@ -235,6 +276,10 @@ class _LineHandler(logging.Handler):
             return os.dup(2)
         # non-blocking: a pipe that nobody reads must be an error, not a hang
         return os.open(self.target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take what is grave enough, whatever the level at which the host shows it."""
+        return _severity(record) >= self.threshold and bool(super().filter(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record. Never raises: the first of several failures is told on stderr."""
@@ -264,34 +309,35 @@ class _LineHandler(logging.Handler):
 def configure_json(
     target: str, base: str = "netloader", level: int = logging.INFO
 ) -> Callable[[], None]:
-    """Write the lines of `base` from `level` up as JSON to `target`: a path, or "stderr".
+    """Write records of `base` from severity `level` up as JSON to `target`: a path, or "stderr".
 
-    For programs, never for libraries. A second call for the same target and base changes only the
+    For programs, never for libraries. The levels of the host's loggers stay as they are, and hide
+    none of our records from the file. A second call for the same target and base changes only the
     level. Returns a function that undoes it. Raises OSError when the path cannot be written.
     """
     quiet_dependencies()
     path = target if target == "stderr" else str(Path(target).absolute())
     logger = logging.getLogger(base)
-    ours = _line_handlers(logger)
-    handler = next((known for known in ours if known.target == path), None)
+    handler = next((known for known in _line_handlers(logger) if known.target == path), None)
     if handler is None:
-        handler = _LineHandler(path, ours[0].restore if ours else logger.level)
+        handler = _LineHandler(path)
         logger.addHandler(handler)
-    handler.setLevel(level)
-    if logger.getEffectiveLevel() > level:
-        logger.setLevel(level)
-    return partial(_remove, logger, handler)
+    handler.threshold = level
+    return partial(logger.removeHandler, handler)
 
 
 def _line_handlers(logger: logging.Logger) -> list[_LineHandler]:
     return [handler for handler in logger.handlers if isinstance(handler, _LineHandler)]
 
 
-def _remove(logger: logging.Logger, handler: _LineHandler) -> None:
-    """Take `handler` away; the last one restores the level that the logger had before the first."""
-    logger.removeHandler(handler)
-    if not _line_handlers(logger):
-        logger.setLevel(handler.restore)
+def _line_handlers_above(logger: logging.Logger) -> list[_LineHandler]:
+    """Those that `logger` would pass a record to."""
+    found: list[_LineHandler] = []
+    at: logging.Logger | None = logger
+    while at is not None:
+        found += _line_handlers(at)
+        at = at.parent if at.propagate else None
+    return found
 
 
 def quiet_dependencies() -> None:
@@ -323,5 +369,13 @@ def capture() -> Iterator[list[dict[str, Any]]]:
 
 def render_catalogue() -> str:
     """EVENTS as a Markdown table."""
-    rows = (f"| `{name}` | {' / '.join(lv)} | {says} |" for name, (lv, says) in EVENTS.items())
-    return "\n".join(("| event | level | meaning |", "| --- | --- | --- |", *rows)) + "\n"
+    rows = (
+        f"| `{name}` | {' / '.join(levels)} | {_shown(name)} | {meaning} |"
+        for name, (levels, meaning) in EVENTS.items()
+    )
+    head = ("| event | severity | text log | meaning |", "| --- | --- | --- | --- |")
+    return "\n".join((*head, *rows)) + "\n"
+
+
+def _shown(event: str) -> str:
+    return "sentence" if event in SENTENCES else "at debug"

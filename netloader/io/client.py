@@ -268,6 +268,7 @@ class Filling:
         patience = monotonic() + self._options.deadlines.queue_s
         silent = {attempt.source for attempt in self._attempts}
         round_ = [endpoint for endpoint in self._endpoints if endpoint not in silent]
+        waits = 0
         while round_:
             again: list[Endpoint] = []
             pause = MAX_RETRY_AFTER_S
@@ -284,7 +285,8 @@ class Filling:
             if not again or left <= 0:
                 break
             round_ = again
-            self._say_waiting(min(pause, left), again)
+            waits += 1
+            self._say_waiting(min(pause, left), again, waits, left)
             yield min(pause, left)
         stopped = self.stop.request()
         return self._outcome(State.FALLBACK, stopped.reason if stopped else Reason.NO_SOURCE)
@@ -308,10 +310,14 @@ class Filling:
         self._attempts.append(_attempt(endpoint, verdict, moved, observer))
         return verdict
 
-    def _say_waiting(self, seconds: float, endpoints: Sequence[Endpoint]) -> None:
+    def _say_waiting(
+        self, seconds: float, endpoints: Sequence[Endpoint], count: int, patience_s: float
+    ) -> None:
         fields = {
             "netloader.sources": ", ".join(map(str, endpoints)),
             "netloader.wait_s": round(seconds, 3),
+            "netloader.wait_count": count,
+            "netloader.patience_s": round(patience_s, 3),
         }
         emit(self._options.logger, "netloader.source.waiting", fields)
 
@@ -350,7 +356,8 @@ def survey(sources: Sequence[Endpoint], identity: Identity, options: ClientOptio
     wish = Wish(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
     silent: list[Attempt] = []
     for number, endpoint in enumerate(sources):
-        observer = Observer(options.logger, endpoint, {"netloader.source.attempt": number + 1})
+        fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "survey"}
+        observer = Observer(options.logger, endpoint, fields)
         dialer = Dialer(endpoint, options.deadlines.connect_s)
         conversation = Conversation(dialer, wish, IdleCrew(), observer, options.deadlines, stop)
         converse(conversation)

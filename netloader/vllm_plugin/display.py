@@ -79,12 +79,14 @@ def _cells(difference: Difference) -> tuple[str, str, str, str]:
     return str(shown(difference.field)), mine, theirs, difference.remedy
 
 
-def tell_fallback(outcome: Outcome | None, logger: Logger) -> None:
-    """Log that the ordinary loader takes over, and why."""
+def tell_fallback(outcome: Outcome | None, settings: Settings, logger: Logger) -> None:
+    """Log that no source filled this rank, why, and which loader takes over, if one may."""
+    loader = {"netloader.fallback": _fallback(settings)}
     if outcome is None:
-        emit(logger, "netloader.loader.ordinary", {})
+        emit(logger, "netloader.loader.ordinary", loader)
         return
     fields = {
+        **loader,
         "netloader.reason": outcome.reason.value,
         "netloader.detail": outcome.history(),
         "netloader.weights_dirty": outcome.weights_dirty,
@@ -103,7 +105,11 @@ def settings_shown(settings: Settings) -> dict[str, object]:
         "netloader.layout": settings.layout.value,
         "netloader.weight_cache": settings.weight_cache.value,
         "netloader.int8_cache": settings.int8_cache.value,
-        "netloader.fallback": settings.fallback.load_format if settings.fallback else "never",
+        "netloader.fallback": _fallback(settings),
         "netloader.max_clients": settings.max_clients,
         "netloader.asks_for_proof": settings.token is not None,
     }
+
+
+def _fallback(settings: Settings) -> str:
+    return settings.fallback.load_format if settings.fallback else "never"

@@ -38,7 +38,7 @@ from netloader.vllm_plugin import (
 )
 from netloader.vllm_plugin.checks import loader_of, settings_of
 from netloader.vllm_plugin.errand import Errand, errand_of
-from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET
+from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET, rank
 from netloader.vllm_plugin.layout import Backup
 from netloader.vllm_plugin.offer import Loaded, identity_of, offer, read, reloadable, taken
 from netloader.vllm_plugin.refills import REFILLS
@@ -83,6 +83,7 @@ class NetLoader(BaseModelLoader):
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
     ) -> nn.Module:
         """Create, load and post-process as vLLM does, then serve what was loaded."""
+        self._logger = self._logger.bind(**ranks.named(rank(vllm_config.parallel_config)))
         self._start_logging()
         parallel = vllm_config.parallel_config
         for name in (parallel.worker_cls, parallel.worker_extension_cls):
@@ -116,7 +117,7 @@ class NetLoader(BaseModelLoader):
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        display.tell_fallback(outcome, self._logger)
+        display.tell_fallback(outcome, self._settings, self._logger)
         self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
         self._errand = replace(errand, sources=(), ranks=(), layout=RAW)
         with errand.building():
@@ -152,7 +153,7 @@ class NetLoader(BaseModelLoader):
         if received and outcome is not None:
             self._loaded = taken(errand, model, self._settings, outcome.progress)
         else:
-            display.tell_fallback(outcome, self._logger)
+            display.tell_fallback(outcome, self._settings, self._logger)
             loader = self._ordinary(outcome)
             self._loaded = read(loader, errand, model, model_config, self._settings)
 
@@ -176,7 +177,7 @@ class NetLoader(BaseModelLoader):
             handed, outcome = self._receive_beside(model, before, model_config)
             if handed is not None:
                 return handed
-            display.tell_fallback(outcome, self._logger)
+            display.tell_fallback(outcome, self._settings, self._logger)
         if problem := unreadable(model):
             raise NotImplementedError(f"{problem}; restart this instance instead")
         named = elsewhere and self._settings.fallback is None

@@ -29,6 +29,7 @@ from netloader.vllm_plugin import (
     processed,
     provenance,
     publish,
+    ranks,
     warmup,
 )
 from netloader.vllm_plugin.errand import Errand
@@ -224,7 +225,7 @@ def offer(
     model_config: ModelConfig,
 ) -> None:
     """Serve a post-processed model in the best layout there is, when it may be; never raises."""
-    logger = get_logger("server", LOG_BASE)
+    logger = get_logger("server", LOG_BASE, **ranks.named(errand.rank))
     if loaded.placeholders:
         publish.refuse(logger, placeholders.WHY, placeholders.REMEDY)
         return

@@ -21,7 +21,7 @@ from netloader.io.publication import Publication, Shelf
 from netloader.io.server import ServerOptions, publish
 from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE, address, warmup
+from netloader.vllm_plugin import LOG_BASE, address, ranks, warmup
 from netloader.vllm_plugin.goods import Goods
 from netloader.vllm_plugin.port import (
     FIRST_PORT,
@@ -46,7 +46,7 @@ class Shop:
     def __init__(self, settings: Settings, rank: int) -> None:
         self.settings = settings
         self.rank = rank
-        self._logger = get_logger("server", LOG_BASE)
+        self._logger = get_logger("server", LOG_BASE, **ranks.named(rank))
         self._goods: dict[str, Goods] = {}
         self._owners: dict[str, object] = {}
         self._fenced: set[str] = set()
@@ -383,7 +383,7 @@ def wanted(settings: Settings, rank: int) -> bool:
     if in_range(settings, rank):
         return True
     refuse(
-        get_logger("server", LOG_BASE),
+        get_logger("server", LOG_BASE, **ranks.named(rank)),
         f"LISTEN_PORT {settings.listen_port} plus rank {rank} is outside {FIRST_PORT}-{LAST_PORT}",
         "give a port inside that range, or leave LISTEN_PORT out for a free one",
     )

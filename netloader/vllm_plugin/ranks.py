@@ -34,6 +34,12 @@ _rounds: dict[str, Iterator[int]] = defaultdict(itertools.count)
 """Ranks load in step, so the n-th load of a role is the same one on each of them."""
 
 
+def named(rank: int) -> dict[str, int]:
+    """The fields that say in every record which rank of how many this is."""
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return {"netloader.rank": rank, "netloader.ranks": max(world, rank + 1)}
+
+
 class DisagreementError(NetloaderError):
     """Some rank has not said in time what became of its sources."""
 

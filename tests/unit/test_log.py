@@ -19,6 +19,7 @@ from netloader.log import (
     EVENTS,
     LEVELS,
     MAX_CHARS,
+    TEXT_FORM,
     JsonFormatter,
     capture,
     emit,
@@ -55,12 +56,13 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.delenv(TEXT_FORM, raising=False)
     host = Host("vllm")
     saved = host.logger.level, host.logger.propagate
     for handler in host.handlers:
         host.logger.addHandler(handler)
-    host.logger.setLevel(logging.INFO)
+    host.logger.setLevel(logging.DEBUG)
     host.logger.propagate = False
     yield host
     for handler in host.handlers:
@@ -83,7 +85,7 @@ def test_a_line_shows_where_it_was_emitted_its_logger_event_and_fields(host: Hos
     emit(log, OPENED, {"network.peer.address": "10.0.0.1", "note": 'two "words"', "ok": True})
     line = here() - 1
 
-    where = f"INFO [test_log.py:{line}] vllm.netloader.io.server "
+    where = f"DEBUG [test_log.py:{line}] vllm.netloader.io.server "
     fields = r'netloader.rank=3 network.peer.address=10.0.0.1 note="two \"words\"" ok=true'
     assert host.lines() == [f"{where}{OPENED} {fields}"]
 
@@ -129,6 +131,7 @@ def test_an_event_outside_the_catalogue_is_our_bug() -> None:
 
 
 def test_a_disabled_level_writes_nothing(host: Host) -> None:
+    host.logger.setLevel(logging.INFO)
     emit(get_logger("x", base="vllm.netloader"), MOVED, level="debug")
 
     assert host.lines() == []
@@ -229,7 +232,7 @@ def test_no_field_can_break_a_line_or_show_a_secret(
     secret = dict.fromkeys(("a.token", "b.secret", "c.password"), PLANTED)
     host = Host("nlprop")
     try:
-        host.logger.setLevel(logging.INFO)
+        host.logger.setLevel(logging.DEBUG)
         host.logger.propagate = False
         for handler in host.handlers:
             host.logger.addHandler(handler)
@@ -246,7 +249,7 @@ def test_no_field_can_break_a_line_or_show_a_secret(
     assert PLANTED not in host.texts.getvalue() + host.jsons.getvalue()
     assert len(host.objects()) == 2
     assert host.lines()[0].isprintable()
-    assert host.lines()[0].startswith("INFO [test_log.py")
+    assert host.lines()[0].startswith("DEBUG [test_log.py")
 
 
 # Helpers
@@ -283,8 +286,9 @@ def test_capture_sees_every_level_and_thread_and_keeps_the_host_silent(host: Hos
 def test_the_catalogue_can_be_read_by_people() -> None:
     text = render_catalogue()
 
-    assert text.startswith("| event | level | meaning |\n| --- | --- | --- |\n")
-    assert "| `netloader.session.closed` | info / warning / debug | " in text
+    assert text.startswith("| event | severity | text log | meaning |\n| --- | --- | --- | --- |\n")
+    assert "| `netloader.session.closed` | info / warning / debug | sentence | " in text
+    assert "| `netloader.session.opened` | info / debug | at debug | " in text
     assert len(text.splitlines()) == len(EVENTS) + 2
     for name, (levels, meaning) in EVENTS.items():
         assert name.startswith("netloader.")

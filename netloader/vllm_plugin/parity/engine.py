@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from netloader.errors import NetloaderError
+from netloader.log import FIELDS, TEXT_FORM
 from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.parity.controls import models_of
 from netloader.vllm_plugin.parity.questions import as_inputs, ask, generate, settle
@@ -129,7 +130,8 @@ def _live(connection: Connection, arguments: Arguments, log: str) -> None:
 
 
 def print_to(log: str) -> None:
-    """Have this process, and all it starts, print into a file."""
+    """Have this process, and all it starts, print into a file, our lines with their fields."""
+    os.environ[TEXT_FORM] = FIELDS
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from netloader.log import FIELDS, TEXT_FORM
+
 STUBS = Path(__file__).parents[2] / "stubs"
 OURS, THEIRS = "netloader", "vllm_ascend"
 THEIR_PLUGIN = "ascend_model_loader"
@@ -116,7 +118,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
         [sys.executable, "-c", LAUNCHER],
         input=json.dumps(told),
         text=True,
-        env={**os.environ, "VLLM_CONFIGURE_LOGGING": "0"},
+        env={**os.environ, "VLLM_CONFIGURE_LOGGING": "0", TEXT_FORM: FIELDS},
         timeout=240,
         check=True,
     )

@@ -1,0 +1,401 @@
+"""What an operator reads: a sentence for each event that is his business, and no other line."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netloader.fsm.reasons import Reason
+from netloader.io import fill
+from netloader.log import (
+    EVENTS,
+    FIELDS,
+    TEXT_FORM,
+    Level,
+    configure_json,
+    emit,
+    get_logger,
+    render_catalogue,
+)
+from netloader.log_text import ADVICE, SENTENCES, duration, rate, sentence_of, size
+from tests.unit.io.helpers import (
+    FAST,
+    IDENTITY,
+    Peer,
+    asking,
+    closed_port,
+    eventually,
+    sealed,
+    serving,
+    zoo,
+)
+
+PEER = {"network.peer.address": "10.0.0.1", "network.peer.port": 19374}
+DONE = {
+    **PEER,
+    "netloader.outcome": "done",
+    "netloader.reason": "verified",
+    "netloader.transfer.bytes": 269_060_352,
+    "netloader.transfer.duration_s": 0.5587,
+    "netloader.transfer.throughput_bytes_per_s": 481_580_000,
+}
+GONE = {**PEER, "netloader.outcome": "fallback", "netloader.transfer.bytes": 0}
+TABLE = {"netloader.source": "10.0.0.1:19374", "netloader.field": "'dtype'"}
+UNLIKE = {**TABLE, "netloader.mine": "'bf16'", "netloader.theirs": "'fp16'"}
+HISTORY = "10.0.0.1:19374: busy (4 of 4); 10.0.0.2:19374: unreachable (Connection refused)"
+
+SAID: dict[str, tuple[str, dict[str, Any], str]] = {
+    "load": (
+        "netloader.session.closed",
+        {**DONE, "netloader.role": "client", "netloader.source.attempt": 1},
+        "Loaded 269 MB from 10.0.0.1:19374 in 0.6 s (0.45 GiB/s), verified",
+    ),
+    "load from a second source, by one of two ranks": (
+        "netloader.session.closed",
+        {
+            **DONE,
+            "netloader.role": "client",
+            "netloader.source.attempt": 2,
+            "netloader.rank": 1,
+            "netloader.ranks": 2,
+        },
+        "Rank 1: Loaded 269 MB from 10.0.0.1:19374 (attempt 2) in 0.6 s (0.45 GiB/s), verified",
+    ),
+    "sent": (
+        "netloader.session.closed",
+        {**DONE, "netloader.role": "server", "netloader.rank": 0, "netloader.ranks": 1},
+        "Sent 269 MB to 10.0.0.1:19374 in 0.6 s (0.45 GiB/s), verified",
+    ),
+    "source that died in the middle": (
+        "netloader.session.closed",
+        {
+            **GONE,
+            "network.peer.address": "fd00::1",
+            "netloader.role": "client",
+            "netloader.reason": "connection_lost",
+            "netloader.detail": "Connection reset by peer",
+            "netloader.transfer.bytes": 1_234_567_890,
+        },
+        (
+            "Source [fd00::1]:19374 delivers no weights: connection_lost after 1.23 GB "
+            "(Connection reset by "
+            "peer); look for the cause in the log of the other side"
+        ),
+    ),
+    "source that cannot be asked before the model is built": (
+        "netloader.session.closed",
+        {
+            **GONE,
+            "netloader.role": "client",
+            "netloader.reason": "unreachable",
+            "netloader.detail": "Connection refused",
+            "netloader.purpose": "survey",
+        },
+        (
+            "Source 10.0.0.1:19374 does not say what it serves: unreachable (Connection refused); "
+            "check that the source runs and that this host can reach its port"
+        ),
+    ),
+    "refusal with differences, at the server": (
+        "netloader.session.closed",
+        {
+            **GONE,
+            "netloader.role": "server",
+            "netloader.reason": "identity_mismatch",
+            "netloader.detail": "differing: dtype",
+            "netloader.difference.0": "dtype: mine is 'a', theirs is 'b' (use one dtype)",
+        },
+        (
+            "Client 10.0.0.1:19374 got no weights: identity_mismatch (differing: "
+            "dtype); dtype: mine "
+            "is 'a', theirs is 'b' (use one dtype); start both sides with the same "
+            "model and settings"
+        ),
+    ),
+    "refusal with differences, at the client": (
+        "netloader.source.differs",
+        {**UNLIKE, "netloader.what_to_do": "give both sides one --dtype"},
+        (
+            "Source 10.0.0.1:19374 differs in 'dtype': 'bf16' here, 'fp16' there; give "
+            "both sides one "
+            "--dtype"
+        ),
+    ),
+    "other answers": (
+        "netloader.source.answers_differ",
+        {**UNLIKE, "netloader.what_to_do": "copy the file"},
+        (
+            "Source 10.0.0.1:19374 has the same weights, but may answer otherwise "
+            "because of 'dtype': "
+            "'bf16' here, 'fp16' there; copy the file"
+        ),
+    ),
+    "fallback": (
+        "netloader.fallback.engaged",
+        {
+            "netloader.detail": HISTORY,
+            "netloader.fallback": "auto",
+            "netloader.reason": "no_source",
+        },
+        f"No weights from a source: {HISTORY}; loading with vLLM's loader (auto) instead",
+    ),
+    "fallback after bytes had arrived": (
+        "netloader.fallback.engaged",
+        {
+            "netloader.detail": HISTORY,
+            "netloader.fallback": "auto",
+            "netloader.weights_dirty": True,
+        },
+        (
+            f"No weights from a source: {HISTORY}; loading with vLLM's loader (auto) "
+            "instead; what has "
+            "arrived is overwritten"
+        ),
+    ),
+    "fallback that is not allowed": (
+        "netloader.fallback.engaged",
+        {"netloader.detail": HISTORY, "netloader.fallback": "never"},
+        f"No weights from a source: {HISTORY}; FALLBACK is never, so this load fails",
+    ),
+    "no source": (
+        "netloader.loader.ordinary",
+        {"netloader.fallback": "auto"},
+        "No source is named for this rank, or none fits; loading with vLLM's loader (auto) instead",
+    ),
+    "offer": (
+        "netloader.server.offered",
+        {
+            "netloader.endpoint": "10.0.0.2:19374",
+            "netloader.layout": "raw",
+            "netloader.raw_bytes": 269_060_352,
+            "netloader.cached_bytes": 3_100,
+            "netloader.cached_in": "dram",
+        },
+        (
+            "Serving 269 MB (raw layout) at 10.0.0.2:19374; 3 kB of original weights "
+            "are kept in dram "
+            "for that"
+        ),
+    ),
+    "withdrawn": (
+        "netloader.server.withdrawn",
+        {"netloader.detail": "weights were updated", "netloader.remedy": "use reload_weights"},
+        (
+            "Weights are no longer served: weights were updated; clients are told `not_serving` "
+            "until the weights are served again; use reload_weights"
+        ),
+    ),
+    "refused": (
+        "netloader.server.refused",
+        {"netloader.detail": "originals are gone.", "netloader.remedy": "set WEIGHT_CACHE"},
+        "This rank does not serve its weights: originals are gone; set WEIGHT_CACHE",
+    ),
+    "waiting": (
+        "netloader.source.waiting",
+        {
+            "netloader.sources": "10.0.0.1:19374",
+            "netloader.wait_s": 1.0,
+            "netloader.wait_count": 1,
+            "netloader.patience_s": 120.0,
+        },
+        "10.0.0.1:19374: busy or not ready; asked again for up to 2 min",
+    ),
+    "port taken": (
+        "netloader.listener.failed",
+        {
+            "network.local.address": "0.0.0.0",
+            "network.local.port": 19374,
+            "netloader.detail": "Address already in use",
+            "netloader.holder": "process 7",
+            "netloader.remedy": "choose another LISTEN_PORT",
+        },
+        (
+            "This rank does not serve: 0.0.0.0:19374 cannot be opened (Address already in use; in "
+            "use by process 7); choose another LISTEN_PORT"
+        ),
+    ),
+    "violation": (
+        "netloader.peer.violation",
+        {**PEER, "netloader.role": "server", "netloader.detail": "no message"},
+        (
+            "Client 10.0.0.1:19374 broke the protocol: no message; check that both sides run "
+            "netloader, and compare their versions"
+        ),
+    ),
+}
+
+SILENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "a source that only described itself": (
+        "netloader.session.closed",
+        {**GONE, "netloader.outcome": "done", "netloader.reason": "described"},
+    ),
+    "a busy source": (
+        "netloader.session.closed",
+        {**GONE, "netloader.role": "client", "netloader.reason": "busy"},
+    ),
+    "our view of a violation": (
+        "netloader.session.closed",
+        {**GONE, "netloader.reason": "protocol_violation", "netloader.by_peer": False},
+    ),
+    "a second wait": ("netloader.source.waiting", {"netloader.wait_count": 2}),
+    "a usual registration": ("netloader.plugin.registered", {}),
+}
+
+
+@pytest.fixture
+def text(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """The text log of a host at level INFO, as vLLM's is."""
+    monkeypatch.delenv(TEXT_FORM, raising=False)
+    logger, written = logging.getLogger("netloader"), io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    saved = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    yield written
+    logger.removeHandler(handler)
+    logger.setLevel(saved[0])
+    logger.propagate = saved[1]
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_an_event_is_told_in_a_sentence_that_ends_with_its_name(
+    what: str, text: io.StringIO
+) -> None:
+    event, fields, sentence = SAID[what]
+
+    emit(get_logger("x"), event, fields)
+
+    level = EVENTS[event].levels[0].upper()
+    assert text.getvalue() == f"{level} {sentence}. [{event}]\n"
+
+
+@pytest.mark.parametrize("what", SILENT)
+def test_what_is_no_operator_s_business_is_shown_at_debug(what: str, text: io.StringIO) -> None:
+    event, fields = SILENT[what]
+    level: Level = "warning" if "warning" in EVENTS[event].levels else "info"
+
+    emit(get_logger("x"), event, fields, level=level)
+    assert text.getvalue() == ""
+
+    logging.getLogger("netloader").setLevel(logging.DEBUG)
+    emit(get_logger("x"), event, fields, level=level)
+    assert text.getvalue().startswith(f"DEBUG {event}")
+
+
+def test_json_files_get_every_record_whatever_the_text_log_shows(
+    text: io.StringIO, tmp_path: Any
+) -> None:
+    path = tmp_path / "log"
+    logging.getLogger("netloader").setLevel(logging.ERROR)
+    undo = configure_json(str(path))
+    for event in EVENTS:
+        emit(get_logger("x"), event, {"n": 1})
+    emit(get_logger("x"), "netloader.session.opened", level="debug")
+    undo()
+
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["event"], line["severity"]) for line in found] == [
+        (event, levels[0].upper()) for event, (levels, _) in EVENTS.items()
+    ]
+    assert all(line["n"] == 1 for line in found)
+    assert logging.getLogger("netloader").level == logging.ERROR
+    assert "netloader.session.opened" not in text.getvalue()
+
+
+def test_a_program_that_reads_the_text_log_can_have_the_fields(
+    text: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TEXT_FORM, FIELDS)
+
+    emit(get_logger("x"), "netloader.transfer.started", {"netloader.lanes": 4})
+
+    assert text.getvalue() == "INFO netloader.transfer.started netloader.lanes=4\n"
+
+
+def test_every_warning_and_error_has_a_sentence_except_what_another_one_tells() -> None:
+    grave = {name for name, (levels, _) in EVENTS.items() if levels[0] in ("warning", "error")}
+
+    assert grave - set(SENTENCES) == {"netloader.transfer.aborted"}  # its session is told
+    assert set(SENTENCES) <= set(EVENTS)
+    assert set(ADVICE) <= {reason.value for reason in Reason}
+    assert "| `netloader.transfer.aborted` | warning | at debug |" in render_catalogue()
+
+
+KEYS = sorted({key for _, fields, _ in SAID.values() for key in fields} | {"netloader.purpose"})
+VALUES = st.one_of(st.text(max_size=9), st.integers(), st.booleans(), st.floats(0, 1e15))
+
+
+@given(event=st.sampled_from(sorted(EVENTS)), fields=st.dictionaries(st.sampled_from(KEYS), VALUES))
+def test_a_sentence_is_made_of_any_fields(event: str, fields: dict[str, Any]) -> None:
+    sentence = sentence_of({"event": event, **fields})
+
+    assert sentence is None or sentence.endswith(f"[{event}]")
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "said"),
+    [
+        *((0, "0 B"), (999, "999 B"), (1000, "1 kB"), (269_060_352, "269 MB")),
+        *((999_600_000, "1 GB"), (14_500_000_000, "14.5 GB"), (2**43, "8.8 TB")),
+    ],
+)
+def test_sizes(nbytes: int, said: str) -> None:
+    assert size(nbytes) == said
+
+
+def test_rates_and_durations() -> None:
+    assert [rate(n * 2**20) for n in (0, 3, 460.8, 2150)] == [
+        *("0.0 MiB/s", "3.0 MiB/s", "0.45 GiB/s", "2.10 GiB/s"),
+    ]
+    assert [duration(s) for s in (0, 0.004, 0.56, 9.96, 59.4, 59.6, 185)] == [
+        *("0 ms", "4 ms", "0.6 s", "10 s", "59 s", "1 min", "3 min 5 s"),
+    ]
+
+
+# -- over real sockets -----------------------------------------------------------------------------
+
+
+def test_a_load_after_a_dead_source_is_two_sentences_of_the_client(text: io.StringIO) -> None:
+    dead = closed_port()
+    with serving(zoo(1)) as server:
+        assert fill(zoo(2), [dead, sealed(server).endpoint], IDENTITY, asking()).ok
+        assert eventually(lambda: "Sent" in text.getvalue())
+
+    told = text.getvalue().splitlines()
+    assert told[0].startswith("INFO Listening for clients at ")
+    assert told[1].startswith(f"WARNING Source {dead} delivers no weights: unreachable (")
+    loaded, sent = sorted(told[2:4])
+    assert loaded.startswith("INFO Loaded ")
+    assert f"from {server.endpoint} (attempt 2) in " in loaded
+    assert loaded.endswith("), verified. [netloader.session.closed]")
+    assert sent.startswith("INFO Sent ")
+    assert told[4:] == [
+        f"INFO Stopped listening at {server.endpoint}. [netloader.listener.stopped]"
+    ]
+
+
+def test_a_busy_source_is_told_once_however_often_it_is_asked(
+    text: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netloader.io.crew.RETRY_AFTER_S", 0.05)
+    with serving(zoo(1), max_clients=1) as server, Peer.call(server.endpoint) as peer:
+        peer.offered()
+        options = asking(deadlines=replace(FAST, queue_s=1))
+        outcome = fill(zoo(2), [server.endpoint], IDENTITY, options)
+        told = text.getvalue().splitlines()
+
+    assert len(outcome.attempts) > 2
+    assert told[1:] == [
+        (
+            f"INFO {server.endpoint}: busy or not ready; asked again for up to 1.0 s. "
+            "[netloader.source.waiting]"
+        )
+    ]
