@@ -44,6 +44,8 @@ class Linked:
 
     def handle(self, event: Event) -> None:
         """Take one event of its own side."""
+        if self._lane:
+            return
         if self._link is None and self._arrival is not None and isinstance(event, StopRequested):
             self._decided(self._arrival, self._arrival.refuse(event))
         else:

@@ -6,19 +6,15 @@ A test that is to run on all has the fixture `driver`; any other one runs on thr
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, Final, Self, TypeVar, cast
 
-from torch import nn
-
 from netloader import aio, io
 from netloader.aio.reactor import AsyncioReactor
-from netloader.fsm.identity import Identity
 from netloader.io import Outcome, Server
 from netloader.io.driver import Loop
-from netloader.io.weights import Weights
 
 LONGEST_S = 120.0
 T = TypeVar("T")
@@ -28,16 +24,14 @@ SERVE: Final[ContextVar[Serve]] = ContextVar("serve", default=io.serve)
 FILL: Final[ContextVar[Fill]] = ContextVar("fill", default=io.fill)
 
 
-def serve(
-    model: nn.Module, identity: Mapping[str, str] | Identity, *args: Any, **kw: Any
-) -> Server:
+def serve(*args: Any, **kw: Any) -> Server:
     """Serve as the driver of this test does; arguments as `netloader.io.serve`."""
-    return SERVE.get()(model, identity, *args, **kw)
+    return SERVE.get()(*args, **kw)
 
 
-def fill(model: nn.Module | Weights, *args: Any, **kw: Any) -> Outcome:
+def fill(*args: Any, **kw: Any) -> Outcome:
     """Fill as the driver of this test does; arguments as `netloader.io.fill`."""
-    return FILL.get()(model, *args, **kw)
+    return FILL.get()(*args, **kw)
 
 
 class EventLoop:

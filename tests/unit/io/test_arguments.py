@@ -16,12 +16,12 @@ from netloader import (
     Reason,
     Role,
     Secret,
-    Server,
     ServerOptions,
-    fill,
-    serve,
 )
+from tests.unit.io.drivers import fill, serve
 from tests.unit.io.helpers import IDENTITY, asking, closed_port, contents, serving, zoo
+
+pytestmark = pytest.mark.usefixtures("driver")
 
 NOWHERE = ["127.0.0.1:9"]
 SECRET = "correct horse battery"
@@ -219,9 +219,7 @@ def test_a_refused_argument_leaves_nothing_running() -> None:
         served(port=place.port, identity=7)
     with pytest.raises(TypeError):
         served(port=place.port, model=7)
-    server = serve(zoo(1), IDENTITY, port=place.port)
-    assert isinstance(server, Server)
-    with server:
+    with serve(zoo(1), IDENTITY, port=place.port) as server:
         with pytest.raises(TypeError):
             server.put(zoo(2), 7)  # type: ignore[arg-type]
         target = zoo(2)
