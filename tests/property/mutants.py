@@ -232,7 +232,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         SERVED, WATCH, r"return \(tensor\.data_ptr\(\), ", "return (0, "
     ),
     "a version counter that moved is overlooked": Mutant(
-        SERVED, WATCH, r"version = .*", "version = NO_COUNTER"
+        SERVED, WATCH, r", version_of\(tensor\)\)", ", 0)"
     ),
     "values that were changed are overlooked": Mutant(
         SERVED, WATCH, r"return moved or .*", "return moved"
