@@ -12,6 +12,9 @@ from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
 from netloader.log import Level, Logger, emit
 
+CLOCK_S = 1e-9
+"""What a monotonic clock can tell apart. A quotient by much less has no finite value."""
+
 
 class Observer:
     """Watches one session: its log lines, and the seconds and bytes its owner reports."""
@@ -70,9 +73,7 @@ class Observer:
             "netloader.weights_dirty": verdict.weights_dirty,
             "netloader.transfer.bytes": self.moved_bytes,
             "netloader.transfer.duration_s": round(spent, 6),
-            "netloader.transfer.throughput_bytes_per_s": round(self.moved_bytes / spent)
-            if spent
-            else 0,
+            "netloader.transfer.throughput_bytes_per_s": _rate(self.moved_bytes, spent),
             "network.protocol.name": "netloader",
             "network.protocol.version": PROTOCOL_VERSION,
         }
@@ -132,6 +133,11 @@ class Observer:
     def _with(self, session: Session, fields: Mapping[str, object]) -> dict[str, object]:
         own = {"netloader.role": session.role, "netloader.session.id": session.name}
         return {**self._fields, **own, **fields}
+
+
+def _rate(nbytes: int, seconds: float) -> int:
+    """Bytes a second; 0 for no time, or less of it than a clock can tell."""
+    return round(nbytes / seconds) if seconds > CLOCK_S else 0
 
 
 def _move(step: Step) -> dict[str, object]:

@@ -6,8 +6,11 @@ import pytest
 
 from netloader.config import Secret
 from netloader.fsm.messages import Begin, Challenge, Lane, Reject, Request
+from netloader.fsm.states import State
 from netloader.io import fill
 from netloader.log import EVENTS
+from netloader.testing import World
+from tests.property.world import OFFERING, WISH
 from tests.unit.io.helpers import (
     IDENTITY,
     Peer,
@@ -217,3 +220,15 @@ def test_a_transfer_that_ended_early_is_said_once_on_each_side(captured: Lines) 
     assert named(captured, "transfer.finished", "client") == []
     said = [named(captured, f"transfer.{how}", "server") for how in ("finished", "aborted")]
     assert len(said[0] + said[1]) == 1, "all was sent when the client said no, or it was not"
+
+
+def test_a_transfer_that_took_no_time_has_no_rate(captured: Lines) -> None:
+    world = World(WISH, OFFERING)
+    while world.client_session.state is not State.TRANSFER:
+        world.do(world.choices()[0])
+    world.wait(5e-324)  # the least there is: bytes by it are more than a float can hold
+    world.run()
+
+    closed = [line for line in captured if line["event"] == "netloader.session.closed"]
+    assert [x["netloader.transfer.throughput_bytes_per_s"] for x in closed] == [0, 0]
+    assert [x["netloader.outcome"] for x in closed] == ["done", "done"]
