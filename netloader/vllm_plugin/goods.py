@@ -155,7 +155,7 @@ class _Verdicts:
         about = {*names} or {some.label}
         own = any(self._fresh[n] != self._old[n] for n in names if n in self._fresh)
         own = own or _own(then.sources) != _own(now.sources)
-        moved = own or then.sources != now.sources
+        moved = own or then.follows_from_others(now)
         remade = bool(then.changes(now))
         seen = owner in self._processed and self._fresh.keys() >= {*names}
         if not remade and not seen and not moved:

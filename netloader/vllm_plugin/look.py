@@ -40,17 +40,26 @@ class Part:
     sources: dict[str, str] = field(default_factory=dict)
     """Digest of each tensor on offer that can be reached from the module, by its path."""
     copies: set[str] = field(default_factory=set)
-    """Paths of `derived` at which there is one of the sources, at most in another dtype."""
+    """Paths of `derived` at which a tensor equals one on offer, at most in another dtype."""
 
     def fresh(self, now: "Part") -> set[str]:
         """The paths at which the kernels hold a tensor that is there only now."""
         return {*now.derived} - {*self.derived}
 
+    def follows_from_others(self, now: "Part") -> bool:
+        """Whether what the kernels hold now follows from other weights than then.
+
+        Where a copy took the place of a source, the source is still what it follows from.
+        """
+        within = f"{self.label}." if self.label else ""  # sources are named as the module does
+        replaced = {path.removeprefix(within) for path in now.copies} - {*now.sources}
+        return {p: d for p, d in self.sources.items() if p not in replaced} != now.sources
+
     def changes(self, now: "Part | None") -> list[str]:
         """The paths at which the kernels hold something else than then.
 
-        A copy of a source that is there only now is no change: kernels make some at their first
-        use.
+        A copy of a tensor on offer that is there only now is no change: kernels make some at their
+        first use, also in the place of the tensor itself.
         """
         found = now or Part(self.label, self.owner)
         derived = {*self.derived, *found.derived} - (self.fresh(found) & found.copies)
@@ -128,18 +137,30 @@ class Look:
         for path, tensor in found.items():
             if not self._passed_over(path, tensor):
                 self._table(bare(path), tensor)
-        kernels: dict[str, dict[str, Tensor]] = {}
-        for path, tensor in self._found.tensors.items():
-            passed = path in found or self._passed_over(path, tensor)
-            if not passed and storage_of(tensor) not in self._shared:
-                part = self._parts.at(path)
-                part.derived[bare(path)] = self._word(tensor)
-                kernels.setdefault(part.label, {})[bare(path)] = tensor
+        self._sort_kernels({*found})
         for path, held in self._found.handles.items():
             if not self._parts.of_adapter(path):
                 self._parts.at(path).handles[bare(path)] = _weakly(held)
         for part in self.parts.values():
-            self._follow(part, kernels.get(part.label, {}))
+            self._follow(part)
+
+    def _sort_kernels(self, tables: set[str]) -> None:
+        """Digest what only kernels hold, and note what of it are mere copies."""
+        rest = (p for p in self._found.tensors.items() if p[0] not in tables)
+        offered: dict[torch.Size, list[Tensor]] = {}
+        kernels: list[tuple[str, Tensor]] = []
+        for path, tensor in rest:
+            if self._passed_over(path, tensor):
+                continue
+            if storage_of(tensor) in self._shared:
+                offered.setdefault(tensor.shape, []).append(tensor)
+            else:
+                kernels.append((path, tensor))
+        for path, tensor in kernels:
+            part = self._parts.at(path)
+            part.derived[bare(path)] = self._word(tensor)
+            if any(self._copies(tensor, one) for one in offered.get(tensor.shape, ())):
+                part.copies.add(bare(path))
 
     def _passed_over(self, path: str, tensor: Tensor) -> bool:
         counts = tensor.dtype in COUNTERS and id(tensor) not in self._own
@@ -150,24 +171,19 @@ class Look:
         others = [d for d in FLOATS if tensor.dtype in FLOATS and d is not tensor.dtype]
         self.casts[path] = frozenset(self._word(tensor, dtype) for dtype in others)
 
-    def _follow(self, part: Part, kernels: Mapping[str, Tensor]) -> None:
-        """Note the sources of a part, and which of its tensors are mere copies of them."""
+    def _follow(self, part: Part) -> None:
+        """Note the sources of a part."""
         owner = part.owner()
         reached = {} if owner is None else inventory.take(owner).tensors
-        sources = {
-            path: tensor
+        part.sources = {
+            bare(path): self._word(tensor)
             for path, tensor in reached.items()
             if has_bytes(tensor) and storage_of(tensor) in self._shared
         }
-        part.sources = {bare(path): self._word(tensor) for path, tensor in sources.items()}
-        for path, tensor in kernels.items():
-            if any(self._copies(tensor, source) for source in sources.values()):
-                part.copies.add(path)
 
-    def _copies(self, tensor: Tensor, source: Tensor) -> bool:
-        if tensor.shape != source.shape or not {tensor.dtype, source.dtype} <= {*FLOATS}:
-            return False
-        return self._word(tensor) == self._word(source, tensor.dtype)
+    def _copies(self, tensor: Tensor, one: Tensor) -> bool:
+        floats = {tensor.dtype, one.dtype} <= {*FLOATS}
+        return floats and self._word(tensor) == self._word(one, tensor.dtype)
 
     def _word(self, tensor: Tensor, dtype: torch.dtype | None = None) -> str:
         key = id(tensor), dtype or tensor.dtype

@@ -1,5 +1,6 @@
 """A model that is changed while it is served: new clients get what it holds then, never the old."""
 
+import gc
 import sys
 import threading
 import time
@@ -243,7 +244,9 @@ def test_a_look_at_a_module_keeps_the_interpreter_lock() -> None:
             turns[0] += 1
             time.sleep(0)
 
-    sys.setswitchinterval(100)  # nobody is made to give it up
+    gc.collect()
+    gc.disable()  # the finalizers of what other tests left may give it up
+    sys.setswitchinterval(100)  # no thread is made to give it up
     thread = threading.Thread(target=take_turns)
     try:
         thread.start()
@@ -252,6 +255,7 @@ def test_a_look_at_a_module_keeps_the_interpreter_lock() -> None:
         assert turns[0] == before
     finally:
         sys.setswitchinterval(interval)
+        gc.enable()
         over.set()
         thread.join()
 

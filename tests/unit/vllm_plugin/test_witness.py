@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,15 @@ class Handle:
 Handle.__module__ = "vllm._custom_ops"
 
 
+class Reader(nn.Module):
+    """A layer whose kernels compute with a parameter of another one."""
+
+    def __init__(self, norm: Tensor) -> None:
+        super().__init__()
+        self.scratch = torch.ones(3)
+        self.impl = SimpleNamespace(norm=norm)
+
+
 class Engine(Model):
     """A model with something of every kind that kernels hold."""
 
@@ -43,6 +53,7 @@ class Engine(Model):
         self.scale = 0.5
         self.locks = torch.zeros(4, dtype=torch.int32)
         self.late: Any = None
+        self.reader: Any = Reader(self.norm)
 
     def finish(self) -> None:
         """Pack what was loaded, beside post-processing."""
@@ -194,7 +205,17 @@ def copy_for_kernels(model: Engine) -> None:
     model.late = model.norm.detach().to(torch.float16)  # as vLLM's CPU attention does with sinks
 
 
-FIRST_USES = (cast(torch.bfloat16), cast(torch.float16), move, copy_for_kernels)
+def copy_in_its_place(model: Engine) -> None:
+    model.reader.impl.norm = model.norm.detach().to(torch.float16)
+
+
+FIRST_USES = (
+    cast(torch.bfloat16),
+    cast(torch.float16),
+    move,
+    copy_for_kernels,
+    copy_in_its_place,
+)
 
 
 @pytest.mark.parametrize("change", FIRST_USES)
@@ -244,6 +265,13 @@ def test_a_copy_for_kernels_that_is_of_another_time_is_a_change() -> None:
     assert witness.thorough() == ""
     write(lambda model: model.norm)(model)
     assert "late, which the kernels use" in witness.thorough()
+
+
+def test_what_takes_the_place_of_a_weight_and_is_no_copy_of_it_is_a_change() -> None:
+    model = Engine()
+    witness = noted(model)
+    model.reader.impl.norm = model.norm.detach().to(torch.float16) * 2
+    assert "norm, which the kernels use" in witness.thorough()
 
 
 def test_until_a_table_was_digested_its_place_means_nothing(
