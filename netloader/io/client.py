@@ -1,8 +1,10 @@
-"""Try sources in order until the weights are whole. Law: one session a source, one ledger for all.
+"""Try sources in order until the weights are whole. Law: one session at a time, one ledger for all.
 
 After a failure in the middle the next source is asked only for what is not verified yet. Sources
-that answered busy are asked again until `Deadlines.queue_s` is over. When no source is left the
-outcome is FALLBACK with the whole history.
+that answered busy are asked again until `Deadlines.queue_s` is over. A source with which another
+transport could not even begin is asked for tcp at once, if tcp is among the transports: a library
+may refuse what a connection can do, HCCL for instance two processes on one device. When no source
+is left the outcome is FALLBACK with the whole history.
 """
 
 import math
@@ -42,6 +44,7 @@ from netloader.io.intake import Ledger, Report
 from netloader.io.observe import Observer
 from netloader.io.stopping import CancelToken, Stop
 from netloader.io.transports import suited
+from netloader.io.transports.tcp import TCP
 from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
@@ -247,6 +250,8 @@ class Filling:
         self._wish = wish
         self._options = options
         self._attempts = [*options.silent]
+        self._over_tcp: set[Endpoint] = set()
+        """Sources with which another transport could not begin."""
         self._dirty = False
 
     def run(self) -> Outcome:
@@ -276,6 +281,9 @@ class Filling:
                 if self.stop.request() is not None:
                     break
                 verdict = yield from self._ask(endpoint)
+                if self._could_not_begin(endpoint, verdict):
+                    self._over_tcp.add(endpoint)
+                    verdict = yield from self._ask(endpoint)
                 if verdict.state is State.DONE:
                     return self._outcome(State.DONE, Reason.VERIFIED)
                 if verdict.reason in RETRYABLE:
@@ -291,12 +299,24 @@ class Filling:
         stopped = self.stop.request()
         return self._outcome(State.FALLBACK, stopped.reason if stopped else Reason.NO_SOURCE)
 
+    def _could_not_begin(self, endpoint: Endpoint, verdict: Verdict) -> bool:
+        """Whether the last attempt failed in another transport than tcp, which is left to try.
+
+        The source chooses the first transport that both sides have, so tcp is left where it is not
+        the first that was asked for.
+        """
+        failed = verdict.reason is Reason.TRANSFER_FAILED and not self._attempts[-1].nbytes
+        left = TCP.name in self._wish.transports[1:] and endpoint not in self._over_tcp
+        return failed and left
+
     def _ask(self, endpoint: Endpoint) -> Generator[Conversation, None, Verdict]:
         number = len(self._attempts) + 1
         fields = {"netloader.source.attempt": number}
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
         emit(self._options.logger, "netloader.source.tried", {**fields, **where})
         wish = replace(self._wish, progress=self._ledger.progress)
+        if endpoint in self._over_tcp:
+            wish = replace(wish, transports=(TCP.name,))
         deadlines = self._options.deadlines
         dialer = Dialer(endpoint, deadlines.connect_s)
         crew = ClientCrew(self._ledger, wish.lanes, dialer.dial, deadlines.stall_s)

@@ -88,7 +88,8 @@ class Errand:
 
     def tensors(self, model: nn.Module, found: Inventory | None = None) -> list[Named]:
         """The raw tensors that travel; `found` is a walk over the model, if there was one."""
-        named = provenance.travelling(model, found or inventory.take(model), self.filled)
+        found = found or inventory.take(model)
+        named = provenance.travelling(model, found, self.filled, self.state)
         return [(name, tensor) for name, tensor in named if name not in self.unfilled]
 
 

@@ -1,9 +1,10 @@
 """What a model's own `load_weights` leaves behind besides tensors. Law: known and sent, or refused.
 
 Some models set flags while they read a checkpoint (an EAGLE draft notes whether it owns an
-`lm_head`), on modules or on objects that hang on them. A model that was filled from a source has
-not read one, so its server tells it. What is more than plain data (a new module, an object) cannot
-be told: such a model is not served in raw layout.
+`lm_head`), on modules or on objects that hang on them. Some give a module one more name (the head
+of an MTP layer becomes `lm_head` as well). A model that was filled from a source has not read a
+checkpoint, so its server tells it. What is more than that (a new module, an object) cannot be told:
+such a model is not served in raw layout.
 """
 
 import copy
@@ -33,7 +34,8 @@ from netloader.vllm_plugin.inventory import (
 from netloader.vllm_plugin.reach import Kind, is_plain, kind_of
 
 State = Mapping[str, Any]
-"""Plain values by path: `model.has_own_lm_head` is an attribute of the module `model`."""
+"""Plain values by path: `model.has_own_lm_head` is an attribute of the module `model`. The path
+`lm_head.(module)` is another name of a module; the value is the name that the module had before."""
 NOTHING: State = MappingProxyType({})
 
 _GONE = Place(None, At.FIXED, None, object())
@@ -46,7 +48,7 @@ class StateError(NetloaderError):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What `load_weights` did: plain values, and the paths of what is more than that."""
+    """What `load_weights` did: plain values and names, and the paths of what is more than that."""
 
     values: State
     unknown: tuple[str, ...]
@@ -65,10 +67,11 @@ class Marks:
         """What is different now; `found` is a walk over the model, if there was one already."""
         now = found or take(model)
         online = self._online | online_layers(model)
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = self._added_names(now)
         unknown: list[str] = []
+        known = online | names_in(values)
         for path in self._different(now):
-            if inside(path, online):
+            if path in values or inside(path, known):
                 continue
             place = now.places.get(path, _GONE)
             fresh = place.at is At.ATTRIBUTE and not isinstance(place.holder, Tensor)
@@ -78,6 +81,22 @@ class Marks:
                 unknown.append(path)
         return Changes(values, outermost(unknown), online)
 
+    def _added_names(self, now: Inventory) -> dict[str, Any]:
+        """The names that modules of the tree have got in addition, as a state tells them."""
+        modules = {path: now.places[path].value for path in now.places if path.endswith(MODULE)}
+        before = {
+            id(module): path.removesuffix(MODULE).removesuffix(".")
+            for path, module in reversed(modules.items())
+            if self._before.get(path, _GONE_NOTE)[1] is module
+        }
+        names: dict[str, Any] = {}
+        for path, module in modules.items():
+            fresh = path not in self._before and not inside(path, names_in(names))
+            holder, name = _parted(path)
+            if fresh and id(module) in before and holder in self._before and _is_name(name):
+                names[path] = before[id(module)]
+        return names
+
     def _different(self, now: Inventory) -> list[str]:
         """The paths at which there is something else than before, or nothing any more."""
         found = [
@@ -86,6 +105,21 @@ class Marks:
             if not _same(self._before.get(path, _GONE_NOTE), note)
         ]
         return [*(path for path in self._before if path not in now.places), *found]
+
+
+def names_in(state: State) -> frozenset[str]:
+    """The names that modules have got in addition; all that is below them has older names."""
+    return frozenset(path.removesuffix(f".{MODULE}") for path in state if path.endswith(MODULE))
+
+
+def _parted(path: str) -> tuple[str, str]:
+    """From the path of a module that of the module it is in, and its name there."""
+    prefix, _, name = path.removesuffix(MODULE).removesuffix(".").rpartition(".")
+    return dot(prefix, MODULE), name
+
+
+def _is_name(name: str) -> bool:
+    return name.isidentifier() and name not in INTERNAL
 
 
 def outermost(paths: list[str]) -> tuple[str, ...]:
@@ -209,8 +243,8 @@ def check(state: State, model: nn.Module) -> None:
         StateError: it names something else.
     """
     found = take(model) if state else Inventory()
-    for path in state:
-        _place(path, found)
+    for path, value in state.items():
+        _place(path, value, found)
 
 
 def adopt(state: State, model: nn.Module) -> None:
@@ -221,26 +255,56 @@ def adopt(state: State, model: nn.Module) -> None:
     """
     found = take(model) if state else Inventory()
     for path, value in state.items():
-        place = _place(path, found)
+        place = _place(path, value, found)
         if place.at is At.ITEM:
             holder: Any = place.holder
             holder[place.key] = copy.deepcopy(value)
         else:
-            setattr(place.holder, str(place.key), copy.deepcopy(value))
+            module = _module(value, found) if path.endswith(MODULE) else None
+            fresh = copy.deepcopy(value) if module is None else module
+            setattr(place.holder, str(place.key), fresh)
     now = take(model) if state else Inventory()
     for path, value in state.items():
-        if repr(now.places.get(path, _GONE).value) != repr(value):
+        if not _stayed(path, value, now):
             raise StateError(f"{path}, which load_weights of the server's model set, did not stay")
 
 
-def _place(path: str, found: Inventory) -> Place:
+def _stayed(path: str, value: object, now: Inventory) -> bool:
+    there = now.places.get(path, _GONE).value
+    if path.endswith(MODULE):
+        return there is _module(value, now)
+    return repr(there) == repr(value)
+
+
+def _module(path: object, found: Inventory) -> nn.Module | None:
+    """The module of that path in the tree, if there is one."""
+    place = found.places.get(dot(str(path), MODULE), _GONE)
+    return place.value if isinstance(place.value, nn.Module) else None
+
+
+def _place_of_name(path: str, old: object, found: Inventory) -> Place | None:
+    """Where another name for a module belongs; None if it can be no name there."""
+    around, name = _parted(path)
+    holder, module = found.places.get(around, _GONE).holder, _module(old, found)
+    if not isinstance(holder, nn.Module) or module is None or hasattr(holder, name):
+        return None
+    around_itself = any(part is holder for part in module.modules())
+    if around_itself or not _is_name(name) or not isinstance(old, str):
+        return None
+    return Place(holder, At.ATTRIBUTE, name, None)
+
+
+def _place(path: str, value: object, found: Inventory) -> Place:
     """Where a value of the server's belongs: a place that is there, or a new attribute."""
+    if path.endswith(MODULE):
+        if (named := _place_of_name(path, value, found)) is None:
+            raise StateError(f"load_weights of the server's model set {path}, which is not ours")
+        return named
     place = found.places.get(path)
     if place is None:
         prefix, _, name = path.rpartition(".")
         around = found.places.get(dot(prefix, MODULE)) or found.places.get(prefix, _GONE)
-        named = name.isidentifier() and name not in INTERNAL
-        if around is not _GONE and named and not _plain(around.value):
+        if around is not _GONE and _is_name(name) and not _plain(around.value):
             place = Place(around.value, At.ATTRIBUTE, name, None)
     if place is None or str(place.key).startswith("__") or not _settable(place):
         raise StateError(f"load_weights of the server's model set {path}, which is not ours")

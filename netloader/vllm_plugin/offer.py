@@ -182,7 +182,7 @@ def _described(loaded: Loaded, found: Inventory, manifest: Manifest) -> Loaded:
 
 
 def _travelling(loaded: Loaded, model: nn.Module, found: Inventory) -> list[Named]:
-    named = provenance.travelling(model, found, loaded.filled)
+    named = provenance.travelling(model, found, loaded.filled, loaded.state)
     return [(name, tensor) for name, tensor in named if name not in loaded.unfilled]
 
 

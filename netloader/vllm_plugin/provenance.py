@@ -59,7 +59,7 @@ class Built:
         """What is different now that the checkpoint was read."""
         found = take(model)
         changes = self._marks.changes(model, found)
-        online = changes.online
+        online = changes.online | loadstate.names_in(changes.values)
         now = _shapes(found)
         made = [p for p in now if p not in self._shapes and not inside(p, online)]
         other = [
@@ -128,16 +128,23 @@ def _storage(tensor: Tensor) -> int:
 # -- what travels --------------------------------------------------------------------------------
 
 
-def travelling(model: nn.Module, found: Inventory, filled: frozenset[str]) -> list[Named]:
+def travelling(
+    model: nn.Module, found: Inventory, filled: frozenset[str], told: State = loadstate.NOTHING
+) -> list[Named]:
     """What is sent of a model: parameters and persistent buffers, in model order, then the rest.
+
+    What has another name since `load_weights`, as `told`, is sent under its older one: a client
+    gives that name when it has received.
 
     The rest is state that hangs elsewhere, and what `load_weights` of the server has `filled`. What
     has no memory there is left out: vLLM keeps, on the meta device, the layers that it left out.
     """
-    named = named_tensors(model)
+    names = loadstate.names_in(told)
+    named = [(name, tensor) for name, tensor in named_tensors(model) if not inside(name, names)]
     tree = {name for name, _ in named}
     rest = {**found.state, **{p: t for p, t in found.tensors.items() if p in filled}}
     beside = ((path, t) for path, t in rest.items() if path not in tree and not t.is_meta)
+    beside = ((path, t) for path, t in beside if not inside(path, names))
     return [*named, *sorted(beside, key=_path)]
 
 

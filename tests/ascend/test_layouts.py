@@ -8,6 +8,8 @@ PROCESSED = {"LAYOUT": "processed"}
 RAW = {"LAYOUT": "raw", "WEIGHT_CACHE": "dram"}
 """The originals of what is replaced after loading: with 0.30, scales are, too."""
 
+DRAFT = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}
+
 PAIRS = {
     "bf16, raw": Wish("llama"),
     "bf16, processed": Wish("llama", PROCESSED),
@@ -32,6 +34,16 @@ def test_pair(cast: Cast, wish: Wish) -> None:
     server, client = paired(cast, wish)
     assert client.said("netloader.loader.received")
     assert server.said("netloader.transport=hccl")
+
+
+@pytest.mark.parametrize("extra", [RAW, PROCESSED], ids=["raw", "processed"])
+def test_draft(cast: Cast, extra: dict[str, str]) -> None:
+    """All tensors of target and draft (DeepSeek-V3 with its MTP layer), bf16."""
+    _, client = paired(cast, Wish("deepseek-v3-mtp", extra, DRAFT))
+    received = client.said("netloader.loader.received")
+    roles = [role for line in received for role in ("target", "draft") if f"role={role}" in line]
+    assert roles == ["target", "draft"]
+    assert any(path.startswith("draft ") for path in client.tell("held"))
 
 
 def test_originals_are_gone(cast: Cast) -> None:

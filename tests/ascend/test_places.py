@@ -34,6 +34,15 @@ def test_two_instances_on_one_device_of_one_host(cast: Cast) -> None:
     cast.compare(server.actor, client)
 
 
+def test_hccl_refuses_one_device_of_one_host(cast: Cast) -> None:
+    """Server and client on device 0 of one host, which HCCL refuses: over tcp."""
+    wish = Wish("llama-w8a8", PROCESSED)
+    server = cast.offering(wish)
+    client = cast.client(wish, server.port).up()
+    assert client.said("netloader.transport=hccl")
+    cast.compare(server.actor, client)
+
+
 def test_tensor_parallel(cast: Cast) -> None:
     """Tensor parallel 2, W8A8, on four devices."""
     ranks_paired(cast, Wish("llama-w8a8", PROCESSED, TENSOR_PARALLEL), tensor_rank)

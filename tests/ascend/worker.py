@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch_npu
+from torch import nn
 from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.plugins import load_general_plugins
@@ -41,7 +42,8 @@ class Worker:
                 distributed_init_method=spec["meeting"],
                 is_driver_worker=spec["rank"] == 0,
             )
-            self.inner.init_device()
+            with HostArithmetic():
+                self.inner.init_device()
             with HostArithmetic(), self.samples:
                 self.inner.load_model()
 
@@ -51,8 +53,12 @@ class Worker:
         return self.inner.model_runner.get_model()
 
     def held(self) -> dict[str, str]:
-        """All tensors."""
-        return held_by(self.model)
+        """All tensors, of the draft as well if there is one."""
+        found = held_by(self.model)
+        drafter = getattr(self.inner.model_runner, "drafter", None)
+        if isinstance(draft := getattr(drafter, "model", None), nn.Module):
+            found |= {f"draft {path}": text for path, text in held_by(draft).items()}
+        return found
 
     def offer(self) -> None:
         """Be warm: netloader serves from now on."""

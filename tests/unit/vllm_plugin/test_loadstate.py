@@ -82,6 +82,36 @@ def _modules() -> tuple[str, ...]:
     return ("inner.(module)", "inner.kernel", "inner.linear.(module)")
 
 
+def test_another_name_of_a_module_is_told_and_adopted() -> None:
+    """vllm-ascend's DeepSeek draft does so with the head of its MTP layer."""
+    server, client = Model(), Model()
+    marks = Marks(server)
+    server.head = server.inner.linear
+    changes = marks.changes(server)
+
+    assert changes == Changes({"head.(module)": "inner.linear"}, ())
+    state = loadstate.parse(loadstate.render(changes.values))
+    before = Marks(client)
+    loadstate.check(state, client)
+    loadstate.adopt(state, client)
+    assert client.head is client.inner.linear
+    assert before.changes(client) == changes
+    assert [*client.state_dict()] == [*server.state_dict()]
+
+
+def test_a_module_with_another_name_may_have_changed() -> None:
+    def act(model: Model) -> None:
+        model.head = model.inner
+        model.inner.has_own_head = True
+
+    assert changed_by(act).values == {"head.(module)": "inner", "inner.has_own_head": True}
+
+
+def test_another_name_that_is_no_identifier_is_not_told() -> None:
+    changes = changed_by(lambda model: model.inner.add_module("0", model.inner.linear))
+    assert "inner.0.(module)" in changes.unknown
+
+
 def test_reading_tensors_alone_leaves_nothing_behind() -> None:
     def fill(model: Model) -> None:
         with torch.no_grad():
@@ -153,6 +183,34 @@ def test_layers_that_quantize_while_loading_are_passed_over() -> None:
 def test_a_state_that_names_what_is_not_a_plain_attribute_is_refused(path: str) -> None:
     with pytest.raises(StateError, match="which is not ours"):
         loadstate.check({path: {"x": 1}}, Model())
+
+
+@pytest.mark.parametrize(
+    ("path", "old"),
+    [
+        ("head.(module)", "elsewhere"),
+        ("head.(module)", "inner.kernel"),
+        ("head.(module)", "inner.linear.weight"),
+        ("head.(module)", 1),
+        ("elsewhere.head.(module)", "inner.linear"),
+        ("inner.kernel.head.(module)", "inner.linear"),
+        ("inner.linear.(module)", "inner"),
+        ("inner.linear.(module)", "inner.linear"),
+        ("inner.forward.(module)", "inner.linear"),
+        ("inner.first.(module)", "inner.linear"),
+        ("inner.has_own_head.(module)", "inner.linear"),
+        ("inner.__class__.(module)", "inner.linear"),
+        ("inner._modules.(module)", "inner.linear"),
+        ("inner.0.(module)", "inner.linear"),
+        ("(module)", "inner.linear"),
+        (".(module)", "inner.linear"),
+        ("inner.linear.head.(module)", "inner"),  # it would be inside itself
+        ("head.(module)", ""),
+    ],
+)
+def test_a_name_for_what_is_no_module_or_where_none_can_be_is_refused(path: str, old: Any) -> None:
+    with pytest.raises(StateError, match="which is not ours"):
+        loadstate.check({path: old}, Model())
 
 
 @pytest.mark.parametrize("path", ["ready", "inner.has_own_head", "inner.default_of_the_class"])

@@ -90,6 +90,7 @@ def test_a_tensor_that_changed_is_to_be_sent(
         (lambda m: setattr(m.up, "fresh", True), {"up.fresh": True}),
         (lambda m: setattr(m.poolers["embed"], "fresh", "a"), {"poolers[embed].fresh": "a"}),
         (lambda m: setattr(m, "pair", (1, 2)), {}),
+        (lambda m: setattr(m, "head", m.up), {"head.(module)": "up"}),
     ],
 )
 def test_a_plain_value_that_changed_is_told_and_adopted(
@@ -154,6 +155,17 @@ def test_what_travels_is_all_state_then_what_was_filled_in_an_order_of_its_own()
         "poolers[embed].head.bias",
         "poolers[embed].head.weight",
     ]
+
+
+def test_what_has_another_name_travels_once() -> None:
+    """A client receives before it gives the name, and would not know the second one."""
+    model = Model()
+    built = Built(model)
+    before = provenance.travelling(model, inventory.take(model), frozenset())
+    model.head = model.up
+    derived = built.derived(model)
+    named = provenance.travelling(model, derived.found, derived.filled, derived.values)
+    assert [name for name, _ in named] == [name for name, _ in before]
 
 
 def test_building_keeps_no_tensor_alive() -> None:
