@@ -42,6 +42,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/test_witness.py",
+        "tests/unit/vllm_plugin/test_first_use.py",
         "tests/unit/vllm_plugin/test_goods.py",
         "tests/unit/vllm_plugin/test_vigil.py",
     ),
