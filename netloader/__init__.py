@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from netloader.fsm.identity import Difference, Identity, Role
     from netloader.fsm.reasons import Reason
     from netloader.fsm.states import State
-    from netloader.io.client import Attempt, ClientOptions, Outcome, fill
+    from netloader.io.client import ClientOptions, fill
+    from netloader.io.outcome import Attempt, Outcome
     from netloader.io.server import Server, ServerOptions, serve
 
 __version__ = "0.1.0"
@@ -64,7 +65,8 @@ _WHERE = {
     "netloader.fsm.identity": ("Difference", "Identity", "Role"),
     "netloader.fsm.reasons": ("Reason",),
     "netloader.fsm.states": ("State",),
-    "netloader.io.client": ("Attempt", "ClientOptions", "Outcome", "fill"),
+    "netloader.io.client": ("ClientOptions", "fill"),
+    "netloader.io.outcome": ("Attempt", "Outcome"),
     "netloader.io.server": ("Server", "ServerOptions", "serve"),
 }
 

@@ -12,9 +12,10 @@ from netloader.config import Endpoint
 from netloader.fsm.events import StopRequested
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
-from netloader.io.client import ClientOptions, Outcome, prepare
+from netloader.io.client import ClientOptions, prepare
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation
+from netloader.io.outcome import Outcome
 from netloader.io.stopping import Stop
 from netloader.io.weights import Weights
 

@@ -27,8 +27,7 @@ from netloader.config import (
 from netloader.errors import WeightsError
 from netloader.fsm.client import Wish
 from netloader.fsm.effects import Verdict
-from netloader.fsm.identity import Difference, Identity
-from netloader.fsm.manifest import Progress
+from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
@@ -42,6 +41,7 @@ from netloader.io.dialing import Dialer
 from netloader.io.digests import ALGORITHMS
 from netloader.io.intake import Ledger, Report
 from netloader.io.observe import Observer
+from netloader.io.outcome import Attempt, Outcome
 from netloader.io.stopping import CancelToken, Stop
 from netloader.io.transports import suited
 from netloader.io.transports.tcp import TCP
@@ -52,28 +52,8 @@ from netloader.wire.frames import sendable
 LANES = min(2, max(1, cores() // 2))
 """One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
 1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
-SILENT_S = 1.0
-"""A source that cost less, because it refuses connections, is asked again: it may be starting."""
 MAX_RETRY_AFTER_S = 30.0
 """Longest pause a server may ask for between two tries."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One session with one source. `nbytes` were verified in it, `seconds` were spent by state."""
-
-    source: Endpoint
-    reason: Reason
-    detail: str
-    nbytes: int
-    seconds: Mapping[State, float]
-    differences: tuple[Difference, ...] = ()
-
-    @property
-    def silent(self) -> bool:
-        """Whether the source let time pass without an answer, as one more attempt would."""
-        waited = self.reason in (Reason.UNREACHABLE, Reason.DEADLINE_PASSED)
-        return waited and sum(self.seconds.values()) >= SILENT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,48 +96,6 @@ class ClientOptions:
         for i, attempt in enumerate(self.silent):
             check_type(f"silent[{i}]", attempt, Attempt, "give what `survey` returned")
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How filling ended. `state` is DONE (every byte verified) or FALLBACK.
-
-    The reason of a FALLBACK is NO_SOURCE, or STOPPED after `ClientOptions.cancel`, or
-    DEADLINE_PASSED after `ClientOptions.timeout_s`.
-    """
-
-    state: State
-    reason: Reason
-    attempts: tuple[Attempt, ...]
-    nbytes: int
-    """Bytes verified over all attempts."""
-    weights_dirty: bool
-    """Whether tensors may hold received bytes; after FALLBACK every one must be written again."""
-    progress: Progress
-    """What was verified, with its digests."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the model now holds exactly the server's bytes."""
-        return self.state is State.DONE
-
-    @property
-    def source(self) -> Endpoint | None:
-        """The source that completed the model."""
-        return self.attempts[-1].source if self.ok else None
-
-    @property
-    def seconds(self) -> Mapping[State, float]:
-        """Seconds by state, over all attempts."""
-        spent = dict.fromkeys(State, 0.0)
-        for attempt in self.attempts:
-            for state, seconds in attempt.seconds.items():
-                spent[state] += seconds
-        return spent
-
-    def history(self) -> str:
-        """Every attempt in one line each, for people."""
-        return "; ".join(f"{a.source}: {a.reason.value} ({a.detail})" for a in self.attempts)
 
 
 def fill(

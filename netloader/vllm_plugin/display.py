@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from netloader.config import Endpoint, shown
 from netloader.fsm.identity import Difference
-from netloader.io.client import Outcome
+from netloader.io.outcome import Outcome
 from netloader.log import Logger, emit
 from netloader.vllm_plugin.settings import Settings
 

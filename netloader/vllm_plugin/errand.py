@@ -17,7 +17,8 @@ from netloader.fsm.manifest import Progress
 from netloader.fsm.messages import Description
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io.client import Attempt, Outcome, Survey
+from netloader.io.client import Survey
+from netloader.io.outcome import Attempt, Outcome
 from netloader.io.weights import Named
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin import (

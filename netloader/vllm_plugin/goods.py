@@ -137,8 +137,8 @@ class _Verdicts:
     ) -> None:
         self._processed = changed.processed
         self._names = dict(names)
-        self._fresh = {n: _digest_of(t) for n, t in changed.originals.items()}
-        self._old = {n: _digest_of(tensors[n]) for n in changed.originals}
+        self._fresh = {n: inventory.digest_one(t) for n, t in changed.originals.items()}
+        self._old = {n: inventory.digest_one(tensors[n]) for n in changed.originals}
         self._lost = lost
         self.known: set[str] = set()
         self.lost: set[str] = set()
@@ -190,10 +190,6 @@ class _Verdicts:
 def _own(sources: Mapping[str, str]) -> dict[str, str]:
     """Those that are registered in the module itself, not in one that it can reach."""
     return {path: digest for path, digest in sources.items() if path.isidentifier()}
-
-
-def _digest_of(tensor: Tensor) -> str:
-    return inventory.digest(inventory.Inventory(tensors={"": tensor}))[""]
 
 
 def _rebuilds(owner: nn.Module) -> bool:

@@ -128,6 +128,11 @@ def take(model: nn.Module) -> Inventory:
     return walk.found
 
 
+def digest_one(tensor: Tensor) -> str:
+    """The digest of one tensor, as `digest` makes it."""
+    return digest(Inventory(tensors={"": tensor}))[""]
+
+
 def digest(inventory: Inventory) -> dict[str, str]:
     """BLAKE3 over dtype, shape, stride and elements of every tensor, by path; one at a time.
 

@@ -21,7 +21,8 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError, UnsafeError
 from netloader.fsm.identity import Identity
-from netloader.io.client import Attempt, ClientOptions, Outcome, Survey, fill, survey
+from netloader.io.client import ClientOptions, Survey, fill, survey
+from netloader.io.outcome import Attempt, Outcome
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
 from netloader.vllm_plugin import (

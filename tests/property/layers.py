@@ -33,6 +33,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L4 asyncio": ("tests/unit/aio", "tests/unit/io/test_driver.py"),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/test_witness.py",
+        "tests/unit/vllm_plugin/test_first_use.py",
         "tests/unit/vllm_plugin/test_goods.py",
         "tests/unit/vllm_plugin/test_vigil.py",
     ),

@@ -1,0 +1,73 @@
+"""What the caller of `fill` is told: how it ended, and how each session before went."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from netloader.config import Endpoint
+from netloader.fsm.identity import Difference
+from netloader.fsm.manifest import Progress
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
+
+SILENT_S = 1.0
+"""A source that cost less, because it refuses connections, is asked again: it may be starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One session with one source. `nbytes` were verified in it, `seconds` were spent by state."""
+
+    source: Endpoint
+    reason: Reason
+    detail: str
+    nbytes: int
+    seconds: Mapping[State, float]
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def silent(self) -> bool:
+        """Whether the source let time pass without an answer, as one more attempt would."""
+        waited = self.reason in (Reason.UNREACHABLE, Reason.DEADLINE_PASSED)
+        return waited and sum(self.seconds.values()) >= SILENT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How filling ended. `state` is DONE (every byte verified) or FALLBACK.
+
+    The reason of a FALLBACK is NO_SOURCE, or STOPPED after `ClientOptions.cancel`, or
+    DEADLINE_PASSED after `ClientOptions.timeout_s`.
+    """
+
+    state: State
+    reason: Reason
+    attempts: tuple[Attempt, ...]
+    nbytes: int
+    """Bytes verified over all attempts."""
+    weights_dirty: bool
+    """Whether tensors may hold received bytes; after FALLBACK every one must be written again."""
+    progress: Progress
+    """What was verified, with its digests."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model now holds exactly the server's bytes."""
+        return self.state is State.DONE
+
+    @property
+    def source(self) -> Endpoint | None:
+        """The source that completed the model."""
+        return self.attempts[-1].source if self.ok else None
+
+    @property
+    def seconds(self) -> Mapping[State, float]:
+        """Seconds by state, over all attempts."""
+        spent = dict.fromkeys(State, 0.0)
+        for attempt in self.attempts:
+            for state, seconds in attempt.seconds.items():
+                spent[state] += seconds
+        return spent
+
+    def history(self) -> str:
+        """Every attempt in one line each, for people."""
+        return "; ".join(f"{a.source}: {a.reason.value} ({a.detail})" for a in self.attempts)
