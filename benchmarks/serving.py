@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from benchmarks.workload import GIB, IDENTITY, MIB, Llama, block, scramble, tensors_of
 from netloader.fsm.identity import Identity
 from netloader.io.listener import Listener, bind
-from netloader.io.publication import Shelf
+from netloader.io.published import Catalog
 from netloader.io.server import ServerOptions, publish
 from netloader.io.weights import Weights
 
@@ -45,11 +45,11 @@ def bare_gloo(store: Store, rank: int, name: str) -> Any:
     return gloo(PrefixStore(name, store), rank, 2, options)
 
 
-def shelf_of(model: Llama) -> Shelf:
+def catalog_of(model: Llama) -> Catalog:
     """A model on offer, its digests sealed."""
-    publication = publish(Weights.of(model), Identity(IDENTITY), ServerOptions(max_clients=1))
-    publication.seal()
-    return Shelf((publication,))
+    published = publish(Weights.of(model), Identity(IDENTITY), ServerOptions(max_clients=1))
+    published.seal()
+    return Catalog((published,))
 
 
 def serve_all(pipe: Connection) -> None:
@@ -57,7 +57,7 @@ def serve_all(pipe: Connection) -> None:
     model = Llama()
     scramble(model, SEED)
     options = ServerOptions()
-    listener = Listener(bind(HOST, 0), shelf_of(model), options.deadlines, options.logger)
+    listener = Listener(bind(HOST, 0), catalog_of(model), options.deadlines, options.logger)
     memory = block()
     whole, stepped = _serve_plain(memory, GIB), _serve_plain(memory, PLAIN_SEND)
     store = TCPStore(HOST, 0, 2, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
@@ -74,7 +74,7 @@ def serve_model(pipe: Connection) -> None:
     model = Llama()
     scramble(model, SEED)
     options = ServerOptions()
-    listener = Listener(bind(HOST, 0), shelf_of(model), options.deadlines, options.logger)
+    listener = Listener(bind(HOST, 0), catalog_of(model), options.deadlines, options.logger)
     pipe.send(listener.endpoint.port)
     try:
         pipe.recv()

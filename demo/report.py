@@ -56,7 +56,7 @@ def client_session(log: Path) -> Record:
         record
         for record in records
         if record.get("event") == "netloader.session.closed"
-        and record.get("netloader.role") == "client"
+        and record.get("netloader.side") == "client"
     ]
     if not sessions:
         events = ", ".join(sorted({str(record.get("event")) for record in records})) or "nothing"

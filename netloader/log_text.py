@@ -198,15 +198,15 @@ def _waiting(fields: Fields) -> str | None:
 
 
 def _closed(fields: Fields) -> str | None:
-    role, reason = _text(fields, "netloader.role"), _text(fields, "netloader.reason")
+    side, reason = _text(fields, "netloader.side"), _text(fields, "netloader.reason")
     if _text(fields, "netloader.outcome") == "done":
         return _moved(fields) if reason == "verified" else None
     ours = reason == "protocol_violation" and not fields.get("netloader.by_peer")
     if reason in _PASSING or ours:
         return None
-    if role == "client":
-        survey = fields.get("netloader.purpose") == "survey"
-        whom, what = "Source", "does not say what it serves" if survey else "delivers no weights"
+    if side == "client":
+        describe = fields.get("netloader.purpose") == "describe"
+        whom, what = "Source", "does not say what it serves" if describe else "delivers no weights"
     else:
         whom, what = "Client", "got no weights"
     done = _number(fields, "netloader.transfer.bytes")
@@ -221,7 +221,7 @@ def _moved(fields: Fields) -> str:
     moved = size(_number(fields, "netloader.transfer.bytes"))
     took = duration(_number(fields, "netloader.transfer.duration_s"))
     fast = rate(_number(fields, "netloader.transfer.throughput_bytes_per_s"))
-    client = _text(fields, "netloader.role") == "client"
+    client = _text(fields, "netloader.side") == "client"
     did, way = ("Loaded", "from") if client else ("Sent", "to")
     attempt = _number(fields, "netloader.source.attempt")
     which = f" (attempt {attempt:.0f})" if attempt > 1 else ""
@@ -229,7 +229,7 @@ def _moved(fields: Fields) -> str:
 
 
 def _violation(fields: Fields) -> str:
-    side = "Source" if fields.get("netloader.role") == "client" else "Client"
+    side = "Source" if fields.get("netloader.side") == "client" else "Client"
     advice = ADVICE["protocol_violation"]
     return f"{side} {_place(fields, 'peer')} broke the protocol: {_detail(fields)}; {advice}"
 

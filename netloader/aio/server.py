@@ -15,28 +15,28 @@ from netloader.aio.reactor import AsyncioReactor
 from netloader.config import Deadlines
 from netloader.fsm.identity import Identity
 from netloader.io.listener import bind, endpoint_of, tell, trouble
-from netloader.io.publication import Shelf
+from netloader.io.published import Catalog
 from netloader.io.reception import Reception
 from netloader.io.server import ServerOptions, prepare
 from netloader.log import Logger
 
 
 class AsyncioListener:
-    """Serves what is on a shelf on one socket, in the running event loop.
+    """Serves what is in a catalog on one socket, in the running event loop.
 
     Raises:
         OSError: the process is out of file descriptors. The socket is closed then.
     """
 
     def __init__(
-        self, sock: socket.socket, shelf: Shelf, deadlines: Deadlines, logger: Logger
+        self, sock: socket.socket, catalog: Catalog, deadlines: Deadlines, logger: Logger
     ) -> None:
         self.endpoint = endpoint_of(sock)
         self._logger = logger
         self._process = os.getpid()
         self._reactor = AsyncioReactor(partial(trouble, logger))
         try:
-            self._reception = Reception(self._reactor, sock, shelf, deadlines, logger)
+            self._reception = Reception(self._reactor, sock, catalog, deadlines, logger)
         except OSError:
             self._reactor.close()
             sock.close()
@@ -120,5 +120,5 @@ async def serve(
     """
     prepared = await asyncio.to_thread(prepare, model, identity, host, port, options)
     chosen = prepared.options
-    listener = AsyncioListener(bind(host, port), prepared.shelf, chosen.deadlines, chosen.logger)
+    listener = AsyncioListener(bind(host, port), prepared.catalog, chosen.deadlines, chosen.logger)
     return Server(prepared.served(listener), listener)

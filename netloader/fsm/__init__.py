@@ -4,26 +4,27 @@ Feed a `ClientSession` or `ServerSession` one event at a time with `step(event, 
 the effects of the answer, in order, before the next event. docs/embedding.md shows the loop.
 """
 
-from netloader.fsm.client import ClientSession, Wish
+from netloader.fsm.client import ClientSession, FetchSpec
 from netloader.fsm.effects import Effect, Verdict
 from netloader.fsm.events import Event
 from netloader.fsm.identity import Difference, Identity
-from netloader.fsm.manifest import Manifest, Progress, Segment, TensorSpec, plan
+from netloader.fsm.manifest import Manifest, Progress, Segment, TensorSpec, segments_of
 from netloader.fsm.messages import Message, Purpose
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering, ServerSession
+from netloader.fsm.server import CatalogEntry, ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import State
 
 __all__ = [
+    "CatalogEntry",
     "ClientSession",
     "Difference",
     "Effect",
     "Event",
+    "FetchSpec",
     "Identity",
     "Manifest",
     "Message",
-    "Offering",
     "Progress",
     "Purpose",
     "Reason",
@@ -34,6 +35,5 @@ __all__ = [
     "Step",
     "TensorSpec",
     "Verdict",
-    "Wish",
-    "plan",
+    "segments_of",
 ]

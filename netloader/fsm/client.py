@@ -60,10 +60,10 @@ from netloader.fsm.table import Limit, Program, Table, build, check, complete, e
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class FetchSpec:
     """What a client wants of one source; lists in order of preference.
 
-    `progress` is what it already holds from earlier sources. A wish for a description needs no
+    `progress` is what it already holds from earlier sources. A spec for a description needs no
     manifest: the model may not be built yet.
     """
 
@@ -89,13 +89,13 @@ class ClientSession(Session):
         "offer",
         "received",
         "request",
-        "wish",
+        "spec",
     )
 
-    role: ClassVar[str] = "client"
+    side: ClassVar[str] = "client"
 
-    def __init__(self, wish: Wish, deadlines: Deadlines, nonce: str, now: float) -> None:
-        self.wish = wish
+    def __init__(self, spec: FetchSpec, deadlines: Deadlines, nonce: str, now: float) -> None:
+        self.spec = spec
         self.nonce = nonce
         self.challenge: Challenge | None = None
         self.offer: Offer | None = None
@@ -113,14 +113,14 @@ class ClientSession(Session):
     @property
     def hello(self) -> Hello:
         """What this client says first; every proof of the session covers it."""
-        wish = self.wish
+        spec = self.spec
         return Hello(
             versions=(PROTOCOL_VERSION,),
-            purpose=wish.purpose,
-            identity=wish.identity,
-            layouts=wish.layouts,
-            transports=wish.transports,
-            digests=wish.digests,
+            purpose=spec.purpose,
+            identity=spec.identity,
+            layouts=spec.layouts,
+            transports=spec.transports,
+            digests=spec.digests,
             nonce=self.nonce,
         )
 
@@ -134,13 +134,13 @@ class ClientSession(Session):
         """Bytes asked of this source."""
         if self.offer is None or self.request is None:
             return 0
-        total, size = self.wish.manifest.nbytes, self.offer.segment_bytes
+        total, size = self.spec.manifest.nbytes, self.offer.segment_bytes
         return span(total, size, self.request.segments)
 
     @property
     def frame_limit(self) -> int:
         """Small while a server that must prove itself has not."""
-        trusted = self.wish.token is None or self.proven
+        trusted = self.spec.token is None or self.proven
         return FRAME_AFTER_TRUST if trusted else FRAME_BEFORE_TRUST
 
 
@@ -149,11 +149,11 @@ class ClientSession(Session):
 
 def _tokenless(session: ClientSession, event: Challenge) -> bool:
     del event
-    return session.wish.token is None
+    return session.spec.token is None
 
 
 def _wrong_proof(session: ClientSession, event: Challenge) -> bool:
-    token = session.wish.token
+    token = session.spec.token
     return token is None or not auth.proves(event, token, session.hello, event.nonce)
 
 
@@ -163,27 +163,27 @@ def _asked_again(session: ClientSession, event: Challenge) -> bool:
 
 
 def _unproven(session: ClientSession, event: Offer | Description) -> bool:
-    token, challenge = session.wish.token, session.challenge
+    token, challenge = session.spec.token, session.challenge
     if token is None:
         return False
     return challenge is None or not auth.proves(event, token, session.hello, challenge.nonce)
 
 
 def _unwanted(session: ClientSession, event: Offer | Description) -> bool:
-    asked = Description if session.wish.purpose is Purpose.DESCRIPTION else Offer
+    asked = Description if session.spec.purpose is Purpose.DESCRIPTION else Offer
     return not isinstance(event, asked)
 
 
 def _other_identity(session: ClientSession, event: Offer) -> bool:
-    return bool(session.wish.identity.differences(event.identity))
+    return bool(session.spec.identity.differences(event.identity))
 
 
 def _other_manifest(session: ClientSession, event: Offer) -> bool:
-    return session.wish.manifest.difference(event.manifest) is not None
+    return session.spec.manifest.difference(event.manifest) is not None
 
 
 def _unusable(session: ClientSession, event: Offer) -> bool:
-    return bool(_flaw(session.wish, event))
+    return bool(_flaw(session.spec, event))
 
 
 def _ready(session: ClientSession, event: Begin) -> bool:
@@ -205,19 +205,19 @@ def _told_complete(session: ClientSession, event: Complete | Transferred | Conne
     return session.completed
 
 
-def _flaw(wish: Wish, offer: Offer) -> str:
+def _flaw(spec: FetchSpec, offer: Offer) -> str:
     """Why an offer for the right tensors cannot be used all the same, or ''."""
     choices = (
-        ("layout", offer.layout, wish.layouts),
-        ("transport", offer.transport, wish.transports),
-        ("digest", offer.digest, wish.digests),
+        ("layout", offer.layout, spec.layouts),
+        ("transport", offer.transport, spec.transports),
+        ("digest", offer.digest, spec.digests),
     )
     for name, choice, able in choices:
         if choice not in able:
             return f"the server chose a {name} that was not asked for"
     if offer.segment_bytes < MIN_SEGMENT_BYTES:
         return f"segments below {MIN_SEGMENT_BYTES} bytes"
-    expected = segment_count(wish.manifest.nbytes, offer.segment_bytes)
+    expected = segment_count(spec.manifest.nbytes, offer.segment_bytes)
     if len(offer.digests) != expected:
         return f"{len(offer.digests)} digests for {expected} segments"
     return ""
@@ -260,7 +260,7 @@ def _refuse_unproven(session: ClientSession, event: Offer | Description) -> Iter
 
 
 def _prove(session: ClientSession, event: Challenge) -> Iterable[Effect]:
-    token = session.wish.token
+    token = session.spec.token
     if token is None:
         raise AssertionError("guarded by _tokenless")
     session.challenge = event
@@ -273,19 +273,19 @@ def _learn(session: ClientSession, event: Description) -> Iterable[Effect]:
 
 
 def _refuse_identity(session: ClientSession, event: Offer) -> Iterable[Effect]:
-    differences = session.wish.identity.differences(event.identity)
+    differences = session.spec.identity.differences(event.identity)
     names = ", ".join(d.field for d in differences)
     return refuse(session, Reason.IDENTITY_MISMATCH, f"differing: {names}", differences)
 
 
 def _refuse_manifest(session: ClientSession, event: Offer) -> Iterable[Effect]:
-    first = session.wish.manifest.difference(event.manifest)
+    first = session.spec.manifest.difference(event.manifest)
     found: tuple[Difference, ...] = (first,) if first else ()
     return refuse(session, Reason.MANIFEST_MISMATCH, f"first difference: {first}", found)
 
 
 def _refuse_offer(session: ClientSession, event: Offer) -> Iterable[Effect]:
-    return refuse(session, Reason.PROTOCOL_VIOLATION, _flaw(session.wish, event))
+    return refuse(session, Reason.PROTOCOL_VIOLATION, _flaw(session.spec, event))
 
 
 def _accept(session: ClientSession, event: Offer) -> Iterable[Effect]:
@@ -295,11 +295,11 @@ def _accept(session: ClientSession, event: Offer) -> Iterable[Effect]:
 
 def _ask(session: ClientSession, event: TransportReady) -> Iterable[Effect]:
     del event
-    offer, wish = session.offer, session.wish
+    offer, spec = session.offer, session.spec
     if offer is None:
         raise AssertionError("VALIDATE is only entered with an offer")
-    held = wish.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
-    session.request = Request(held.missing(), wish.lanes)
+    held = spec.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
+    session.request = Request(held.missing(), spec.lanes)
     yield Send(session.request)
 
 

@@ -35,12 +35,12 @@ class Send:
 class PrepareOffer:
     """Server: reserve a place, have the digests ready, make the transport wait for its peer.
 
-    `offering` is the place, among the session's offerings, of the one the client asked for.
+    `entry` is the place, among the session's entries, of the one the client asked for.
     """
 
     transport: str
     digest: str
-    offering: int
+    entry: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ def _help_with(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Extent:
     """`length` bytes of tensor number `tensor`, from byte `start` of its contiguous form."""
 
     tensor: int
@@ -164,7 +164,7 @@ class Segment:
     """A run of manifest bytes: the unit of transfer, verification and resume."""
 
     index: int
-    pieces: tuple[Piece, ...]
+    extents: tuple[Extent, ...]
     nbytes: int
 
 
@@ -180,22 +180,22 @@ def span(nbytes: int, segment_bytes: int, segments: Sequence[int]) -> int:
     return len(segments) * segment_bytes - missing
 
 
-def plan(manifest: Manifest, segment_bytes: int) -> tuple[Segment, ...]:
+def segments_of(manifest: Manifest, segment_bytes: int) -> tuple[Segment, ...]:
     """Cut the payload every `segment_bytes`: small tensors share one, big ones span many."""
     segments: list[Segment] = []
-    pieces: list[Piece] = []
+    extents: list[Extent] = []
     room = segment_bytes
     for index in manifest.payload:
         start, left = 0, manifest.tensors[index].nbytes
         while left:
             length = min(left, room)
-            pieces.append(Piece(index, start, length))
+            extents.append(Extent(index, start, length))
             start, left, room = start + length, left - length, room - length
             if not room:
-                segments.append(Segment(len(segments), tuple(pieces), segment_bytes))
-                pieces, room = [], segment_bytes
-    if pieces:
-        segments.append(Segment(len(segments), tuple(pieces), segment_bytes - room))
+                segments.append(Segment(len(segments), tuple(extents), segment_bytes))
+                extents, room = [], segment_bytes
+    if extents:
+        segments.append(Segment(len(segments), tuple(extents), segment_bytes - room))
     return tuple(segments)
 
 

@@ -56,7 +56,7 @@ MAX_LANES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Offering:
+class CatalogEntry:
     """What a server publishes: everything its sessions need to know, in order of preference.
 
     Raises ValueError for a `segment_bytes` that no client would take.
@@ -83,30 +83,30 @@ class Offering:
 
 
 class ServerSession(Session):
-    """One client. `session_id`, `nonce`: the caller's randomness; `offerings` have one token."""
+    """One client. `session_id`, `nonce`: the caller's randomness; `entries` have one token."""
 
     __slots__ = (
         "digests",
+        "entries",
         "hello",
         "nonce",
         "offered",
-        "offerings",
         "request",
         "sent",
         "session_id",
     )
 
-    role: ClassVar[str] = "server"
+    side: ClassVar[str] = "server"
 
     def __init__(
         self,
-        offerings: tuple[Offering, ...],
+        entries: tuple[CatalogEntry, ...],
         deadlines: Deadlines,
         session_id: str,
         nonce: str,
         now: float,
     ) -> None:
-        self.offerings = offerings
+        self.entries = entries
         self.session_id = session_id
         self.nonce = nonce
         self.hello: Hello | None = None
@@ -122,21 +122,21 @@ class ServerSession(Session):
         return self.session_id
 
     def chosen(self, hello: Hello) -> int:
-        """Which offering a hello is about: that of its role; else the first, to name that role."""
-        roles, wanted = [o.role for o in self.offerings], hello.identity.role
+        """Which entry a hello is about: that of its role; else the first, to name that role."""
+        roles, wanted = [o.role for o in self.entries], hello.identity.role
         return roles.index(wanted) if wanted in roles else 0
 
     @property
-    def offering(self) -> Offering:
-        """What the conversation is about; the first offering while the client has not spoken."""
-        return self.offerings[0 if self.hello is None else self.chosen(self.hello)]
+    def entry(self) -> CatalogEntry:
+        """What the conversation is about; the first entry while the client has not spoken."""
+        return self.entries[0 if self.hello is None else self.chosen(self.hello)]
 
     @property
     def nbytes(self) -> int:
         """Bytes this client asked for."""
         if self.request is None:
             return 0
-        total, size = self.offering.manifest.nbytes, self.offering.segment_bytes
+        total, size = self.entry.manifest.nbytes, self.entry.segment_bytes
         return span(total, size, self.request.segments)
 
     @property
@@ -147,7 +147,7 @@ class ServerSession(Session):
         """
         if self.state not in (State.VALIDATE, State.TRANSFER):
             return FRAME_BEFORE_TRUST
-        count = segment_count(self.offering.manifest.nbytes, self.offering.segment_bytes)
+        count = segment_count(self.entry.manifest.nbytes, self.entry.segment_bytes)
         return FRAME_BEFORE_TRUST + count * len(f"{count},")
 
 
@@ -161,7 +161,7 @@ def _other_version(session: ServerSession, event: Hello) -> bool:
 
 def _needs_proof(session: ServerSession, event: Hello) -> bool:
     del event
-    return session.offering.token is not None
+    return session.entry.token is not None
 
 
 def _unasked(session: ServerSession, event: Proof) -> bool:
@@ -170,7 +170,7 @@ def _unasked(session: ServerSession, event: Proof) -> bool:
 
 
 def _wrong_proof(session: ServerSession, event: Proof) -> bool:
-    token, hello = session.offering.token, session.hello
+    token, hello = session.entry.token, session.hello
     if token is None or hello is None:
         return True
     return not auth.proves(event, token, hello, session.nonce)
@@ -217,7 +217,7 @@ def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
 
 
 def _differences(session: ServerSession, hello: Hello) -> tuple[Difference, ...]:
-    mine = session.offerings[session.chosen(hello)].identity
+    mine = session.entries[session.chosen(hello)].identity
     if hello.purpose is Purpose.DESCRIPTION:
         return mine.disagreements(hello.identity)
     return mine.differences(hello.identity)
@@ -225,15 +225,15 @@ def _differences(session: ServerSession, hello: Hello) -> tuple[Difference, ...]
 
 def _shared(session: ServerSession, hello: Hello) -> tuple[str, str, str]:
     """Layout, transport and digest: the client's first choice that the server can do, or ''."""
-    offering = session.offerings[session.chosen(hello)]
+    entry = session.entries[session.chosen(hello)]
 
     def first(wanted: tuple[str, ...], able: tuple[str, ...]) -> str:
         return next((name for name in wanted if name in able), "")
 
     return (
-        first(hello.layouts, offering.layouts),
-        first(hello.transports, offering.transports),
-        first(hello.digests, offering.digests),
+        first(hello.layouts, entry.layouts),
+        first(hello.transports, entry.transports),
+        first(hello.digests, entry.digests),
     )
 
 
@@ -253,7 +253,7 @@ def _refuse_version(session: ServerSession, event: Hello) -> Iterable[Effect]:
 
 def _challenge(session: ServerSession, event: Hello) -> Iterable[Effect]:
     session.hello = event
-    token = session.offering.token
+    token = session.entry.token
     if token is None:
         raise AssertionError("guarded by _needs_proof")
     yield Send(auth.proven(Challenge(session.nonce), token, event, session.nonce))
@@ -273,7 +273,7 @@ def _refuse_identity(session: ServerSession, event: Hello | Proof) -> Iterable[E
 
 def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     hello = _hello(session, event)
-    mine = session.offerings[session.chosen(hello)]
+    mine = session.entries[session.chosen(hello)]
     detail = "; ".join(
         f"{name}: server has {', '.join(able) or 'none'}, client has {', '.join(wanted) or 'none'}"
         for name, able, wanted, choice in zip(
@@ -290,7 +290,7 @@ def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[
 
 def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     hello = _hello(session, event)
-    mine = session.offerings[session.chosen(hello)]
+    mine = session.entries[session.chosen(hello)]
     description = Description(mine.identity, mine.facts)
     yield Send(auth.proven(description, mine.token, hello, session.nonce))
     yield Settle(Verdict(State.DONE, Reason.DESCRIBED))
@@ -306,7 +306,7 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
     if session.hello is None:
         raise AssertionError("an offer is only prepared after a hello")
     layout, transport, digest = _shared(session, session.hello)
-    mine = session.offering
+    mine = session.entry
     session.offered, session.digests = True, event.digests
     offer = Offer(
         session=session.session_id,

@@ -60,7 +60,7 @@ class Session:
         "verdict",
     )
 
-    role: ClassVar[str]
+    side: ClassVar[str]
     machine: ClassVar[Program]
     limits: ClassVar[Mapping[State, Limit]]
 

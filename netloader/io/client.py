@@ -25,7 +25,7 @@ from netloader.config import (
     texts,
 )
 from netloader.errors import WeightsError
-from netloader.fsm.client import Wish
+from netloader.fsm.client import FetchSpec
 from netloader.fsm.effects import Verdict
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description, Purpose
@@ -36,7 +36,6 @@ from netloader.io.arguments import check_transports, identity_of, sources_of, we
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.cores import cores
-from netloader.io.crew import ClientCrew, IdleCrew
 from netloader.io.dialing import Dialer
 from netloader.io.digests import ALGORITHMS
 from netloader.io.intake import Ledger, Report
@@ -46,6 +45,7 @@ from netloader.io.stopping import CancelToken, Stop
 from netloader.io.transports import suited
 from netloader.io.transports.tcp import TCP
 from netloader.io.weights import Weights
+from netloader.io.worker import ClientWorker, IdleWorker
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
 
@@ -78,7 +78,7 @@ class ClientOptions:
     """Seconds that the whole call may take, whatever `deadlines` allow: afterwards it ends within a
     second, with the reason DEADLINE_PASSED. None: no limit beside `deadlines`."""
     silent: tuple[Attempt, ...] = ()
-    """What `survey` has just found out: these sources are not asked again, because one that does
+    """What `describe` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
     logger: Logger = field(default_factory=lambda: get_logger("client"))
 
@@ -92,9 +92,9 @@ class ClientOptions:
         check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
         if self.timeout_s is not None:
             check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)
-        check_type("silent", self.silent, tuple | list, "give what `survey` returned")
+        check_type("silent", self.silent, tuple | list, "give what `describe` returned")
         for i, attempt in enumerate(self.silent):
-            check_type(f"silent[{i}]", attempt, Attempt, "give what `survey` returned")
+            check_type(f"silent[{i}]", attempt, Attempt, "give what `describe` returned")
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
 
 
@@ -142,7 +142,7 @@ def prepare(
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to fill")
     weights.check_writable()
-    wish = Wish(
+    spec = FetchSpec(
         purpose=Purpose.WEIGHTS,
         identity=sendable(known),
         manifest=weights.manifest,
@@ -153,7 +153,7 @@ def prepare(
         token=options.token,
     )
     ledger = Ledger(weights, harmless(options.report, options.logger))
-    return Filling(ledger, wish, options, stop, endpoints)
+    return Filling(ledger, spec, options, stop, endpoints)
 
 
 def harmless(report: Report, logger: Logger) -> Report:
@@ -177,7 +177,7 @@ class Filling:
     def __init__(
         self,
         ledger: Ledger,
-        wish: Wish,
+        spec: FetchSpec,
         options: ClientOptions,
         stop: Stop,
         endpoints: Sequence[Endpoint],
@@ -185,7 +185,7 @@ class Filling:
         self.stop = stop
         self._endpoints = endpoints
         self._ledger = ledger
-        self._wish = wish
+        self._spec = spec
         self._options = options
         self._attempts = [*options.silent]
         self._over_tcp: set[Endpoint] = set()
@@ -244,7 +244,7 @@ class Filling:
         the first that was asked for.
         """
         failed = verdict.reason is Reason.TRANSFER_FAILED and not self._attempts[-1].nbytes
-        left = TCP.name in self._wish.transports[1:] and endpoint not in self._over_tcp
+        left = TCP.name in self._spec.transports[1:] and endpoint not in self._over_tcp
         return failed and left
 
     def _ask(self, endpoint: Endpoint) -> Generator[Conversation, None, Verdict]:
@@ -252,15 +252,15 @@ class Filling:
         fields = {"netloader.source.attempt": number}
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
         emit(self._options.logger, "netloader.source.tried", {**fields, **where})
-        wish = replace(self._wish, progress=self._ledger.progress)
+        spec = replace(self._spec, progress=self._ledger.progress)
         if endpoint in self._over_tcp:
-            wish = replace(wish, transports=(TCP.name,))
+            spec = replace(spec, transports=(TCP.name,))
         deadlines = self._options.deadlines
         dialer = Dialer(endpoint, deadlines.connect_s)
-        crew = ClientCrew(self._ledger, wish.lanes, dialer.dial, deadlines.stall_s)
+        worker = ClientWorker(self._ledger, spec.lanes, dialer.dial, deadlines.stall_s)
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
-        conversation = Conversation(dialer, wish, crew, observer, deadlines, self.stop)
+        conversation = Conversation(dialer, spec, worker, observer, deadlines, self.stop)
         yield conversation
         verdict = verdict_of(conversation.session)
         self._dirty |= verdict.weights_dirty
@@ -291,7 +291,7 @@ class Filling:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class Described:
     """What sources said before a model is built.
 
     `sources` is the order in which to try them: the one that described itself, those not asked
@@ -304,31 +304,31 @@ class Survey:
     silent: tuple[Attempt, ...] = ()
 
 
-def survey(sources: Sequence[Endpoint], identity: Identity, options: ClientOptions) -> Survey:
+def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOptions) -> Described:
     """Ask sources, in order, what they resolved when they loaded the model, until one says.
 
     Takes no place at the server. `identity` may name only what is known before a model is built.
     `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
     """
     stop = Stop(options.cancel, options.timeout_s)
-    wish = Wish(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
+    spec = FetchSpec(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
     silent: list[Attempt] = []
     for number, endpoint in enumerate(sources):
-        fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "survey"}
+        fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "describe"}
         observer = Observer(options.logger, endpoint, fields)
         dialer = Dialer(endpoint, options.deadlines.connect_s)
-        conversation = Conversation(dialer, wish, IdleCrew(), observer, options.deadlines, stop)
+        conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines, stop)
         converse(conversation)
         session = conversation.session
         verdict = verdict_of(session)
         if session.description is not None and verdict.state is State.DONE:
             tried, untried = sources[:number], sources[number + 1 :]
-            return Survey(session.description, (endpoint, *untried, *tried), tuple(silent))
+            return Described(session.description, (endpoint, *untried, *tried), tuple(silent))
         if stop.request() is not None:  # which does not show that the source is silent
             break
         attempt = _attempt(endpoint, verdict, 0, observer)
         silent += [attempt] if attempt.silent else []
-    return Survey(None, tuple(sources), tuple(silent))
+    return Described(None, tuple(sources), tuple(silent))
 
 
 def _attempt(endpoint: Endpoint, verdict: Verdict, nbytes: int, observer: Observer) -> Attempt:

@@ -8,19 +8,19 @@ from collections import deque
 
 from netloader.config import Deadlines
 from netloader.errors import UnsafeError
-from netloader.fsm.client import ClientSession, Wish
+from netloader.fsm.client import ClientSession, FetchSpec
 from netloader.fsm.effects import Verdict
 from netloader.fsm.events import ConnectFailed
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io.clock import monotonic
-from netloader.io.crew import Crew
 from netloader.io.dialing import Dialer
 from netloader.io.driver import Link, Loop, Reactor
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
 from netloader.io.reserve import EXHAUSTED
 from netloader.io.stopping import Stop, StopWatch
+from netloader.io.worker import SessionWorker
 from netloader.wire.connection import Connection
 
 STOP_S = 10.0
@@ -37,21 +37,21 @@ class Conversation:
     def __init__(
         self,
         dialer: Dialer,
-        wish: Wish,
-        crew: Crew,
+        spec: FetchSpec,
+        worker: SessionWorker,
         observer: Observer,
         deadlines: Deadlines,
         stop: Stop,
     ) -> None:
-        self.session = ClientSession(wish, deadlines, secrets.token_hex(16), monotonic())
+        self.session = ClientSession(spec, deadlines, secrets.token_hex(16), monotonic())
         self.dialer = dialer
-        self.crew = crew
+        self.worker = worker
         self.observer = observer
         self.stop = stop
 
     def begin(self, loop: Reactor) -> "Dialled":
         """Connect, in a loop that then carries the session."""
-        link = Link(loop, Connection(self.session, self.observer.saw), self.crew, self.observer)
+        link = Link(loop, Connection(self.session, self.observer.saw), self.worker, self.observer)
         loop.members.add(StopWatch(self.stop, link))
         return Dialled(self.dialer, loop, link)
 
@@ -61,7 +61,7 @@ class Conversation:
         Raises:
             UnsafeError: the transfer was aborted and did not end.
         """
-        if not self.crew.join(self.session.deadlines.stall_s + STOP_S):
+        if not self.worker.join(self.session.deadlines.stall_s + STOP_S):
             raise UnsafeError("an aborted transfer is still running; the tensors must not be used")
 
 

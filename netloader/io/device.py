@@ -88,7 +88,7 @@ def copy_bytes(target: Tensor, source: Tensor) -> None:
         target.copy_(source)
 
 
-class Fetch:
+class Readback:
     """Bytes of some tensors on their way to host memory, all behind one another.
 
     Only an event tells that they have arrived. After a failure torch_npu drops work without a word,
@@ -99,7 +99,7 @@ class Fetch:
     process when pinned memory is freed that a stream was given which has failed since.
     """
 
-    _under_way: ClassVar[list["Fetch"]] = []
+    _under_way: ClassVar[list["Readback"]] = []
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         """Start; `tensors` are uint8 and 1-d. For the side stream, see `beside`."""

@@ -31,7 +31,7 @@ ALGORITHMS: dict[str, Callable[[int], Hasher]] = {"blake3": _blake3}
 """Every algorithm this side can do, best first; how many threads may work on one update."""
 
 MAX_WORKERS = 8
-"""Together they hash more than memory delivers; each may hold some parcels of a device's memory."""
+"""Together they hash more than memory delivers; each may hold some chunks of a device's memory."""
 STEP_BYTES = 1 << 20
 """Bytes hashed per call: long enough to release the interpreter lock, short enough to share it."""
 

@@ -140,22 +140,22 @@ class Loop:
 
 
 class Link:
-    """The socket, crew and observer of one connection."""
+    """The socket, worker and observer of one connection."""
 
     def __init__(
-        self, loop: Reactor, connection: Connection, crew: Worker, observer: Observer
+        self, loop: Reactor, connection: Connection, worker: Worker, observer: Observer
     ) -> None:
         self.connection = connection
         self.closed = False
         self.on_close: Callable[[], None] = lambda: None
         self._loop = loop
-        self._crew = crew
+        self._worker = worker
         self._observer = observer
         self._sock: socket.socket | None = None
         self._out = bytearray()
         """Bytes that the socket has not taken yet."""
-        crew.post = lambda event: loop.post(lambda: self.handle(event))
-        crew.trouble = observer.trouble
+        worker.post = lambda event: loop.post(lambda: self.handle(event))
+        worker.trouble = observer.trouble
         loop.members.add(self)
 
     @property
@@ -227,7 +227,7 @@ class Link:
             call(self._loop.now() if now is None else now)
             self._flush()
             for task in self.connection.tasks():
-                perform(task, self._crew)
+                perform(task, self._worker)
         except Exception as error:  # noqa: BLE001 - our bug ends this session, never the loop
             self._observer.trouble(error)
             self.close()
@@ -267,7 +267,7 @@ class Link:
             return
         self.closed = True
         self._loop.members.discard(self)
-        self._crew.close()
+        self._worker.close()
         if self._sock is not None:
             self._loop.watch(self._sock, 0, self._ready)
             INHERITANCE.close(self._sock)

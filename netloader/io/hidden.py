@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from netloader.errors import WeightsError
-from netloader.io.describe import Named
+from netloader.io.tensors import Named
 
 INTERNAL = frozenset(vars(nn.Module()))
 """torch's own bookkeeping in a module; parameters, buffers and submodules are taken by name."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from netloader.fsm.manifest import Piece, Progress, Segment, plan
+from netloader.fsm.manifest import Extent, Progress, Segment, segments_of
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
 from netloader.io.device import CPU
@@ -88,7 +88,7 @@ class Ledger:
     def follow(self, offer: Offer) -> "Intake":
         """Take an offer: keep what was verified against the same digests, else start over."""
         held = self.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
-        segments = plan(self.weights.manifest, offer.segment_bytes)
+        segments = segments_of(self.weights.manifest, offer.segment_bytes)
         if not held.verified:
             self.weights.restart()
         with self._lock:
@@ -114,13 +114,13 @@ class Intake:
         self.offer = offer
         self.segments = segments
 
-    def expect(self, segment: Segment, hashing_threads: int = 1) -> "Incoming":
+    def expect(self, segment: Segment, hashing_threads: int = 1) -> "SegmentWriter":
         """Where the bytes of one segment go."""
         hasher = ALGORITHMS[self.offer.digest](hashing_threads)
-        return Incoming(self.ledger, segment, hasher, self.offer.digests[segment.index])
+        return SegmentWriter(self.ledger, segment, hasher, self.offer.digests[segment.index])
 
 
-class Incoming:
+class SegmentWriter:
     """One segment on its way in, for one thread: fill its targets in order, `update` with them.
 
     With its last byte a segment is compared, and counts.
@@ -135,18 +135,18 @@ class Incoming:
         self._apart: list[tuple[Tensor, Tensor]] = []
         """Places that the transport cannot write to, and what it fills instead."""
 
-    def target(self, piece: Piece, device: torch.device = CPU) -> Tensor:
-        """Where a transport that writes on `device` puts a piece of it (uint8, 1-d)."""
-        place = self._ledger.weights.place(piece)
+    def target(self, extent: Extent, device: torch.device = CPU) -> Tensor:
+        """Where a transport that writes on `device` puts an extent of it (uint8, 1-d)."""
+        place = self._ledger.weights.place(extent)
         if place.device == device:
             return place
-        room = torch.empty(piece.length, dtype=torch.uint8, device=device)
+        room = torch.empty(extent.length, dtype=torch.uint8, device=device)
         self._apart.append((place, room))
         return room
 
     def views(self) -> list[memoryview]:
         """The targets, for a transport that writes to memory of the host."""
-        return [memory_of(self.target(piece)) for piece in self._segment.pieces]
+        return [memory_of(self.target(extent)) for extent in self._segment.extents]
 
     def update(self, view: memoryview) -> None:
         """Take the next bytes into the digest.

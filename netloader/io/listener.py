@@ -9,7 +9,7 @@ from functools import partial
 from netloader.config import Deadlines, Endpoint
 from netloader.io.driver import Loop
 from netloader.io.forks import INHERITANCE
-from netloader.io.publication import Publication, Shelf
+from netloader.io.published import Catalog, PublishedModel
 from netloader.io.reception import CLOSE_S, Reception
 from netloader.log import Logger, emit
 
@@ -42,7 +42,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener:
-    """Serves what is on a shelf on one socket, on a thread of its own.
+    """Serves what is in a catalog on one socket, on a thread of its own.
 
     Raises:
         OSError: the process is out of file descriptors. The socket is closed then.
@@ -50,7 +50,7 @@ class Listener:
     """
 
     def __init__(
-        self, sock: socket.socket, shelf: Shelf, deadlines: Deadlines, logger: Logger
+        self, sock: socket.socket, catalog: Catalog, deadlines: Deadlines, logger: Logger
     ) -> None:
         self.endpoint = endpoint_of(sock)
         self._logger = logger
@@ -61,14 +61,14 @@ class Listener:
             undo.callback(sock.close)
             self._loop = Loop(partial(trouble, logger))
             undo.callback(self._loop.close)
-            self._reception = Reception(self._loop, sock, shelf, deadlines, logger)
+            self._reception = Reception(self._loop, sock, catalog, deadlines, logger)
             undo.callback(self._reception.close)
             self._thread.start()
             undo.pop_all()
         tell(logger, "netloader.listener.started", self.endpoint)
 
     def close(self) -> None:
-        """End every session and free the port, the threads and the shelf. Idempotent.
+        """End every session and free the port, the threads and the catalog. Idempotent.
 
         Does nothing in a child that was forked from the server's process: the port and the
         connections belong to the parent.
@@ -79,16 +79,16 @@ class Listener:
             self._thread.join(CLOSE_S + 1)
             tell(self._logger, "netloader.listener.stopped", self.endpoint)
 
-    def evict(self, publication: Publication, why: str, timeout_s: float) -> bool:
-        """Withdraw a publication, end its sessions with `why`, and wait for its readers to stop.
+    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
+        """Withdraw a published model, end its sessions with `why`, wait for its readers to stop.
 
         Returns True if they stopped within `timeout_s` seconds: the memory may then be freed, or
-        rewritten for the next `Shelf.put`. Other sessions are not affected. Call it from any
+        rewritten for the next `Catalog.put`. Other sessions are not affected. Call it from any
         thread except the listener's own.
         """
-        publication.withdraw(why)
-        self._loop.post(partial(self._reception.end, publication, why))
-        return publication.quiet(timeout_s)
+        published.withdraw(why)
+        self._loop.post(partial(self._reception.end, published, why))
+        return published.quiet(timeout_s)
 
     def _run(self) -> None:
         self._loop.run(lambda: self._reception.over)

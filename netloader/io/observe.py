@@ -91,10 +91,10 @@ class Observer:
 
     def _open(self, session: Session, step: Step) -> None:
         """A server's session counts as open when its peer has spoken: a lane never does so here."""
-        if not self._opened and (session.role == "client" or not isinstance(step.event, Connected)):
+        if not self._opened and (session.side == "client" or not isinstance(step.event, Connected)):
             self._opened = True
             gone = isinstance(step.event, ConnectionLost)
-            self._probe = session.role == "server" and gone and not self._heard
+            self._probe = session.side == "server" and gone and not self._heard
             self._say("session.opened", session, {}, self._level)
 
     def _transfer(self, session: Session, step: Step) -> None:
@@ -131,7 +131,7 @@ class Observer:
         emit(self._logger, f"netloader.{event}", self._with(session, fields), level=level)
 
     def _with(self, session: Session, fields: Mapping[str, object]) -> dict[str, object]:
-        own = {"netloader.role": session.role, "netloader.session.id": session.name}
+        own = {"netloader.side": session.side, "netloader.session.id": session.name}
         return {**self._fields, **own, **fields}
 
 

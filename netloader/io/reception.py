@@ -1,7 +1,7 @@
 """What comes to one listening socket. Law: a client can affect its own link only.
 
 A connection gets a session when its first frame shows that it is a control connection. A client
-asks for a role, and gets the publication of that role that was on the shelf at that moment.
+asks for a role, and gets the published model of that role that was in the catalog at that moment.
 
 The session id lets a client attach data lanes. It is valid only while the session lives.
 """
@@ -16,13 +16,13 @@ from netloader.fsm.events import StopRequested
 from netloader.fsm.messages import Lane
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import ServerSession
-from netloader.io.crew import ServerCrew
 from netloader.io.driver import Arrival, Link, Reactor
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
-from netloader.io.publication import Publication, Shelf
+from netloader.io.published import Catalog, PublishedModel
 from netloader.io.reserve import EXHAUSTED, Reserve
 from netloader.io.transports.refusal import refuse
+from netloader.io.worker import ServerWorker
 from netloader.log import Logger
 from netloader.wire.acceptor import Control, Decision, Refusal
 from netloader.wire.connection import Connection
@@ -49,18 +49,18 @@ class Reception:
         self,
         loop: Reactor,
         sock: socket.socket,
-        shelf: Shelf,
+        catalog: Catalog,
         deadlines: Deadlines,
         logger: Logger,
     ) -> None:
         self._loop = loop
         self._sock = sock
-        self._shelf = shelf
+        self._catalog = catalog
         self._deadlines = deadlines
         self._logger = logger
         self._arrivals: dict[Arrival, Endpoint] = {}
-        self._links: dict[Link, ServerCrew] = {}
-        self._crews: dict[str, ServerCrew] = {}
+        self._links: dict[Link, ServerWorker] = {}
+        self._workers: dict[str, ServerWorker] = {}
         self._resume_at: float | None = None
         self._stopping = False
         self._reserve = Reserve(logger)
@@ -73,16 +73,16 @@ class Reception:
         """Whether `stop` was called and nothing is left to wait for."""
         return self._stopping and (not self._links or self._resume_at is None)
 
-    def end(self, publication: Publication, why: str) -> None:
-        """End the sessions of a publication."""
-        for link, crew in tuple(self._links.items()):
-            if crew.publication is publication:
+    def end(self, published: PublishedModel, why: str) -> None:
+        """End the sessions of a published model."""
+        for link, worker in tuple(self._links.items()):
+            if worker.published is published:
                 link.handle(StopRequested(Reason.NOT_SERVING, why))
 
     def stop(self) -> None:
         """Accept no more, and end every session. When it is `over`, call `close`."""
         self._stopping = True
-        self._shelf.withdraw("the server is closing")
+        self._catalog.withdraw("the server is closing")
         self._loop.watch(self._sock, 0, self._accept)
         INHERITANCE.close(self._sock)
         self._resume_at = self._loop.now() + CLOSE_S
@@ -138,7 +138,7 @@ class Reception:
                 del self._arrivals[arrival]
                 self._route(decision, arrival.sock)
             case Control():
-                self._admit(arrival, self._shelf.publications, decision.data)
+                self._admit(arrival, self._catalog.published_models, decision.data)
             case Refusal():
                 self._refuse(arrival, decision)
             case _:
@@ -150,24 +150,26 @@ class Reception:
         link.handle(refusal.event)
         return link
 
-    def _admit(self, arrival: Arrival, publications: tuple[Publication, ...], data: bytes) -> Link:
+    def _admit(
+        self, arrival: Arrival, published_models: tuple[PublishedModel, ...], data: bytes
+    ) -> Link:
         """Begin a session, as of when its connection was accepted."""
         peer = self._arrivals.pop(arrival)
         name, nonce = secrets.token_hex(16), secrets.token_hex(16)
-        offerings = tuple(publication.offering for publication in publications)
-        session = ServerSession(offerings, self._deadlines, name, nonce, arrival.since)
-        crew = ServerCrew(publications, name, self._deadlines)
+        entries = tuple(published.entry for published in published_models)
+        session = ServerSession(entries, self._deadlines, name, nonce, arrival.since)
+        worker = ServerWorker(published_models, name, self._deadlines)
         observer = Observer(self._logger, peer, {})
-        link = Link(self._loop, Connection(session, observer.saw), crew, observer)
-        self._links[link] = crew
-        self._crews[name] = crew
+        link = Link(self._loop, Connection(session, observer.saw), worker, observer)
+        self._links[link] = worker
+        self._workers[name] = worker
         link.on_close = lambda: self._forget(link, name)
         link.connected(arrival.sock, arrival.since, data)
         return link
 
     def _forget(self, link: Link, name: str) -> None:
         self._links.pop(link, None)
-        self._crews.pop(name, None)
+        self._workers.pop(name, None)
 
     def _make_room(self) -> Link | None:
         """Refuse the connection that has been silent longest; None when there is none."""
@@ -194,8 +196,8 @@ class Reception:
 
     def _route(self, lane: Lane, sock: socket.socket) -> None:
         """Give a data lane to the session that it names; refuse it if there is none."""
-        crew = self._crews.get(lane.session)
-        if crew is None:
+        worker = self._workers.get(lane.session)
+        if worker is None:
             refuse(sock)
         else:
-            crew.attach(lane.index, sock)
+            worker.attach(lane.index, sock)

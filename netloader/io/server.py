@@ -12,11 +12,11 @@ from netloader.config import Deadlines, Endpoint, Secret, check_type, check_whol
 from netloader.errors import LocalProtocolError, WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES
-from netloader.fsm.server import Offering
+from netloader.fsm.server import CatalogEntry
 from netloader.io.arguments import check_transports, identity_of, module_of, texts_by_name
 from netloader.io.digests import ALGORITHMS
 from netloader.io.listener import Listener, bind
-from netloader.io.publication import Publication, Shelf, Usage, withdraw_only
+from netloader.io.published import Catalog, PublishedModel, Usage, withdraw_only
 from netloader.io.transports import suited
 from netloader.io.watch import ModuleUsage
 from netloader.io.weights import Weights
@@ -61,18 +61,18 @@ def publish(
     identity: Identity,
     options: ServerOptions,
     usage: Usage | None = None,
-    on_change: Callable[[Publication, str], bool] = withdraw_only,
-) -> Publication:
+    on_change: Callable[[PublishedModel, str], bool] = withdraw_only,
+) -> PublishedModel:
     """Describe weights for clients; digests are not sealed yet.
 
-    `usage` and `on_change` are as in `Publication`.
+    `usage` and `on_change` are as in `PublishedModel`.
 
     Raises:
         WeightsError: there are no bytes to serve.
     """
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to serve")
-    offering = Offering(
+    entry = CatalogEntry(
         identity=sendable(identity),
         manifest=weights.manifest,
         segment_bytes=options.segment_bytes,
@@ -82,43 +82,43 @@ def publish(
         facts=options.facts,
         token=options.token,
     )
-    return Publication(weights, offering, options.max_clients, usage, on_change, options.logger)
+    return PublishedModel(weights, entry, options.max_clients, usage, on_change, options.logger)
 
 
 class _Home:
-    """Where a server publishes. A weak reference: a shelf holds publications, which hold this."""
+    """Where a server publishes: a weak reference, as published models in the catalog hold it."""
 
-    shelf: Callable[[], Shelf | None] = staticmethod(lambda: None)
+    catalog: Callable[[], Catalog | None] = staticmethod(lambda: None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """A module on a shelf, published anew whenever it is found to be changed."""
+    """A module in a catalog, published anew whenever it is found to be changed."""
 
     module: nn.Module
     identity: Identity
     options: ServerOptions
     home: "_Home"
 
-    def publish(self) -> Publication:
+    def publish(self) -> PublishedModel:
         """Publish what the module holds now."""
         weights = Weights.of(self.module)
         usage = ModuleUsage(weights.state) if weights.state else None
         return publish(weights, self.identity, self.options, usage, self.renew)
 
-    def renew(self, old: Publication, why: str) -> bool:
+    def renew(self, old: PublishedModel, why: str) -> bool:
         """Offer what the module holds now in the place of what it held."""
-        fields = {"netloader.role": old.offering.role, "netloader.detail": why}
+        fields = {"netloader.role": old.entry.role, "netloader.detail": why}
         emit(self.options.logger, "netloader.server.withdrawn", fields)
-        shelf = self.home.shelf()
+        catalog = self.home.catalog()
         try:
             new = self.publish()
         except Exception as error:  # noqa: BLE001 - the module's own code runs here
             old.withdraw(f"{why}, and the model cannot be served any more: {error}")
             return False
-        if shelf is None:
+        if catalog is None:
             return False
-        if shelf.replace(old, new):
+        if catalog.replace(old, new):
             new.seal_quietly()
         return True
 
@@ -144,9 +144,9 @@ class Server:
     """
 
     def __init__(
-        self, listener: Listening, shelf: Shelf, options: ServerOptions, home: _Home
+        self, listener: Listening, catalog: Catalog, options: ServerOptions, home: _Home
     ) -> None:
-        self._open: tuple[Listening, Shelf] | None = (listener, shelf)
+        self._open: tuple[Listening, Catalog] | None = (listener, catalog)
         self._options = options
         self._home = home
         self.endpoint: Endpoint = listener.endpoint
@@ -168,17 +168,17 @@ class Server:
         """
         if self._open is None:
             raise LocalProtocolError("a closed server serves nothing")
-        _, shelf = self._open
+        _, catalog = self._open
         options = replace(self._options, facts=facts or {})
-        publication = _model(model, identity, options, self._home).publish()
-        shelf.put(publication)
-        publication.seal_quietly()
+        published = _model(model, identity, options, self._home).publish()
+        catalog.put(published)
+        published.seal_quietly()
 
     def close(self) -> None:
         """Turn clients away and free the port, the threads and the model. Idempotent."""
         if self._open is not None:
             listener, _ = self._open
-            self._open = None  # the shelf too: it holds the weights
+            self._open = None  # the catalog too: it holds the weights
             listener.close()
 
     def __enter__(self) -> Self:
@@ -214,23 +214,23 @@ def serve(
     """
     prepared = prepare(model, identity, host, port, options)
     chosen = prepared.options
-    listener = Listener(bind(host, port), prepared.shelf, chosen.deadlines, chosen.logger)
+    listener = Listener(bind(host, port), prepared.catalog, chosen.deadlines, chosen.logger)
     return prepared.served(listener)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model on a shelf of its own, which has no listener yet."""
+    """A model in a catalog of its own, which has no listener yet."""
 
     options: ServerOptions
-    shelf: Shelf
-    _publication: Publication
+    catalog: Catalog
+    _published: PublishedModel
     _home: _Home
 
     def served(self, listener: Listening) -> Server:
         """Have digests computed, now that there may be clients."""
-        self._publication.seal_quietly()
-        return Server(listener, self.shelf, self.options, self._home)
+        self._published.seal_quietly()
+        return Server(listener, self.catalog, self.options, self._home)
 
 
 def prepare(
@@ -250,10 +250,10 @@ def prepare(
     check_type("options", options, ServerOptions | None, "give a netloader.ServerOptions")
     options = options or ServerOptions()
     home = _Home()
-    publication = _model(model, identity, options, home).publish()
-    shelf = Shelf((publication,))
-    home.shelf = weakref.ref(shelf)
-    return Prepared(options, shelf, publication, home)
+    published = _model(model, identity, options, home).publish()
+    catalog = Catalog((published,))
+    home.catalog = weakref.ref(catalog)
+    return Prepared(options, catalog, published, home)
 
 
 def _model(

@@ -7,7 +7,7 @@ from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.intake import Intake
-from netloader.io.publication import segment_digests
+from netloader.io.published import segment_digests
 from netloader.io.weights import Weights
 
 

@@ -16,12 +16,12 @@ MAX_PAIRS_OF = 64
 them count as sharing."""
 
 
-Extent: TypeAlias = tuple[int, int, int]
+AddressRange: TypeAlias = tuple[int, int, int]
 """The addresses of a tensor's first byte and of the one after its last; its number."""
 
 
-def extent_of(number: int, tensor: Tensor, nbytes: int, *, dense: bool) -> Extent:
-    """The extent of a tensor of `nbytes` (elements times element size; not 0)."""
+def address_range_of(number: int, tensor: Tensor, nbytes: int, *, dense: bool) -> AddressRange:
+    """The address range of a tensor of `nbytes` (elements times element size; not 0)."""
     begin = tensor.data_ptr()
     if dense:
         return begin, begin + nbytes, number
@@ -29,14 +29,14 @@ def extent_of(number: int, tensor: Tensor, nbytes: int, *, dense: bool) -> Exten
     return begin, begin + (reach + 1) * tensor.element_size(), number
 
 
-def first_of(extents: Sequence[Extent], tensors: Sequence[Tensor]) -> dict[int, int]:
+def first_of(ranges: Sequence[AddressRange], tensors: Sequence[Tensor]) -> dict[int, int]:
     """For each tensor that shares bytes: the lowest number among those that it is tied to by them.
 
     Sharing counts through others: a whole and two halves of it are one group. Takes O(n log n).
     """
-    by_device: dict[device, list[Extent]] = {}
-    for extent in extents:
-        by_device.setdefault(tensors[extent[2]].device, []).append(extent)
+    by_device: dict[device, list[AddressRange]] = {}
+    for address_range in ranges:
+        by_device.setdefault(tensors[address_range[2]].device, []).append(address_range)
     first: dict[int, int] = {}
     for row in by_device.values():
         for cluster in _clusters(sorted(row)):
@@ -45,23 +45,23 @@ def first_of(extents: Sequence[Extent], tensors: Sequence[Tensor]) -> dict[int, 
     return first
 
 
-def _clusters(row: Sequence[Extent]) -> Iterator[list[Extent]]:
-    """Runs of extents that lie within each other; those that lie alone are left out."""
-    cluster: list[Extent] = []
+def _clusters(row: Sequence[AddressRange]) -> Iterator[list[AddressRange]]:
+    """Runs of ranges that lie within each other; those that lie alone are left out."""
+    cluster: list[AddressRange] = []
     reached = 0
-    for extent in row:
-        begin, end, _ = extent
+    for address_range in row:
+        begin, end, _ = address_range
         if begin >= reached:
             if len(cluster) > 1:
                 yield cluster
             cluster = []
         reached = max(reached, end)
-        cluster.append(extent)
+        cluster.append(address_range)
     if len(cluster) > 1:
         yield cluster
 
 
-def _groups(cluster: list[Extent], tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+def _groups(cluster: list[AddressRange], tensors: Sequence[Tensor]) -> Iterator[list[int]]:
     """A cluster, split where holes keep its tensors apart; groups of one are left out."""
     if len(cluster) > MAX_PAIRS_OF:
         yield [number for _, _, number in cluster]
@@ -75,7 +75,7 @@ def _groups(cluster: list[Extent], tensors: Sequence[Tensor]) -> Iterator[list[i
     yield from {id(g): g for g in group_of.values() if len(g) > 1}.values()
 
 
-def _apart(one: Extent, other: Extent, tensors: Sequence[Tensor]) -> bool:
+def _apart(one: AddressRange, other: AddressRange, tensors: Sequence[Tensor]) -> bool:
     """Whether two tensors provably share no byte.
 
     Each consists of runs of bytes at multiples of its strides, so modulo the greatest divisor of
@@ -91,7 +91,7 @@ def _apart(one: Extent, other: Extent, tensors: Sequence[Tensor]) -> bool:
 
 
 def _runs(tensor: Tensor) -> tuple[int, list[int]]:
-    """The bytes that a tensor has in one piece, and the distances between such pieces."""
+    """The bytes that a tensor has in one extent, and the distances between such extents."""
     run = tensor.element_size()
     steps: list[int] = []
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

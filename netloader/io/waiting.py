@@ -9,7 +9,7 @@ from netloader.io.failure import TransferError
 
 FIRST_PAUSE_S = 50e-6
 LONGEST_PAUSE_S = 2e-3
-"""Between two questions; in the end a parcel is noticed this late, while others are under way."""
+"""Between two questions; in the end a chunk is noticed this late, while others are under way."""
 
 
 def poll(ready: Callable[[], bool], what: str, timeout_s: float, stop: threading.Event) -> None:

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from netloader.errors import WeightsError
-from netloader.fsm.manifest import Piece, Segment
+from netloader.fsm.manifest import Extent, Segment
 from netloader.fsm.reasons import Reason
-from netloader.io.describe import Named, is_dense, manifest_of, named_tensors
-from netloader.io.device import CPU, Fetch, beside, follow
+from netloader.io.chunks import CHUNK_BYTES, chunks
+from netloader.io.device import CPU, Readback, beside, follow
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign, plain
 from netloader.io.memory import memory_of, span_of, unwritable
 from netloader.io.module_state import ModuleState
-from netloader.io.parcels import PARCEL_BYTES, parcels
-from netloader.io.sharing import extent_of
+from netloader.io.sharing import address_range_of
+from netloader.io.tensors import Named, is_dense, manifest_of, named_tensors
 
 __all__ = ["Named", "Weights", "WeightsError", "bring", "manifest_of", "named_tensors"]
 
@@ -34,7 +34,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 class Weights:
-    """The memory behind a manifest, piece by piece."""
+    """The memory behind a manifest, extent by extent."""
 
     def __init__(self, named: Iterable[Named], state: ModuleState | None = None) -> None:
         pairs = [*named]
@@ -45,7 +45,7 @@ class Weights:
         specs = self.manifest.tensors
         flat = zip(specs, self._tensors, strict=True)
         self._flat = [not spec.format and is_dense(tensor) for spec, tensor in flat]
-        self._staged: dict[int, tuple[Tensor, set[Piece]]] = {}
+        self._staged: dict[int, tuple[Tensor, set[Extent]]] = {}
         self._lock = threading.Lock()
         self.device = next((t.device for t in self._tensors if not t.is_cpu), CPU)
         """The accelerator that holds the weights, or some of them; else the CPU."""
@@ -69,7 +69,7 @@ class Weights:
         """
         rows = zip(self.manifest.tensors, self._tensors, self._flat, strict=True)
         host = (
-            (spec.name, *extent_of(0, tensor, spec.nbytes, dense=flat)[:2])
+            (spec.name, *address_range_of(0, tensor, spec.nbytes, dense=flat)[:2])
             for spec, tensor, flat in rows
             if tensor.is_cpu and spec.nbytes
         )
@@ -84,10 +84,10 @@ class Weights:
         """
         return most if self.device == CPU or all(self._flat) else 1
 
-    def reader(self, device: torch.device = CPU) -> Callable[[Piece], Tensor]:
-        """Reads pieces: their bytes (uint8, 1-d) on a device, in place where the memory allows it.
+    def reader(self, device: torch.device = CPU) -> Callable[[Extent], Tensor]:
+        """Reads extents: their bytes (uint8, 1-d) on a device, in place where the memory allows it.
 
-        A tensor that has to be copied first is copied once for pieces that follow one another. On
+        A tensor that has to be copied first is copied once for extents that follow one another. On
         an accelerator this belongs `beside` its engine.
 
         What it returns raises:
@@ -95,24 +95,24 @@ class Weights:
         """
         copied: dict[int, Tensor] = {}
 
-        def read(piece: Piece) -> Tensor:
-            tensor = self._alive(piece)
-            if self._flat[piece.tensor]:
+        def read(extent: Extent) -> Tensor:
+            tensor = self._alive(extent)
+            if self._flat[extent.tensor]:
                 block = _flat(tensor)
             else:
-                if piece.tensor not in copied:
+                if extent.tensor not in copied:
                     copied.clear()
-                    copied[piece.tensor] = _flat(plain(tensor))
-                block = copied[piece.tensor]
-            return block[piece.start : piece.start + piece.length].to(device)
+                    copied[extent.tensor] = _flat(plain(tensor))
+                block = copied[extent.tensor]
+            return block[extent.start : extent.start + extent.length].to(device)
 
         return read
 
-    def place(self, piece: Piece) -> Tensor:
-        """Where the bytes of a piece belong (uint8, 1-d); when they are there, `arrived`."""
-        flat = self._flat[piece.tensor]
-        block = _flat(self._tensors[piece.tensor] if flat else self._staging(piece.tensor))
-        return block[piece.start : piece.start + piece.length]
+    def place(self, extent: Extent) -> Tensor:
+        """Where the bytes of an extent belong (uint8, 1-d); when they are there, `arrived`."""
+        flat = self._flat[extent.tensor]
+        block = _flat(self._tensors[extent.tensor] if flat else self._staging(extent.tensor))
+        return block[extent.start : extent.start + extent.length]
 
     def _staging(self, index: int) -> Tensor:
         """A plain copy, with a storage of its shape: `npu_format_cast` goes by that."""
@@ -138,7 +138,7 @@ class Weights:
             TransferError: a tensor did not take its bytes.
         """
         try:
-            whole = [piece.tensor for piece in segment.pieces if self._completes(piece)]
+            whole = [extent.tensor for extent in segment.extents if self._completes(extent)]
             for index in whole:
                 self._move_in(index)
         except BaseException:
@@ -150,18 +150,18 @@ class Weights:
 
     def _take_back(self, segment: Segment) -> None:
         with self._lock:
-            for piece in segment.pieces:
-                if piece.tensor in self._staged:
-                    self._staged[piece.tensor][1].discard(piece)
+            for extent in segment.extents:
+                if extent.tensor in self._staged:
+                    self._staged[extent.tensor][1].discard(extent)
 
-    def _completes(self, piece: Piece) -> bool:
-        """Note a piece of a staged tensor, and tell whether that was all of it."""
-        if self._flat[piece.tensor]:
+    def _completes(self, extent: Extent) -> bool:
+        """Note an extent of a staged tensor, and tell whether that was all of it."""
+        if self._flat[extent.tensor]:
             return False
         with self._lock:
-            _, here = self._staged[piece.tensor]
-            here.add(piece)
-            return sum(p.length for p in here) == self.manifest.tensors[piece.tensor].nbytes
+            _, here = self._staged[extent.tensor]
+            here.add(extent)
+            return sum(p.length for p in here) == self.manifest.tensors[extent.tensor].nbytes
 
     def _move_in(self, index: int) -> None:
         tensor, staging = self._tensors[index], self._staged[index][0]
@@ -173,7 +173,7 @@ class Weights:
     def _check_assigned(self, index: int, staging: Tensor) -> None:
         """Read a tensor back from where it belongs: a device that failed drops work in silence."""
         spec = self.manifest.tensors[index]
-        whole = Segment(0, (Piece(index, 0, spec.nbytes),), spec.nbytes)
+        whole = Segment(0, (Extent(index, 0, spec.nbytes),), spec.nbytes)
         _check_taken(spec.name, self.views(whole), memory_of(_flat(staging).cpu()))
 
     def views(self, segment: Segment) -> Iterator[memoryview]:
@@ -184,20 +184,20 @@ class Weights:
         """
         if self.device != CPU:
             read = self.reader(self.device)
-            yield from _fetched((map(read, parcel) for parcel in parcels(segment)), self.device)
+            yield from _fetched((map(read, chunk) for chunk in chunks(segment)), self.device)
             return
         read = self.reader()
-        for piece in segment.pieces:
-            if self._flat[piece.tensor]:
-                yield span_of(self._alive(piece), piece.start, piece.length)
+        for extent in segment.extents:
+            if self._flat[extent.tensor]:
+                yield span_of(self._alive(extent), extent.start, extent.length)
             else:
-                yield memory_of(read(piece))
+                yield memory_of(read(extent))
 
-    def _alive(self, piece: Piece) -> Tensor:
-        tensor = self._tensors[piece.tensor]
+    def _alive(self, extent: Extent) -> Tensor:
+        tensor = self._tensors[extent.tensor]
         begin = tensor.storage_offset() * tensor.element_size()
         if tensor.untyped_storage().nbytes() <= begin:
-            name = self.manifest.tensors[piece.tensor].name
+            name = self.manifest.tensors[extent.tensor].name
             raise TransferError(Reason.TRANSFER_FAILED, f"the memory of {name} was freed")
         return tensor
 
@@ -221,16 +221,16 @@ def bring(place: Tensor, received: Tensor) -> None:
 
 
 def _slices(block: Tensor) -> Iterator[list[Tensor]]:
-    return ([block[at : at + PARCEL_BYTES]] for at in range(0, len(block), PARCEL_BYTES))
+    return ([block[at : at + CHUNK_BYTES]] for at in range(0, len(block), CHUNK_BYTES))
 
 
 def _fetched(batches: Iterable[Iterable[Tensor]], device: torch.device) -> Iterator[memoryview]:
     """Through host memory; while one batch is looked at, the next is on its way."""
     never = threading.Event()
-    ahead: Fetch | None = None
+    ahead: Readback | None = None
     for batch in batches:
         with beside(device):
-            fetch = Fetch([*batch], device)
+            fetch = Readback([*batch], device)
         if ahead is not None:
             yield memory_of(ahead.wait(never))
         ahead = fetch

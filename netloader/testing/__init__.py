@@ -5,7 +5,7 @@ ones, and so is the driver: netloader's own, or `World(..., drive=YourDriver)`. 
 clock, the socket and the transport. There is no thread, no sleep and no chance in it, so whatever a
 test chooses happens again the same way:
 
-    world = World(wish, offering)
+    world = World(spec, entry)
     while choices := world.choices():       # all that can happen next without a fault
         world.do(choices[0])                # deliver some bytes, finish some work
     assert world.client_session.state is State.DONE

@@ -12,11 +12,11 @@ from dataclasses import replace
 from netloader.errors import LocalProtocolError
 from netloader.fsm.effects import OpenTransport, PrepareOffer, StartTransfer
 from netloader.fsm.events import Event, OfferReady, TransferFailed, Transferred, TransportReady
-from netloader.fsm.manifest import Progress, Segment, plan
+from netloader.fsm.manifest import Progress, Segment, segments_of
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering
-from netloader.testing.sides import Role
+from netloader.fsm.server import CatalogEntry
+from netloader.testing.sides import Side
 from netloader.wire.tasks import Order
 
 
@@ -49,12 +49,12 @@ def digest(content: bytes) -> str:
 class Fabric:
     """The transport between the two: a collective, so nobody ends alone."""
 
-    def __init__(self, offering: Offering, contents: Sequence[bytes], holding: Holding) -> None:
-        self.segments: tuple[Segment, ...] = plan(offering.manifest, offering.segment_bytes)
+    def __init__(self, entry: CatalogEntry, contents: Sequence[bytes], holding: Holding) -> None:
+        self.segments: tuple[Segment, ...] = segments_of(entry.manifest, entry.segment_bytes)
         self.contents = list(contents)
         self.published = tuple(map(digest, contents))
         self.holding = holding
-        self.moving: set[Role] = set()
+        self.moving: set[Side] = set()
         self.sending: tuple[int, ...] = ()
         """What the server was asked for: the client is given these, whatever it expects."""
         self.sent = False
@@ -71,10 +71,10 @@ class Hands:
     `abort` and `close` when it is told to. It sets `post` to what takes the events that come of it.
     """
 
-    def __init__(self, role: Role, fabric: Fabric) -> None:
+    def __init__(self, side: Side, fabric: Fabric) -> None:
         self.post: Callable[[Event], None] = lambda _: None
         self.trouble: Callable[[Exception], None] = lambda _: None
-        self.role: Role = role
+        self.side: Side = side
         self.order: Order | None = None
         self.hangs = False
         self.fate: Event | None = None
@@ -90,7 +90,7 @@ class Hands:
         """Whether the order at hand can go on now."""
         if self.order is None or self.hangs:
             return False
-        if self.fate is not None or self.role == "server":
+        if self.fate is not None or self.side == "server":
             return True
         if not isinstance(self.order, StartTransfer):
             return True
@@ -107,8 +107,8 @@ class Hands:
         self.order = order
         if isinstance(order, StartTransfer):
             self._left = deque(order.segments)
-            self._fabric.moving.add(self.role)
-            if self.role == "server":
+            self._fabric.moving.add(self.side)
+            if self.side == "server":
                 self._fabric.sending = order.segments
 
     def work(self) -> None:
@@ -116,7 +116,7 @@ class Hands:
         order = self.order
         if order is None:
             raise LocalProtocolError("there is nothing to do")
-        if self.fate is None and self.role == "client" and self._left:
+        if self.fate is None and self.side == "client" and self._left:
             index, sent = self._left.popleft(), self._fabric.sending[self._moved]
             self._moved += 1
             if not self._fabric.holding.take(index, self._fabric.contents[sent]):
@@ -124,7 +124,7 @@ class Hands:
             return
         event = self.fate or self.do(order)
         self.order = self.fate = None
-        self._fabric.moving.discard(self.role)
+        self._fabric.moving.discard(self.side)
         self.post(event)
 
     def do(self, order: Order) -> Event:
@@ -136,7 +136,7 @@ class Hands:
                 self._fabric.holding.follow(order.offer)
                 return TransportReady()
             case StartTransfer():
-                self._fabric.sent |= self.role == "server"
+                self._fabric.sent |= self.side == "server"
                 return Transferred(self._fabric.nbytes(order.segments))
 
     def audit(self) -> None:
@@ -148,7 +148,7 @@ class Hands:
         if self.order is not None:
             self.hangs = False
             self.fate = TransferFailed(Reason.TRANSFER_FAILED, "aborted")
-            self._fabric.moving.discard(self.role)
+            self._fabric.moving.discard(self.side)
 
     def close(self) -> None:
         """The session is over."""

@@ -56,26 +56,26 @@ def _under_the_proof(session: Session, step: Step) -> None:
     """What is acted upon, and what is said, is under the proof of the token, if there is one."""
     believed: list[Offer | Description] = []
     if isinstance(session, ClientSession):
-        token, nonce = session.wish.token, session.challenge.nonce if session.challenge else ""
+        token, nonce = session.spec.token, session.challenge.nonce if session.challenge else ""
         believed += [e.offer for e in step.effects if isinstance(e, OpenTransport)]
         believed += [] if session.description is None else [session.description]
         hello = session.hello
     elif isinstance(session, ServerSession) and session.hello is not None:
-        token, nonce, hello = session.offering.token, session.nonce, session.hello
+        token, nonce, hello = session.entry.token, session.nonce, session.hello
         said = [effect.message for effect in step.effects if isinstance(effect, Send)]
         believed += [message for message in said if isinstance(message, Offer | Description)]
     else:
         return
     for message in believed:
         proves = token is None or auth.proves(message, token, hello, nonce)
-        must(proves, "under-the-proof", f"{type(message).__name__} by {session.role}")
+        must(proves, "under-the-proof", f"{type(message).__name__} by {session.side}")
 
 
 def _doubts_are_audited(session: Session, step: Step) -> None:
     """A server has its weights compared when a client found other bytes, and only then."""
     word = step.event.reason if isinstance(step.event, Reject) else ""
     doubted = word == Reason.DIGEST_MISMATCH.value and step.before is State.TRANSFER
-    expected = int(doubted and session.role == "server")
+    expected = int(doubted and session.side == "server")
     audits = [effect for effect in step.effects if isinstance(effect, AuditWeights)]
     must(len(audits) == expected, "doubts-are-audited", f"{len(audits)} times on {word!r}")
 

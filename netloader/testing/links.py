@@ -22,10 +22,10 @@ class Linked:
         self._loop = loop
         self._connection = connection
         self._hands = hands
-        self._observer = _Observer(hands.role, self.troubles)
+        self._observer = _Observer(hands.side, self.troubles)
         self._check = connection.watch
         connection.watch = self._saw
-        self._link = self._begin() if hands.role == "client" else None
+        self._link = self._begin() if hands.side == "client" else None
         self._arrival: Arrival | None = None
         self._lane = False
 
@@ -74,9 +74,9 @@ class Linked:
 class _Observer(Observer):
     """Logs as ever, and lets no mistake of ours pass."""
 
-    def __init__(self, role: str, troubles: list[Exception]) -> None:
-        peer = Endpoint(OTHER["client" if role == "client" else "server"], 1)
-        super().__init__(get_logger(role), peer, {})
+    def __init__(self, side: str, troubles: list[Exception]) -> None:
+        peer = Endpoint(OTHER["client" if side == "client" else "server"], 1)
+        super().__init__(get_logger(side), peer, {})
         self._troubles = troubles
 
     def trouble(self, error: Exception) -> None:

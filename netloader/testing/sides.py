@@ -2,5 +2,5 @@
 
 from typing import Literal, TypeAlias
 
-Role: TypeAlias = Literal["client", "server"]
-OTHER: dict[Role, Role] = {"client": "server", "server": "client"}
+Side: TypeAlias = Literal["client", "server"]
+OTHER: dict[Side, Side] = {"client": "server", "server": "client"}

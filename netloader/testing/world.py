@@ -8,17 +8,17 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from netloader.config import Deadlines
-from netloader.fsm.client import ClientSession, Wish
+from netloader.fsm.client import ClientSession, FetchSpec
 from netloader.fsm.effects import Settle, StartTransfer
 from netloader.fsm.events import Event, OfferRefused, TransferFailed
-from netloader.fsm.manifest import plan
+from netloader.fsm.manifest import segments_of
 from netloader.fsm.messages import Purpose
-from netloader.fsm.server import Offering, ServerSession
+from netloader.fsm.server import CatalogEntry, ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
 from netloader.testing.fabric import Fabric, Hands, Holding, digest
 from netloader.testing.laws import lawful, must
-from netloader.testing.sides import Role
+from netloader.testing.sides import Side
 from netloader.testing.wire import ALL, WINDOW, Pipe, Plug
 from netloader.wire.connection import Connection
 from netloader.wire.frames import HEADER, Spoken, encode
@@ -29,7 +29,7 @@ Act: TypeAlias = Literal["connects", "hears", "writes", "works"]
 class Choice(NamedTuple):
     """One thing that may happen next."""
 
-    who: Role
+    who: Side
     what: Act
 
 
@@ -96,12 +96,12 @@ class End:
     """One side of the world."""
 
     def __init__(
-        self, role: Role, session: Session, world: "World", plug: Plug, drive: Drive
+        self, side: Side, session: Session, world: "World", plug: Plug, drive: Drive
     ) -> None:
-        self.role: Role = role
+        self.side: Side = side
         self.session = session
         self.plug = plug
-        self.hands = Hands(role, world.fabric)
+        self.hands = Hands(side, world.fabric)
         self.linked = False
         self.steps: list[Step] = []
         """Every step it took."""
@@ -137,8 +137,8 @@ class World:
 
     def __init__(
         self,
-        wish: Wish,
-        offering: Offering,
+        spec: FetchSpec,
+        entry: CatalogEntry,
         contents: Sequence[bytes] | None = None,
         holding: Holding | None = None,
         deadlines: Deadlines | None = None,
@@ -150,20 +150,20 @@ class World:
 
         `drive` makes the driver of each side; None: the one of `netloader.io`.
         """
-        count = len(plan(offering.manifest, offering.segment_bytes))
+        count = len(segments_of(entry.manifest, entry.segment_bytes))
         self.holding = holding or Holding()
         tokens = contents or [b"segment %d" % i for i in range(count)]
-        self.fabric = Fabric(offering, tokens, self.holding)
-        self.pipes: dict[Role, Pipe] = {"client": Pipe(window), "server": Pipe(window)}
+        self.fabric = Fabric(entry, tokens, self.holding)
+        self.pipes: dict[Side, Pipe] = {"client": Pipe(window), "server": Pipe(window)}
         """By who reads from it."""
         self.members: MutableSet[Timed] = _InOrder()
         self._now = begun
         self._inbox: deque[Callable[[], None]] = deque()
         self._watched: dict[Plug, tuple[int, Callable[[int], None]]] = {}
         limits = deadlines or Deadlines()
-        asked = replace(wish, progress=self.holding.progress)
+        asked = replace(spec, progress=self.holding.progress)
         self.client_session = ClientSession(asked, limits, "c" * 32, begun)
-        self.server_session = ServerSession((offering,), limits, "session-1", "5" * 32, begun)
+        self.server_session = ServerSession((entry,), limits, "session-1", "5" * 32, begun)
         there, back = self.pipes["server"], self.pipes["client"]
         drive = drive or _drive()
         self.client = End("client", self.client_session, self, Plug(back, there), drive)
@@ -194,16 +194,16 @@ class World:
         found: list[Choice] = []
         for end in self.ends:
             if not end.linked:
-                if end.role == "client" or self.client.linked:
-                    found.append(Choice(end.role, "connects"))
+                if end.side == "client" or self.client.linked:
+                    found.append(Choice(end.side, "connects"))
                 continue
             mask, _ = self._watched.get(end.plug, (0, None))
             if mask & selectors.EVENT_READ and end.plug.inward.readable:
-                found.append(Choice(end.role, "hears"))
+                found.append(Choice(end.side, "hears"))
             if mask & selectors.EVENT_WRITE and end.plug.outward.writable:
-                found.append(Choice(end.role, "writes"))
+                found.append(Choice(end.side, "writes"))
             if end.hands.able:
-                found.append(Choice(end.role, "works"))
+                found.append(Choice(end.side, "works"))
         return found
 
     def do(self, choice: Choice, nbytes: int = ALL) -> None:
@@ -244,7 +244,7 @@ class World:
         """When somebody's patience ends next; None when nobody waits for anything."""
         return min((w for m in self.members if (w := m.next_timeout()) is not None), default=None)
 
-    def end(self, who: Role) -> End:
+    def end(self, who: Side) -> End:
         """One side."""
         return self.client if who == "client" else self.server
 
@@ -266,11 +266,11 @@ class World:
         for pipe in self.pipes.values():
             pipe.snap()
 
-    def forge(self, who: Role, said: Spoken | bytes) -> None:
+    def forge(self, who: Side, said: Spoken | bytes) -> None:
         """Put a message, or bytes, at the end of what `who` will hear."""
         self.pipes[who].bytes += said if isinstance(said, bytes) else encode(said)
 
-    def fail(self, who: Role, event: TransferFailed | OfferRefused) -> None:
+    def fail(self, who: Side, event: TransferFailed | OfferRefused) -> None:
         """The work that `who` has at hand will end with this."""
         self.end(who).hands.fate = event
 
@@ -285,7 +285,7 @@ class World:
             starts = sum(isinstance(e, StartTransfer) for step in end.steps for e in step.effects)
             must(starts <= 1, "join-once", "one transfer in a session")
         client, server = self.client_session, self.server_session
-        if client.wish.purpose is Purpose.DESCRIPTION or client.state is not State.DONE:
+        if client.spec.purpose is Purpose.DESCRIPTION or client.state is not State.DONE:
             return
         count = len(self.fabric.segments)
         received = tuple(digest(self.holding.contents.get(i, b"")) for i in range(count))

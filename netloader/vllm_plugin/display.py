@@ -25,7 +25,7 @@ def bar(total: int, shown: bool) -> Iterator[Callable[[int, int], None]]:  # noq
     """A progress bar in vLLM's style; yields what to call with bytes verified and bytes in all."""
     progress = tqdm(
         total=total,
-        desc="Receiving weights",
+        desc="Receiver weights",
         unit="B",
         unit_scale=True,
         unit_divisor=1024,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from netloader.fsm.manifest import Manifest, plan
+from netloader.fsm.manifest import Manifest, segments_of
 from netloader.io.cores import cores
 from netloader.io.digests import ALGORITHMS
-from netloader.io.publication import segment_digests
+from netloader.io.published import segment_digests
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.settings import CachePolicy, Settings
@@ -172,7 +172,7 @@ class RawSnapshot:
         self.manifest: Manifest = weights.manifest
         self.digests = known or segment_digests(
             weights,
-            plan(self.manifest, settings.segment_mib << 20),
+            segments_of(self.manifest, settings.segment_mib << 20),
             next(iter(ALGORITHMS)),
             cores(),
         )

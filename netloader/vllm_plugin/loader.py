@@ -21,7 +21,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError, UnsafeError
 from netloader.fsm.identity import Identity
-from netloader.io.client import ClientOptions, Survey, fill, survey
+from netloader.io.client import ClientOptions, Described, describe, fill
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.weights import Named, Weights, WeightsError
 from netloader.log import configure_json, emit, get_logger
@@ -38,9 +38,9 @@ from netloader.vllm_plugin import (
     ranks,
 )
 from netloader.vllm_plugin.checks import loader_of, settings_of
-from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import PROCESSED, RAW, TARGET, rank
 from netloader.vllm_plugin.layout import Backup
+from netloader.vllm_plugin.load_plan import LoadPlan, plan_load
 from netloader.vllm_plugin.offer import Loaded, identity_of, offer, read, reloadable, taken
 from netloader.vllm_plugin.refills import REFILLS
 from netloader.vllm_plugin.reload import HandOver, Reloadable, beside, obstacle, unreadable
@@ -73,7 +73,7 @@ class NetLoader(BaseModelLoader):
         super().__init__(load_config)
         self._settings = settings_of(load_config)
         self._logger = get_logger("client", LOG_BASE)
-        self._errand: Errand | None = None
+        self._plan: LoadPlan | None = None
         self._loaded: Loaded | None = None
 
     def download_model(self, model_config: ModelConfig) -> None:
@@ -89,28 +89,28 @@ class NetLoader(BaseModelLoader):
         parallel = vllm_config.parallel_config
         for name in (parallel.worker_cls, parallel.worker_extension_cls):
             fence.install_in(name)
-        errand = errand_of(vllm_config, model_config, self._settings, self._ask, self._logger)
-        if errand.refused and not errand.sources:
-            self._ordinary(errand.refused)  # FALLBACK `never` speaks up before a model is built
-        if errand.role == TARGET:
-            publish.forget_address(self._settings, errand.rank)
-        model = self._build(errand, vllm_config, model_config, prefix)
-        loaded, self._errand, self._loaded = self._loaded, None, None
+        plan = plan_load(vllm_config, model_config, self._settings, self._ask, self._logger)
+        if plan.refused and not plan.sources:
+            self._ordinary(plan.refused)  # FALLBACK `never` speaks up before a model is built
+        if plan.role == TARGET:
+            publish.forget_address(self._settings, plan.rank)
+        model = self._build(plan, vllm_config, model_config, prefix)
+        loaded, self._plan, self._loaded = self._loaded, None, None
         if loaded is not None and reloadable(loaded, model):
             known = (loaded.manifest, loaded.constructed, loaded.placeholders)
-            later = replace(errand, silent=())  # by then a source may answer again
+            later = replace(plan, silent=())  # by then a source may answer again
             _reloadable[model] = Reloadable(later, *known)
-        if loaded is not None and errand.serves:
-            offer(model, errand, loaded, self._settings, model_config)
+        if loaded is not None and plan.serves:
+            offer(model, plan, loaded, self._settings, model_config)
         return model
 
     def _build(
-        self, errand: Errand, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
+        self, plan: LoadPlan, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
     ) -> nn.Module:
         """Build and load; a model that cannot go on to the ordinary loader is built anew."""
         traces = Traces(vllm_config)
         try:
-            return self._first(errand, vllm_config, model_config, prefix)
+            return self._first(plan, vllm_config, model_config, prefix)
         except RebuildError as error:
             outcome = error.outcome
         # Only now, outside the handler, does no frame refer to the first model any more.
@@ -120,19 +120,19 @@ class NetLoader(BaseModelLoader):
             torch.accelerator.empty_cache()
         display.tell_fallback(outcome, self._settings, self._logger)
         self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
-        self._errand = replace(errand, sources=(), ranks=(), layout=RAW)
-        with errand.building():
+        self._plan = replace(plan, sources=(), ranks=(), layout=RAW)
+        with plan.building():
             again: nn.Module = super().load_model(vllm_config, model_config, prefix)
         return again
 
     def _first(
-        self, errand: Errand, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
+        self, plan: LoadPlan, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
     ) -> nn.Module:
-        self._errand = errand
-        with errand.building():
+        self._plan = plan
+        with plan.building():
             model: nn.Module = super().load_model(vllm_config, model_config, prefix)
-        if errand.layout == PROCESSED:
-            self._receive_processed(model, errand)
+        if plan.layout == PROCESSED:
+            self._receive_processed(model, plan)
         return model
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
@@ -142,21 +142,21 @@ class NetLoader(BaseModelLoader):
             NoWeightsError: no source delivered and FALLBACK is `never`.
             DisagreementError: the ranks could not agree on the loader in time.
         """
-        errand = self._errand
-        if errand is None:  # in place, by whoever holds a loader and a model
+        plan = self._plan
+        if plan is None:  # in place, by whoever holds a loader and a model
             self._ordinary().load_weights(model, model_config)
             return
-        errand.files.built()
-        if errand.layout == PROCESSED:
-            self._prepare_processed(model, model_config, errand)
+        plan.files.built()
+        if plan.layout == PROCESSED:
+            self._prepare_processed(model, model_config, plan)
             return
-        received, outcome = self._fill_raw(model, model_config, errand)
+        received, outcome = self._fill_raw(model, model_config, plan)
         if received and outcome is not None:
-            self._loaded = taken(errand, model, self._settings, outcome.progress)
+            self._loaded = taken(plan, model, self._settings, outcome.progress)
         else:
             display.tell_fallback(outcome, self._settings, self._logger)
             loader = self._ordinary(outcome)
-            self._loaded = read(loader, errand, model, model_config, self._settings)
+            self._loaded = read(loader, plan, model, model_config, self._settings)
 
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module
@@ -173,8 +173,8 @@ class NetLoader(BaseModelLoader):
             raise NotImplementedError(f"{problem}; restart this instance instead")
         before = _reloadable.get(model)
         outcome = None
-        elsewhere = before is not None and before.errand.path != model_config.model
-        if before and before.errand.sources and not elsewhere:
+        elsewhere = before is not None and before.plan.path != model_config.model
+        if before and before.plan.sources and not elsewhere:
             handed, outcome = self._receive_beside(model, before, model_config)
             if handed is not None:
                 return handed
@@ -190,31 +190,31 @@ class NetLoader(BaseModelLoader):
 
     # -- from a source ---------------------------------------------------------------------------
 
-    def _ask(self, sources: Sequence[Endpoint], known: Identity) -> Survey:
-        return survey(sources, known, self._options())
+    def _ask(self, sources: Sequence[Endpoint], known: Identity) -> Described:
+        return describe(sources, known, self._options())
 
     def _fill_raw(
-        self, model: nn.Module, model_config: ModelConfig, errand: Errand
+        self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
     ) -> tuple[bool, Outcome | None]:
         """Fill what is between creating and post-processing; as it was, when that fails.
 
         Raises:
             RebuildError: layers that quantize while loading hold placeholders now.
         """
-        if not errand.sources:
-            return self._all_received(None, errand), errand.refused
+        if not plan.sources:
+            return self._all_received(None, plan), plan.refused
         online = any(map(loadstate.quantizes_while_loading, model.modules()))
         if online:
             self._placeholders(model, model_config)
         found = inventory.take(model)
         constructed = provenance.constructed(found)
         outcome = None
-        named = errand.tensors(model, found)
+        named = plan.tensors(model, found)
         backup = Backup(named), Backup(provenance.beyond_the_tree(model, named), sys.maxsize)
-        if self._fits(errand, model, constructed):
-            identity = partial(identity_of, errand, RAW, errand.state, constructed)
-            outcome = self._adopted(errand, model, self._receive(named, errand, identity))
-        received = self._all_received(outcome, errand)
+        if self._fits(plan, model, constructed):
+            identity = partial(identity_of, plan, RAW, plan.state, constructed)
+            outcome = self._adopted(plan, model, self._receive(named, plan, identity))
+        received = self._all_received(outcome, plan)
         if not received and online:
             raise RebuildError(outcome)
         if not received:
@@ -222,34 +222,34 @@ class NetLoader(BaseModelLoader):
                 copies.restore()
         return received, outcome
 
-    def _adopted(self, errand: Errand, model: nn.Module, outcome: Outcome | None) -> Outcome | None:
+    def _adopted(self, plan: LoadPlan, model: nn.Module, outcome: Outcome | None) -> Outcome | None:
         """Leave a model that was filled as the server's is otherwise; None when that failed."""
         if outcome is not None and outcome.ok:
             try:
-                loadstate.adopt(errand.state, model)
+                loadstate.adopt(plan.state, model)
             except loadstate.StateError as error:
                 emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
                 return None
         return outcome
 
     def _fits(
-        self, errand: Errand, model: nn.Module, constructed: Mapping[str, int] | None = None
+        self, plan: LoadPlan, model: nn.Module, constructed: Mapping[str, int] | None = None
     ) -> bool:
         """Whether what the server's `load_weights` left behind can be left here as well.
 
         `constructed` is how our model was constructed, where that has to be the same.
         """
         try:
-            loadstate.check(errand.state, model)
+            loadstate.check(plan.state, model)
             if constructed is not None:
-                provenance.check(errand.constructed, constructed)
+                provenance.check(plan.constructed, constructed)
         except (loadstate.StateError, WeightsError) as error:
             emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
             return False
         return True
 
     def _prepare_processed(
-        self, model: nn.Module, model_config: ModelConfig, errand: Errand
+        self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
     ) -> None:
         """Fill a model with placeholders, and leave it otherwise as the server's was.
 
@@ -257,12 +257,12 @@ class NetLoader(BaseModelLoader):
             RebuildError: the server's is not of this kind.
         """
         self._placeholders(model, model_config)
-        if not self._fits(errand, model):
-            self._all_received(None, errand)
+        if not self._fits(plan, model):
+            self._all_received(None, plan)
             raise RebuildError(None)
-        loadstate.adopt(errand.state, model)
+        loadstate.adopt(plan.state, model)
 
-    def _receive_processed(self, model: nn.Module, errand: Errand) -> None:
+    def _receive_processed(self, model: nn.Module, plan: LoadPlan) -> None:
         """Fill a post-processed model.
 
         Raises:
@@ -273,37 +273,37 @@ class NetLoader(BaseModelLoader):
             named = processed.collect(model)
             kernels = processed.kernel_state(model)
             outcome = self._receive(
-                named, errand, lambda: processed.sharpened(errand.identity, kernels)
+                named, plan, lambda: processed.sharpened(plan.identity, kernels)
             )
             if outcome is not None and outcome.ok:
                 processed.adopt_numbers(model, named)
         except WeightsError as error:
             emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
             outcome = None
-        if not self._all_received(outcome, errand):
+        if not self._all_received(outcome, plan):
             raise RebuildError(outcome)
-        self._loaded = Loaded(errand.state)
+        self._loaded = Loaded(plan.state)
 
     def _receive_beside(
         self, model: nn.Module, before: Reloadable, model_config: ModelConfig
     ) -> tuple[HandOver | None, Outcome | None]:
         """Receive raw weights beside a running model, to be reloaded in place."""
-        errand = before.errand
+        plan = before.plan
         device = next(model.parameters()).device
         named = beside(before.manifest, device)
-        identity = partial(identity_of, errand, RAW, errand.state, before.constructed)
-        outcome = self._receive(named, errand, identity)
-        if not self._all_received(outcome, errand):
+        identity = partial(identity_of, plan, RAW, plan.state, before.constructed)
+        outcome = self._receive(named, plan, identity)
+        if not self._all_received(outcome, plan):
             return None, outcome
-        if before.placeholders and errand.serves:
-            loaded = Loaded(errand.state, filled=errand.filled, constructed=before.constructed)
-            job = (model, errand, loaded, self._settings, model_config, named)
+        if before.placeholders and plan.serves:
+            loaded = Loaded(plan.state, filled=plan.filled, constructed=before.constructed)
+            job = (model, plan, loaded, self._settings, model_config, named)
             REFILLS.expect(partial(offer_received, *job))
             _reloadable[model] = replace(before, placeholders=False)
         return HandOver(model, named), outcome
 
     def _receive(
-        self, named: Sequence[Named], errand: Errand, identity: Callable[[], Identity]
+        self, named: Sequence[Named], plan: LoadPlan, identity: Callable[[], Identity]
     ) -> Outcome | None:
         """Fill tensors from the sources; None when that broke down.
 
@@ -312,9 +312,9 @@ class NetLoader(BaseModelLoader):
         """
         try:
             weights = Weights(named)
-            with display.bar(weights.manifest.nbytes, self._shows_progress(errand.rank)) as report:
+            with display.bar(weights.manifest.nbytes, self._shows_progress(plan.rank)) as report:
                 outcome = fill(
-                    weights, errand.sources, identity(), self._options(report, errand.silent)
+                    weights, plan.sources, identity(), self._options(report, plan.silent)
                 )
         except UnsafeError:
             raise
@@ -329,23 +329,23 @@ class NetLoader(BaseModelLoader):
             fields = {
                 "netloader.source": str(outcome.source),
                 "netloader.source.attempt": len(outcome.attempts),
-                "netloader.rank": errand.rank,
-                "netloader.role": errand.role,
-                "netloader.layout": errand.layout,
+                "netloader.rank": plan.rank,
+                "netloader.role": plan.role,
+                "netloader.layout": plan.layout,
                 "netloader.transfer.bytes": outcome.nbytes,
-                "netloader.warnings": ", ".join(errand.warned) or "none",
+                "netloader.warnings": ", ".join(plan.warned) or "none",
             }
             emit(self._logger, "netloader.loader.received", fields)
         return outcome
 
-    def _all_received(self, outcome: Outcome | None, errand: Errand) -> bool:
+    def _all_received(self, outcome: Outcome | None, plan: LoadPlan) -> bool:
         """Whether this rank has its weights, and need not load them along with others."""
         received = outcome is not None and outcome.ok
         fallback = self._settings.fallback
         asked = bool(self._settings.sources)  # by some rank, and all have the same settings
-        if asked and fallback and ranks.needs_agreement(fallback.load_format, errand.ranks):
+        if asked and fallback and ranks.needs_agreement(fallback.load_format, plan.ranks):
             timeout_s = self._settings.agree_timeout_s
-            return ranks.all_received(received, errand.role, errand.ranks, timeout_s)
+            return ranks.all_received(received, plan.role, plan.ranks, timeout_s)
         return received
 
     # -- the ordinary way ------------------------------------------------------------------------
@@ -382,7 +382,7 @@ class NetLoader(BaseModelLoader):
         silent: tuple[Attempt, ...] = (),
     ) -> ClientOptions:
         settings = self._settings
-        layout = self._errand.layout if self._errand else RAW
+        layout = self._plan.layout if self._plan else RAW
         return ClientOptions(
             transports=settings.transports,
             layouts=(layout,),

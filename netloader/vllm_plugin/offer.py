@@ -32,11 +32,11 @@ from netloader.vllm_plugin import (
     ranks,
     warmup,
 )
-from netloader.vllm_plugin.errand import Errand
 from netloader.vllm_plugin.goods import Goods, Originals, owners_of, place_of, renew_processed
 from netloader.vllm_plugin.identity import CONSTRUCTED, DRAFT, FILLED, PROCESSED, RAW, facts_of
 from netloader.vllm_plugin.inventory import Inventory
 from netloader.vllm_plugin.layout import GoneError, RawSnapshot
+from netloader.vllm_plugin.load_plan import LoadPlan
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.witness import Witness
 
@@ -75,17 +75,17 @@ def reloadable(loaded: Loaded, model: nn.Module) -> bool:
     return bool(loaded.manifest.tensors) and not loaded.state and not online
 
 
-def taken(errand: Errand, model: nn.Module, settings: Settings, progress: Progress) -> Loaded:
+def taken(plan: LoadPlan, model: nn.Module, settings: Settings, progress: Progress) -> Loaded:
     """Remember what was received and verified; never raises."""
     same_cut = progress.segment_bytes == settings.segment_mib << 20
     known = progress.digests if same_cut and progress.algorithm in ALGORITHMS else ()
-    loaded = Loaded(errand.state, errand.unfilled, filled=errand.filled)
-    return _safely(lambda: _remember(loaded, errand, model, settings, inventory.take(model), known))
+    loaded = Loaded(plan.state, plan.unfilled, filled=plan.filled)
+    return _safely(lambda: _remember(loaded, plan, model, settings, inventory.take(model), known))
 
 
 def read(
     loader: BaseModelLoader,
-    errand: Errand,
+    plan: LoadPlan,
     model: nn.Module,
     model_config: ModelConfig,
     settings: Settings,
@@ -95,7 +95,7 @@ def read(
     Raises what that loader raises, and nothing else.
     """
     try:
-        watch: _Watch | None = _Watch(model, errand)
+        watch: _Watch | None = _Watch(model, plan)
     except Exception as error:  # noqa: BLE001 - the model is loaded all the same, and not served
         emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)
         watch = None
@@ -115,11 +115,11 @@ def read(
 class _Watch:
     """What is seen of a model while the ordinary loader reads its checkpoint."""
 
-    def __init__(self, model: nn.Module, errand: Errand) -> None:
+    def __init__(self, model: nn.Module, plan: LoadPlan) -> None:
         self._model = model
-        self._errand = errand
+        self._plan = plan
         self._built = provenance.Built(model)
-        self._before = _digests(model) if errand.role == DRAFT else {}
+        self._before = _digests(model) if plan.role == DRAFT else {}
         self._filled: list[set[str] | None] = []
         read_all: Any = getattr(model, "load_weights", None)
         self._reader = _noting(read_all, self._filled) if callable(read_all) else None
@@ -138,7 +138,7 @@ class _Watch:
             return Loaded(derived.values, obstacle=derived.obstacle)
         unfilled = _unfilled(self._model, self._before, self._filled)
         loaded = Loaded(derived.values, unfilled, filled=derived.filled)
-        return _remember(loaded, self._errand, self._model, settings, derived.found)
+        return _remember(loaded, self._plan, self._model, settings, derived.found)
 
 
 def _placeholders(model: nn.Module) -> Loaded:
@@ -159,7 +159,7 @@ def _safely(work: Callable[[], Loaded]) -> Loaded:
 @inventory.uncollected()
 def _remember(
     loaded: Loaded,
-    errand: Errand,
+    plan: LoadPlan,
     model: nn.Module,
     settings: Settings,
     found: Inventory,
@@ -168,7 +168,7 @@ def _remember(
     """Add the raw tensors: described for a reload in place, kept if they are to be served."""
     try:
         named = _travelling(loaded, model, found)
-        if not errand.serves or settings.layout is LayoutChoice.PROCESSED:
+        if not plan.serves or settings.layout is LayoutChoice.PROCESSED:
             return _described(loaded, found, manifest_of(named))
         snapshot = RawSnapshot(named, settings, known, model.buffers())
         return replace(_described(loaded, found, snapshot.manifest), snapshot=snapshot)
@@ -219,18 +219,18 @@ def _unfilled(
 
 def offer(
     model: nn.Module,
-    errand: Errand,
+    plan: LoadPlan,
     loaded: Loaded,
     settings: Settings,
     model_config: ModelConfig,
 ) -> None:
     """Serve a post-processed model in the best layout there is, when it may be; never raises."""
-    logger = get_logger("server", LOG_BASE, **ranks.named(errand.rank))
+    logger = get_logger("server", LOG_BASE, **ranks.named(plan.rank))
     if loaded.placeholders:
         publish.refuse(logger, placeholders.WHY, placeholders.REMEDY)
         return
     try:
-        goods = _goods(model, errand, loaded, settings, model_config)
+        goods = _goods(model, plan, loaded, settings, model_config)
     except GoneError as gone:
         publish.refuse(logger, str(gone), gone.remedy)
     except WeightsError as error:
@@ -239,14 +239,14 @@ def offer(
         emit(logger, "netloader.driver.error", exc_info=error)
     else:
         fence.install_on(model)
-        shop = publish.shop_for(settings, errand.rank, errand.role)
+        shop = publish.shop_for(settings, plan.rank, plan.role)
         warmup.WORKER.offer(model, goods.weights.device, partial(shop.open, goods))
 
 
 @inventory.uncollected()
 def _goods(
     model: nn.Module,
-    errand: Errand,
+    plan: LoadPlan,
     loaded: Loaded,
     settings: Settings,
     model_config: ModelConfig,
@@ -259,27 +259,27 @@ def _goods(
     """
     device = next((t.device.type for _, t in named_tensors(model)), "cpu")
     try:
-        return _raw(model, errand, loaded, model_config)
+        return _raw(model, plan, loaded, model_config)
     except (GoneError, WeightsError):
         if settings.layout is LayoutChoice.RAW or not processed.allowed(device):
             raise
-    return _processed(model, errand, loaded, model_config)
+    return _processed(model, plan, loaded, model_config)
 
 
-def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelConfig) -> Goods:
+def _raw(model: nn.Module, plan: LoadPlan, loaded: Loaded, model_config: ModelConfig) -> Goods:
     if loaded.snapshot is None:
         raise WeightsError(loaded.obstacle or "the processed layout is not possible on this device")
     kept = loaded.snapshot.after(model)
     witness = Witness(model, kept.named, kept.detached, kept.constants)
     return Goods(
-        role=errand.role,
+        role=plan.role,
         layout=RAW,
-        identity=lambda: identity_of(errand, RAW, loaded.state, loaded.constructed),
+        identity=lambda: identity_of(plan, RAW, loaded.state, loaded.constructed),
         facts={
             **facts_of(model_config, RAW, loaded.state, loaded.unfilled),
             FILLED: json.dumps(sorted(loaded.filled)),
             CONSTRUCTED: provenance.fact_of(loaded.constructed),
-            **errand.answers(),
+            **plan.answers(),
         },
         weights=kept.weights,
         renew=Originals(model, kept, loaded.snapshot.manifest, witness).renew,
@@ -292,15 +292,15 @@ def _raw(model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelCo
 
 
 def identity_of(
-    errand: Errand, layout: str, state: loadstate.State, constructed: Mapping[str, int]
+    plan: LoadPlan, layout: str, state: loadstate.State, constructed: Mapping[str, int]
 ) -> Identity:
     """Who we are, also in how the model was constructed."""
-    plain = errand.identify(layout, state)
+    plain = plan.identify(layout, state)
     return Identity(plain.hard, {**plain.soft, **provenance.soft_field(constructed)})
 
 
 def _processed(
-    model: nn.Module, errand: Errand, loaded: Loaded, model_config: ModelConfig
+    model: nn.Module, plan: LoadPlan, loaded: Loaded, model_config: ModelConfig
 ) -> Goods:
     named = processed.collect(model)
     weights = Weights(named)
@@ -315,12 +315,12 @@ def _processed(
 
     kernels = processed.kernel_state(model)
     return Goods(
-        role=errand.role,
+        role=plan.role,
         layout=PROCESSED,
-        identity=lambda: processed.sharpened(errand.identify(PROCESSED, loaded.state), kernels),
+        identity=lambda: processed.sharpened(plan.identify(PROCESSED, loaded.state), kernels),
         facts={
             **facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
-            **errand.answers(),
+            **plan.answers(),
         },
         weights=weights,
         renew=partial(renew_processed, collect, weights.manifest, witness),

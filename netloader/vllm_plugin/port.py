@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from netloader.io.listener import EVERY_ADDRESS, Listener, bind
-from netloader.io.publication import Shelf
+from netloader.io.published import Catalog
 from netloader.log import Logger, emit
 from netloader.vllm_plugin import address
 from netloader.vllm_plugin.holder import holder_of
@@ -24,10 +24,10 @@ class OpenPort:
         RuntimeError: no thread is left.
     """
 
-    def __init__(self, settings: Settings, rank: int, shelf: Shelf, logger: Logger) -> None:
+    def __init__(self, settings: Settings, rank: int, catalog: Catalog, logger: Logger) -> None:
         host = settings.listen_host or ""  # other hosts are the point: every address
         sock = bind(host, port_of(settings, rank))
-        self.listener = Listener(sock, shelf, settings.deadlines, logger)
+        self.listener = Listener(sock, catalog, settings.deadlines, logger)
         self.told = address.told(self.listener.endpoint)
         """What other hosts connect to; None where this host has no such address."""
         self._file: Path | None = None

@@ -1,7 +1,7 @@
 """Serve what this rank has loaded. Law: no trouble here ever reaches the engine.
 
-A worker process has one shop: one listener, one address, and on its shelf the target's weights and
-the draft's.
+A worker process has one shop: one listener, one address, and in its catalog the weights of the
+target and of the draft.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from netloader.errors import NetloaderError
 from netloader.io.background import in_background
 from netloader.io.device import CPU
 from netloader.io.forks import only_here
-from netloader.io.publication import Publication, Shelf
+from netloader.io.published import Catalog, PublishedModel
 from netloader.io.server import ServerOptions, publish
 from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
@@ -56,8 +56,8 @@ class Shop:
         self.vigil = Vigil(self)
         self.changing: set[str] = set()
         """The roles of which a method that is watched changes the weights now."""
-        self._returning: dict[str, Publication] = {}
-        self._shelf: Shelf | None = None
+        self._returning: dict[str, PublishedModel] = {}
+        self._catalog: Catalog | None = None
         self._port: OpenPort | None = None
         self._lock = threading.RLock()
 
@@ -85,38 +85,38 @@ class Shop:
     def open(self, goods: Goods, model: nn.Module) -> None:
         """Serve some weights until their model is gone; log why, if that cannot be."""
         with self._guarded():
-            publication = self._publication(goods, goods.weights)
-            publication.seal(goods.digests)
+            published = self._published(goods, goods.weights)
+            published.seal(goods.digests)
             with self._lock:
                 self._goods[goods.role] = goods
-                if self._put(publication):
+                if self._put(published):
                     owner = self._owners[goods.role] = object()
                     weakref.finalize(model, only_here(self._gone), goods.role, owner)
                     self._models[goods.role] = weakref.ref(model)
-                    self._tell(goods, publication)
+                    self._tell(goods, published)
                     warmup.WORKER.settle(model, goods.witness.settle)
-                    self.vigil.keep(publication)
+                    self.vigil.keep(published)
 
     def fence(self, role: str, why: str) -> None:
         """Offer nothing of a role, and wait until nobody reads its memory."""
         with self._lock:
-            here = (self._on_shelf(role), self._returning.pop(role, None))
+            here = (self._on_catalog(role), self._returning.pop(role, None))
             port = self._port
             self._fenced.add(role)
-        for publication in filter(None, here):
+        for published in filter(None, here):
             with self._guarded():
-                self._evict(port, publication, why)
+                self._evict(port, published, why)
         goods = self._goods.get(role)
         if goods is not None:
             goods.witness.pause()
 
-    def _evict(self, port: OpenPort | None, publication: Publication, why: str) -> None:
+    def _evict(self, port: OpenPort | None, published: PublishedModel, why: str) -> None:
         if port is None:
             return
         timeout_s = self.settings.deadlines.stall_s + EVICT_S
-        told = not publication.withdrawn
-        quiet = port.listener.evict(publication, why, timeout_s)
-        fields = {"netloader.role": publication.offering.role, "netloader.detail": why}
+        told = not published.withdrawn
+        quiet = port.listener.evict(published, why, timeout_s)
+        fields = {"netloader.role": published.entry.role, "netloader.detail": why}
         if told:
             emit(self._logger, "netloader.server.withdrawn", fields)
         if not quiet:
@@ -127,11 +127,11 @@ class Shop:
         """Offer weights that have changed; their digests are computed in the background."""
         with self._guarded(), self._lock:
             goods = self._goods[role] = replace(self._goods[role], weights=weights, digests=())
-            publication = self._publication(goods, weights)
-            publication.seal_quietly()
-            if self._put(publication):
-                self._tell(goods, publication)
-                self.vigil.keep(publication)
+            published = self._published(goods, weights)
+            published.seal_quietly()
+            if self._put(published):
+                self._tell(goods, published)
+                self.vigil.keep(published)
 
     def lose(self, role: str, why: str) -> None:
         """What there was to offer of a role is not known any more, until it is renewed."""
@@ -142,14 +142,14 @@ class Shop:
 
     def _say(self, role: str) -> None:
         """Have clients told why nothing is offered of a role: the reason of now."""
-        here = self._on_shelf(role)
+        here = self._on_catalog(role)
         if here is not None and role in self._lost:
             here.withdraw(f"{self._lost[role]}; {RESTART}")
 
     def resume(self, role: str) -> None:
         """Offer again what was fenced, if every byte is still what it was."""
         with self._guarded(), self._lock:
-            fenced = self._on_shelf(role)
+            fenced = self._on_catalog(role)
             if fenced is None or role not in self._fenced:
                 return
             goods = self._goods[role]
@@ -161,14 +161,14 @@ class Shop:
             if not digests:  # then nobody can tell what the bytes were
                 self.lose(role, "the weights were taken away before their digests were known")
                 return
-            publication = self._returning[role] = self._publication(goods, goods.weights)
-            publication.seal(digests)
-            self._check(publication, partial(self._put_back, goods, publication))
+            published = self._returning[role] = self._published(goods, goods.weights)
+            published.seal(digests)
+            self._check(published, partial(self._put_back, goods, published))
 
     def back(self, role: str) -> None:
         """Offer again what was fenced for a moment in which nobody changes weights."""
         with self._guarded(), self._lock:
-            fenced = self._on_shelf(role)
+            fenced = self._on_catalog(role)
             goods = self._goods.get(role)
             if fenced is None or goods is None:
                 return
@@ -180,27 +180,27 @@ class Shop:
             else:
                 self.resume(role)
 
-    def _check(self, publication: Publication, work: Callable[[], None]) -> None:
+    def _check(self, published: PublishedModel, work: Callable[[], None]) -> None:
         """Look at every byte in the background; what cannot be looked at is not offered."""
-        in_background("netloader-audit", work, publication.unproven, self._logger)
+        in_background("netloader-audit", work, published.unproven, self._logger)
 
-    def _put_back(self, goods: Goods, publication: Publication) -> None:
-        """Put what was fenced back on the shelf, once every byte was looked at."""
-        publication.audit()
-        why = publication.withdrawn or goods.witness.awake()
+    def _put_back(self, goods: Goods, published: PublishedModel) -> None:
+        """Put what was fenced back into the catalog, once every byte was looked at."""
+        published.audit()
+        why = published.withdrawn or goods.witness.awake()
         with self._guarded(), self._lock:
-            if self._returning.get(goods.role) is not publication:  # fenced again meanwhile
+            if self._returning.get(goods.role) is not published:  # fenced again meanwhile
                 return
             del self._returning[goods.role]
             if why:
                 self.lose(goods.role, f"not all was the same after it was away: {why}")
-            elif self._put(publication):
-                self._tell(goods, publication)
-                self.vigil.keep(publication)
+            elif self._put(published):
+                self._tell(goods, published)
+                self.vigil.keep(published)
 
     # -- changes that nobody announced -----------------------------------------------------------
 
-    def replace(self, publication: Publication, why: str) -> tuple[Goods, Publication | None]:
+    def replace(self, published: PublishedModel, why: str) -> tuple[Goods, PublishedModel | None]:
         """Offer something not known yet in the place of weights that somebody has written.
 
         Without it, if post-processing was not yet seen to leave these weights alone: then what is
@@ -209,10 +209,10 @@ class Shop:
         Raises:
             NotOnOfferError: they were fenced or replaced meanwhile.
         """
-        role = role_of(publication)
+        role = role_of(published)
         with self._lock:
             goods = self._goods.get(role)
-            if self._on_shelf(role) is not publication or role in self._fenced or goods is None:
+            if self._on_catalog(role) is not published or role in self._fenced or goods is None:
                 raise NotOnOfferError
             fields = {
                 "netloader.role": role,
@@ -221,16 +221,16 @@ class Shop:
             }
             emit(self._logger, "netloader.server.withdrawn", fields)
             self._lost[role] = why
-            if role not in self._proven or self._shelf is None:
+            if role not in self._proven or self._catalog is None:
                 self._say(role)
                 return goods, None
-            successor = self._publication(goods, goods.weights)
-            self._shelf.put(successor)
+            successor = self._published(goods, goods.weights)
+            self._catalog.put(successor)
             return goods, successor
 
     def look(self, goods: Goods, weights: Weights) -> tuple[str, ...]:
         """The digests of weights that are not on offer yet; none when they are taken away."""
-        looked_at = self._publication(goods, weights)
+        looked_at = self._published(goods, weights)
         with self._lock:
             if goods.role in self._fenced:
                 return ()
@@ -241,7 +241,7 @@ class Shop:
                 del self._returning[goods.role]
         return looked_at.digests(0) or ()
 
-    def confirm(self, goods: Goods, successor: Publication, digests: tuple[str, ...]) -> None:
+    def confirm(self, goods: Goods, successor: PublishedModel, digests: tuple[str, ...]) -> None:
         """Offer what was put in the place of weights that somebody has written."""
         with self._guarded(), self._lock:
             if not successor.withdrawn:
@@ -250,9 +250,9 @@ class Shop:
                 self._tell(goods, successor)
                 self.vigil.keep(successor)
 
-    def prove(self, publication: Publication) -> None:
+    def prove(self, published: PublishedModel) -> None:
         """Post-processing has left every byte as it was digested."""
-        self._proven.add(role_of(publication))
+        self._proven.add(role_of(published))
 
     def _gone(self, role: str, owner: object) -> None:
         """A model is gone, or the process ends; another model may have its role by now.
@@ -280,12 +280,12 @@ class Shop:
             if (goods := self._goods.pop(role, None)) is not None:
                 goods.witness.stop()
             self._models.pop(role, None)
-            for publication in (self._on_shelf(role), self._returning.pop(role, None)):
-                if publication is not None and not publication.withdrawn:
-                    publication.withdraw("the model is gone")
+            for published in (self._on_catalog(role), self._returning.pop(role, None)):
+                if published is not None and not published.withdrawn:
+                    published.withdraw("the model is gone")
             if not self._goods and self._port is not None:
                 self._port.close()
-                self._port = self._shelf = None
+                self._port = self._catalog = None
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -296,7 +296,7 @@ class Shop:
         except Exception as error:  # noqa: BLE001 - the engine serves inference without us
             emit(self._logger, "netloader.driver.error", exc_info=error)
 
-    def _publication(self, goods: Goods, weights: Weights) -> Publication:
+    def _published(self, goods: Goods, weights: Weights) -> PublishedModel:
         settings = self.settings
         options = ServerOptions(
             transports=settings.transports,
@@ -310,30 +310,30 @@ class Shop:
         )
         return publish(weights, goods.identity(), options, goods.witness, self.vigil.changed)
 
-    def _on_shelf(self, role: str) -> Publication | None:
-        publications = self._shelf.publications if self._shelf else ()
-        return next((p for p in publications if p.offering.role == role), None)
+    def _on_catalog(self, role: str) -> PublishedModel | None:
+        published_models = self._catalog.published_models if self._catalog else ()
+        return next((p for p in published_models if p.entry.role == role), None)
 
-    def _put(self, publication: Publication) -> bool:
-        """Offer a publication; the first one opens the port. False when that cannot be had."""
-        self._fenced.discard(role_of(publication))
-        self._lost.pop(role_of(publication), None)
-        if self._shelf is not None:
-            self._shelf.put(publication)
+    def _put(self, published: PublishedModel) -> bool:
+        """Offer a published model; the first one opens the port. False when that cannot be had."""
+        self._fenced.discard(role_of(published))
+        self._lost.pop(role_of(published), None)
+        if self._catalog is not None:
+            self._catalog.put(published)
             return True
-        shelf = Shelf((publication,))
+        catalog = Catalog((published,))
         try:
-            self._port = OpenPort(self.settings, self.rank, shelf, self._logger)
+            self._port = OpenPort(self.settings, self.rank, catalog, self._logger)
         except (OSError, RuntimeError) as error:
             tell_failed(self.settings, self.rank, error, self._logger)
             return False
-        self._shelf = shelf
+        self._catalog = catalog
         return True
 
-    def _tell(self, goods: Goods, publication: Publication) -> None:
+    def _tell(self, goods: Goods, published: PublishedModel) -> None:
         if self._port is None:
             return
-        manifest = publication.offering.manifest
+        manifest = published.entry.manifest
         fields = {
             "netloader.endpoint": str(self._port.told or address.UNKNOWN),
             "netloader.rank": self.rank,
@@ -348,9 +348,9 @@ class Shop:
         emit(self._logger, "netloader.server.offered", fields)
 
 
-def role_of(publication: Publication) -> str:
+def role_of(published: PublishedModel) -> str:
     """The role of what is published; here all have one."""
-    return publication.offering.role or ""
+    return published.entry.role or ""
 
 
 _shops: list[Shop] = []

@@ -21,8 +21,8 @@ from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.weights import Named
 from netloader.vllm_plugin import inventory
 
-if TYPE_CHECKING:  # errand imports publish, which imports this by way of goods
-    from netloader.vllm_plugin.errand import Errand
+if TYPE_CHECKING:  # plan imports publish, which imports this by way of goods
+    from netloader.vllm_plugin.load_plan import LoadPlan
 
 REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})
 """Methods whose kernels vLLM's reload in place rebuilds on a CPU (seen in 0.23, 0.28 and 0.32)."""
@@ -34,7 +34,7 @@ SUBSTITUTED = "_expert_substitutions"
 class Reloadable:
     """What a reload in place must know of the load before it."""
 
-    errand: "Errand"
+    plan: "LoadPlan"
     manifest: Manifest
     constructed: Mapping[str, int] = field(default_factory=dict)
     placeholders: bool = False

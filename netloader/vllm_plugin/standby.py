@@ -14,15 +14,15 @@ from vllm.config import ModelConfig
 
 from netloader.io.weights import Named, WeightsError
 from netloader.vllm_plugin import inventory
-from netloader.vllm_plugin.errand import Errand
 from netloader.vllm_plugin.layout import RawSnapshot
+from netloader.vllm_plugin.load_plan import LoadPlan
 from netloader.vllm_plugin.offer import Loaded, offer
 from netloader.vllm_plugin.settings import Settings
 
 
 def offer_received(
     model: nn.Module,
-    errand: Errand,
+    plan: LoadPlan,
     loaded: Loaded,
     settings: Settings,
     model_config: ModelConfig,
@@ -35,7 +35,7 @@ def offer_received(
         kept = replace(loaded, snapshot=RawSnapshot(chosen, settings))
     except WeightsError as error:
         kept = replace(loaded, obstacle=str(error))
-    offer(model, errand, kept, settings, model_config)
+    offer(model, plan, kept, settings, model_config)
 
 
 def _live(live: Tensor | None, received: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Watches weights on offer for changes that no watched method makes.
 
-Each publication is audited from time to time, at a hundredth of one core. What a session or an
+Each published model is audited from time to time, at a hundredth of one core. What a session or an
 audit finds to be changed is withdrawn at once. The new bytes are offered only if they are all that
 the engine uses: nothing that its kernels made of the weights follows from a tensor that changed,
 and they are the same at two moments, some seconds apart.
@@ -13,7 +13,7 @@ from typing import Protocol
 from netloader.errors import NetloaderError
 from netloader.io.background import in_background
 from netloader.io.clock import monotonic
-from netloader.io.publication import Publication
+from netloader.io.published import PublishedModel
 from netloader.io.weights import Weights
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
@@ -30,22 +30,22 @@ EXAMINATIONS = 30
 
 
 class NotOnOfferError(Exception):
-    """A publication was fenced or replaced meanwhile: its end is no news."""
+    """A published model was fenced or replaced meanwhile: its end is no news."""
 
 
 class Owner(Protocol):
     """What a vigil asks of the one who publishes."""
 
-    def replace(self, publication: Publication, why: str) -> tuple[Goods, Publication | None]:
+    def replace(self, published: PublishedModel, why: str) -> tuple[Goods, PublishedModel | None]:
         """Withdraw, and put something in its place that is not sealed yet."""
 
     def look(self, goods: Goods, weights: Weights) -> tuple[str, ...]:
         """The digests of weights that are not on offer yet."""
 
-    def confirm(self, goods: Goods, successor: Publication, digests: tuple[str, ...]) -> None:
+    def confirm(self, goods: Goods, successor: PublishedModel, digests: tuple[str, ...]) -> None:
         """Seal what was put in the place of others."""
 
-    def prove(self, publication: Publication) -> None:
+    def prove(self, published: PublishedModel) -> None:
         """Take note that an audit found every byte as it was digested."""
 
     def lose(self, role: str, why: str) -> None:
@@ -53,39 +53,39 @@ class Owner(Protocol):
 
 
 class Vigil:
-    """Over the publications of one owner."""
+    """Over the published models of one owner."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
 
-    def keep(self, publication: Publication) -> None:
-        """Audit a publication from time to time, as long as it is offered."""
-        audit = partial(self._audit, publication)
+    def keep(self, published: PublishedModel) -> None:
+        """Audit a published model from time to time, as long as it is offered."""
+        audit = partial(self._audit, published)
         threading.Thread(target=audit, name="netloader-vigil", daemon=True).start()
 
-    def _audit(self, publication: Publication) -> None:
+    def _audit(self, published: PublishedModel) -> None:
         """Look at every byte, on a thread that yields; then rest a hundred times as long.
 
         The first time this also shows that post-processing left every byte as it was digested.
         """
-        while not publication.withdrawn:
+        while not published.withdrawn:
             took: list[float] = []
-            look = partial(_look, publication, took)
-            thread = in_background("netloader-audit", look, publication.unproven)
+            look = partial(_look, published, took)
+            thread = in_background("netloader-audit", look, published.unproven)
             if thread.ident is not None:  # else it could not be started, and that was told
                 thread.join()
-            if took and not publication.withdrawn:
-                self._owner.prove(publication)
-            publication.over(max(REST * sum(took), AT_LEAST_S))
+            if took and not published.withdrawn:
+                self._owner.prove(published)
+            published.over(max(REST * sum(took), AT_LEAST_S))
 
-    def changed(self, publication: Publication, why: str) -> bool:
+    def changed(self, published: PublishedModel, why: str) -> bool:
         """Weights were changed past the methods that are watched.
 
         Returns:
             Whether newer ones will be offered, if all goes well.
         """
         try:
-            goods, successor = self._owner.replace(publication, why)
+            goods, successor = self._owner.replace(published, why)
         except NotOnOfferError:
             return False
         except Exception as error:  # noqa: BLE001 - the session must hear that this is over
@@ -96,7 +96,7 @@ class Vigil:
         in_background("netloader-renewal", partial(self._follow, goods, successor, why))
         return True
 
-    def _follow(self, goods: Goods, successor: Publication, changed: str) -> None:
+    def _follow(self, goods: Goods, successor: PublishedModel, changed: str) -> None:
         """Examine weights until they stay what they are, then offer them; or say why not."""
         before: tuple[str, ...] = ()
         why = "they keep changing"
@@ -118,10 +118,10 @@ class Vigil:
             self._owner.lose(goods.role, f"{changed}: {why}")
 
 
-def _look(publication: Publication, took: list[float]) -> None:
+def _look(published: PublishedModel, took: list[float]) -> None:
     """Audit, and append how many seconds that took."""
-    publication.digests(KNOWN_S)
+    published.digests(KNOWN_S)
     began = monotonic()
-    publication.audit()
-    publication.check()
+    published.audit()
+    published.check()
     took.append(monotonic() - began)

@@ -24,7 +24,7 @@ class Control:
 class Refusal:
     """A connection that is refused or lost before its first frame was there, and why.
 
-    Give `data` and then `event` to a session without an offering: then the answer and the log lines
+    Give `data` and then `event` to a session without an entry: then the answer and the log lines
     are those of any session that ends in this way.
     """
 

@@ -17,7 +17,7 @@ import pytest
 from tests.ascend.table import Table
 
 if TYPE_CHECKING:
-    from tests.ascend.cast import Cast, Nursery
+    from tests.ascend.topology import Cast, ForkServer
 
 RELEASES = os.environ.get("ASCEND_RELEASES", "").split()
 BEHIND = os.environ.get("ASCEND_PACKAGES_BEHIND", "")
@@ -44,22 +44,22 @@ def release(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nursery(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Nursery"]:
+def fork_server(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["ForkServer"]:
     """A process of this release from which workers are forked."""
-    from tests.ascend.cast import Nursery
+    from tests.ascend.topology import ForkServer
 
     folder = tmp_path_factory.mktemp("ascend")
-    with closing(Nursery(folder, release, BEHIND)) as nursery:
-        yield nursery
+    with closing(ForkServer(folder, release, BEHIND)) as fork_server:
+        yield fork_server
 
 
 @pytest.fixture
-def cast(nursery: "Nursery", request: pytest.FixtureRequest) -> Iterator["Cast"]:
+def cast(fork_server: "ForkServer", request: pytest.FixtureRequest) -> Iterator["Cast"]:
     """Starts workers, which are gone after the test."""
-    from tests.ascend.cast import Cast
+    from tests.ascend.topology import Cast
 
     with ExitStack() as stack:
-        cast = Cast(nursery, request.node.name, stack)
+        cast = Cast(fork_server, request.node.name, stack)
         yield cast
         request.node.user_properties.extend(("seen", text) for text in cast.seen)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ascend.cast import ActorError, Cast, Wish, instance, ranks_paired, tensor_rank
+from tests.ascend.topology import ActorError, Cast, WorkerSpec, instance, ranks_paired, tensor_rank
 from tests.e2e.zoo.checkpoint import LAYERS
 
 PROCESSED = {"LAYOUT": "processed"}
@@ -28,27 +28,27 @@ def _map(path: Path, places: list[list[int]]) -> Path:
     return path
 
 
-def _wish(path: Path) -> Wish:
+def _spec(path: Path) -> WorkerSpec:
     placed = {"additional_config": {"eplb_config": {"expert_map_path": str(path)}}}
-    return Wish("moe-w8a8", PROCESSED, {**SPREAD, **placed})
+    return WorkerSpec("moe-w8a8", PROCESSED, {**SPREAD, **placed})
 
 
 def test_a_map_of_experts(cast: Cast, tmp_path: Path) -> None:
     """Tensor parallel 2, experts placed by a file (expert_map_path), the same on both sides."""
-    ranks_paired(cast, _wish(_map(tmp_path / "map.json", MAPS[0])), tensor_rank)
+    ranks_paired(cast, _spec(_map(tmp_path / "map.json", MAPS[0])), tensor_rank)
 
 
 def test_another_map_of_experts(cast: Cast, tmp_path: Path) -> None:
     """Tensor parallel 2, experts placed by another file: refused, the field named."""
-    wishes = [_wish(_map(tmp_path / f"map{n}.json", places)) for n, places in enumerate(MAPS)]
+    specs = [_spec(_map(tmp_path / f"map{n}.json", places)) for n, places in enumerate(MAPS)]
     with pytest.raises(ActorError, match="expert_map"):
-        ranks_paired(cast, wishes[0], tensor_rank, wishes[1])
+        ranks_paired(cast, specs[0], tensor_rank, specs[1])
 
 
 def test_experts_that_move(cast: Cast) -> None:
     """Dynamic EPLB: not served, and why."""
     moving = {"additional_config": {"eplb_config": {"dynamic_eplb": True}}}
-    for server in instance(cast, Wish("moe-w8a8", PROCESSED, {**SPREAD, **moving}), MOVES):
+    for server in instance(cast, WorkerSpec("moe-w8a8", PROCESSED, {**SPREAD, **moving}), MOVES):
         server.tell("offer")
         assert re.search("experts change places", server.await_line("netloader.server.refused"))
         assert not server.said("netloader.server.offered")

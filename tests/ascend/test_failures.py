@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tests.ascend.cast import Cast, Wish, paired
+from tests.ascend.topology import Cast, WorkerSpec, paired
 from tests.npu.trace import CREATED, DESTROYING, MOVING, Trace
 
 PROCESSED = {"LAYOUT": "processed"}
@@ -17,9 +17,9 @@ def test_fallback_in_the_middle(cast: Cast, tmp_path: Path) -> None:
     """Bits flip in the middle, compilation on: the first model is freed, and built again."""
     knob = tmp_path / "corrupt"
     knob.touch()
-    wish = Wish("llama-large", {**PROCESSED, "SEGMENT_MIB": 1}, COMPILED)
-    server = cast.offering(wish)
-    faulty = replace(wish, device=1, environment={"SIM_HCCL_CORRUPT": str(knob)})
+    wanted = WorkerSpec("llama-large", {**PROCESSED, "SEGMENT_MIB": 1}, COMPILED)
+    server = cast.offering(wanted)
+    faulty = replace(wanted, device=1, environment={"SIM_HCCL_CORRUPT": str(knob)})
     client = cast.recovering(faulty, server.port).up()
     assert client.said("netloader.fallback.engaged")
     assert not client.said("netloader.loader.received")
@@ -38,7 +38,7 @@ def test_fallback_in_the_middle(cast: Cast, tmp_path: Path) -> None:
 def test_calls_of_one_transfer(cast: Cast) -> None:
     """MoE W8A8: the HCCL calls of one transfer, on either side."""
     trace = Trace(str(cast.trace))
-    server, client = paired(cast, Wish("moe-w8a8", PROCESSED))
+    server, client = paired(cast, WorkerSpec("moe-w8a8", PROCESSED))
     sent = []
     for role, actor in (("server", server), ("client", client)):
         made, moved, gone = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.ascend.cast import Cast
+from tests.ascend.topology import Cast
 
 ORDERS = {
     "all plugins": ("plugins",),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.ascend.cast import Actor, ActorError, Cast, Wish
+from tests.ascend.topology import Actor, ActorError, Cast, WorkerSpec
 
 SLEEPY = {"enable_sleep_mode": True}
 WAITING = {"QUEUE_TIMEOUT_S": 3}
@@ -13,9 +13,9 @@ WAITING = {"QUEUE_TIMEOUT_S": 3}
 def test_sleep(cast: Cast) -> None:
     """Served, sleep 1 refused, awake and served, sleep 2 and awake refused for another reason."""
     plain = {"additional_config": {"weight_nz_mode": 0}}
-    wish = Wish("llama", WAITING, {**plain, **SLEEPY})
-    client = Wish("llama", WAITING, plain, device=1)
-    server = cast.offering(wish)
+    wanted = WorkerSpec("llama", WAITING, {**plain, **SLEEPY})
+    client = WorkerSpec("llama", WAITING, plain, device=1)
+    server = cast.offering(wanted)
     cast.compare(server.actor, cast.client(client, server.port).up())
     before = server.actor.tell("held")
 

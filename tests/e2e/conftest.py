@@ -1,21 +1,21 @@
-"""One nursery for all engine tests of a run, and the table of what they compared."""
+"""One fork_server for all engine tests of a run, and the table of what they compared."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from netloader.vllm_plugin.parity.rows import Row, table
-from tests.e2e.engines import Nursery
+from tests.e2e.engines import ForkServer
 
 ROWS = pytest.StashKey[list[Row]]()
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """A process that has imported vLLM and forks engines."""
-    nursery = Nursery(tmp_path_factory.mktemp("engines"))
-    yield nursery
-    nursery.close()
+    fork_server = ForkServer(tmp_path_factory.mktemp("engines"))
+    yield fork_server
+    fork_server.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Real vLLM engines for tests: forked by a nursery process, spoken to over a socket."""
+"""Real vLLM engines for tests: forked by a fork_server process, spoken to over a socket."""
 
 import contextlib
 import os
@@ -78,14 +78,14 @@ class Engine(parity.Engine):
         return self.tell(do="rpc", method=method, args=args, kwargs=kwargs)
 
 
-class Nursery:
+class ForkServer:
     """Starts engines; they all end with it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._count = 0
-        self._address = str(folder / "nursery")
-        script = Path(__file__).with_name("nursery.py")
+        self._address = str(folder / "fork_server")
+        script = Path(__file__).with_name("fork_server.py")
         self._process = subprocess.Popen(
             [sys.executable, str(script), self._address, str(MEDIA)],
             stdout=subprocess.PIPE,
@@ -134,7 +134,7 @@ class Nursery:
         return self.engine(model, extra, rest.pop("tensor_parallel_size", 1), **rest)
 
     def close(self) -> None:
-        """End the nursery."""
+        """End the fork_server."""
         self._process.kill()
         self._process.communicate()
 

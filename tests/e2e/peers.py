@@ -41,7 +41,7 @@ PATIENCE_S = 60.0
 """How long a test waits for a word of a peer, where no deadline is tested."""
 
 FORKS: Final = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.e2e.peers", "tests.e2e.crowd"])
+FORKS.set_forkserver_preload(["tests.e2e.peers", "tests.e2e.hostile_clients"])
 
 PR_SET_PDEATHSIG: Final = 1
 MOST_CLOSED: Final = 20

@@ -19,7 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from netloader.vllm_plugin.parity.engine import print_to
 from netloader.vllm_plugin.parity.run import PROMPTS
-from tests.e2e.nursery import INHERITED, _stay_in_process
+from tests.e2e.fork_server import INHERITED, _stay_in_process
 
 
 async def answers(llm: AsyncLLM, replica: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from netloader.config import Endpoint
 from tests.e2e import zoo
-from tests.e2e.engines import Nursery
+from tests.e2e.engines import ForkServer
 from tests.unit.io.helpers import eventually
 from tests.unit.vllm_plugin.helpers import Model, serve, settings
 
@@ -34,21 +34,21 @@ def accepts(text: str) -> bool:
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_the_address_of_a_killed_engine_does_not_outlive_the_next_start(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     full = zoo.write(tmp_path / "m", zoo.llama_config(), zoo.llama_tensors(1, torch.bfloat16))
     file, log = tmp_path / "r-0.txt", tmp_path / "log"
     prefix = {"OUTPUT_PREFIX": f"{tmp_path}/r-"}
-    with nursery.engine(full, {**prefix, "LOG_JSON": str(log)}):
+    with fork_server.engine(full, {**prefix, "LOG_JSON": str(log)}):
         stale = file.read_text()
         assert accepts(stale)
         os.kill(json.loads(log.read_text().splitlines()[0])["process.pid"], signal.SIGKILL)
         assert eventually(lambda: not accepts(stale), PATIENCE_S)
     assert file.read_text() == stale
 
-    with nursery.engine(full, {**prefix, "LISTEN_PORT": 80}):  # below 1024: no listener
+    with fork_server.engine(full, {**prefix, "LISTEN_PORT": 80}):  # below 1024: no listener
         assert not file.exists()
-    with nursery.engine(full, prefix):
+    with fork_server.engine(full, prefix):
         assert accepts(file.read_text())
 
 

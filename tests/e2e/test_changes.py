@@ -12,7 +12,14 @@ from safetensors.torch import save_file
 
 from netloader.vllm_plugin.parity.engine import EngineError
 from netloader.vllm_plugin.parity.run import PROMPTS
-from tests.e2e.asking import (
+from tests.e2e.engines import (
+    NEEDS_ADAPTED_RELOAD,
+    NEEDS_NO_ADAPTED_RELOAD,
+    NEEDS_RESET,
+    Engine,
+    ForkServer,
+)
+from tests.e2e.source_logs import (
     INSIDE,
     Model,
     failing,
@@ -23,13 +30,6 @@ from tests.e2e.asking import (
     serving,
     sources,
     written,
-)
-from tests.e2e.engines import (
-    NEEDS_ADAPTED_RELOAD,
-    NEEDS_NO_ADAPTED_RELOAD,
-    NEEDS_RESET,
-    Engine,
-    Nursery,
 )
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import HIDDEN, LAYERS
@@ -53,19 +53,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
 
 @pytest.fixture
 def serves(
-    nursery: Nursery, models: tuple[Model, Model], tmp_path: Path
+    fork_server: ForkServer, models: tuple[Model, Model], tmp_path: Path
 ) -> Iterator[tuple[Engine, list[str]]]:
     """A server of the first."""
-    with serving(nursery, models[0].full, tmp_path) as pair:
+    with serving(fork_server, models[0].full, tmp_path) as pair:
         yield pair
 
 
 @pytest.fixture(scope="module")
-def tokens(nursery: Nursery, models: tuple[Model, Model]) -> tuple[Any, Any]:
+def tokens(fork_server: ForkServer, models: tuple[Model, Model]) -> tuple[Any, Any]:
     """What each of the two answers."""
     answers = []
     for model in models:
-        with nursery.engine(model.full, {}) as engine:
+        with fork_server.engine(model.full, {}) as engine:
             answers.append(engine.generate())
     assert answers[0] != answers[1]
     return answers[0], answers[1]
@@ -84,26 +84,26 @@ def listens(endpoint: str) -> bool:
     return True
 
 
-def next_client(nursery: Nursery, model: Model, at: list[str]) -> Any:
+def next_client(fork_server: ForkServer, model: Model, at: list[str]) -> Any:
     """What a new client without files answers."""
-    with nursery.engine(model.bare, only(at)) as client:
+    with fork_server.engine(model.bare, only(at)) as client:
         return client.generate()
 
 
 @NEEDS_RESET
 def test_a_server_offers_what_its_weights_are_now(
-    nursery: Nursery, models: Any, serves: tuple[Engine, list[str]], tokens: Any
+    fork_server: ForkServer, models: Any, serves: tuple[Engine, list[str]], tokens: Any
 ) -> None:
     (one, two), (server, at) = models, serves
     server.rpc("reload_weights")
-    assert server.generate() == next_client(nursery, one, at) == tokens[0]
+    assert server.generate() == next_client(fork_server, one, at) == tokens[0]
 
     server.rpc("reload_weights", weights_path=str(two.full))
-    assert server.generate() == next_client(nursery, one, at) == tokens[1]
-    with nursery.engine(one.full, sources(at)) as owner:  # its own files are the first model's
+    assert server.generate() == next_client(fork_server, one, at) == tokens[1]
+    with fork_server.engine(one.full, sources(at)) as owner:  # its own files are the first model's
         assert "differing: checkpoint" in owner.log()
         assert owner.generate() == tokens[0]
-    with nursery.engine(two.full, {**only(at)}) as owner:
+    with fork_server.engine(two.full, {**only(at)}) as owner:
         assert received(owner) == 1
 
     server.rpc("reset_weights")  # zeroes parameters; what kernels have packed stays as it was
@@ -111,21 +111,21 @@ def test_a_server_offers_what_its_weights_are_now(
     assert nothing != tokens[1]
     packed = bool(said(server, "netloader.server.refused"))
     if packed:
-        assert "netloader.reason=not_serving" in failing(nursery, one.bare, only(at))
+        assert "netloader.reason=not_serving" in failing(fork_server, one.bare, only(at))
     else:
-        assert next_client(nursery, one, at) == nothing
+        assert next_client(fork_server, one, at) == nothing
     server.rpc("reload_weights", weights_path=str(one.full))
-    assert server.generate() == next_client(nursery, one, at) == tokens[0]
+    assert server.generate() == next_client(fork_server, one, at) == tokens[0]
     assert len(said(server, WITHDRAWN)) == 4 - packed
     assert offers(server) == 5 - packed
 
 
 def test_a_client_reloads_from_its_source(
-    nursery: Nursery, models: Any, serves: tuple[Engine, list[str]], tokens: Any
+    fork_server: ForkServer, models: Any, serves: tuple[Engine, list[str]], tokens: Any
 ) -> None:
     """It has no files, and its server has other weights by now."""
     (one, two), (server, at) = models, serves
-    with nursery.engine(one.bare, sources(at)) as client:
+    with fork_server.engine(one.bare, sources(at)) as client:
         assert client.generate() == tokens[0]
         server.rpc("reload_weights", weights_path=str(two.full))
         client.rpc("reload_weights")
@@ -139,12 +139,12 @@ def test_a_client_reloads_from_its_source(
 
 @NEEDS_RESET
 def test_a_client_reloads_from_disk_when_its_source_is_gone(
-    nursery: Nursery, models: Any, serves: tuple[Engine, list[str]], tokens: Any
+    fork_server: ForkServer, models: Any, serves: tuple[Engine, list[str]], tokens: Any
 ) -> None:
     (one, _), (server, at) = models, serves
     with (
-        nursery.engine(one.full, sources(at)) as client,
-        nursery.engine(one.bare, only(at)) as bare,
+        fork_server.engine(one.full, sources(at)) as client,
+        fork_server.engine(one.bare, only(at)) as bare,
     ):
         server.close()
         assert eventually(lambda: not listens(at[0]))
@@ -166,12 +166,12 @@ def test_a_client_reloads_from_disk_when_its_source_is_gone(
     ],
 )
 def test_layers_of_every_kind_take_their_weights_again(
-    nursery: Nursery, models: Any, tmp_path: Path, ranks: int, options: Any
+    fork_server: ForkServer, models: Any, tmp_path: Path, ranks: int, options: Any
 ) -> None:
     one, two = models
     with (
-        serving(nursery, one.full, tmp_path, ranks, **options) as (server, at),
-        nursery.engine(one.bare, only(at), ranks, **options) as client,
+        serving(fork_server, one.full, tmp_path, ranks, **options) as (server, at),
+        fork_server.engine(one.bare, only(at), ranks, **options) as client,
     ):
         first = server.generate()
         assert client.generate() == first
@@ -184,7 +184,7 @@ def test_layers_of_every_kind_take_their_weights_again(
 
 @pytest.mark.parametrize("kind", ["mixtral", "w8a8"])
 def test_what_vllm_cannot_reload_stays_as_it_is(
-    nursery: Nursery, tmp_path: Path, kind: str
+    fork_server: ForkServer, tmp_path: Path, kind: str
 ) -> None:
     """On a CPU vLLM would answer nonsense afterwards, and say nothing."""
     if kind == "mixtral":
@@ -192,8 +192,8 @@ def test_what_vllm_cannot_reload_stays_as_it_is(
     else:
         model, extra = written(tmp_path / kind, *quantized_llama(kind)), {"INT8_CACHE": "dram"}
     with (
-        serving(nursery, model.full, tmp_path, extra=extra) as (server, at),
-        nursery.engine(model.bare, only(at)) as client,
+        serving(fork_server, model.full, tmp_path, extra=extra) as (server, at),
+        fork_server.engine(model.bare, only(at)) as client,
     ):
         before = server.generate()
         for engine in (server, client):
@@ -201,7 +201,7 @@ def test_what_vllm_cannot_reload_stays_as_it_is(
                 engine.rpc("reload_weights")
             assert engine.generate() == before
         assert eventually(lambda: offers(server) == 2)
-        assert next_client(nursery, model, at) == before
+        assert next_client(fork_server, model, at) == before
 
 
 def adapter(folder: Path) -> Path:
@@ -229,26 +229,26 @@ def adapter(folder: Path) -> Path:
 
 @NEEDS_ADAPTED_RELOAD
 def test_an_adapter_on_the_server_is_not_in_what_it_offers(
-    nursery: Nursery, models: Any, tokens: Any, tmp_path: Path
+    fork_server: ForkServer, models: Any, tokens: Any, tmp_path: Path
 ) -> None:
     one, two = models
-    with serving(nursery, one.full, tmp_path, **ADAPTED) as (server, at):
+    with serving(fork_server, one.full, tmp_path, **ADAPTED) as (server, at):
         adapted = server.rpc("generate_adapted", str(adapter(tmp_path / "adapter")), PROMPTS)[0]
         assert adapted != tokens[0]
-        assert server.generate() == next_client(nursery, one, at) == tokens[0]
+        assert server.generate() == next_client(fork_server, one, at) == tokens[0]
         server.rpc("reload_weights", weights_path=str(two.full))
-        assert server.generate() == next_client(nursery, one, at) == tokens[1]
+        assert server.generate() == next_client(fork_server, one, at) == tokens[1]
 
 
 @NEEDS_NO_ADAPTED_RELOAD
 def test_layers_with_adapters_take_their_weights_again_from_a_source_alone(
-    nursery: Nursery, models: Any, tokens: Any, tmp_path: Path
+    fork_server: ForkServer, models: Any, tokens: Any, tmp_path: Path
 ) -> None:
     """A checkpoint is refused before vLLM begins, and both engines answer as before."""
     one, two = models
     with (
-        serving(nursery, one.full, tmp_path, **ADAPTED) as (server, at),
-        nursery.engine(one.bare, only(at), **ADAPTED) as client,
+        serving(fork_server, one.full, tmp_path, **ADAPTED) as (server, at),
+        fork_server.engine(one.bare, only(at), **ADAPTED) as client,
     ):
         for engine in (server, client):
             with pytest.raises(EngineError, match=r"NotImplementedError: this vLLM cannot read"):
@@ -257,37 +257,39 @@ def test_layers_with_adapters_take_their_weights_again_from_a_source_alone(
         assert eventually(lambda: offers(server) == offers(client) == 2)
         client.rpc("reload_weights", weights_path=str(one.bare))
         assert received(client) == 2
-        assert client.generate() == next_client(nursery, one, at) == tokens[0]
+        assert client.generate() == next_client(fork_server, one, at) == tokens[0]
 
 
 def test_nothing_is_offered_in_sleep(
-    nursery: Nursery, models: Any, serves: tuple[Engine, list[str]], tokens: Any
+    fork_server: ForkServer, models: Any, serves: tuple[Engine, list[str]], tokens: Any
 ) -> None:
     """This CPU does not take the memory away; vLLM calls the methods all the same."""
     (one, _), (server, at) = models, serves
     server.rpc("sleep", 1)
-    assert "netloader.reason=not_serving" in failing(nursery, one.bare, only(at))
+    assert "netloader.reason=not_serving" in failing(fork_server, one.bare, only(at))
     server.rpc("wake_up")
     assert eventually(lambda: offers(server) == 2)
-    assert next_client(nursery, one, at) == tokens[0]
+    assert next_client(fork_server, one, at) == tokens[0]
 
 
-def test_an_update_by_a_trainer(nursery: Nursery, models: Any, tokens: Any, tmp_path: Path) -> None:
+def test_an_update_by_a_trainer(
+    fork_server: ForkServer, models: Any, tokens: Any, tmp_path: Path
+) -> None:
     one, two = models
     trained: dict[str, Any] = {
         "weight_transfer_config": {"backend": "file"},
         "worker_extension_cls": INSIDE,
     }
-    with serving(nursery, one.full, tmp_path, **trained) as (server, at):
+    with serving(fork_server, one.full, tmp_path, **trained) as (server, at):
         server.rpc("init_weight_transfer_engine", {})
         server.rpc("start_weight_update")
-        log = failing(nursery, one.bare, only(at))
+        log = failing(fork_server, one.bare, only(at))
         assert "netloader.reason=not_serving" in log
         server.rpc("update_weights", {"file": str(two.full / "model.safetensors")})
         server.rpc("finish_weight_update")
-        assert server.generate() == next_client(nursery, one, at) == tokens[1]
+        assert server.generate() == next_client(fork_server, one, at) == tokens[1]
         server.rpc("start_weight_update")
         with pytest.raises(EngineError):
             server.rpc("update_weights", {"file": str(tmp_path / "missing")})
         assert len(said(server, WITHDRAWN)) == 2
-        assert "netloader.reason=not_serving" in failing(nursery, one.bare, only(at))
+        assert "netloader.reason=not_serving" in failing(fork_server, one.bare, only(at))

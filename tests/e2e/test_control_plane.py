@@ -29,7 +29,7 @@ from netloader.fsm.states import State
 from netloader.io import fill
 from netloader.io.clock import monotonic
 from netloader.wire.frames import HEADER, encode
-from tests.e2e.siege import (
+from tests.e2e.load_probe import (
     CLIENT,
     HANDSHAKE_S,
     MARK,

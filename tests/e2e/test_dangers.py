@@ -11,7 +11,7 @@ from torch import Tensor
 
 from netloader.vllm_plugin.parity.engine import EngineError
 from netloader.vllm_plugin.parity.run import without_weights
-from tests.e2e.engines import Engine, Nursery
+from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import Config, write
 
@@ -26,10 +26,10 @@ def made(recipe: Callable[[], Any], seed: int = 1, **changes: Any) -> Checkpoint
 
 
 @contextmanager
-def served(nursery: Nursery, folder: Path, **options: Any) -> Iterator[tuple[Engine, Any]]:
+def served(fork_server: ForkServer, folder: Path, **options: Any) -> Iterator[tuple[Engine, Any]]:
     """An engine that serves `folder`, and the SOURCE field that leads to it."""
     prefix = folder.with_name("address-")
-    with nursery.engine(folder, {"OUTPUT_PREFIX": str(prefix)}, **options) as engine:
+    with fork_server.engine(folder, {"OUTPUT_PREFIX": str(prefix)}, **options) as engine:
         endpoint = Path(f"{prefix}0.txt").read_text()
         yield engine, {"SOURCE": [{"device_id": 0, "sources": [endpoint]}]}
 
@@ -42,15 +42,17 @@ def refused(engine: Engine, field: str) -> None:
     assert "netloader.loader.received" not in log
 
 
-def test_the_same_names_with_experts_in_another_order(nursery: Nursery, tmp_path: Path) -> None:
+def test_the_same_names_with_experts_in_another_order(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
     config, tensors = made(experts.mixtral)
     permuted = {_next_expert(name): tensor for name, tensor in tensors.items()}
     folder = write(tmp_path / "model", config, tensors)
     other = write(tmp_path / "other", config, permuted)
     with (
-        served(nursery, folder) as (server, source),
-        nursery.engine(other, source) as client,
-        nursery.engine(other, {}) as ordinary,
+        served(fork_server, folder) as (server, source),
+        fork_server.engine(other, source) as client,
+        fork_server.engine(other, {}) as ordinary,
     ):
         refused(client, "checkpoint")
         assert client.held() == ordinary.held() != server.held()
@@ -75,44 +77,44 @@ def _next_expert(name: str) -> str:
     ids=lambda change: next(iter(change)),
 )
 def test_the_same_weights_under_another_setting(
-    nursery: Nursery, tmp_path: Path, change: Mapping[str, Any]
+    fork_server: ForkServer, tmp_path: Path, change: Mapping[str, Any]
 ) -> None:
     config, tensors = made(dense.llama)
     folder = write(tmp_path / "model", config, tensors)
     other = write(tmp_path / "other", {**config, **change}, tensors)
-    with served(nursery, folder) as (_, source), nursery.engine(other, source) as client:
+    with served(fork_server, folder) as (_, source), fork_server.engine(other, source) as client:
         refused(client, "config")
 
 
 def test_another_revision_of_the_checkpoint_at_the_same_path(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "model", *made(dense.llama, seed=1))
-    with served(nursery, folder) as (server, source):
+    with served(fork_server, folder) as (server, source):
         write(folder, *made(dense.llama, seed=2))
-        with nursery.engine(folder, source) as client:
+        with fork_server.engine(folder, source) as client:
             refused(client, "checkpoint")
             assert client.generate() != server.generate()
 
 
 @pytest.mark.parametrize("mine", ["float16", "float32"])
-def test_another_dtype(nursery: Nursery, tmp_path: Path, mine: str) -> None:
+def test_another_dtype(fork_server: ForkServer, tmp_path: Path, mine: str) -> None:
     folder = write(tmp_path / "model", *made(dense.llama))
     with (
-        served(nursery, folder, dtype="bfloat16") as (_, source),
-        nursery.engine(folder, source, dtype=mine) as client,
+        served(fork_server, folder, dtype="bfloat16") as (_, source),
+        fork_server.engine(folder, source, dtype=mine) as client,
     ):
         refused(client, "dtype")
 
 
 def test_a_client_without_files_has_nothing_to_fall_back_on(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "model", *made(dense.llama))
     bare = without_weights(folder, tmp_path / "bare")
     with (
-        served(nursery, folder, dtype="bfloat16") as (_, source),
+        served(fork_server, folder, dtype="bfloat16") as (_, source),
         pytest.raises(EngineError, match="dtype: mine is"),
-        nursery.engine(bare, {**source, "FALLBACK": "never"}, dtype="float16"),
+        fork_server.engine(bare, {**source, "FALLBACK": "never"}, dtype="float16"),
     ):
         pass

@@ -9,7 +9,14 @@ import pytest
 
 from netloader.config import Endpoint
 from netloader.vllm_plugin.parity.controls import erase
-from tests.e2e.asking import (
+from tests.e2e.engines import (
+    NEEDS_DRAFTS,
+    NEEDS_LATENT_ATTENTION,
+    NEEDS_STAGES,
+    Engine,
+    ForkServer,
+)
+from tests.e2e.source_logs import (
     STAGES,
     Model,
     accepted,
@@ -20,13 +27,6 @@ from tests.e2e.asking import (
     serving,
     sources,
     written,
-)
-from tests.e2e.engines import (
-    NEEDS_DRAFTS,
-    NEEDS_LATENT_ATTENTION,
-    NEEDS_STAGES,
-    Engine,
-    Nursery,
 )
 from tests.e2e.zoo import dense, drafts
 from tests.ports import free_port
@@ -78,11 +78,11 @@ def eagle(tmp_path_factory: pytest.TempPathFactory) -> Duo:
 
 @pytest.fixture(scope="module")
 def server(
-    nursery: Nursery, eagle: Duo, tmp_path_factory: pytest.TempPathFactory
+    fork_server: ForkServer, eagle: Duo, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Engine, list[str]]]:
     """An EAGLE engine, on a port that the system chose."""
     scratch = tmp_path_factory.mktemp("server")
-    with serving(nursery, eagle.target.full, scratch, **eagle.full) as (engine, at):
+    with serving(fork_server, eagle.target.full, scratch, **eagle.full) as (engine, at):
         yield engine, at
 
 
@@ -99,9 +99,9 @@ def both_fill(client: Engine, server: Engine, endpoint: str) -> None:
     assert accepted(client)[1] < good
 
 
-def test_eagle_from_a_free_port(nursery: Nursery, eagle: Duo, server: Any) -> None:
+def test_eagle_from_a_free_port(fork_server: ForkServer, eagle: Duo, server: Any) -> None:
     engine, at = server
-    with nursery.engine(eagle.target.bare, only(at), **eagle.bare) as client:
+    with fork_server.engine(eagle.target.bare, only(at), **eagle.bare) as client:
         both_fill(client, engine, at[0])
 
 
@@ -109,25 +109,25 @@ def test_eagle_from_a_free_port(nursery: Nursery, eagle: Duo, server: Any) -> No
     "method", ["draft_model", "eagle3", pytest.param("mtp", marks=NEEDS_LATENT_ATTENTION)]
 )
 def test_both_roles_from_the_port_that_was_asked_for(
-    nursery: Nursery, tmp_path: Path, method: str
+    fork_server: ForkServer, tmp_path: Path, method: str
 ) -> None:
     two, port = duo(method, tmp_path), free_port()
     asked = {"LISTEN_PORT": port}
     with (
-        serving(nursery, two.target.full, tmp_path, extra=asked, **two.full) as (server, at),
-        nursery.engine(two.target.bare, only(at), **two.bare) as client,
+        serving(fork_server, two.target.full, tmp_path, extra=asked, **two.full) as (server, at),
+        fork_server.engine(two.target.bare, only(at), **two.bare) as client,
     ):
         assert at == [f"127.0.0.1:{port}"]
         both_fill(client, server, at[0])
 
 
 def test_a_server_without_a_draft_fills_the_target_alone(
-    nursery: Nursery, eagle: Duo, server: Any, tmp_path: Path
+    fork_server: ForkServer, eagle: Duo, server: Any, tmp_path: Path
 ) -> None:
     """The draft is loaded the ordinary way, from its own folder."""
     with (
-        serving(nursery, eagle.target.full, tmp_path) as (_, at),
-        nursery.engine(eagle.target.bare, sources(at), **eagle.full) as client,
+        serving(fork_server, eagle.target.full, tmp_path) as (_, at),
+        fork_server.engine(eagle.target.bare, sources(at), **eagle.full) as client,
     ):
         assert received(client, TARGET) == received(client) == 1
         assert len(said(client, "netloader.fallback.engaged")) == 1
@@ -135,34 +135,36 @@ def test_a_server_without_a_draft_fills_the_target_alone(
 
 
 def test_a_draft_comes_after_its_target_was_refused(
-    nursery: Nursery, eagle: Duo, server: Any, tmp_path: Path
+    fork_server: ForkServer, eagle: Duo, server: Any, tmp_path: Path
 ) -> None:
     config, tensors = drafts.echo(dense.llama())
     other = written(tmp_path / "other", {**config, "rms_norm_eps": 1e-6}, tensors)
-    with nursery.engine(other.full, sources(server[1]), **eagle.bare) as client:
+    with fork_server.engine(other.full, sources(server[1]), **eagle.bare) as client:
         assert received(client, DRAFT) == received(client) == 1
         assert "differing: config" in client.log()
         assert accepted(client)[1] > 0
 
 
 def test_a_draft_comes_after_its_target_was_garbled(
-    nursery: Nursery, eagle: Duo, server: Any
+    fork_server: ForkServer, eagle: Duo, server: Any
 ) -> None:
     """The relay strikes once, in the target's first bytes; both roles go through it."""
     engine, at = server
     with Relay(Endpoint.parse(at[0]), Fault.GARBLE, 1000) as relay:
         through = sources([str(relay.endpoint)])
-        with nursery.engine(eagle.target.full, through, **eagle.bare) as client:
+        with fork_server.engine(eagle.target.full, through, **eagle.bare) as client:
             assert "netloader.reason=digest_mismatch" in client.log()
             assert received(client, DRAFT) == received(client) == 1
             assert accepted(client) == accepted(engine)
             assert client.generate() == engine.generate()
 
 
-def test_each_rank_drafts_with_its_own_share(nursery: Nursery, eagle: Duo, tmp_path: Path) -> None:
+def test_each_rank_drafts_with_its_own_share(
+    fork_server: ForkServer, eagle: Duo, tmp_path: Path
+) -> None:
     with (
-        serving(nursery, eagle.target.full, tmp_path, ranks=2, **eagle.full) as (server, at),
-        nursery.engine(eagle.target.bare, only(at), ranks=2, **eagle.bare) as client,
+        serving(fork_server, eagle.target.full, tmp_path, ranks=2, **eagle.full) as (server, at),
+        fork_server.engine(eagle.target.bare, only(at), ranks=2, **eagle.bare) as client,
     ):
         for endpoint in at:
             assert received(client, endpoint, TARGET) == received(client, endpoint, DRAFT) == 1
@@ -172,7 +174,7 @@ def test_each_rank_drafts_with_its_own_share(nursery: Nursery, eagle: Duo, tmp_p
 
 
 @NEEDS_STAGES
-def test_only_the_last_stage_asks_for_a_draft(nursery: Nursery, tmp_path: Path) -> None:
+def test_only_the_last_stage_asks_for_a_draft(fork_server: ForkServer, tmp_path: Path) -> None:
     """It loads; vLLM cuts the draft itself into stages, so that its forward fails.
 
     Without what `inside` adds, vLLM looks for a draft on the first stage as well, and does not
@@ -180,8 +182,11 @@ def test_only_the_last_stage_asks_for_a_draft(nursery: Nursery, tmp_path: Path) 
     """
     two = duo("draft_model", tmp_path)
     with (
-        serving(nursery, two.target.full, tmp_path, ranks=2, **STAGES, **two.full) as (server, at),
-        nursery.engine(two.target.bare, only(at), ranks=2, **STAGES, **two.bare) as client,
+        serving(fork_server, two.target.full, tmp_path, ranks=2, **STAGES, **two.full) as (
+            server,
+            at,
+        ),
+        fork_server.engine(two.target.bare, only(at), ranks=2, **STAGES, **two.bare) as client,
     ):
         assert received(client, DRAFT) == received(client, DRAFT, at[1]) == 1
         assert received(client, TARGET) == 2

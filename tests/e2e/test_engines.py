@@ -9,7 +9,7 @@ import torch
 
 from netloader.vllm_plugin.parity.engine import EngineError
 from tests.e2e import zoo
-from tests.e2e.engines import Engine, Nursery
+from tests.e2e.engines import Engine, ForkServer
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -36,12 +36,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Folders
 
 @pytest.fixture(scope="module")
 def server(
-    nursery: Nursery, folders: Callable[[str], Folders], tmp_path_factory: pytest.TempPathFactory
+    fork_server: ForkServer,
+    folders: Callable[[str], Folders],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Engine, str]]:
     """A running bfloat16 engine with weights on offer, and its endpoint."""
     prefix = tmp_path_factory.mktemp("server") / "rank-"
     full, _ = folders("bfloat16")
-    with nursery.engine(full, {"OUTPUT_PREFIX": str(prefix)}) as engine:
+    with fork_server.engine(full, {"OUTPUT_PREFIX": str(prefix)}) as engine:
         yield engine, Path(f"{prefix}0.txt").read_text()
 
 
@@ -56,12 +58,12 @@ def sources_by_rank(*endpoints: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_client_without_weight_files_answers_like_its_server_and_serves_the_next(
-    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path, dtype: str
+    fork_server: ForkServer, folders: Callable[[str], Folders], tmp_path: Path, dtype: str
 ) -> None:
     full, bare = folders(dtype)
     with (
-        nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}, dtype=dtype) as server,
-        nursery.engine(
+        fork_server.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}, dtype=dtype) as server,
+        fork_server.engine(
             bare,
             {
                 **source((tmp_path / "a-0.txt").read_text()),
@@ -76,18 +78,18 @@ def test_client_without_weight_files_answers_like_its_server_and_serves_the_next
         assert client.held() == server.held()
         server.close()
         second = {**source((tmp_path / "b-0.txt").read_text()), "FALLBACK": "never"}
-        with nursery.engine(bare, second, dtype=dtype) as grandchild:
+        with fork_server.engine(bare, second, dtype=dtype) as grandchild:
             assert grandchild.generate() == expected
 
 
 def test_tensor_parallel_two_fills_each_rank_from_its_own(
-    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+    fork_server: ForkServer, folders: Callable[[str], Folders], tmp_path: Path
 ) -> None:
     full, bare = folders("bfloat16")
-    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/tp-"}, ranks=2) as server:
+    with fork_server.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/tp-"}, ranks=2) as server:
         endpoints = [(tmp_path / f"tp-{rank}.txt").read_text() for rank in range(2)]
         extra = {**sources_by_rank(*endpoints), "FALLBACK": "never"}
-        with nursery.engine(bare, extra, ranks=2) as client:
+        with fork_server.engine(bare, extra, ranks=2) as client:
             assert client.generate() == server.generate()
             assert client.held() == server.held()
         shards = server.held()
@@ -95,42 +97,42 @@ def test_tensor_parallel_two_fills_each_rank_from_its_own(
         assert shards[0] != shards[1]
         with (
             pytest.raises(EngineError, match="tensor_parallel"),
-            nursery.engine(bare, swapped, ranks=2),
+            fork_server.engine(bare, swapped, ranks=2),
         ):
             pass
 
 
 def test_dead_first_source_costs_nothing_but_a_line(
-    nursery: Nursery, folders: Callable[[str], Folders], server: tuple[Engine, str]
+    fork_server: ForkServer, folders: Callable[[str], Folders], server: tuple[Engine, str]
 ) -> None:
     _, bare = folders("bfloat16")
     engine, endpoint = server
     dead = f"127.0.0.1:{free_port()}"
-    with nursery.engine(bare, {**source(dead, endpoint), "FALLBACK": "never"}) as client:
+    with fork_server.engine(bare, {**source(dead, endpoint), "FALLBACK": "never"}) as client:
         assert client.generate() == engine.generate()
         assert "netloader.reason=unreachable" in client.log()
         assert "netloader.source.attempt=2" in client.log()
-        assert "Receiving weights: 100% Completed" in client.log()
+        assert "Receiver weights: 100% Completed" in client.log()
 
 
 def test_no_source_left_falls_back_to_the_checkpoint_and_answers_the_same(
-    nursery: Nursery, folders: Callable[[str], Folders], server: tuple[Engine, str]
+    fork_server: ForkServer, folders: Callable[[str], Folders], server: tuple[Engine, str]
 ) -> None:
     full, _ = folders("bfloat16")
-    with nursery.engine(full, source(f"127.0.0.1:{free_port()}")) as client:
+    with fork_server.engine(full, source(f"127.0.0.1:{free_port()}")) as client:
         assert client.generate() == server[0].generate()
         assert "netloader.fallback.engaged" in client.log()
         assert "unreachable" in client.log()
 
 
 def test_another_model_is_refused_with_the_differing_field_named(
-    nursery: Nursery, tmp_path: Path, server: tuple[Engine, str]
+    fork_server: ForkServer, tmp_path: Path, server: tuple[Engine, str]
 ) -> None:
     config = zoo.llama_config(rope_theta=500000.0)
     other = zoo.write(tmp_path / "other", config, zoo.llama_tensors(2, torch.bfloat16))
     with (
-        nursery.engine(other, {}) as ordinary,
-        nursery.engine(other, source(server[1])) as client,
+        fork_server.engine(other, {}) as ordinary,
+        fork_server.engine(other, source(server[1])) as client,
     ):
         assert client.generate() == ordinary.generate()
         assert "identity_mismatch" in client.log()
@@ -140,7 +142,7 @@ def test_another_model_is_refused_with_the_differing_field_named(
 
 @pytest.mark.parametrize("identical", [True, False], ids=["same lm_head", "other lm_head"])
 def test_tied_config_with_an_lm_head_in_the_files(
-    nursery: Nursery, tmp_path: Path, identical: bool
+    fork_server: ForkServer, tmp_path: Path, identical: bool
 ) -> None:
     config = zoo.llama_config(tie_word_embeddings=True)
     tensors = zoo.llama_tensors(3, torch.bfloat16)
@@ -148,48 +150,48 @@ def test_tied_config_with_an_lm_head_in_the_files(
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     full = zoo.write(tmp_path / "full", config, tensors)
     bare = zoo.write(tmp_path / "bare", config, None)
-    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
+    with fork_server.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
         extra = {**source((tmp_path / "a-0.txt").read_text()), "FALLBACK": "never"}
-        with nursery.engine(bare, extra) as client:
+        with fork_server.engine(bare, extra) as client:
             assert client.generate() == server.generate()
 
 
 @pytest.mark.parametrize("bad", ["busy", "reserved"])
 def test_a_bad_port_leaves_the_engine_alone(
-    nursery: Nursery, folders: Callable[[str], Folders], server: tuple[Engine, str], bad: str
+    fork_server: ForkServer, folders: Callable[[str], Folders], server: tuple[Engine, str], bad: str
 ) -> None:
     full, _ = folders("bfloat16")
     engine, endpoint = server
     port = int(endpoint.rpartition(":")[2]) if bad == "busy" else 80
-    with nursery.engine(full, {"LISTEN_PORT": port}) as second:
+    with fork_server.engine(full, {"LISTEN_PORT": port}) as second:
         assert second.generate() == engine.generate()
         said = "netloader.listener.failed" if bad == "busy" else "outside 1024-65535"
         assert said in second.log()
 
 
 def test_a_token_keeps_others_out(
-    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+    fork_server: ForkServer, folders: Callable[[str], Folders], tmp_path: Path
 ) -> None:
     full, bare = folders("bfloat16")
     token = tmp_path / "token"
     token.write_text("correct horse battery staple")
     known = {"AUTH_TOKEN_FILE": str(token)}
-    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-", **known}) as server:
+    with fork_server.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-", **known}) as server:
         at = source((tmp_path / "a-0.txt").read_text())
-        with nursery.engine(bare, {**at, **known, "FALLBACK": "never"}) as client:
+        with fork_server.engine(bare, {**at, **known, "FALLBACK": "never"}) as client:
             assert client.generate() == server.generate()
             assert "correct horse" not in client.log() + server.log()
-        with nursery.engine(full, at) as stranger:
+        with fork_server.engine(full, at) as stranger:
             assert stranger.generate() == server.generate()
             assert "netloader.reason=auth_required" in stranger.log()
 
 
 def test_the_cache_switched_off_means_no_offer_rather_than_a_wrong_one(
-    nursery: Nursery, folders: Callable[[str], Folders], tmp_path: Path
+    fork_server: ForkServer, folders: Callable[[str], Folders], tmp_path: Path
 ) -> None:
     full, _ = folders("float32")
     extra = {"WEIGHT_CACHE": "no", "OUTPUT_PREFIX": f"{tmp_path}/a-"}
-    with nursery.engine(full, extra, dtype="float32") as server:
+    with fork_server.engine(full, extra, dtype="float32") as server:
         server.generate()
         assert "netloader.server.refused" in server.log()
         assert "WEIGHT_CACHE" in server.log()
@@ -197,12 +199,12 @@ def test_the_cache_switched_off_means_no_offer_rather_than_a_wrong_one(
 
 
 def test_a_wrong_setting_is_refused_at_start_with_every_problem(
-    nursery: Nursery, folders: Callable[[str], Folders]
+    fork_server: ForkServer, folders: Callable[[str], Folders]
 ) -> None:
     full, _ = folders("bfloat16")
     with (
         pytest.raises(EngineError) as refusal,
-        nursery.engine(full, {"SORCE": [], "MAX_CLIENTS": 0}),
+        fork_server.engine(full, {"SORCE": [], "MAX_CLIENTS": 0}),
     ):
         pass
     assert "did you mean SOURCE" in str(refusal.value)

@@ -13,8 +13,8 @@ from tokenizers.models import WordLevel
 
 from netloader.vllm_plugin.parity.engine import EngineError
 from tests.e2e import zoo
-from tests.e2e.asking import only, serving
-from tests.e2e.engines import Engine, Nursery
+from tests.e2e.engines import Engine, ForkServer
+from tests.e2e.source_logs import only, serving
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -74,9 +74,9 @@ def without(folder: Path, to: Path, *names: str) -> Path:
     return to
 
 
-def refused(nursery: Nursery, folder: Path, at: list[str], **options: Any) -> list[str]:
+def refused(fork_server: ForkServer, folder: Path, at: list[str], **options: Any) -> list[str]:
     """What a client says that is not filled; its table, row by row."""
-    with pytest.raises(EngineError) as caught, nursery.engine(folder, only(at), **options):
+    with pytest.raises(EngineError) as caught, fork_server.engine(folder, only(at), **options):
         pass
     return str(caught.value).splitlines()
 
@@ -88,13 +88,13 @@ def row_of(lines: list[str], field: str) -> str:
 
 
 def test_a_generation_config_on_one_side_is_a_warning_with_its_name(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     full = llama(tmp_path / "full")
     (full / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 77]}))
     bare = without(full, tmp_path / "bare", "generation_config.json")
-    with serving(nursery, full, tmp_path) as (server, at):
-        with nursery.engine(bare, only(at)) as client:
+    with serving(fork_server, full, tmp_path) as (server, at):
+        with fork_server.engine(bare, only(at)) as client:
             assert client.generate() == server.generate()
             said = warnings(client)
             assert len(said) == 1
@@ -103,7 +103,7 @@ def test_a_generation_config_on_one_side_is_a_warning_with_its_name(
             assert "copy generation_config.json" in said[0]
             assert "netloader.warnings=default.eos_token_id" in client.log()
         shutil.copy(full / "generation_config.json", bare)
-        with nursery.engine(bare, only(at)) as client:
+        with fork_server.engine(bare, only(at)) as client:
             assert warnings(client) == []
             assert "netloader.warnings=none" in client.log()
 
@@ -112,24 +112,24 @@ def warnings(client: Engine) -> list[str]:
     return [line for line in client.log().splitlines() if "netloader.source.answers_differ" in line]
 
 
-def test_a_folder_that_says_how_to_pool_is_needed(nursery: Nursery, tmp_path: Path) -> None:
+def test_a_folder_that_says_how_to_pool_is_needed(fork_server: ForkServer, tmp_path: Path) -> None:
     full = sentence_transformer(tmp_path / "full", modules=2)
     bare = without(full, tmp_path / "bare", "modules.json", "1_Pooling")
     whole = without(full, tmp_path / "whole")
-    with serving(nursery, full, tmp_path, **POOLING) as (server, at):
-        lines = refused(nursery, bare, at, **POOLING)
+    with serving(fork_server, full, tmp_path, **POOLING) as (server, at):
+        lines = refused(fork_server, bare, at, **POOLING)
         row = row_of(lines, "pooling.seq_pooling_type")
         assert "LAST" in row
         assert "MEAN" in row
         assert "1_Pooling" in row
         assert "--pooler-config" in row
         assert "copy modules.json" in row_of(lines, "file.modules.json")
-        with nursery.engine(whole, only(at), **POOLING) as client:
+        with fork_server.engine(whole, only(at), **POOLING) as client:
             assert client.held() == server.held()
 
 
 def test_weights_in_a_sub_folder_are_needed_and_must_be_the_same(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     """They hang outside of what is sent: vLLM reads them while it builds the model."""
     full = sentence_transformer(tmp_path / "full", modules=3)
@@ -137,50 +137,50 @@ def test_weights_in_a_sub_folder_are_needed_and_must_be_the_same(
     lacking = without(full, tmp_path / "lacking", "2_Dense/model.safetensors")
     mixed = without(other, tmp_path / "mixed")
     field = "file.2_Dense/model.safetensors"
-    with serving(nursery, full, tmp_path, **POOLING) as (server, at):
-        lines = refused(nursery, lacking, at, **POOLING)
+    with serving(fork_server, full, tmp_path, **POOLING) as (server, at):
+        lines = refused(fork_server, lacking, at, **POOLING)
         assert "copy 2_Dense/model.safetensors" in row_of(lines, field)
-        lines = refused(nursery, mixed, at, **POOLING)
+        lines = refused(fork_server, mixed, at, **POOLING)
         assert "use the same revision" in row_of(lines, field)
-        with nursery.engine(without(full, tmp_path / "same"), only(at), **POOLING) as client:
+        with fork_server.engine(without(full, tmp_path / "same"), only(at), **POOLING) as client:
             assert client.held() == server.held()
 
 
 def test_an_override_on_one_side_is_named_with_both_values(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     full = llama(tmp_path / "full")
     bare = without(full, tmp_path / "bare")
-    with serving(nursery, full, tmp_path, hf_overrides={"rms_norm_eps": 0.25}) as (_, at):
-        lines = refused(nursery, bare, at)
+    with serving(fork_server, full, tmp_path, hf_overrides={"rms_norm_eps": 0.25}) as (_, at):
+        lines = refused(fork_server, bare, at)
         row = row_of(lines, "config.rms_norm_eps")
         assert "'0.25'" in row
         assert "--hf-overrides of the source" in row
-        lines = refused(nursery, bare, at, hf_overrides={"rms_norm_eps": 0.5})
+        lines = refused(fork_server, bare, at, hf_overrides={"rms_norm_eps": 0.5})
         assert "this side and the source" in row_of(lines, "config.rms_norm_eps")
         same: dict[str, Any] = {"hf_overrides": {"rms_norm_eps": 0.25}, "max_model_len": 64}
-        with nursery.engine(bare, only(at), **same) as client:
+        with fork_server.engine(bare, only(at), **same) as client:
             assert "netloader.loader.received" in client.log()
 
 
 def test_a_source_of_another_model_does_not_keep_the_next_one_from_being_asked(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     full, bare = llama(tmp_path / "full"), without(llama(tmp_path / "x"), tmp_path / "bare")
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with (
-        serving(nursery, full, tmp_path / "a", hf_overrides={"rms_norm_eps": 0.25}) as (_, one),
-        serving(nursery, full, tmp_path / "b") as (server, two),
+        serving(fork_server, full, tmp_path / "a", hf_overrides={"rms_norm_eps": 0.25}) as (_, one),
+        serving(fork_server, full, tmp_path / "b") as (server, two),
     ):
         both = {"FALLBACK": "never", "SOURCE": [{"device_id": 0, "sources": [*one, *two]}]}
-        with nursery.engine(bare, both) as client:
+        with fork_server.engine(bare, both) as client:
             assert client.generate() == server.generate()
             assert "netloader.field='config.rms_norm_eps'" in client.log()
 
 
 def test_a_fallback_that_is_not_there_is_told_at_start_though_the_source_lives(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     full = llama(tmp_path / "full")
     for fallback in (
@@ -189,7 +189,7 @@ def test_a_fallback_that_is_not_there_is_told_at_start_though_the_source_lives(
     ):
         sources = [{"device_id": 0, "sources": [f"127.0.0.1:{free_port()}"]}]
         extra = {"FALLBACK": fallback, "SOURCE": sources, "MAX_CLIENTS": 0}
-        with pytest.raises(EngineError) as caught, nursery.engine(full, extra):
+        with pytest.raises(EngineError) as caught, fork_server.engine(full, extra):
             pass
         assert "FALLBACK" in str(caught.value)
         assert "MAX_CLIENTS" in str(caught.value)

@@ -60,8 +60,8 @@ class Scene:
 
     def client(self, *sources: str, halt: Halt | None = None) -> Peer:
         """A client of some sources."""
-        wish = replace(self.spec, sources=with_chances(sources), halt=halt)
-        return self._stack.enter_context(Peer(act_as_client, wish))
+        spec = replace(self.spec, sources=with_chances(sources), halt=halt)
+        return self._stack.enter_context(Peer(act_as_client, spec))
 
     def assert_served(self, endpoint: str = "") -> None:
         """A client gets everything, which shows that the only place is free."""

@@ -10,7 +10,7 @@ import torch
 
 from netloader.config import Endpoint
 from netloader.vllm_plugin.parity.engine import EngineError
-from tests.e2e.engines import NEEDS_LATENT_ATTENTION, NEEDS_ONLINE, NEEDS_OPEN, Engine, Nursery
+from tests.e2e.engines import NEEDS_LATENT_ATTENTION, NEEDS_ONLINE, NEEDS_OPEN, Engine, ForkServer
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import Config, write
 from tests.e2e.zoo.quantized import quantized_llama
@@ -42,10 +42,10 @@ def folders(root: Path, made: Made) -> tuple[Path, Path]:
 
 @contextmanager
 def serving(
-    nursery: Nursery, folder: Path, prefix: Path, extra: dict[str, Any], **options: Any
+    fork_server: ForkServer, folder: Path, prefix: Path, extra: dict[str, Any], **options: Any
 ) -> Iterator[tuple[Engine, dict[str, Any]]]:
     """A server, and the extra config that names it as a source."""
-    with nursery.engine(folder, {"OUTPUT_PREFIX": str(prefix), **extra}, **options) as engine:
+    with fork_server.engine(folder, {"OUTPUT_PREFIX": str(prefix), **extra}, **options) as engine:
         endpoint = Path(f"{prefix}0.txt").read_text()
         yield engine, {"SOURCE": [{"device_id": 0, "sources": [endpoint]}]}
 
@@ -64,37 +64,37 @@ def garbled(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
     "name", ["mixtral", pytest.param("deepseek_v2", marks=NEEDS_LATENT_ATTENTION)]
 )
 def test_processed_tensors_are_received_in_place_and_served_on(
-    nursery: Nursery, tmp_path: Path, name: str
+    fork_server: ForkServer, tmp_path: Path, name: str
 ) -> None:
     full, bare = folders(tmp_path, MODELS[name])
-    with serving(nursery, full, tmp_path / "a-", {"LAYOUT": "processed"}, environment=OPEN) as (
+    with serving(fork_server, full, tmp_path / "a-", {"LAYOUT": "processed"}, environment=OPEN) as (
         server,
         source,
     ):
         expected, held = server.generate(), server.tell(do="inventory")
-        with serving(nursery, bare, tmp_path / "b-", {**source, **NEVER}, environment=OPEN) as (
+        with serving(fork_server, bare, tmp_path / "b-", {**source, **NEVER}, environment=OPEN) as (
             client,
             onward,
         ):
             assert "netloader.layout=processed netloader.transfer.bytes" in client.log()
             assert client.generate() == expected
             assert client.tell(do="inventory") == held
-            with nursery.engine(bare, {**onward, **NEVER}, environment=OPEN) as grandchild:
+            with fork_server.engine(bare, {**onward, **NEVER}, environment=OPEN) as grandchild:
                 assert grandchild.generate() == expected
 
 
 @NEEDS_OPEN
 def test_processed_takes_over_where_originals_are_not_kept_and_nothing_is_hidden(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     full, bare = folders(tmp_path, MODELS["mixtral"])
-    with serving(nursery, full, tmp_path / "a-", {"WEIGHT_CACHE": "no"}, environment=OPEN) as (
+    with serving(fork_server, full, tmp_path / "a-", {"WEIGHT_CACHE": "no"}, environment=OPEN) as (
         server,
         source,
     ):
         assert "netloader.layout=processed" in server.log()
         assert "netloader.cached_bytes=0 netloader.cached_in=nowhere" in server.log()
-        with nursery.engine(bare, {**source, **NEVER}, environment=OPEN) as client:
+        with fork_server.engine(bare, {**source, **NEVER}, environment=OPEN) as client:
             assert client.generate() == server.generate()
 
 
@@ -107,12 +107,12 @@ def test_processed_takes_over_where_originals_are_not_kept_and_nothing_is_hidden
     ids=["without the switch", "packed by oneDNN"],
 )
 def test_what_kernels_hide_is_not_offered(
-    nursery: Nursery, tmp_path: Path, dtype: str, environment: dict[str, str], why: str
+    fork_server: ForkServer, tmp_path: Path, dtype: str, environment: dict[str, str], why: str
 ) -> None:
     made = dense.llama(torch_dtype=dtype)
     full, _ = folders(tmp_path, (made.config, made.tensors(1, getattr(torch, dtype))))
     extra = {"LAYOUT": "processed", "OUTPUT_PREFIX": f"{tmp_path}/a-"}
-    with nursery.engine(full, extra, environment=environment, dtype=dtype) as server:
+    with fork_server.engine(full, extra, environment=environment, dtype=dtype) as server:
         assert "netloader.server.refused" in server.log()
         assert why in server.log()
         assert not (tmp_path / "a-0.txt").exists()
@@ -127,26 +127,26 @@ def test_what_kernels_hide_is_not_offered(
     ids=["processed", "quantized while loading"],
 )
 def test_placeholders_that_stay_so_are_thrown_away_and_the_model_is_built_anew(
-    nursery: Nursery, tmp_path: Path, extra: dict[str, Any], options: dict[str, Any]
+    fork_server: ForkServer, tmp_path: Path, extra: dict[str, Any], options: dict[str, Any]
 ) -> None:
     # Post-processing has run, layer names are taken: the ordinary loader could not go on from here.
     made = dense.llama()
     full, _ = folders(tmp_path, (made.config, made.tensors(1, torch.bfloat16)))
-    with serving(nursery, full, tmp_path / "a-", extra, **options) as (server, source):
+    with serving(fork_server, full, tmp_path / "a-", extra, **options) as (server, source):
         with (
             garbled(source) as bad,
-            serving(nursery, full, tmp_path / "b-", bad, **options) as (client, onward),
+            serving(fork_server, full, tmp_path / "b-", bad, **options) as (client, onward),
         ):
             assert "digest_mismatch" in client.log()
             assert "netloader.fallback.engaged" in client.log()
             assert client.generate() == server.generate()
             assert client.tell(do="inventory") == server.tell(do="inventory")
-            with nursery.engine(full, {**onward, **NEVER}, **options) as next_one:
+            with fork_server.engine(full, {**onward, **NEVER}, **options) as next_one:
                 assert next_one.generate() == server.generate()
         with (
             garbled(source) as bad,
             pytest.raises(EngineError, match="FALLBACK is never"),
-            nursery.engine(full, {**bad, **NEVER}, **options),
+            fork_server.engine(full, {**bad, **NEVER}, **options),
         ):
             pass
 
@@ -165,11 +165,11 @@ def test_placeholders_that_stay_so_are_thrown_away_and_the_model_is_built_anew(
     ids=["no", "some by name", "hbm", "all by name"],
 )
 def test_int8_originals_are_kept_as_told_or_named_with_what_would_help(
-    nursery: Nursery, tmp_path: Path, extra: dict[str, Any], remedy: str
+    fork_server: ForkServer, tmp_path: Path, extra: dict[str, Any], remedy: str
 ) -> None:
     full, bare = folders(tmp_path, quantized_llama("w8a8"))
     prefix = {"OUTPUT_PREFIX": f"{tmp_path}/a-"}
-    with nursery.engine(full, {**prefix, **extra}) as server:
+    with fork_server.engine(full, {**prefix, **extra}) as server:
         if remedy:
             assert remedy in server.log()
             assert "model.layers.1.self_attn.qkv_proj.weight" in server.log()
@@ -177,5 +177,5 @@ def test_int8_originals_are_kept_as_told_or_named_with_what_would_help(
             return
         sources = [(tmp_path / "a-0.txt").read_text()]
         source = {"SOURCE": [{"device_id": 0, "sources": sources}]}
-        with nursery.engine(bare, {**source, **NEVER}) as client:
+        with fork_server.engine(bare, {**source, **NEVER}) as client:
             assert client.generate() == server.generate()

@@ -20,7 +20,7 @@ from netloader.fsm.states import State
 from netloader.io import WeightsError, fill, serve
 from tests.children import process
 from tests.e2e import zoo as checkpoints
-from tests.e2e.engines import Nursery
+from tests.e2e.engines import ForkServer
 from tests.unit.io.helpers import (
     IDENTITY,
     MIB,
@@ -76,9 +76,9 @@ def view(dtype: torch.dtype) -> nn.Module:
     return module_of(w=BYTES.clone().view(dtype))
 
 
-Pair = tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]
+PeerGroup = tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]
 
-DIFFERENT: dict[str, Pair] = {
+DIFFERENT: dict[str, PeerGroup] = {
     "another order": (
         lambda: module_of(a=plain(8), b=plain(8)),
         lambda: module_of(b=plain(8), a=plain(8)),
@@ -313,27 +313,27 @@ def test_one_bit_changed_on_the_way_is_caught_wherever_it_is(stack: ExitStack, a
 
 OTHER_BUILD = """
 import sys
-from netloader.io import parcels as cut
-from tests.e2e.test_never_wrong import parcels
+from netloader.io import chunks as cut
+from tests.e2e.test_never_wrong import chunks
 from tests.unit.io.helpers import serving
 
 cut.SMALL_BYTES = 1 << 30
-with serving(parcels(1), segment_bytes=8 << 20) as server:
+with serving(chunks(1), segment_bytes=8 << 20) as server:
     print(server.endpoint, flush=True)
     sys.stdin.read()
 """
 CLIENT = """
 import json, sys
 from netloader.io import fill
-from tests.e2e.test_never_wrong import parcels
+from tests.e2e.test_never_wrong import chunks
 from tests.unit.io.helpers import IDENTITY, asking
 
-outcome = fill(parcels(2), sys.argv[1:], IDENTITY, asking("gloo"))
+outcome = fill(chunks(2), sys.argv[1:], IDENTITY, asking("gloo"))
 print(json.dumps([[a.reason.value, a.detail] for a in outcome.attempts]))
 """
 
 
-def parcels(seed: int) -> nn.Module:
+def chunks(seed: int) -> nn.Module:
     """Pieces that one build sends alone and another might send together."""
     return module_of(**{name: random(300_000, seed=seed) for name in "abc"})
 
@@ -347,7 +347,7 @@ def test_a_server_that_cuts_other_buffers_is_refused_before_gloo_can_end_the_pro
     assert client.returncode == 0
     ((reason, detail),) = json.loads(words)
     assert reason == "transfer_failed"
-    assert "parcels" in detail
+    assert "chunks" in detail
 
 
 # -- an engine whose source broke ----------------------------------------------------------------
@@ -356,17 +356,17 @@ def test_a_server_that_cuts_other_buffers_is_refused_before_gloo_can_end_the_pro
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_an_engine_whose_source_broke_in_the_middle_answers_from_its_own_checkpoint(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     config = checkpoints.llama_config(torch_dtype="bfloat16")
     tensors = checkpoints.llama_tensors(1, torch.bfloat16)
     folder = checkpoints.write(tmp_path / "full", config, tensors)
     cut = {"SEGMENT_MIB": 1, "LANES": 1}
-    with nursery.engine(folder, {**cut, "OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
+    with fork_server.engine(folder, {**cut, "OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
         endpoint = Endpoint.parse((tmp_path / "a-0.txt").read_text())
         with Relay(endpoint, Fault.GARBLE, 3 * MIB // 2) as relay:
             source = [{"device_id": 0, "sources": [str(relay.endpoint)]}]
-            with nursery.engine(folder, {**cut, "SOURCE": source}) as client:
+            with fork_server.engine(folder, {**cut, "SOURCE": source}) as client:
                 assert client.generate() == server.generate()
                 assert client.held() == server.held()
                 assert "digest_mismatch" in client.log()

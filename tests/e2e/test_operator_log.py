@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.e2e import zoo
-from tests.e2e.asking import Model, only, serving, sources, written
-from tests.e2e.engines import Engine, Nursery
+from tests.e2e.engines import Engine, ForkServer
+from tests.e2e.source_logs import Model, only, serving, sources, written
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -72,12 +72,14 @@ def lines(*patterns: str) -> re.Pattern[str]:
 
 
 def test_a_good_start_is_at_most_four_lines_and_the_json_log_has_the_rest(
-    nursery: Nursery, model: Model, tmp_path: Path
+    fork_server: ForkServer, model: Model, tmp_path: Path
 ) -> None:
     json_log = tmp_path / "log.jsonl"
     with (
-        serving(nursery, model.full, tmp_path, **OPERATOR) as (server, at),
-        nursery.engine(model.bare, {**only(at), "LOG_JSON": str(json_log)}, **OPERATOR) as client,
+        serving(fork_server, model.full, tmp_path, **OPERATOR) as (server, at),
+        fork_server.engine(
+            model.bare, {**only(at), "LOG_JSON": str(json_log)}, **OPERATOR
+        ) as client,
     ):
         assert client.generate() == server.generate()
         info = [f"INFO {line}" for line in (ORDINARY, LISTENING, SERVING, SENT)]
@@ -96,11 +98,11 @@ def test_a_good_start_is_at_most_four_lines_and_the_json_log_has_the_rest(
 
 
 def test_each_of_two_ranks_says_which_it_is_in_at_most_four_lines(
-    nursery: Nursery, model: Model, tmp_path: Path
+    fork_server: ForkServer, model: Model, tmp_path: Path
 ) -> None:
     with (
-        serving(nursery, model.full, tmp_path, ranks=2, **OPERATOR) as (server, at),
-        nursery.engine(model.bare, only(at), ranks=2, **OPERATOR) as client,
+        serving(fork_server, model.full, tmp_path, ranks=2, **OPERATOR) as (server, at),
+        fork_server.engine(model.bare, only(at), ranks=2, **OPERATOR) as client,
     ):
         assert client.generate() == server.generate()
         for engine in (server, client):
@@ -111,12 +113,12 @@ def test_each_of_two_ranks_says_which_it_is_in_at_most_four_lines(
 
 
 def test_a_dead_first_source_is_one_warning_and_the_second_one_is_named(
-    nursery: Nursery, model: Model, tmp_path: Path
+    fork_server: ForkServer, model: Model, tmp_path: Path
 ) -> None:
     dead = f"127.0.0.1:{free_port()}"
-    with serving(nursery, model.full, tmp_path, **OPERATOR) as (_, at):
+    with serving(fork_server, model.full, tmp_path, **OPERATOR) as (_, at):
         named = {"SOURCE": [{"device_id": 0, "sources": [dead, *at]}], "FALLBACK": "never"}
-        with nursery.engine(model.bare, named, **OPERATOR) as client:
+        with fork_server.engine(model.bare, named, **OPERATOR) as client:
             told = said(client)
 
     gone = f"WARNING Source PLACE does not say what it serves: {UNREACHABLE}"
@@ -125,11 +127,11 @@ def test_a_dead_first_source_is_one_warning_and_the_second_one_is_named(
 
 
 def test_a_refusal_names_each_difference_and_what_follows(
-    nursery: Nursery, model: Model, other: Path, tmp_path: Path
+    fork_server: ForkServer, model: Model, other: Path, tmp_path: Path
 ) -> None:
     with (
-        serving(nursery, model.full, tmp_path, **OPERATOR) as (_, at),
-        nursery.engine(other, sources(at), **OPERATOR) as client,
+        serving(fork_server, model.full, tmp_path, **OPERATOR) as (_, at),
+        fork_server.engine(other, sources(at), **OPERATOR) as client,
     ):
         told = said(client)
 
@@ -145,10 +147,10 @@ def test_a_refusal_names_each_difference_and_what_follows(
 
 
 def test_without_any_source_that_answers_the_log_says_why_and_what_follows(
-    nursery: Nursery, other: Path
+    fork_server: ForkServer, other: Path
 ) -> None:
     dead = [f"127.0.0.1:{free_port()}"]
-    with nursery.engine(other, sources(dead), **OPERATOR) as client:
+    with fork_server.engine(other, sources(dead), **OPERATOR) as client:
         told = said(client)
 
     expected = lines(

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.e2e.asking import (
+from tests.e2e.engines import START_S, ForkServer
+from tests.e2e.source_logs import (
     INSIDE,
     STAGES,
     Model,
@@ -28,7 +29,6 @@ from tests.e2e.asking import (
     serving,
     sources,
 )
-from tests.e2e.engines import START_S, Nursery
 from tests.e2e.zoo import dense, experts
 from tests.ports import free_port
 from tests.unit.io.helpers import eventually
@@ -53,15 +53,15 @@ def dead() -> str:
 
 
 def test_experts_cut_in_two_and_a_rank_whose_source_is_dead(
-    nursery: Nursery, mixtral: Model, tmp_path: Path
+    fork_server: ForkServer, mixtral: Model, tmp_path: Path
 ) -> None:
-    with serving(nursery, mixtral.full, tmp_path, ranks=2) as (server, at):
+    with serving(fork_server, mixtral.full, tmp_path, ranks=2) as (server, at):
         expected, held = server.generate(), inventory(server)
-        with nursery.engine(mixtral.bare, only(at), ranks=2) as client:
+        with fork_server.engine(mixtral.bare, only(at), ranks=2) as client:
             assert client.generate() == expected
             assert inventory(client) == held
             assert held[0] != held[1]
-        with nursery.engine(mixtral.full, sources([dead(), at[1]]), ranks=2) as mixed:
+        with fork_server.engine(mixtral.full, sources([dead(), at[1]]), ranks=2) as mixed:
             assert received(mixed, "netloader.rank=1") == received(mixed) == 1
             assert len(said(mixed, FELL_BACK, "unreachable")) == 1
             assert mixed.generate() == expected
@@ -69,17 +69,17 @@ def test_experts_cut_in_two_and_a_rank_whose_source_is_dead(
 
 
 def test_each_pipeline_stage_takes_its_own_layers(
-    nursery: Nursery, llama: Model, tmp_path: Path
+    fork_server: ForkServer, llama: Model, tmp_path: Path
 ) -> None:
-    with nursery.engine(llama.full, {}) as whole:
+    with fork_server.engine(llama.full, {}) as whole:
         expected = whole.generate()
-    with serving(nursery, llama.full, tmp_path, ranks=2, **STAGES) as (server, at):
-        with nursery.engine(llama.bare, only(at), ranks=2, **STAGES) as client:
+    with serving(fork_server, llama.full, tmp_path, ranks=2, **STAGES) as (server, at):
+        with fork_server.engine(llama.bare, only(at), ranks=2, **STAGES) as client:
             assert received(client, "netloader.rank=0") == received(client, "netloader.rank=1") == 1
             assert inventory(client) == inventory(server)
             client.rpc("make_room_between_stages")
             assert client.generate() == expected
-        log = failing(nursery, llama.bare, only(at[::-1]), ranks=2, **STAGES)
+        log = failing(fork_server, llama.bare, only(at[::-1]), ranks=2, **STAGES)
         assert "differing: pipeline_parallel" in log
 
 
@@ -95,11 +95,11 @@ def two_free_ports() -> int:
     torch.cpu._is_amx_tile_supported(), reason="vLLM's replicas end with SIGILL where there is AMX"
 )
 def test_replicas_on_one_host_do_not_get_in_each_others_way(
-    nursery: Nursery, llama: Model, tmp_path: Path
+    fork_server: ForkServer, llama: Model, tmp_path: Path
 ) -> None:
     """Two servers have one configuration, and so have two clients."""
     port, prefix = two_free_ports(), tmp_path / "replica-"
-    with nursery.engine(llama.full, {}) as whole, replicator(nursery) as start:
+    with fork_server.engine(llama.full, {}) as whole, replicator(fork_server) as start:
         expected = whole.generate()
         tokens, _ = start(llama.full, {"LISTEN_PORT": port, "OUTPUT_PREFIX": str(prefix)})
         assert tokens == [expected, expected]
@@ -113,27 +113,29 @@ def test_replicas_on_one_host_do_not_get_in_each_others_way(
             assert f"netloader.rank={replica} " in line
 
 
-def test_experts_dealt_out_to_two_ranks(nursery: Nursery, mixtral: Model, tmp_path: Path) -> None:
+def test_experts_dealt_out_to_two_ranks(
+    fork_server: ForkServer, mixtral: Model, tmp_path: Path
+) -> None:
     """They load and are compared; vLLM's forward with expert parallelism crashes on this CPU."""
     dealt: dict[str, Any] = {"ranks": 2, "enable_expert_parallel": True}
-    with serving(nursery, mixtral.full, tmp_path, **dealt) as (server, at):
+    with serving(fork_server, mixtral.full, tmp_path, **dealt) as (server, at):
         held = inventory(server)
-        with nursery.engine(mixtral.bare, only(at), **dealt) as client:
+        with fork_server.engine(mixtral.bare, only(at), **dealt) as client:
             assert inventory(client) == held
             assert held[0] != held[1]
-        log = failing(nursery, mixtral.bare, only(at[::-1]), **dealt)
+        log = failing(fork_server, mixtral.bare, only(at[::-1]), **dealt)
         assert "differing: tensor_parallel, expert_parallel" in log
-        log = failing(nursery, mixtral.bare, only(at), ranks=2)
+        log = failing(fork_server, mixtral.bare, only(at), ranks=2)
         assert "differing: expert_parallel" in log
 
 
 def test_no_rank_is_left_alone_with_a_loader_that_needs_all(
-    nursery: Nursery, llama: Model, tmp_path: Path
+    fork_server: ForkServer, llama: Model, tmp_path: Path
 ) -> None:
     """Rank 1 was filled, and yet takes part in what rank 0 has to do."""
     together = {"FALLBACK": "in_step"}
-    with serving(nursery, llama.full, tmp_path, ranks=2) as (server, at):
-        with nursery.engine(
+    with serving(fork_server, llama.full, tmp_path, ranks=2) as (server, at):
+        with fork_server.engine(
             llama.full, {**sources([dead(), at[1]]), **together}, 2, worker_extension_cls=INSIDE
         ) as client:
             assert received(client, "netloader.rank=1") == 1
@@ -141,7 +143,7 @@ def test_no_rank_is_left_alone_with_a_loader_that_needs_all(
             assert len(said(client, FELL_BACK, "this rank was filled, another rank")) == 1
             assert client.log().count("in step: rank") == 2
             assert client.generate() == server.generate()
-        with nursery.engine(
+        with fork_server.engine(
             llama.bare, {**sources(at), **together}, 2, worker_extension_cls=INSIDE
         ) as filled:
             assert "in step" not in filled.log()
@@ -171,22 +173,22 @@ def trap(strike: Callable[[], None]) -> Iterator[str]:
                 guest.close()
 
 
-def test_a_silent_rank_is_named_in_time(nursery: Nursery, llama: Model) -> None:
+def test_a_silent_rank_is_named_in_time(fork_server: ForkServer, llama: Model) -> None:
     patience = {"FALLBACK": "in_step", "AGREE_TIMEOUT_S": 1, "HANDSHAKE_TIMEOUT_S": 600}
     with trap(lambda: None) as silent:
         extra = {**sources([dead(), silent]), **patience}
-        log = failing(nursery, llama.full, extra, ranks=2, worker_extension_cls=INSIDE)
+        log = failing(fork_server, llama.full, extra, ranks=2, worker_extension_cls=INSIDE)
     assert "DisagreementError: rank 1 has not said within 1 s" in log
     assert "in step" not in log
 
 
-def test_a_rank_that_dies_takes_the_others_with_it(nursery: Nursery, llama: Model) -> None:
+def test_a_rank_that_dies_takes_the_others_with_it(fork_server: ForkServer, llama: Model) -> None:
     """Rank 0 waits for its word, for as long as AGREE_TIMEOUT_S; vLLM ends it at once."""
 
     killed: list[int] = []
 
     def worker(rank: int) -> int:
-        named = re.findall(rf"Worker_TP{rank} pid=(\d+)", latest_log(nursery))
+        named = re.findall(rf"Worker_TP{rank} pid=(\d+)", latest_log(fork_server))
         return int(named[0])
 
     def kill() -> None:
@@ -195,7 +197,7 @@ def test_a_rank_that_dies_takes_the_others_with_it(nursery: Nursery, llama: Mode
 
     with trap(kill) as deadly:
         extra = {**sources([dead(), deadly]), "FALLBACK": "in_step"}
-        failing(nursery, llama.full, extra, ranks=2, worker_extension_cls=INSIDE)
+        failing(fork_server, llama.full, extra, ranks=2, worker_extension_cls=INSIDE)
     workers = [Path(f"/proc/{pid}") for pid in (worker(0), *killed)]
     assert len(workers) == 2
     assert eventually(lambda: not any(path.exists() for path in workers), START_S)

@@ -57,8 +57,8 @@ def test_a_server_killed_in_the_middle_is_replaced_by_the_next_for_the_rest_only
     spec = Spec(mib=128, transports=(transport,), deadlines=Deadlines(stall_s=3))
     first, one, digest = server(stack, spec)
     second, two, _ = server(stack, spec)
-    wish = replace(spec, sources=(one, two), halt=Halt("wait", share=0.4))
-    client = stack.enter_context(Peer(act_as_client, wish))
+    spec = replace(spec, sources=(one, two), halt=Halt("wait", share=0.4))
+    client = stack.enter_context(Peer(act_as_client, spec))
     client.reached()
     first.signal(signal.SIGKILL)
     client.tell("go on")
@@ -81,8 +81,8 @@ def test_a_burst_of_clients_at_two_places_is_served_to_the_last(
 ) -> None:
     spec = Spec(mib=32, max_clients=2, transports=(transport,))
     host, endpoint, digest = server(stack, spec)
-    wish = replace(spec, sources=(endpoint,))
-    clients = [stack.enter_context(Peer(act_as_client, wish)) for _ in range(BURST)]
+    spec = replace(spec, sources=(endpoint,))
+    clients = [stack.enter_context(Peer(act_as_client, spec)) for _ in range(BURST)]
     outcomes = [client.hear(Deadlines().queue_s + 30) for client in clients]
     waits = sum(len(outcome["attempts"]) - 1 for outcome in outcomes)
     print(f"{transport}: {BURST} clients, 2 places, told {waits} times to come again")
@@ -99,8 +99,8 @@ def test_a_stopped_server_frees_its_port_its_threads_and_its_model(
     host, words = serving(spec)
     stack.enter_context(host)
     endpoint = Endpoint.parse(words["endpoint"])
-    wish = replace(spec, sources=(words["endpoint"],), halt=Halt("wait", share=0.2))
-    client = stack.enter_context(Peer(act_as_client, wish))
+    spec = replace(spec, sources=(words["endpoint"],), halt=Halt("wait", share=0.2))
+    client = stack.enter_context(Peer(act_as_client, spec))
     client.reached()
     assert host.ask("close")
     client.tell("go on")
@@ -125,8 +125,8 @@ def test_a_killed_server_leaves_nothing_that_misleads_the_next_start(
     spec = Spec(mib=64, transports=(transport,), deadlines=Deadlines(stall_s=3, queue_s=0))
     host, endpoint, _ = server(stack, spec)
     port = Endpoint.parse(endpoint).port
-    wish = replace(spec, sources=(endpoint,), halt=Halt("wait", share=0.2))
-    client = stack.enter_context(Peer(act_as_client, wish))
+    spec = replace(spec, sources=(endpoint,), halt=Halt("wait", share=0.2))
+    client = stack.enter_context(Peer(act_as_client, spec))
     client.reached()
     host.signal(signal.SIGKILL)
     host.process.join()
@@ -139,7 +139,7 @@ def test_a_killed_server_leaves_nothing_that_misleads_the_next_start(
     _, _, digest = server(stack, replace(spec, seed=2, port=port))
     client.tell("go on")
     assert not client.hear()["ok"]
-    heir = stack.enter_context(Peer(act_as_client, replace(wish, halt=None)))
+    heir = stack.enter_context(Peer(act_as_client, replace(spec, halt=None)))
     outcome = heir.hear()
     assert outcome["ok"], outcome["attempts"]
     assert outcome["digest"] == digest

@@ -17,7 +17,7 @@ from torch import Tensor
 from netloader.vllm_plugin.parity.engine import EngineError
 from netloader.vllm_plugin.parity.rows import Held
 from tests.e2e import zoo
-from tests.e2e.engines import Engine, Nursery
+from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.zoo import dense
 from tests.ports import free_port
 
@@ -100,13 +100,15 @@ def _without(scalars: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any
     return {path: value for path, value in scalars.items() if path not in names}
 
 
-def test_a_layer_that_vllm_reads_by_itself_is_its_servers(nursery: Nursery, tmp_path: Path) -> None:
+def test_a_layer_that_vllm_reads_by_itself_is_its_servers(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
     full = sentence_transformer(tmp_path / "full", 3)
     same = sentence_transformer(tmp_path / "same", 3, weights=False)
     other = sentence_transformer(tmp_path / "other", 4, weights=False)
     none = sentence_transformer(tmp_path / "none", 3, weights=False)
     (none / "2_Dense" / "model.safetensors").unlink()
-    with nursery.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}, **POOLING) as server:
+    with fork_server.engine(full, {"OUTPUT_PREFIX": f"{tmp_path}/a-"}, **POOLING) as server:
         extra = source((tmp_path / "a-0.txt").read_text(), FALLBACK="never")
         (expected,) = server.rpc(embed)
         assert len(expected[0]) == 64
@@ -114,18 +116,18 @@ def test_a_layer_that_vllm_reads_by_itself_is_its_servers(nursery: Nursery, tmp_
             "max_model_len": 64,
             "max_num_seqs": 3,
         }
-        with nursery.engine(same, extra, **POOLING, **limits) as client:
+        with fork_server.engine(same, extra, **POOLING, **limits) as client:
             assert client.rpc(embed) == [expected]
         for folder in (other, none):  # found before a model is built
             with (
                 pytest.raises(EngineError, match=r"file.2_Dense/model.safetensors"),
-                nursery.engine(folder, extra, **POOLING),
+                fork_server.engine(folder, extra, **POOLING),
             ):
                 pass
 
 
 def test_a_classifier_whose_bias_is_made_while_it_loads_is_not_served(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     made = dense.qwen3()
     labels = {"num_labels": 3, "id2label": {str(i): str(i) for i in range(3)}}
@@ -134,7 +136,9 @@ def test_a_classifier_whose_bias_is_made_while_it_loads_is_not_served(
     tensors["score.weight"] = torch.randn(3, config["hidden_size"]).bfloat16()
     for name, served in (("plain", True), ("biased", False)):
         folder = with_tokenizer(zoo.write(tmp_path / name, config, tensors))
-        with nursery.engine(folder, {"OUTPUT_PREFIX": f"{tmp_path}/{name}-"}, **POOLING) as engine:
+        with fork_server.engine(
+            folder, {"OUTPUT_PREFIX": f"{tmp_path}/{name}-"}, **POOLING
+        ) as engine:
             said = "load_weights makes parameters that no client has: score.bias"
             assert (said in engine.log()) is not served
             assert (tmp_path / f"{name}-0.txt").exists() is served
@@ -144,7 +148,7 @@ def test_a_classifier_whose_bias_is_made_while_it_loads_is_not_served(
 
 @pytest.mark.parametrize("fallback", ["dummy", {"load_format": "dummy"}])
 def test_placeholders_are_not_offered_until_a_reload_has_made_them_real(
-    nursery: Nursery, tmp_path: Path, fallback: Any
+    fork_server: ForkServer, tmp_path: Path, fallback: Any
 ) -> None:
     config = zoo.llama_config()
     full = zoo.write(tmp_path / "full", config, zoo.llama_tensors(1, torch.bfloat16))
@@ -152,14 +156,14 @@ def test_placeholders_are_not_offered_until_a_reload_has_made_them_real(
     port = free_port()
     standby = source(f"127.0.0.1:{port}", FALLBACK=fallback, OUTPUT_PREFIX=f"{tmp_path}/b-")
     address = tmp_path / "b-0.txt"
-    with nursery.engine(bare, standby) as engine:
+    with fork_server.engine(bare, standby) as engine:
         assert "the weights are placeholders" in engine.log()
         assert "netloader.server.offered" not in engine.log()
         assert not address.exists()
-        with nursery.engine(full, {"LISTEN_PORT": port}) as server:
+        with fork_server.engine(full, {"LISTEN_PORT": port}) as server:
             engine.rpc("reload_weights")
             expected = server.generate()
             assert engine.generate() == expected
             assert held(engine) == held(server)
-        with nursery.engine(bare, source(address.read_text(), FALLBACK="never")) as client:
+        with fork_server.engine(bare, source(address.read_text(), FALLBACK="never")) as client:
             assert client.generate() == expected

@@ -19,7 +19,7 @@ from netloader.fsm.events import Violated
 from netloader.fsm.messages import Hello, Lane, Offer, Reject
 from netloader.io import fill
 from netloader.wire.frames import HEADER, PREFIX
-from tests.e2e.crowd import Flood, Sessions, act_as_crowd
+from tests.e2e.hostile_clients import Flood, Sessions, act_as_crowd
 from tests.e2e.inference import act_as_engine
 from tests.e2e.peers import IDENTITY, MIB, Peer, Spec, Words
 from tests.unit.io.helpers import IDENTITY as HERE

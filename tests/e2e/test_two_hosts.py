@@ -49,8 +49,8 @@ class Site:
 
     def client(self, *sources: str, halt: Halt | None = None, mib: int = 64) -> Peer:
         """A client on the near host."""
-        wish = replace(self.spec, mib=mib, sources=with_chances(sources), halt=halt)
-        at = replace(wish, network=self.near.network)
+        spec = replace(self.spec, mib=mib, sources=with_chances(sources), halt=halt)
+        at = replace(spec, network=self.near.network)
         return self._stack.enter_context(Peer(act_as_client, at))
 
     def plug(self) -> None:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from netloader.vllm_plugin.parity.engine import EngineError
-from tests.e2e.asking import Model, latest_log, made, only, said, serving
-from tests.e2e.engines import Engine, Nursery
+from tests.e2e.engines import Engine, ForkServer
+from tests.e2e.source_logs import Model, latest_log, made, only, said, serving
 from tests.e2e.zoo import dense, experts
 from tests.unit.io.helpers import eventually
 
@@ -122,7 +122,7 @@ def file_of(model: Model) -> str:
     return str(model.full / "model.safetensors")
 
 
-def outcome(nursery: Nursery, server: Engine, model: Model, at: list[str]) -> str:
+def outcome(fork_server: ForkServer, server: Engine, model: Model, at: list[str]) -> str:
     """What becomes of new clients: `new` weights, or the reason why there are none.
 
     The first may come before the server has looked, and finds other bytes than were promised.
@@ -130,11 +130,13 @@ def outcome(nursery: Nursery, server: Engine, model: Model, at: list[str]) -> st
     """
     for _ in range(CLIENTS):
         try:
-            with nursery.engine(model.bare, {**only(at), "QUEUE_TIMEOUT_S": PATIENCE_S}) as client:
+            with fork_server.engine(
+                model.bare, {**only(at), "QUEUE_TIMEOUT_S": PATIENCE_S}
+            ) as client:
                 assert client.generate() == server.generate(), client.log()
                 return "new"
         except EngineError:
-            log = latest_log(nursery)
+            log = latest_log(fork_server)
         told = [line for line in log.splitlines() if "netloader.fallback.engaged" in line]
         if "not_serving (" in told[-1]:
             return told[-1].partition("not_serving (")[2]
@@ -154,8 +156,8 @@ def look_now(worker: Any) -> None:
     from netloader.vllm_plugin import publish
 
     for shop in publish.shops():
-        for publication in shop._shelf.publications if shop._shelf else ():
-            publication.audit()
+        for published in shop._catalog.published_models if shop._catalog else ():
+            published.audit()
 
 
 def ready(server: Engine) -> bool:
@@ -164,48 +166,54 @@ def ready(server: Engine) -> bool:
 
 @pytest.mark.parametrize(("kind", "write"), BY_HAND)
 def test_weights_written_by_hand(
-    nursery: Nursery, models: Any, tmp_path: Path, kind: str, write: Callable[[Any], None]
+    fork_server: ForkServer, models: Any, tmp_path: Path, kind: str, write: Callable[[Any], None]
 ) -> None:
     one, _ = models[kind]
-    with serving(nursery, one.full, tmp_path) as (server, at):
+    with serving(fork_server, one.full, tmp_path) as (server, at):
         before = server.generate()
         assert eventually(lambda: ready(server), PATIENCE_S)
         server.rpc(write)
         changed = server.generate() != before
         server.rpc(look_now)
-        became = outcome(nursery, server, one, at)
+        became = outcome(fork_server, server, one, at)
         assert became == "new" or said(server, "netloader.server.withdrawn")
         if became != "new" and changed:
             server.rpc("sleep", 1)
             server.rpc("wake_up")
-            assert outcome(nursery, server, one, at) != "new"
+            assert outcome(fork_server, server, one, at) != "new"
 
 
 @pytest.mark.parametrize(("kind", "load"), LOADING)
 def test_weights_loaded_past_the_workers_methods(
-    nursery: Nursery, models: Any, tmp_path: Path, kind: str, load: Callable[[Any, str], None]
+    fork_server: ForkServer,
+    models: Any,
+    tmp_path: Path,
+    kind: str,
+    load: Callable[[Any, str], None],
 ) -> None:
     one, two = models[kind]
-    with serving(nursery, one.full, tmp_path) as (server, at):
+    with serving(fork_server, one.full, tmp_path) as (server, at):
         with contextlib.suppress(EngineError):  # a kernel has taken the place that it wants to fill
             server.rpc(load, file_of(two))
-        became = outcome(nursery, server, one, at)
+        became = outcome(fork_server, server, one, at)
         assert became == "new" or said(server, "netloader.server.refused")
 
 
-def test_vllms_own_reload_offers_again(nursery: Nursery, models: Any, tmp_path: Path) -> None:
+def test_vllms_own_reload_offers_again(
+    fork_server: ForkServer, models: Any, tmp_path: Path
+) -> None:
     """Through the runner, of all layers and of one, and after weights were written by hand."""
     one, two = models["llama"]
-    with serving(nursery, one.full, tmp_path) as (server, at):
+    with serving(fork_server, one.full, tmp_path) as (server, at):
         first = server.generate()
         server.rpc(reload_through_runner, file_of(two))
         second = server.generate()
-        assert outcome(nursery, server, one, at) == "new"
+        assert outcome(fork_server, server, one, at) == "new"
         server.rpc(load_one_layer, file_of(one))
         assert len({str(tokens) for tokens in (first, second, server.generate())}) == 3
-        assert outcome(nursery, server, one, at) == "new"
+        assert outcome(fork_server, server, one, at) == "new"
         server.rpc(assign)
         server.rpc(look_now)
         server.rpc("reload_weights")
         assert server.generate() == first
-        assert outcome(nursery, server, one, at) == "new"
+        assert outcome(fork_server, server, one, at) == "new"

@@ -13,7 +13,7 @@ import torch
 
 from netloader.vllm_plugin.parity.rows import Row
 from netloader.vllm_plugin.parity.run import examine
-from tests.e2e.engines import ENVIRONMENT, MEDIA, Engine, Nursery
+from tests.e2e.engines import ENVIRONMENT, MEDIA, Engine, ForkServer
 from tests.e2e.zoo import dense
 from tests.e2e.zoo.checkpoint import write
 from tests.e2e.zoo.rows import PLANS, Plan
@@ -23,12 +23,12 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
 def test_the_client_is_its_server_or_refuses(
-    plan: Plan, nursery: Nursery, tmp_path: Path, table_rows: list[Row]
+    plan: Plan, fork_server: ForkServer, tmp_path: Path, table_rows: list[Row]
 ) -> None:
     missing = [name for name in plan.needs if not (MEDIA / name).is_dir()]
     if missing:
         pytest.skip(f"{missing} of requirements/media.txt is not in {MEDIA}")
-    row = examine(plan.case(tmp_path), nursery.start, tmp_path)
+    row = examine(plan.case(tmp_path), fork_server.start, tmp_path)
     table_rows.append(row)
     assert row.verdict == plan.verdict, (row.refusal, row.unnoticed, *row.differences)
     if row.refusal:
@@ -36,14 +36,14 @@ def test_the_client_is_its_server_or_refuses(
 
 
 def test_the_answers_tell_a_head_that_hangs_outside_the_tree(
-    nursery: Nursery, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     (plan,) = (plan for plan in PLANS if plan.name == "qwen3 embedding, Dense")
-    row = examine(plan.case(tmp_path), nursery.start, tmp_path)
+    row = examine(plan.case(tmp_path), fork_server.start, tmp_path)
     assert "pooler (answers)" in row.controls
 
 
-def test_the_comparison_notices_other_weights(nursery: Nursery, tmp_path: Path) -> None:
+def test_the_comparison_notices_other_weights(fork_server: ForkServer, tmp_path: Path) -> None:
     """Engine B is given another checkpoint from disk: what a broken loader would come to."""
     made = dense.llama()
     other = write(tmp_path / "other", made.config, made.tensors(2, torch.bfloat16))
@@ -52,7 +52,7 @@ def test_the_comparison_notices_other_weights(nursery: Nursery, tmp_path: Path) 
         model: Path, extra: Mapping[str, Any], options: Mapping[str, Any]
     ) -> AbstractContextManager[Engine]:
         fills = "SOURCE" in extra
-        return nursery.start(other if fills else model, {} if fills else extra, options)
+        return fork_server.start(other if fills else model, {} if fills else extra, options)
 
     row = examine(PLANS[0].case(tmp_path), swap, tmp_path)
     assert (row.verdict, row.answers, row.tensors) == ("WRONG", False, False)

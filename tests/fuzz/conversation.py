@@ -32,7 +32,7 @@ from netloader.fsm.events import (
     TransportReady,
     Violated,
 )
-from netloader.fsm.manifest import plan
+from netloader.fsm.manifest import segments_of
 from netloader.fsm.messages import (
     Challenge,
     Complete,
@@ -51,7 +51,7 @@ from netloader.fsm.session import FRAME_AFTER_TRUST, Step
 from netloader.fsm.states import TERMINAL, State
 from netloader.testing import lawful
 from netloader.wire.frames import HEADER, MAGIC, PREFIX, Decoder, encode
-from tests.property.lives import LIVES
+from tests.property.histories import LIVES
 from tests.property.world import (
     IDENTITY,
     MANIFEST,
@@ -65,7 +65,7 @@ from tests.property.world import (
 )
 
 NAMES: Final = tuple(LIVES)
-SEGMENTS: Final = plan(MANIFEST, SEGMENT_BYTES)
+SEGMENTS: Final = segments_of(MANIFEST, SEGMENT_BYTES)
 MOST_EFFECTS: Final = 4
 OWN_BYTES: Final = 8 * 1024
 """An answer that echoes nothing of the peer's, with room to spare."""
@@ -176,7 +176,7 @@ class Conversation:
         lawful(self.session, step, self.now)
         assert verdict is None or self.session.verdict is verdict, "one verdict"
         row = step.row
-        self.reached.add(f"{self.session.role} {row.source.name} {row.on.__name__} {row.guard}")
+        self.reached.add(f"{self.session.side} {row.source.name} {row.on.__name__} {row.guard}")
         assert len(step.effects) <= MOST_EFFECTS, "a bounded answer"
         self.trusted = self.trusted or self._proves(step.event)
         for effect in step.effects:
@@ -190,7 +190,7 @@ class Conversation:
                 assert self.trusted, "nothing is prepared for a stranger"
                 assert effect.transport in OFFERING.transports
                 assert effect.digest in OFFERING.digests
-                self.work.append(READY[effect.offering])
+                self.work.append(READY[effect.entry])
             case OpenTransport():
                 self._check_offer(effect.offer)
                 self.work.append(TransportReady())
@@ -229,14 +229,14 @@ class Conversation:
         session = self.session
         assert isinstance(session, ClientSession)
         assert self.trusted, "no stranger is dialled"
-        if session.wish.token is not None:
+        if session.spec.token is not None:
             assert offer == PROVEN_OFFER, "what the server offered, all of it"
         assert offer.manifest == MANIFEST, "the same tensors"
         assert not IDENTITY.differences(offer.identity), "the same model"
-        assert offer.transport in session.wish.transports
-        assert offer.digest in session.wish.digests
-        assert offer.layout in session.wish.layouts
-        cut = plan(MANIFEST, offer.segment_bytes)
+        assert offer.transport in session.spec.transports
+        assert offer.digest in session.spec.digests
+        assert offer.layout in session.spec.layouts
+        cut = segments_of(MANIFEST, offer.segment_bytes)
         assert len(cut) == len(offer.digests) <= len(SEGMENTS), "no millions of segments"
 
     def _check_start(self, effect: StartTransfer) -> None:
@@ -249,8 +249,8 @@ class Conversation:
     def _nbytes(self, order: StartTransfer) -> int:
         """How many bytes that is, of the model that the conversation is about."""
         session = self.session
-        manifest = session.offering.manifest if isinstance(session, ServerSession) else MANIFEST
-        return sum(plan(manifest, SEGMENT_BYTES)[i].nbytes for i in order.segments)
+        manifest = session.entry.manifest if isinstance(session, ServerSession) else MANIFEST
+        return sum(segments_of(manifest, SEGMENT_BYTES)[i].nbytes for i in order.segments)
 
     def _check_verdict(self, verdict: Verdict, step: Step) -> None:
         session = self.session
@@ -258,10 +258,10 @@ class Conversation:
         if verdict.state is not State.DONE:
             return
         assert self.trusted, "done with a stranger"
-        if isinstance(session, ClientSession) and session.wish.token is not None:
+        if isinstance(session, ClientSession) and session.spec.token is not None:
             told = session.description in (None, PROVEN_DESCRIPTION)
             assert told, "what the server described, all of it"
-        if isinstance(session, ClientSession) and session.wish.purpose is Purpose.WEIGHTS:
+        if isinstance(session, ClientSession) and session.spec.purpose is Purpose.WEIGHTS:
             assert self.reported is not None, "never wrong: done means received"
             assert session.offer is not None
             assert session.offer.manifest == MANIFEST
@@ -273,13 +273,13 @@ class Conversation:
         """Whether the peer may be told anything: no token is asked of it, or it has shown it."""
         session = self.session
         if isinstance(session, ClientSession):
-            if session.wish.token is None:
+            if session.spec.token is None:
                 return True
             return isinstance(event, Challenge) and event == auth.proven(
                 event, TOKEN, session.hello, event.nonce
             )
         assert isinstance(session, ServerSession)
-        if session.offering.token is None:
+        if session.entry.token is None:
             return True
         hello: Hello | None = session.hello
         if not isinstance(event, Proof) or hello is None:

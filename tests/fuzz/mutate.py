@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from netloader.wire.frames import HEADER, MAGIC, PREFIX
 from tests.fuzz.second_opinion import KINDS
 from tests.fuzz.targets import reference
-from tests.property.lives import LIVES
+from tests.property.histories import LIVES
 
 Node: TypeAlias = dict[str, Any] | list[Any]
 Change: TypeAlias = Callable[[bytes, Random], bytes]
@@ -101,7 +101,7 @@ def frames(data: bytes, random: Random) -> bytes:
     if not spoken or random.random() < 0.2:
         cuts = [random.choice([0, 1, 2, 5, 9, 30, 300]) for _ in range(random.randrange(4))]
         limit = random.choice([0, 26, 34, 200, 4096, 65_536])
-        return f"limit {limit} pieces {' '.join(map(str, cuts))}\n".encode() + arriving
+        return f"limit {limit} extents {' '.join(map(str, cuts))}\n".encode() + arriving
     at = random.randrange(len(spoken))
     tail = arriving[sum(HEADER.size + len(doc) for doc in spoken) :]
     match random.randrange(4):

@@ -18,7 +18,7 @@ from tests.fuzz.second_opinion import KINDS, Misfit, marks, opinion
 Landmarks: TypeAlias = set[str]
 Target: TypeAlias = Callable[[bytes], Landmarks]
 
-MANY_PIECES: Final = 4096
+MANY_EXTENTS: Final = 4096
 """An input of one target is at most this many reads."""
 
 OUR_WORDS: Final = re.compile(
@@ -34,13 +34,13 @@ OUR_WORDS: Final = re.compile(
 
 
 def stream(data: bytes) -> Landmarks:
-    """Bytes of a connection: a line `limit 4096 pieces 1 7 300`, then what arrives.
+    """Bytes of a connection: a line `limit 4096 extents 1 7 300`, then what arrives.
 
-    The pieces are used over and over; without a line's numbers the stream arrives whole.
+    The extents are used over and over; without a line's numbers the stream arrives whole.
     """
     head, _, arriving = data.partition(b"\n")
     limit, *sizes = numbers(head)
-    sizes = sizes if sum(sizes) * MANY_PIECES >= len(arriving) * len(sizes) else []
+    sizes = sizes if sum(sizes) * MANY_EXTENTS >= len(arriving) * len(sizes) else []
     expected = reference(arriving, limit)
 
     whole = Decoder(limit)
@@ -48,8 +48,8 @@ def stream(data: bytes) -> Landmarks:
     same(heard, expected)
     again: list[Heard] = []
     cut = Decoder(limit)
-    for piece in pieces(arriving, sizes):
-        again += fed(cut, limit, piece, dead=bool(again) and isinstance(again[-1], Violated))
+    for extent in extents(arriving, sizes):
+        again += fed(cut, limit, extent, dead=bool(again) and isinstance(again[-1], Violated))
     assert again == heard, "how a stream is cut does not matter"
     assert cut.buffered == whole.buffered, "nor for what is held back"
     assert as_wanted(arriving, limit, expected) == heard, "nor for one who reads frame by frame"
@@ -59,7 +59,7 @@ def stream(data: bytes) -> Landmarks:
 
 
 def numbers(head: bytes) -> list[int]:
-    """The limit and the sizes of the pieces, as the first line of a stream names them."""
+    """The limit and the sizes of the extents, as the first line of a stream names them."""
     return [int(number) for number in re.findall(rb"\d{1,5}", head)] or [4096]
 
 
@@ -91,8 +91,8 @@ def in_words(item: Heard) -> str:
     return re.sub(r"\d+", "N", item.detail) if isinstance(item, Violated) else type(item).__name__
 
 
-def pieces(data: bytes, sizes: list[int]) -> Iterable[bytes]:
-    """`data` cut into pieces of these sizes, over and over."""
+def extents(data: bytes, sizes: list[int]) -> Iterable[bytes]:
+    """`data` cut into extents of these sizes, over and over."""
     at = 0
     for size in cycle(sizes or [len(data) + 1]):
         yield data[at : at + size]

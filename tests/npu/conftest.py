@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.npu.cast import Cast
+    from tests.npu.topology import Cast
 
 if find_spec("torch_npu") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -32,7 +32,7 @@ def trace_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def cast(trace_path: str) -> Iterator["Cast"]:
     """Starts servers and clients, which are gone after the test."""
-    from tests.npu.cast import Cast
+    from tests.npu.topology import Cast
 
     with ExitStack() as stack:
         yield Cast(stack, trace_path)

@@ -119,9 +119,7 @@ class Rank(Peer):
 
 
 @contextmanager
-def ranks(
-    count: int, knobs: Mapping[str, str] | None = None, **wishes: Any
-) -> Iterator[list[Rank]]:
+def ranks(count: int, knobs: Mapping[str, str] | None = None, **specs: Any) -> Iterator[list[Rank]]:
     """So many ranks, each on a host of its own; the store outlives them all."""
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     with ExitStack() as stack:
@@ -133,7 +131,7 @@ def ranks(
                         ranks=count,
                         store=store.port,
                         knobs={"SIM_HOST_ID": f"host{rank}", **(knobs or {})},
-                        **wishes,
+                        **specs,
                     )
                 )
             )

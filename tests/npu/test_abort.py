@@ -8,7 +8,7 @@ import pytest
 
 from netloader.io.clock import monotonic
 from tests.e2e.peers import Halt
-from tests.npu.cast import SHORT, Cast, NpuPeer
+from tests.npu.topology import SHORT, Cast, NpuPeer
 
 UNAWARE: Final = {"SIM_HCCL_PEER_DEATH": "never"}
 PATIENT: Final = replace(SHORT, stall_s=60)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from netloader.fsm.reasons import Reason
 from netloader.io import intake as intake_module
 from netloader.io import weights as weights_module
+from netloader.io.chunks import chunks
 from netloader.io.device import CPU, beside, rooms
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign
-from netloader.io.intake import Incoming, Intake, Ledger
+from netloader.io.intake import Intake, Ledger, SegmentWriter
 from netloader.io.memory import memory_of
-from netloader.io.parcels import parcels
 from netloader.io.weights import Weights, bring
 from tests.npu.models import digest, every_kind, fractal
 from tests.unit.io.helpers import Source
@@ -51,10 +51,10 @@ class Lane:
 
     def __init__(self, intake: Intake, index: int, device: torch.device) -> None:
         segment = intake.segments[index]
-        self.incoming: Incoming = intake.expect(segment)
+        self.writer: SegmentWriter = intake.expect(segment)
         self.index = index
-        pieces = [piece for parcel in parcels(segment) for piece in parcel]
-        self.targets = [self.incoming.target(piece, device) for piece in pieces]
+        extents = [extent for chunk in chunks(segment) for extent in chunk]
+        self.targets = [self.writer.target(extent, device) for extent in extents]
         for target in self.targets:
             with beside(device):
                 target.fill_(0xA5)
@@ -65,7 +65,7 @@ class Lane:
             with beside(target.device):
                 target.copy_(part)
                 here = target.cpu()
-            self.incoming.update(memory_of(here))
+            self.writer.update(memory_of(here))
 
 
 def fails_at_times(chance: Random, move: Callable[[Tensor, Tensor], None]) -> partial[None]:

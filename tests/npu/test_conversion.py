@@ -31,12 +31,12 @@ def conversion() -> float:
     )
     offer.seal()
     taken: int = torch_npu.npu.max_memory_allocated() - before
-    return taken / offer.offering.manifest.nbytes
+    return taken / offer.entry.manifest.nbytes
 
 
 @pytest.mark.parametrize("cores", [1, 8])
 def test_digests_convert_one_tensor_at_a_time(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
-    monkeypatch.setattr("netloader.io.publication.cores", lambda: cores)
+    monkeypatch.setattr("netloader.io.published.cores", lambda: cores)
     assert conversion() <= 1.1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.peers import MIB, Halt, How, Words
-from tests.npu.cast import IMPATIENT, SHORT, Cast, Host, NpuPeer, served, soon
+from tests.npu.topology import IMPATIENT, SHORT, Cast, Host, NpuPeer, served, soon
 
 NOTICED = pytest.mark.parametrize(
     "knobs",

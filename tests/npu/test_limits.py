@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 from tests.e2e.peers import MIB
-from tests.npu.cast import IMPATIENT, SHORT, Cast, served, soon
+from tests.npu.topology import IMPATIENT, SHORT, Cast, served, soon
 from tests.planting import copied, planted
 
 MANY = 50
@@ -44,13 +44,13 @@ def test_a_build_that_cuts_otherwise_is_refused_before_any_collective(
 ) -> None:
     server = cast.server()
     copy = copied(tmp_path, "netloader")
-    otherwise = "PARCEL_BYTES = 4096"
-    with planted(copy, "netloader/io/parcels.py", r"PARCEL_BYTES = \d+ << 20", otherwise):
+    otherwise = "CHUNK_BYTES = 4096"
+    with planted(copy, "netloader/io/chunks.py", r"CHUNK_BYTES = \d+ << 20", otherwise):
         client = cast.client(server, source=str(copy))
         outcome = client.hear()
 
     assert not outcome["ok"]
-    assert "parcels" in outcome["attempts"][0]["detail"]
+    assert "chunks" in outcome["attempts"][0]["detail"]
     assert_no_collective(cast, server.pid, client.pid)
 
 
@@ -58,8 +58,8 @@ def test_unless_they_are_compared_other_sizes_are_for_hccl_to_find(
     cast: Cast, tmp_path: Path
 ) -> None:
     unaware, otherwise = (copied(tmp_path / name, "netloader") for name in ("server", "client"))
-    compare = ("netloader/io/transports/pair.py", r"if theirs != sizes:", "if False:")
-    cut = ("netloader/io/parcels.py", r"PARCEL_BYTES = \d+ << 20", "PARCEL_BYTES = 4096")
+    compare = ("netloader/io/transports/peer_group.py", r"if theirs != sizes:", "if False:")
+    cut = ("netloader/io/chunks.py", r"CHUNK_BYTES = \d+ << 20", "CHUNK_BYTES = 4096")
     with planted(unaware, *compare), planted(otherwise, *compare), planted(otherwise, *cut):
         server = cast.server(source=str(unaware), deadlines=SHORT)
         client = cast.client(server, source=str(otherwise), deadlines=SHORT)

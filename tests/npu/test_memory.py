@@ -12,17 +12,17 @@ from typing import Final
 import pytest
 
 from tests.e2e.peers import Halt
-from tests.npu.cast import SHORT, Cast
+from tests.npu.topology import SHORT, Cast
 from tests.planting import copied, planted
 
 GUARDS: Final = {
     "hccl never sees the model": (
         "netloader/io/transports/backends.py",
-        r"in_place=False,  # see Berth\.clear",
+        r"in_place=False,  # see DeviceSlot\.clear",
         "in_place=True,",
     ),
     "staging memory is kept": (
-        "netloader/io/transports/berth.py",
+        "netloader/io/transports/device_slot.py",
         r"if not self\._tainted:",
         "if True:",
     ),

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from tests.e2e.peers import Halt
-from tests.npu.cast import SHORT, Cast, served
+from tests.npu.topology import SHORT, Cast, served
 
 PAIRS = [("hccl", "tcp"), ("tcp", "hccl")]
 

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 from tests.e2e.peers import Halt
-from tests.npu.cast import SHORT, Cast
+from tests.npu.topology import SHORT, Cast
 
 
 def test_without_a_living_source_the_ordinary_loader_fills_the_same_bytes(

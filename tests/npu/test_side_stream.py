@@ -6,8 +6,8 @@ from subprocess import Popen
 from typing import Final
 
 from tests.children import process
-from tests.npu.cast import SHORT, Cast
 from tests.npu.simulator import ROOT
+from tests.npu.topology import SHORT, Cast
 from tests.planting import copied, planted
 
 PROGRAM: Final = """

@@ -31,7 +31,7 @@ PROGRAM: Final = """
 
     def fetch():
         with device.beside(npu):
-            return device.Fetch([there], npu).wait(threading.Event()).tolist()
+            return device.Readback([there], npu).wait(threading.Event()).tolist()
 
     def outcome(work):  # torch_npu may also wait for its dead queue, and not come back
         answers = []

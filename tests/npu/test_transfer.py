@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from tests.npu.cast import Cast, served, soon
+from tests.npu.topology import Cast, served, soon
 
 FEW = 48
 """A few dozen: what 10,000 small tensors may cost in operations of HCCL."""

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.peers import Halt
-from tests.npu.cast import SHORT, Cast, Host, NpuPeer
+from tests.npu.topology import SHORT, Cast, Host, NpuPeer
 from tests.planting import copied, planted
 
 pytestmark = pytest.mark.timeout(200)
 
 BACKENDS = "netloader/io/transports/backends.py"
-PAIR = "netloader/io/transports/pair.py"
+PAIR = "netloader/io/transports/peer_group.py"
 DEVICE = "netloader/io/device.py"
 
 SOON_S = 10.0
@@ -61,7 +61,7 @@ def test_wait_does_not_wait(cast: Cast, source: str) -> None:
 
     # Only who asks whether an operation is complete knows that it is not.
     assert closed[0]["reason"] == "transfer_stalled"
-    assert "moving a parcel" in closed[0]["detail"]
+    assert "moving a chunk" in closed[0]["detail"]
 
 
 def test_a_new_thread_starts_on_device_0(cast: Cast, source: str) -> None:

@@ -83,7 +83,7 @@ class Trace:
 def main(model: str) -> None:
     """Transfer a model once, and count what the server's sending thread asked of CANN."""
     import tests.npu.simulator  # noqa: F401 - before torch is, which netloader imports
-    from tests.npu.cast import Cast, served
+    from tests.npu.topology import Cast, served
 
     with ExitStack() as stack:
         path = f"{stack.enter_context(tempfile.TemporaryDirectory())}/trace"

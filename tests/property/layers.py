@@ -20,7 +20,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/wire",
         "tests/unit/io/test_intake.py",
         "tests/unit/io/test_observe.py",
-        "tests/unit/io/test_publication.py",
+        "tests/unit/io/test_published.py",
         "tests/unit/io/test_doubts.py",
         "tests/unit/io/test_client_sources.py",
     ),

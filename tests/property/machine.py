@@ -122,10 +122,10 @@ class Conversation(RuleBasedStateMachine):
     def check_the_log(self) -> None:
         """never-silent, same-words: what was opened is closed, once, with the verdict."""
         for end in self.world.ends:
-            mine = [x for x in self.lines if x.get("netloader.role") == end.role]
+            mine = [x for x in self.lines if x.get("netloader.side") == end.side]
             opened = [x for x in mine if x["event"] == "netloader.session.opened"]
             closed = [x for x in mine if x["event"] == "netloader.session.closed"]
-            assert len(closed) == len(opened), f"never-silent: {end.role} {opened} {closed}"
+            assert len(closed) == len(opened), f"never-silent: {end.side} {opened} {closed}"
             if closed and end.session.verdict is not None:
                 assert closed[-1]["netloader.reason"] == end.session.verdict.reason.value
 
@@ -137,4 +137,4 @@ class Conversation(RuleBasedStateMachine):
     @property
     def curious(self) -> bool:
         """Whether the client only wants to know."""
-        return self.world.client_session.wish.purpose is Purpose.DESCRIPTION
+        return self.world.client_session.spec.purpose is Purpose.DESCRIPTION

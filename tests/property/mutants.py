@@ -25,13 +25,13 @@ IDENTITY: Final = "netloader/fsm/identity.py"
 AUTH: Final = "netloader/fsm/auth.py"
 INTAKE: Final = "netloader/io/intake.py"
 DOUBTS: Final = "netloader/io/doubts.py"
-PUBLICATION: Final = "netloader/io/publication.py"
+PUBLISHED: Final = "netloader/io/published.py"
 GOODS: Final = "netloader/vllm_plugin/goods.py"
 PLACES: Final = "netloader/vllm_plugin/places.py"
 WITNESS: Final = "netloader/vllm_plugin/witness.py"
 VIGIL: Final = "netloader/vllm_plugin/vigil.py"
 FENCE: Final = "netloader/vllm_plugin/fence.py"
-CREW: Final = "netloader/io/crew.py"
+WORKER: Final = "netloader/io/worker.py"
 HIDDEN: Final = "netloader/io/hidden.py"
 MODULE_STATE: Final = "netloader/io/module_state.py"
 SETTLING: Final = "netloader/io/settling.py"
@@ -148,7 +148,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L2, MANIFEST, r"if last in segments else 0", "if False else 0"
     ),
     "the last tensors are in no segment": Mutant(
-        L2, MANIFEST, r"    if pieces:\n", "    if room == 0:\n"
+        L2, MANIFEST, r"    if extents:\n", "    if room == 0:\n"
     ),
     "a segment is counted twice on resume": Mutant(
         L4, INTAKE, r"self\.verified_bytes = sum", "self.verified_bytes += sum"
@@ -158,10 +158,10 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     # the fence
     "who reads on does not keep memory from being freed": Mutant(
-        L4, PUBLICATION, r"not \(self\._clients or self\._readers\)", "not self._clients"
+        L4, PUBLISHED, r"not \(self\._clients or self\._readers\)", "not self._clients"
     ),
     "who has an offer does not keep memory from being freed": Mutant(
-        L4, PUBLICATION, r"not \(self\._clients or self\._readers\)", "not self._readers"
+        L4, PUBLISHED, r"not \(self\._clients or self\._readers\)", "not self._readers"
     ),
     # what a module holds
     "extra state is not sent": Mutant(
@@ -197,21 +197,24 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "no look at the model at the end of a transfer": Mutant(
         SERVED,
-        CREW,
-        r"if why or not publication\.still_used\(\):",
+        WORKER,
+        r"if why or not published\.still_used\(\):",
         "if why:",
     ),
     "no look at the model before an offer": Mutant(
-        SERVED, CREW, r"withdrawn or not publication\.still_used\(\):", "withdrawn:"
+        SERVED, WORKER, r"withdrawn or not published\.still_used\(\):", "withdrawn:"
     ),
     "what another source sent is not compared": Mutant(
         SERVED,
-        CREW,
-        r"partial\(publication\.examine, unasked\)",
-        "partial(publication.examine, [])",
+        WORKER,
+        r"partial\(published\.examine, unasked\)",
+        "partial(published.examine, [])",
     ),
     "a late finding puts the old model back on offer": Mutant(
-        SERVED, PUBLICATION, r"            if old not in self\.publications:\n +return False\n", ""
+        SERVED,
+        PUBLISHED,
+        r"            if old not in self\.published_models:\n +return False\n",
+        "",
     ),
     # what is offered is what the engine uses
     "a parameter may be rebound": Mutant(

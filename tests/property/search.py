@@ -1,4 +1,4 @@
-"""Exhaustive search: one role against an adversary, and two roles with every fault, breadth first.
+"""Exhaustive search: one side against an adversary, and both sides with every fault, breadth first.
 
 A control protocol is a small finite graph once time is taken as "a deadline may pass now" and
 sessions that cannot be told apart are one node. Each edge is checked by the laws of a step, each
@@ -39,7 +39,7 @@ from netloader.testing.laws import lawful, must
 from tests.property.samples import SAMPLES
 from tests.property.world import PROVEN_DESCRIPTION, PROVEN_OFFER, Choice, World
 
-CONSTANT: Final = {"wish", "offerings", "nonce", "session_id"}
+CONSTANT: Final = {"spec", "entries", "nonce", "session_id"}
 """What no event changes."""
 OF_TIME: Final = {"deadline", "deadlines", "entered"}
 OF_A_STEP: Final = {"_effects", "_row"}
@@ -59,7 +59,7 @@ def fingerprint(session: Session) -> tuple[str, ...]:
     """All that decides what a session will do, time left out."""
     names = {name for kind in type(session).__mro__ for name in getattr(kind, "__slots__", ())}
     lasting = sorted(names - CONSTANT - OF_TIME - OF_A_STEP)
-    return (session.role, *(repr(getattr(session, name)) for name in lasting))
+    return (session.side, *(repr(getattr(session, name)) for name in lasting))
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Found:
     seconds: float = 0.0
 
 
-# -- one role, and an adversary that says anything at any time -----------------------------------
+# -- one side, and an adversary that says anything at any time -----------------------------------
 
 
 class Alone(NamedTuple):
@@ -96,7 +96,7 @@ def possible(at: Alone) -> Iterator[Event]:
     if at.session.state in TERMINAL:
         locals_: tuple[type[Event], ...] = LOCAL_EVENTS
     elif at.session.state is INITIAL:
-        dials = (ConnectFailed,) if at.session.role == "client" else ()
+        dials = (ConnectFailed,) if at.session.side == "client" else ()
         locals_ = (Connected, *dials, *ANY_TIME)
     else:
         locals_ = (*ANY_TIME, *ENDINGS.get(at.order or object, ()))
@@ -150,7 +150,7 @@ def _told(at: Alone, event: Event, found: Found) -> Alone:
     must(twin.state is not at.session.state or twin.deadline == at.session.deadline, *ONCE)
     if isinstance(twin, ServerSession):
         _server_holds(twin, step)
-    if isinstance(twin, ClientSession) and twin.wish.token is not None:
+    if isinstance(twin, ClientSession) and twin.spec.token is not None:
         _believed(twin, step)
     return Alone(twin, after(at, step))
 
@@ -173,7 +173,7 @@ def _server_holds(session: ServerSession, step: Step) -> None:
             must(asked == effect.message.identity, "as-asked", f"{asked} is what was asked for")
 
 
-# -- two roles, their channels, their work, and faults -------------------------------------------
+# -- both sides, their channels, their work, and faults -------------------------------------------
 
 
 class Node(NamedTuple):

@@ -5,12 +5,12 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from netloader.fsm.client import Wish
+from netloader.fsm.client import FetchSpec
 from netloader.fsm.events import PEER_EVENTS, Violated
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, Progress, TensorSpec
 from netloader.fsm.messages import Lane
-from netloader.fsm.server import Offering
+from netloader.fsm.server import CatalogEntry
 from netloader.wire.frames import Spoken
 from tests.property.samples import SAMPLES
 from tests.property.world import (
@@ -35,15 +35,15 @@ progresses = st.builds(
 
 
 @st.composite
-def matching(draw: st.DrawFn) -> tuple[Wish, Offering]:
+def matching(draw: st.DrawFn) -> tuple[FetchSpec, CatalogEntry]:
     """A client and a server that should come to terms."""
     secured = draw(st.booleans(), label="token")
-    wish = draw(st.sampled_from([WISH, WISH, WISH, CURIOUS]), label="wish")
+    spec = draw(st.sampled_from([WISH, WISH, WISH, CURIOUS]), label="spec")
     progress = draw(progresses, label="progress")
     lanes = draw(st.integers(1, 16), label="lanes")
     token = TOKEN if secured else None
-    wish = replace(wish, token=token, progress=progress, lanes=lanes)
-    return wish, GUARDED if secured else OFFERING
+    spec = replace(spec, token=token, progress=progress, lanes=lanes)
+    return spec, GUARDED if secured else OFFERING
 
 
 def _spoilt(**changes: object) -> Manifest:
@@ -72,7 +72,7 @@ IDENTITIES: Final = {
     "a field more": Identity({"model": "llama", "tp_size": "1", "ep_size": "8"}),
     "another checkpoint": replace(IDENTITY, soft={"checkpoint": "rev-2"}),
 }
-UNLIKE: Final[dict[str, Wish]] = {
+UNLIKE: Final[dict[str, FetchSpec]] = {
     **{name: replace(WISH, manifest=manifest) for name, manifest in MANIFESTS.items()},
     **{name: replace(WISH, identity=identity) for name, identity in IDENTITIES.items()},
     "no layout in common": replace(WISH, layouts=("none",)),

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
-from netloader.io import formats, intake, parcels, weights
+from netloader.io import chunks, formats, intake, weights
 from netloader.io.device import CPU
 from netloader.io.failure import TransferError
-from netloader.io.intake import Incoming, Ledger
+from netloader.io.intake import Ledger, SegmentWriter
 from netloader.io.memory import memory_of
 from netloader.io.weights import Weights
 from tests.property.modules import OLD, OTHER, SAME, Model, build, filled, memory, models
@@ -47,7 +47,7 @@ happened: Counter[str] = Counter()
 class Lane:
     """One segment on its way; until its bytes come, its targets hold anything."""
 
-    def __init__(self, coming: Incoming, segment: Segment, block: bytes, pick: int) -> None:
+    def __init__(self, coming: SegmentWriter, segment: Segment, block: bytes, pick: int) -> None:
         self.segment = segment
         self.left = bytearray(block)
         self.hurt = False
@@ -58,8 +58,8 @@ class Lane:
         self._views = iter(views)
 
     def _landings(self, device: torch.device) -> Iterator[memoryview]:
-        for parcel in parcels.parcels(self.segment):
-            places = [self._incoming.target(piece, device) for piece in parcel]
+        for chunk in chunks.chunks(self.segment):
+            places = [self._incoming.target(extent, device) for extent in chunk]
             yield from [spoil(memory_of(place)) for place in places]
 
     def move(self, most: int) -> None:
@@ -85,8 +85,8 @@ class Assembly:
     def __init__(self, model: Model, cuts: tuple[int, int], patches: pytest.MonkeyPatch) -> None:
         patches.setattr(weights, "assign", self.assign)
         patches.setattr(intake, "bring", self.bring_on_a_cpu)
-        patches.setattr(parcels, "SMALL_BYTES", 16)
-        patches.setattr(parcels, "PARCEL_BYTES", 40)
+        patches.setattr(chunks, "SMALL_BYTES", 16)
+        patches.setattr(chunks, "CHUNK_BYTES", 40)
         self.model = model
         self.target = build(model, OLD)
         self.weights = Weights.of(self.target)

@@ -55,8 +55,8 @@ class Watched:
         return self.steps, sent, tasks, ends, connection.next_timeout(), connection.held_bytes
 
 
-def pieces(stream: bytes, sizes: list[int]) -> list[bytes]:
-    """A stream in pieces of these sizes, over and over."""
+def extents(stream: bytes, sizes: list[int]) -> list[bytes]:
+    """A stream in extents of these sizes, over and over."""
     found: list[bytes] = []
     at = 0
     while at < len(stream):
@@ -70,8 +70,8 @@ def pieces(stream: bytes, sizes: list[int]) -> list[bytes]:
 def test_how_a_stream_is_cut_does_not_matter(side: str, stream: bytes, sizes: list[int]) -> None:
     whole, cut = Watched(side), Watched(side)
     whole.hear(stream)
-    for piece in pieces(stream, sizes):
-        cut.hear(piece)
+    for extent in extents(stream, sizes):
+        cut.hear(extent)
 
     assert cut.outcome() == whole.outcome()
 

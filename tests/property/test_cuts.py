@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from netloader.fsm.client import Wish
+from netloader.fsm.client import FetchSpec
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering
+from netloader.fsm.server import CatalogEntry
 from netloader.fsm.states import State
 from netloader.log import capture
 from netloader.testing import Choice, World
@@ -42,7 +42,7 @@ def hold_up(world: World) -> None:
 
 
 @pytest.fixture(scope="module", params=PAIRS)
-def pair(request: pytest.FixtureRequest) -> tuple[Wish, Offering, int]:
+def pair(request: pytest.FixtureRequest) -> tuple[FetchSpec, CatalogEntry, int]:
     """A pair, and how many bytes its honest conversation has."""
     world = World(*PAIRS[request.param])
     world.run()
@@ -52,13 +52,13 @@ def pair(request: pytest.FixtureRequest) -> tuple[Wish, Offering, int]:
 
 @pytest.mark.parametrize("fault", [cut, end])
 def test_cut_after_any_byte_both_are_free_at_once_and_neither_is_wrong(
-    pair: tuple[Wish, Offering, int], fault: Callable[[World], None], figures: list[str]
+    pair: tuple[FetchSpec, CatalogEntry, int], fault: Callable[[World], None], figures: list[str]
 ) -> None:
-    wish, offering, total = pair
+    spec, entry, total = pair
     ends: set[tuple[State, State]] = set()
     for nbytes in range(total):
         with capture():
-            world = World(wish, offering)
+            world = World(spec, entry)
             run_to(world, nbytes)
             fault(world)
             world.run()
@@ -74,13 +74,13 @@ def test_cut_after_any_byte_both_are_free_at_once_and_neither_is_wrong(
 
 
 def test_held_up_after_any_byte_both_end_with_their_deadlines(
-    pair: tuple[Wish, Offering, int],
+    pair: tuple[FetchSpec, CatalogEntry, int],
 ) -> None:
-    wish, offering, total = pair
+    spec, entry, total = pair
     longest = 2 * DEADLINES.handshake_s + DEADLINES.validate_s + DEADLINES.transfer_s(NBYTES)
     for nbytes in range(0, total, 3):
         with capture():
-            world = World(wish, offering)
+            world = World(spec, entry)
             run_to(world, nbytes)
             hold_up(world)
             world.run()

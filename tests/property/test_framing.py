@@ -1,4 +1,4 @@
-"""Bytes to messages: whole, in pieces, with a tail, cut, forged and oversized."""
+"""Bytes to messages: whole, in extents, with a tail, cut, forged and oversized."""
 
 import json
 from collections.abc import Iterator
@@ -74,16 +74,16 @@ def body(kind: str, **fields: object) -> bytes:
     return frame(json.dumps({"kind": kind, "body": fields}).encode())
 
 
-def in_pieces(data: bytes, sizes: list[int]) -> Iterator[bytes]:
-    """`data` cut into pieces of these sizes, and the rest."""
+def in_extents(data: bytes, sizes: list[int]) -> Iterator[bytes]:
+    """`data` cut into extents of these sizes, and the rest."""
     for size in sizes:
         yield data[:size]
         data = data[size:]
     yield data
 
 
-def heard(decoder: Decoder, *pieces: bytes) -> list[Heard]:
-    return [item for piece in pieces for item in decoder.feed(piece)]
+def heard(decoder: Decoder, *extents: bytes) -> list[Heard]:
+    return [item for extent in extents for item in decoder.feed(extent)]
 
 
 def test_the_examples_are_one_of_each_kind() -> None:
@@ -112,7 +112,7 @@ def test_how_the_network_cuts_a_stream_does_not_matter(
 ) -> None:
     stream = b"".join(map(encode, spoken))
 
-    assert heard(Decoder(2**20), *in_pieces(stream, sizes)) == spoken
+    assert heard(Decoder(2**20), *in_extents(stream, sizes)) == spoken
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
@@ -268,8 +268,8 @@ forged = st.one_of(
 def test_no_byte_of_a_peer_raises_and_little_is_held(sent: list[bytes], sizes: list[int]) -> None:
     decoder = Decoder(LIMIT)
     violations = 0
-    for piece in in_pieces(b"".join(sent), sizes):
-        items = decoder.feed(piece)
+    for extent in in_extents(b"".join(sent), sizes):
+        items = decoder.feed(extent)
         assert not violations or items == []
         violations += sum(isinstance(item, Violated) for item in items)
         assert decoder.buffered < LIMIT + HEADER.size

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
-from netloader.fsm.client import Wish
+from netloader.fsm.client import FetchSpec
 from netloader.fsm.effects import StartTransfer
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering
+from netloader.fsm.server import CatalogEntry
 from netloader.fsm.states import State
 from netloader.testing import World
 from tests.property.machine import Conversation, Depth, depths, orders
@@ -19,7 +19,7 @@ class Honest(Conversation):
     """No fault at all: honest-ends-well."""
 
     @initialize(pair=matching(), window=windows, depth=depths)
-    def begin(self, pair: tuple[Wish, Offering], window: int, depth: Depth) -> None:
+    def begin(self, pair: tuple[FetchSpec, CatalogEntry], window: int, depth: Depth) -> None:
         self.enter(World(*pair, window=window), depth)
 
     def finish(self) -> None:

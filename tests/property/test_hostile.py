@@ -14,14 +14,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from netloader.fsm.client import Wish
+from netloader.fsm.client import FetchSpec
 from netloader.fsm.events import ConnectFailed, OfferRefused, StopRequested, TransferFailed
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering
+from netloader.fsm.server import CatalogEntry
 from netloader.fsm.states import LIVING, TERMINAL, State
 from netloader.testing import World
-from netloader.testing.sides import Role
+from netloader.testing.sides import Side
 from netloader.wire.connection import LINGER_S
 from netloader.wire.frames import Spoken
 from tests.property.machine import Conversation, Depth, F, depths
@@ -72,7 +72,9 @@ class Hostile(Conversation):
     """One or two faults a run; then the rest of the honest rules, and time."""
 
     @initialize(pair=pairs, window=windows, depth=depths, budget=st.integers(1, 2))
-    def begin(self, pair: tuple[Wish, Offering], window: int, depth: Depth, budget: int) -> None:
+    def begin(
+        self, pair: tuple[FetchSpec, CatalogEntry], window: int, depth: Depth, budget: int
+    ) -> None:
         self.pair, self.window = pair, window
         self.budget, self.sources = budget, 2
         self.enter(World(*pair, window=window), depth)
@@ -93,13 +95,13 @@ class Hostile(Conversation):
 
     @may_hurt("linked")
     @rule(who=SIDES)
-    def one_direction_ends(self, who: Role) -> None:
+    def one_direction_ends(self, who: Side) -> None:
         self.hurt()
         self.world.pipes[who].ended = True
 
     @may_hurt("linked")
     @rule(who=SIDES)
-    def one_direction_stalls(self, who: Role) -> None:
+    def one_direction_stalls(self, who: Side) -> None:
         self.hurt()
         self.world.pipes[who].stalled = True
 
@@ -127,13 +129,13 @@ class Hostile(Conversation):
 
     @may_hurt("linked")
     @rule(who=SIDES, said=plausible)
-    def a_plausible_message_is_forged(self, who: Role, said: Spoken) -> None:
+    def a_plausible_message_is_forged(self, who: Side, said: Spoken) -> None:
         self.hurt()
         self.world.forge(who, said)
 
     @may_hurt("linked")
     @rule(who=SIDES, data=st.binary(min_size=1, max_size=40))
-    def somebody_talks_in(self, who: Role, data: bytes) -> None:
+    def somebody_talks_in(self, who: Side, data: bytes) -> None:
         self.hurt()
         self.world.forge(who, data)
 
@@ -141,14 +143,14 @@ class Hostile(Conversation):
 
     @may_hurt("work")
     @rule(who=SIDES)
-    def work_fails(self, who: Role) -> None:
+    def work_fails(self, who: Side) -> None:
         if self.world.end(who).hands.able:
             self.hurt()
             self.world.fail(who, FAILED)
 
     @may_hurt("work")
     @rule(who=SIDES)
-    def work_hangs(self, who: Role) -> None:
+    def work_hangs(self, who: Side) -> None:
         if self.world.end(who).hands.able:
             self.hurt()
             self.world.end(who).hands.hangs = True
@@ -169,7 +171,7 @@ class Hostile(Conversation):
 
     @may_hurt()
     @rule(who=SIDES)
-    def an_owner_stops_it(self, who: Role) -> None:
+    def an_owner_stops_it(self, who: Side) -> None:
         self.hurt()
         self.world.end(who).link.handle(StopRequested())
 
@@ -204,8 +206,8 @@ class Hostile(Conversation):
             world.run()
         assert world.now() - begun <= LONGEST_S, "time-settles"
         for end in world.ends:
-            assert end.settled or not end.linked, f"time-settles: {end.role}"
-            assert end.link.closed or not end.linked, f"nothing is left: {end.role}"
+            assert end.settled or not end.linked, f"time-settles: {end.side}"
+            assert end.link.closed or not end.linked, f"nothing is left: {end.side}"
 
 
 def test_a_hostile_world_ends_right_and_in_time(figures: list[str]) -> None:

@@ -11,9 +11,9 @@ from netloader.fsm.manifest import (
     Progress,
     Segment,
     TensorSpec,
-    plan,
     root_digest,
     segment_count,
+    segments_of,
 )
 from netloader.fsm.messages import Offer
 from netloader.wire.frames import Decoder, encode
@@ -54,13 +54,13 @@ sizes = st.integers(1, 300)
 def test_a_plan_covers_every_byte_that_travels_once_and_in_order(
     manifest: Manifest, segment_bytes: int
 ) -> None:
-    segments = plan(manifest, segment_bytes)
+    segments = segments_of(manifest, segment_bytes)
 
     covered = [
-        (piece.tensor, byte)
+        (extent.tensor, byte)
         for segment in segments
-        for piece in segment.pieces
-        for byte in range(piece.start, piece.start + piece.length)
+        for extent in segment.extents
+        for byte in range(extent.start, extent.start + extent.length)
     ]
     travels = [(i, byte) for i in manifest.payload for byte in range(manifest.tensors[i].nbytes)]
     assert covered == travels
@@ -69,16 +69,16 @@ def test_a_plan_covers_every_byte_that_travels_once_and_in_order(
 
 @given(manifests(), sizes)
 def test_all_segments_but_the_last_are_full(manifest: Manifest, segment_bytes: int) -> None:
-    segments = plan(manifest, segment_bytes)
+    segments = segments_of(manifest, segment_bytes)
 
     assert [s.index for s in segments] == list(range(len(segments)))
     assert len(segments) == segment_count(manifest.nbytes, segment_bytes)
     assert all(s.nbytes == segment_bytes for s in segments[:-1])
     for segment in segments:
         assert 0 < segment.nbytes <= segment_bytes
-        assert segment.nbytes == sum(piece.length for piece in segment.pieces)
-        assert all(piece.length > 0 for piece in segment.pieces)
-        assert all(a.tensor < b.tensor for a, b in pairwise(segment.pieces))
+        assert segment.nbytes == sum(extent.length for extent in segment.extents)
+        assert all(extent.length > 0 for extent in segment.extents)
+        assert all(a.tensor < b.tensor for a, b in pairwise(segment.extents))
 
 
 @given(manifests())
@@ -100,7 +100,7 @@ def test_both_sides_derive_the_same_plan(manifest: Manifest, segment_bytes: int)
     assert isinstance(heard, Offer)
     assert manifest.difference(heard.manifest) is None
     assert heard.manifest.digest == manifest.digest
-    assert plan(heard.manifest, heard.segment_bytes) == plan(manifest, segment_bytes)
+    assert segments_of(heard.manifest, heard.segment_bytes) == segments_of(manifest, segment_bytes)
 
 
 @given(manifests(), manifests())
@@ -162,7 +162,7 @@ def test_a_model_of_one_huge_tensor_is_planned_without_counting_bytes() -> None:
     nbytes = 2**40
     manifest = Manifest((TensorSpec("w", "int8", (nbytes,), (1,), nbytes),))
 
-    segments: tuple[Segment, ...] = plan(manifest, 2**26)
+    segments: tuple[Segment, ...] = segments_of(manifest, 2**26)
 
     assert len(segments) == 2**14
-    assert segments[-1].pieces[0].start == nbytes - 2**26
+    assert segments[-1].extents[0].start == nbytes - 2**26

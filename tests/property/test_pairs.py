@@ -1,4 +1,4 @@
-"""Every state and every event of both roles: an answer, one verdict, no surprise."""
+"""Every state and every event of both sides: an answer, one verdict, no surprise."""
 
 import copy
 
@@ -18,7 +18,7 @@ from netloader.fsm.events import (
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import LIVING, TERMINAL, State
 from netloader.testing import lawful
-from tests.property.lives import LIVES, lived
+from tests.property.histories import LIVES, lived
 from tests.property.samples import SAMPLES
 
 # -- what copies of a session answer to them -----------------------------------------------------
@@ -39,8 +39,8 @@ def answers(name: str, kind: type[Event]) -> list[tuple[Session, Step]]:
 
 
 def test_the_lives_cover_every_state_and_the_samples_every_event() -> None:
-    for role in ("client", "server"):
-        states = {s.state for name, s in SESSIONS.items() if name.startswith(role)}
+    for side in ("client", "server"):
+        states = {s.state for name, s in SESSIONS.items() if name.startswith(side)}
         assert states == set(State)
     assert set(SAMPLES) == set(EVENTS)
 
@@ -97,12 +97,12 @@ def test_what_was_started_is_stopped_once_before_the_verdict(name: str) -> None:
     assert fell_back
 
 
-def test_every_state_of_both_roles_was_asked_about_every_event(figures: list[str]) -> None:
-    pairs = {(s.role, s.state, kind) for s in SESSIONS.values() for kind in EVENTS}
+def test_every_state_of_both_sides_was_asked_about_every_event(figures: list[str]) -> None:
+    pairs = {(s.side, s.state, kind) for s in SESSIONS.values() for kind in EVENTS}
     samples = sum(map(len, SAMPLES.values()))
 
     assert len(pairs) == 2 * len(State) * len(EVENTS)
     figures.append(
-        f"pairs: 2 roles x {len(State)} states x {len(EVENTS)} events = {len(pairs)}; "
+        f"pairs: 2 sides x {len(State)} states x {len(EVENTS)} events = {len(pairs)}; "
         f"{len(SESSIONS)} lives x {samples} samples = {len(SESSIONS) * samples} steps"
     )

@@ -6,14 +6,14 @@ from typing import Any, Final, TypeAlias
 
 import pytest
 
-from netloader.fsm import client as client_role
-from netloader.fsm import server as server_role
-from netloader.fsm.client import Wish
+from netloader.fsm import client as client_side
+from netloader.fsm import server as server_side
+from netloader.fsm.client import FetchSpec
 from netloader.fsm.effects import StartTransfer
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Purpose
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering
+from netloader.fsm.server import CatalogEntry
 from netloader.fsm.session import Session
 from netloader.fsm.states import State
 from tests.property.search import search_alone, search_pair
@@ -38,13 +38,13 @@ from tests.property.world import (
     server,
 )
 
-Pair: TypeAlias = tuple[Wish, *tuple[Offering, ...]]
+PeerGroup: TypeAlias = tuple[FetchSpec, *tuple[CatalogEntry, ...]]
 """A client, and what its server offers."""
 
-GUARDED_BOTH: Final = tuple(replace(offering, token=TOKEN) for offering in BOTH)
+GUARDED_BOTH: Final = tuple(replace(entry, token=TOKEN) for entry in BOTH)
 MAKERS: Final[dict[str, tuple[Any, tuple[Callable[[], Session], ...]]]] = {
     "client": (
-        client_role.TABLE,
+        client_side.TABLE,
         (
             client,
             lambda: client(SECURED),
@@ -55,12 +55,12 @@ MAKERS: Final[dict[str, tuple[Any, tuple[Callable[[], Session], ...]]]] = {
         ),
     ),
     "server": (
-        server_role.TABLE,
+        server_side.TABLE,
         (server, lambda: server(GUARDED), lambda: server(*BOTH), lambda: server(*GUARDED_BOTH)),
     ),
 }
 SHORTER: Final = replace(WISH, manifest=Manifest(MANIFEST.tensors[:1]))
-HONEST: Final[dict[str, Pair]] = {
+HONEST: Final[dict[str, PeerGroup]] = {
     "plain": (WISH, OFFERING),
     "with a token": (SECURED, GUARDED),
     "curious": (CURIOUS, OFFERING),
@@ -71,7 +71,7 @@ HONEST: Final[dict[str, Pair]] = {
     "the draft of two": (DRAFTING, *BOTH),
     "the draft of two with a token": (replace(DRAFTING, token=TOKEN), *GUARDED_BOTH),
 }
-UNLIKE: Final[dict[str, Pair]] = {
+UNLIKE: Final[dict[str, PeerGroup]] = {
     "another model": (replace(WISH, identity=OTHER_IDENTITY), OFFERING),
     "a draft that is not there": (DRAFTING, BOTH[0]),
     "no role where there are two": (WISH, *BOTH),
@@ -101,13 +101,13 @@ def holds(world: World) -> None:
     assert audits["client"] == 0
     doubted = s.verdict is not None and s.verdict.reason is Reason.DIGEST_MISMATCH
     assert audits["server"] == int(doubted), "doubts-are-audited"
-    if c.wish.purpose is Purpose.DESCRIPTION:
+    if c.spec.purpose is Purpose.DESCRIPTION:
         return  # the description is the last word, and a last word may be lost
     if c.state is State.DONE:
         assert s.sent, "agreement: a client is only done after the server has sent everything"
         assert c.offer is not None
         assert c.offer.digests == s.digests, "same-bytes"
-        drafting = c.wish.identity.hard.get("role") == "draft"
+        drafting = c.spec.identity.hard.get("role") == "draft"
         assert s.digests == (DRAFT_DIGESTS if drafting else DIGESTS), "what it asked for"
     if s.state is State.DONE:
         assert c.state is State.DONE, "a server is only done after its client"
@@ -115,18 +115,18 @@ def holds(world: World) -> None:
         assert starts["client"] == starts["server"], "both move the same"
 
 
-@pytest.mark.parametrize("role", MAKERS)
+@pytest.mark.parametrize("side", MAKERS)
 def test_an_adversary_brings_a_session_nowhere_and_every_row_fires(
-    role: str, figures: list[str]
+    side: str, figures: list[str]
 ) -> None:
-    table, makers = MAKERS[role]
+    table, makers = MAKERS[side]
     found = [search_alone(make) for make in makers]
     fired = set().union(*(f.rows for f in found))
     silent = [f"{r.source.name} {r.on.__name__} {r.guard} {r.action}" for r in table]
     silent = [text for text, r in zip(silent, table, strict=True) if id(r) not in fired]
 
     figures.append(
-        f"{role} against an adversary: {sum(f.nodes for f in found)} nodes, "
+        f"{side} against an adversary: {sum(f.nodes for f in found)} nodes, "
         f"{sum(f.edges for f in found)} edges, {sum(f.seconds for f in found):.2f} s; "
         f"{len(table) - len(silent)} of {len(table)} rows fired"
     )
@@ -135,29 +135,29 @@ def test_an_adversary_brings_a_session_nowhere_and_every_row_fires(
 
 @pytest.mark.parametrize("pair", HONEST)
 def test_without_a_fault_every_order_of_events_ends_well(pair: str) -> None:
-    wish, *offerings = HONEST[pair]
+    spec, *entries = HONEST[pair]
 
-    assert search_pair(lambda: World(wish, *offerings), 0, holds).ends == {DONE}
+    assert search_pair(lambda: World(spec, *entries), 0, holds).ends == {DONE}
 
 
 @pytest.mark.parametrize("pair", UNLIKE)
 def test_two_that_do_not_match_both_fall_back_and_nothing_moves(pair: str) -> None:
-    wish, *offerings = UNLIKE[pair]
+    spec, *entries = UNLIKE[pair]
 
     def still(world: World) -> None:
         holds(world)
         assert not any(p.moves for p in world.parties.values())
 
-    assert search_pair(lambda: World(wish, *offerings), 0, still).ends == {("FALLBACK", "FALLBACK")}
-    assert DONE not in search_pair(lambda: World(wish, *offerings), 2, still).ends
+    assert search_pair(lambda: World(spec, *entries), 0, still).ends == {("FALLBACK", "FALLBACK")}
+    assert DONE not in search_pair(lambda: World(spec, *entries), 2, still).ends
 
 
 @pytest.mark.parametrize("pair", HONEST)
 def test_no_few_faults_bring_the_two_to_a_wrong_end_or_to_none(
     pair: str, figures: list[str]
 ) -> None:
-    wish, *offerings = HONEST[pair]
-    found = search_pair(lambda: World(wish, *offerings), MOST_FAULTS, holds)
+    spec, *entries = HONEST[pair]
+    found = search_pair(lambda: World(spec, *entries), MOST_FAULTS, holds)
 
     figures.append(
         f"{pair}, up to {MOST_FAULTS} faults: {found.nodes} nodes, {found.edges} edges, "

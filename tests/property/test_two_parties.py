@@ -8,12 +8,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netloader.fsm.client import Wish
+from netloader.fsm.client import FetchSpec
 from netloader.fsm.effects import StartTransfer
-from netloader.fsm.manifest import Progress, plan
+from netloader.fsm.manifest import Progress, segments_of
 from netloader.fsm.messages import Complete, Purpose, Verified
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering
+from netloader.fsm.server import CatalogEntry
 from netloader.fsm.states import State
 from tests.property.strategies import matching, progresses
 from tests.property.world import (
@@ -55,17 +55,17 @@ def states(world: World) -> tuple[State, State]:
 
 @given(matching(), st.data())
 def test_an_honest_world_ends_well_in_any_order(
-    pair: tuple[Wish, Offering], data: st.DataObject
+    pair: tuple[FetchSpec, CatalogEntry], data: st.DataObject
 ) -> None:
-    wish, offering = pair
-    world = World(wish, offering)
+    spec, entry = pair
+    world = World(spec, entry)
 
     run(world, data)
 
     assert states(world) == (State.DONE, State.DONE)
     for session in (world.client_session, world.server_session):
         assert session.verdict is not None
-        curious = wish.purpose is Purpose.DESCRIPTION
+        curious = spec.purpose is Purpose.DESCRIPTION
         assert session.verdict.reason is (Reason.DESCRIBED if curious else Reason.VERIFIED)
 
 
@@ -79,7 +79,7 @@ def test_only_what_is_missing_travels_and_all_of_it(
 
     same = (progress.algorithm, progress.digests) == ("sha256", DIGESTS)
     missing = tuple(i for i in range(3) if not (same and i in progress.verified))
-    nbytes = sum(plan(MANIFEST, SEGMENT_BYTES)[i].nbytes for i in missing)
+    nbytes = sum(segments_of(MANIFEST, SEGMENT_BYTES)[i].nbytes for i in missing)
     started = [
         effect
         for party in world.parties.values()

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Self, assert_never
 
 from netloader.config import Deadlines, Secret
 from netloader.fsm import auth
-from netloader.fsm.client import ClientSession, Wish
+from netloader.fsm.client import ClientSession, FetchSpec
 from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
@@ -44,8 +44,8 @@ from netloader.fsm.manifest import (
     Manifest,
     Progress,
     TensorSpec,
-    plan,
     root_digest,
+    segments_of,
 )
 from netloader.fsm.messages import (
     Challenge,
@@ -60,7 +60,7 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering, ServerSession
+from netloader.fsm.server import CatalogEntry, ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL
 from netloader.testing import lawful
@@ -87,7 +87,7 @@ NBYTES: Final = 153_604
 DIGESTS: Final = ("digest-0", "digest-1", "digest-2")
 ROOT: Final = root_digest(DIGESTS)
 
-WISH: Final = Wish(
+WISH: Final = FetchSpec(
     purpose=Purpose.WEIGHTS,
     identity=IDENTITY,
     manifest=MANIFEST,
@@ -97,12 +97,12 @@ WISH: Final = Wish(
     lanes=2,
 )
 SECURED: Final = replace(WISH, token=TOKEN)
-CURIOUS: Final = Wish(Purpose.DESCRIPTION, Identity({"model": "llama"}))
+CURIOUS: Final = FetchSpec(Purpose.DESCRIPTION, Identity({"model": "llama"}))
 HELD: Final = Progress("sha256", SEGMENT_BYTES, DIGESTS, frozenset({1}))
 RESUMING: Final = replace(WISH, progress=HELD)
 FINISHED: Final = replace(WISH, progress=replace(HELD, verified=frozenset({0, 1, 2})))
 
-OFFERING: Final = Offering(
+OFFERING: Final = CatalogEntry(
     identity=IDENTITY,
     manifest=MANIFEST,
     segment_bytes=SEGMENT_BYTES,
@@ -128,14 +128,14 @@ TARGETING: Final = replace(WISH, identity=TARGET.identity)
 DRAFTING: Final = replace(WISH, identity=DRAFT.identity, manifest=DRAFT.manifest)
 
 
-def client(wish: Wish = WISH, now: float = 0.0) -> ClientSession:
+def client(spec: FetchSpec = WISH, now: float = 0.0) -> ClientSession:
     """A client that waits for its connection."""
-    return ClientSession(wish, DEADLINES, CLIENT_NONCE, now)
+    return ClientSession(spec, DEADLINES, CLIENT_NONCE, now)
 
 
-def server(*offerings: Offering) -> ServerSession:
+def server(*entries: CatalogEntry) -> ServerSession:
     """A server that waits for its connection; it offers OFFERING unless told otherwise."""
-    return ServerSession(offerings or (OFFERING,), DEADLINES, "session-1", SERVER_NONCE, 0.0)
+    return ServerSession(entries or (OFFERING,), DEADLINES, "session-1", SERVER_NONCE, 0.0)
 
 
 def said(step: Step) -> list[Message]:
@@ -143,9 +143,9 @@ def said(step: Step) -> list[Message]:
     return [effect.message for effect in step.effects if isinstance(effect, Send)]
 
 
-def hello(wish: Wish = WISH) -> Hello:
-    """The first words of a client with this wish."""
-    (message,) = said(client(wish).step(Connected(), 0.0))
+def hello(spec: FetchSpec = WISH) -> Hello:
+    """The first words of a client with this spec."""
+    (message,) = said(client(spec).step(Connected(), 0.0))
     assert isinstance(message, Hello)
     return message
 
@@ -232,9 +232,9 @@ class Choice(NamedTuple):
 class World:
     """A client and a server, and all that may happen between them."""
 
-    def __init__(self, wish: Wish = WISH, *offerings: Offering) -> None:
+    def __init__(self, spec: FetchSpec = WISH, *entries: CatalogEntry) -> None:
         self.now = 0.0
-        self.client_session, self.server_session = client(wish), server(*offerings)
+        self.client_session, self.server_session = client(spec), server(*entries)
         both: dict[str, Session] = {"client": self.client_session, "server": self.server_session}
         self.parties = {who: Party(session) for who, session in both.items()}
         self.wire = True
@@ -291,11 +291,11 @@ class World:
             case Send():
                 self._post(who, effect.message)
             case PrepareOffer():
-                party.work.append(READY[effect.offering])
+                party.work.append(READY[effect.entry])
             case OpenTransport():
                 party.work.append(TransportReady())
             case StartTransfer():
-                segments = plan(self.server_session.offering.manifest, SEGMENT_BYTES)
+                segments = segments_of(self.server_session.entry.manifest, SEGMENT_BYTES)
                 party.moves = True
                 party.work.append(Transferred(sum(segments[i].nbytes for i in effect.segments)))
             case AuditWeights():

@@ -24,7 +24,7 @@ def test_a_json_line_has_the_promised_fields(tmp_path: Path) -> None:
     emit(
         get_logger("io", base="nljson"),
         CLOSED,
-        {"netloader.role": "client", "netloader.transfer.bytes": 5, "severity": "forged"},
+        {"netloader.side": "client", "netloader.transfer.bytes": 5, "severity": "forged"},
         level="warning",
     )
     undo()
@@ -39,7 +39,7 @@ def test_a_json_line_has_the_promised_fields(tmp_path: Path) -> None:
         "event": CLOSED,
         "process.pid": os.getpid(),
         "thread.name": threading.current_thread().name,
-        "netloader.role": "client",
+        "netloader.side": "client",
         "netloader.transfer.bytes": 5,
     }
 

@@ -53,14 +53,14 @@ HISTORY = "10.0.0.1:19374: busy (4 of 4); 10.0.0.2:19374: unreachable (Connectio
 SAID: dict[str, tuple[str, dict[str, Any], str]] = {
     "load": (
         "netloader.session.closed",
-        {**DONE, "netloader.role": "client", "netloader.source.attempt": 1},
+        {**DONE, "netloader.side": "client", "netloader.source.attempt": 1},
         "Loaded 269 MB from 10.0.0.1:19374 in 0.6 s (0.45 GiB/s), verified",
     ),
     "load from a second source, by one of two ranks": (
         "netloader.session.closed",
         {
             **DONE,
-            "netloader.role": "client",
+            "netloader.side": "client",
             "netloader.source.attempt": 2,
             "netloader.rank": 1,
             "netloader.ranks": 2,
@@ -69,7 +69,7 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "sent": (
         "netloader.session.closed",
-        {**DONE, "netloader.role": "server", "netloader.rank": 0, "netloader.ranks": 1},
+        {**DONE, "netloader.side": "server", "netloader.rank": 0, "netloader.ranks": 1},
         "Sent 269 MB to 10.0.0.1:19374 in 0.6 s (0.45 GiB/s), verified",
     ),
     "source that died in the middle": (
@@ -77,7 +77,7 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
         {
             **GONE,
             "network.peer.address": "fd00::1",
-            "netloader.role": "client",
+            "netloader.side": "client",
             "netloader.reason": "connection_lost",
             "netloader.detail": "Connection reset by peer",
             "netloader.transfer.bytes": 1_234_567_890,
@@ -92,10 +92,10 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
         "netloader.session.closed",
         {
             **GONE,
-            "netloader.role": "client",
+            "netloader.side": "client",
             "netloader.reason": "unreachable",
             "netloader.detail": "Connection refused",
-            "netloader.purpose": "survey",
+            "netloader.purpose": "describe",
         },
         (
             "Source 10.0.0.1:19374 does not say what it serves: unreachable (Connection refused); "
@@ -106,7 +106,7 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
         "netloader.session.closed",
         {
             **GONE,
-            "netloader.role": "server",
+            "netloader.side": "server",
             "netloader.reason": "identity_mismatch",
             "netloader.detail": "differing: dtype",
             "netloader.difference.0": "dtype: mine is 'a', theirs is 'b' (use one dtype)",
@@ -222,7 +222,7 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "violation": (
         "netloader.peer.violation",
-        {**PEER, "netloader.role": "server", "netloader.detail": "no message"},
+        {**PEER, "netloader.side": "server", "netloader.detail": "no message"},
         (
             "Client 10.0.0.1:19374 broke the protocol: no message; check that both sides run "
             "netloader, and compare their versions"
@@ -237,7 +237,7 @@ SILENT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "a busy source": (
         "netloader.session.closed",
-        {**GONE, "netloader.role": "client", "netloader.reason": "busy"},
+        {**GONE, "netloader.side": "client", "netloader.reason": "busy"},
     ),
     "our view of a violation": (
         "netloader.session.closed",
@@ -385,7 +385,7 @@ def test_a_load_after_a_dead_source_is_two_sentences_of_the_client(text: io.Stri
 def test_a_busy_source_is_told_once_however_often_it_is_asked(
     text: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("netloader.io.crew.RETRY_AFTER_S", 0.05)
+    monkeypatch.setattr("netloader.io.worker.RETRY_AFTER_S", 0.05)
     with serving(zoo(1), max_clients=1) as server, Peer.call(server.endpoint) as peer:
         peer.offered()
         options = asking(deadlines=replace(FAST, queue_s=1))

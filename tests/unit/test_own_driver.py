@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 
 from netloader.config import Endpoint
-from netloader.fsm.client import ClientSession, Wish
+from netloader.fsm.client import ClientSession, FetchSpec
 from netloader.fsm.events import StopRequested
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Purpose
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io.clock import monotonic
-from netloader.io.crew import ClientCrew
 from netloader.io.dialing import Dialer
 from netloader.io.driver import Loop
 from netloader.io.intake import Ledger
 from netloader.io.weights import Weights
+from netloader.io.worker import ClientWorker
 from netloader.testing import World
 from netloader.wire import LINGER_S, Connection
 from tests.property.world import (
@@ -65,9 +65,9 @@ def test_it_takes_the_steps_that_netloaders_own_driver_takes(pair: str, window: 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("fault", ["reset", "ended", "stalled", "stopped"])
 def test_whatever_breaks_after_any_step_it_ends_right_and_in_time(pair: str, fault: str) -> None:
-    wish, offering = PAIRS[pair]
+    spec, entry = PAIRS[pair]
     for steps in range(60):
-        world = World(wish, offering, window=200, drive=Driver)
+        world = World(spec, entry, window=200, drive=Driver)
         world.run(most=steps)
         hurt(world, fault)
         world.run()
@@ -93,7 +93,7 @@ def test_it_fills_a_model_over_real_sockets() -> None:
     weights = Weights.of(target)
     with serving(zoo(1)) as server:
         dialer = Dialer(Endpoint(server.endpoint.host, server.endpoint.port), 5.0)
-        wish = Wish(
+        spec = FetchSpec(
             Purpose.WEIGHTS,
             Identity(IDENTITY),
             weights.manifest,
@@ -102,13 +102,13 @@ def test_it_fills_a_model_over_real_sockets() -> None:
             ("blake3",),
             lanes=2,
         )
-        session = ClientSession(wish, deadlines, "c" * 32, monotonic())
-        crew = ClientCrew(Ledger(weights, lambda done, total: None), 2, dialer.dial, 20.0)
+        session = ClientSession(spec, deadlines, "c" * 32, monotonic())
+        worker = ClientWorker(Ledger(weights, lambda done, total: None), 2, dialer.dial, 20.0)
         loop = Loop()
-        driver = Driver(loop, Connection(session), crew)
+        driver = Driver(loop, Connection(session), worker)
         driver.connected(dialer.dial())
         loop.run(lambda: bool(driver.closed))
-        assert crew.join(20.0)
+        assert worker.join(20.0)
         loop.close()
 
     assert session.verdict is not None

@@ -1,7 +1,7 @@
 """Transports by name. Law: adding one is one file and one call of `register`."""
 
 from netloader.io.failure import TransferError
-from netloader.io.transports.base import BusyError, Inlet, Outlet, Receiving, Sending, Transport
+from netloader.io.transports.base import BusyError, Inlet, Outlet, Receiver, Sender, Transport
 from netloader.io.transports.tcp import TCP
 from netloader.log import Logger, emit
 
@@ -62,8 +62,8 @@ __all__ = [
     "BusyError",
     "Inlet",
     "Outlet",
-    "Receiving",
-    "Sending",
+    "Receiver",
+    "Sender",
     "TransferError",
     "Transport",
     "known",

@@ -196,7 +196,7 @@ def _send_or_receive(group: Any, buffer: Tensor, rank: int) -> Any:
 
 
 def _wait_by_asking(work: Any, timeout_s: float, stop: threading.Event) -> None:
-    poll(work.is_completed, "moving a parcel", timeout_s, stop)
+    poll(work.is_completed, "moving a chunk", timeout_s, stop)
     if error := failure(work):
         raise RuntimeError(error)
     work.wait()  # it is complete: this has the allocator forget who used the memory
@@ -254,7 +254,7 @@ _ROWS = (
     Backend(
         name="hccl",
         device="npu",
-        in_place=False,  # see Berth.clear
+        in_place=False,  # see DeviceSlot.clear
         connect=_connect_hccl,
         move=_move_hccl,
         wait=_wait_by_asking,

@@ -43,7 +43,7 @@ class Inlet:
     lanes: int
 
 
-class Sending(Protocol):
+class Sender(Protocol):
     """The server's end."""
 
     def rendezvous(self) -> Mapping[str, str]:
@@ -66,7 +66,7 @@ class Sending(Protocol):
         """
 
 
-class Receiving(Protocol):
+class Receiver(Protocol):
     """The client's end."""
 
     def open(self) -> None:
@@ -94,5 +94,5 @@ class Transport:
     """
 
     name: str
-    sending: Callable[[Outlet], Sending]
-    receiving: Callable[[Inlet], Receiving]
+    sending: Callable[[Outlet], Sender]
+    receiving: Callable[[Inlet], Receiver]

@@ -166,12 +166,12 @@ class TcpReceiving:
             if own:
                 check(lane)
             for segment in own:
-                incoming = self._inlet.intake.expect(segment)
-                for batch in batches(incoming.views(), RECEIVE_BYTES):
+                writer = self._inlet.intake.expect(segment)
+                for batch in batches(writer.views(), RECEIVE_BYTES):
                     go_on(self._lanes)
                     receive_batch(lane, batch)
                     for view in batch:
-                        incoming.update(view)
+                        writer.update(view)
         except OSError as error:
             raise _as_transfer_error(error) from error
         return sum(segment.nbytes for segment in own)

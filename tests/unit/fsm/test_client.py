@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from netloader.fsm.client import TABLE, ClientSession, Wish
+from netloader.fsm.client import TABLE, ClientSession, FetchSpec
 from netloader.fsm.effects import AbortTransfer, OpenTransport, Send, Settle, StartTransfer, Verdict
 from netloader.fsm.events import (
     Connected,
@@ -33,7 +33,7 @@ from netloader.fsm.messages import (
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
-from tests.property.lives import lived
+from tests.property.histories import lived
 from tests.property.world import (
     CHALLENGE,
     CLIENT_NONCE,
@@ -63,9 +63,9 @@ from tests.property.world import (
 DONE = Settle(Verdict(State.DONE, Reason.VERIFIED, weights_dirty=True))
 
 
-def after(*events: Event, wish: Wish = WISH) -> tuple[ClientSession, Step]:
+def after(*events: Event, spec: FetchSpec = WISH) -> tuple[ClientSession, Step]:
     """A connected client after these events, and its last step."""
-    session = client(wish)
+    session = client(spec)
     step = session.step(Connected(), 0.0)
     for event in events:
         step = session.step(event, 0.0)
@@ -121,7 +121,7 @@ def test_a_client_waits_as_long_as_each_phase_may_take() -> None:
 
 
 def test_a_client_proves_itself_to_a_server_that_has_proven_itself() -> None:
-    session, step = after(CHALLENGE, wish=SECURED)
+    session, step = after(CHALLENGE, spec=SECURED)
 
     assert session.state is State.HANDSHAKE
     assert step.effects == (Send(PROOF),)
@@ -134,7 +134,7 @@ def test_a_client_proves_itself_to_a_server_that_has_proven_itself() -> None:
     ids=["without a proof", "with any text", "changed"],
 )
 def test_an_offer_that_the_server_did_not_make_is_refused(offer: Offer) -> None:
-    _, step = after(CHALLENGE, offer, wish=SECURED)
+    _, step = after(CHALLENGE, offer, spec=SECURED)
 
     assert verdict(step).reason is Reason.AUTH_FAILED
     assert verdict(step).detail == (
@@ -168,7 +168,7 @@ def test_a_client_without_a_token_says_how_to_get_one() -> None:
     ids=["forged", "replayed", "of another hello", "no challenge at all"],
 )
 def test_a_server_that_proves_nothing_gets_no_proof_and_no_trust(event: Event) -> None:
-    session, step = after(event, wish=SECURED)
+    session, step = after(event, spec=SECURED)
 
     assert session.state is State.FALLBACK
     assert verdict(step).reason is Reason.AUTH_FAILED
@@ -178,24 +178,24 @@ def test_a_server_that_proves_nothing_gets_no_proof_and_no_trust(event: Event) -
 def test_a_description_needs_the_servers_proof_as_well() -> None:
     curious = replace(CURIOUS, token=SECURED.token)
 
-    assert verdict(after(PROVEN_DESCRIPTION, wish=curious)[1]).reason is Reason.AUTH_FAILED
+    assert verdict(after(PROVEN_DESCRIPTION, spec=curious)[1]).reason is Reason.AUTH_FAILED
     for forged in (DESCRIPTION, replace(PROVEN_DESCRIPTION, facts={"tied": "no"})):
-        session, step = after(CURIOUS_CHALLENGE, forged, wish=curious)
+        session, step = after(CURIOUS_CHALLENGE, forged, spec=curious)
         assert verdict(step).reason is Reason.AUTH_FAILED
         assert verdict(step).detail.startswith("the description was changed")
         assert session.description is None
-    assert after(CURIOUS_CHALLENGE, PROVEN_DESCRIPTION, wish=curious)[0].state is State.DONE
+    assert after(CURIOUS_CHALLENGE, PROVEN_DESCRIPTION, spec=curious)[0].state is State.DONE
 
 
 def test_a_second_challenge_is_a_violation() -> None:
-    _, step = after(CHALLENGE, CHALLENGE, wish=SECURED)
+    _, step = after(CHALLENGE, CHALLENGE, spec=SECURED)
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
 
 
 def test_large_frames_are_for_servers_that_are_trusted() -> None:
-    assert after(wish=SECURED)[0].frame_limit == FRAME_BEFORE_TRUST
-    assert after(CHALLENGE, wish=SECURED)[0].frame_limit == FRAME_AFTER_TRUST
+    assert after(spec=SECURED)[0].frame_limit == FRAME_BEFORE_TRUST
+    assert after(CHALLENGE, spec=SECURED)[0].frame_limit == FRAME_AFTER_TRUST
     assert after()[0].frame_limit == FRAME_AFTER_TRUST
 
 
@@ -203,15 +203,15 @@ def test_large_frames_are_for_servers_that_are_trusted() -> None:
 
 
 def test_a_curious_client_is_done_with_the_description() -> None:
-    session, step = after(DESCRIPTION, wish=CURIOUS)
+    session, step = after(DESCRIPTION, spec=CURIOUS)
 
     assert session.description == DESCRIPTION
     assert step.effects == (Settle(Verdict(State.DONE, Reason.DESCRIBED)),)
 
 
-@pytest.mark.parametrize(("wish", "event"), [(CURIOUS, OFFER), (WISH, DESCRIPTION)])
-def test_what_was_not_asked_for_is_a_violation(wish: Wish, event: Event) -> None:
-    session, step = after(event, wish=wish)
+@pytest.mark.parametrize(("spec", "event"), [(CURIOUS, OFFER), (WISH, DESCRIPTION)])
+def test_what_was_not_asked_for_is_a_violation(spec: FetchSpec, event: Event) -> None:
+    session, step = after(event, spec=spec)
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
     assert session.description is None
@@ -279,14 +279,14 @@ def test_an_offer_that_cannot_be_right_is_refused(offer: Offer, detail: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("wish", "missing", "nbytes"),
+    ("spec", "missing", "nbytes"),
     [(WISH, (0, 1, 2), NBYTES), (RESUMING, (0, 2), NBYTES - 65_536), (FINISHED, (), 0)],
     ids=["all", "the rest", "nothing"],
 )
 def test_a_client_asks_for_what_it_does_not_hold(
-    wish: Wish, missing: tuple[int, ...], nbytes: int
+    spec: FetchSpec, missing: tuple[int, ...], nbytes: int
 ) -> None:
-    session, step = after(OFFER, TransportReady(), wish=wish)
+    session, step = after(OFFER, TransportReady(), spec=spec)
 
     assert session.state is State.VALIDATE
     assert step.effects == (Send(Request(missing, 2)),)
@@ -297,7 +297,7 @@ def test_a_client_asks_for_what_it_does_not_hold(
 def test_what_is_held_from_other_bytes_is_asked_for_again() -> None:
     offer = replace(OFFER, digests=("digest-0", "digest-1", "changed"))
 
-    _, step = after(offer, TransportReady(), wish=RESUMING)
+    _, step = after(offer, TransportReady(), spec=RESUMING)
 
     assert said(step) == [Request((0, 1, 2), 2)]
 

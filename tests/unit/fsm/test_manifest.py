@@ -7,14 +7,14 @@ import pytest
 
 from netloader.fsm.identity import ABSENT
 from netloader.fsm.manifest import (
+    Extent,
     Manifest,
-    Piece,
     Progress,
     Segment,
     TensorSpec,
-    plan,
     root_digest,
     segment_count,
+    segments_of,
 )
 
 
@@ -64,7 +64,7 @@ def test_an_alias_that_is_no_twin_travels_by_itself(alias: TensorSpec) -> None:
 
 
 def test_nothing_to_send_is_a_manifest_too() -> None:
-    assert (Manifest(()).payload, Manifest(()).nbytes, plan(Manifest(()), 10)) == ((), 0, ())
+    assert (Manifest(()).payload, Manifest(()).nbytes, segments_of(Manifest(()), 10)) == ((), 0, ())
 
 
 # what differs
@@ -131,16 +131,16 @@ def test_the_same_names_more_often_is_a_difference() -> None:
 
 
 def test_small_tensors_share_a_segment_and_big_ones_span_many() -> None:
-    assert plan(THREE, 28) == (
-        Segment(0, (Piece(0, 0, 20), Piece(1, 0, 4), Piece(2, 0, 4)), 28),
-        Segment(1, (Piece(2, 4, 28),), 28),
-        Segment(2, (Piece(2, 32, 8),), 8),
+    assert segments_of(THREE, 28) == (
+        Segment(0, (Extent(0, 0, 20), Extent(1, 0, 4), Extent(2, 0, 4)), 28),
+        Segment(1, (Extent(2, 4, 28),), 28),
+        Segment(2, (Extent(2, 32, 8),), 8),
     )
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 64), (63, 2), (64, 1), (65, 1), (2**30, 1)])
 def test_the_number_of_segments_is_known_without_a_plan(size: int, count: int) -> None:
-    assert segment_count(THREE.nbytes, size) == count == len(plan(THREE, size))
+    assert segment_count(THREE.nbytes, size) == count == len(segments_of(THREE, size))
     assert segment_count(0, size) == 0
 
 

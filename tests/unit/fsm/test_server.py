@@ -33,11 +33,11 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import MAX_LANES, TABLE, Offering, ServerSession
+from netloader.fsm.server import MAX_LANES, TABLE, CatalogEntry, ServerSession
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
 from netloader.wire.frames import encode
-from tests.property.lives import lived
+from tests.property.histories import lived
 from tests.property.world import (
     CURIOUS,
     DEADLINES,
@@ -66,9 +66,9 @@ OTHER = hello(replace(WISH, identity=OTHER_IDENTITY))
 UNABLE = hello(replace(WISH, transports=("hccl",), digests=()))
 
 
-def after(*events: Event, offering: Offering = OFFERING) -> tuple[ServerSession, Step]:
+def after(*events: Event, entry: CatalogEntry = OFFERING) -> tuple[ServerSession, Step]:
     """A connected server after these events, and its last step."""
-    session = server(offering)
+    session = server(entry)
     step = session.step(Connected(), 0.0)
     for event in events:
         step = session.step(event, 0.0)
@@ -162,7 +162,7 @@ def test_a_description_is_for_the_same_model_only() -> None:
 
 def test_before_and_after_the_conversation_a_client_may_hardly_say_anything() -> None:
     limits = [server().frame_limit, after()[0].frame_limit]
-    limits += [after(hello(SECURED), offering=GUARDED)[0].frame_limit]
+    limits += [after(hello(SECURED), entry=GUARDED)[0].frame_limit]
     refused = after(hello(replace(WISH, identity=OTHER_IDENTITY)))[0]
     described = after(hello(CURIOUS))[0]
     limits += [refused.frame_limit, described.frame_limit]
@@ -173,9 +173,9 @@ def test_before_and_after_the_conversation_a_client_may_hardly_say_anything() ->
 def test_the_longest_thing_a_client_may_say_is_a_request_for_every_segment() -> None:
     # Reading 64 MiB of JSON would hold the interpreter lock, and with it inference, for a second.
     tensor = TensorSpec("experts", "bfloat16", (2**35,), (1,), 2**36)  # a million segments
-    offering = replace(OFFERING, manifest=Manifest((tensor,)))
-    count = segment_count(tensor.nbytes, offering.segment_bytes)
-    session, _ = after(hello(), offering=offering)
+    entry = replace(OFFERING, manifest=Manifest((tensor,)))
+    count = segment_count(tensor.nbytes, entry.segment_bytes)
+    session, _ = after(hello(), entry=entry)
     request = encode(Request(tuple(range(count)), MAX_LANES))
 
     assert FRAME_BEFORE_TRUST < len(request) <= session.frame_limit < 2 * len(request)

@@ -5,14 +5,14 @@ from typing import Final
 
 import pytest
 
-from netloader.fsm.client import Wish
+from netloader.fsm.client import FetchSpec
 from netloader.fsm.effects import PrepareOffer, Send, Settle
 from netloader.fsm.events import Connected, Event, Transferred
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import Challenge, Complete, Description, Offer, Proof, Reject, Verified
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering, ServerSession
+from netloader.fsm.server import CatalogEntry, ServerSession
 from netloader.fsm.session import Step
 from netloader.fsm.states import State
 from tests.property.world import (
@@ -33,32 +33,30 @@ from tests.property.world import (
     server,
 )
 
-GUARDED_BOTH: Final = tuple(replace(offering, token=TOKEN) for offering in BOTH)
+GUARDED_BOTH: Final = tuple(replace(entry, token=TOKEN) for entry in BOTH)
 LARGE_DRAFT: Final = replace(DRAFT, segment_bytes=1 << 26)
 VISION: Final = replace(WISH, identity=Identity({**TARGET.identity.hard, "role": "vision"}))
 
 
-def after(*events: Event, offerings: tuple[Offering, ...] = BOTH) -> tuple[ServerSession, Step]:
+def after(*events: Event, entries: tuple[CatalogEntry, ...] = BOTH) -> tuple[ServerSession, Step]:
     """A server of two models after these events, and its last step."""
-    session = server(*offerings)
+    session = server(*entries)
     step = session.step(Connected(), 0.0)
     for event in events:
         step = session.step(event, 0.0)
     return session, step
 
 
-@pytest.mark.parametrize(
-    ("wish", "place", "offering"), [(TARGETING, 0, TARGET), (DRAFTING, 1, DRAFT)]
-)
+@pytest.mark.parametrize(("spec", "place", "entry"), [(TARGETING, 0, TARGET), (DRAFTING, 1, DRAFT)])
 def test_a_client_is_offered_the_model_of_its_role(
-    wish: Wish, place: int, offering: Offering
+    spec: FetchSpec, place: int, entry: CatalogEntry
 ) -> None:
-    session, step = after(hello(wish))
+    session, step = after(hello(spec))
     (offer,) = said(session.step(READY[place], 0.0))
 
     assert step.effects == (PrepareOffer("tcp", "sha256", place),)
     assert isinstance(offer, Offer)
-    assert (offer.identity, offer.manifest) == (offering.identity, offering.manifest)
+    assert (offer.identity, offer.manifest) == (entry.identity, entry.manifest)
     assert offer.digests == READY[place].digests
 
 
@@ -73,21 +71,21 @@ def test_a_session_about_the_draft_counts_its_bytes_and_its_digests() -> None:
 
 
 def test_how_long_a_request_may_be_is_told_by_the_model_that_was_asked_for() -> None:
-    offerings = (TARGET, LARGE_DRAFT)
-    (many, _), (one, _) = (after(hello(w), offerings=offerings) for w in (TARGETING, DRAFTING))
+    entries = (TARGET, LARGE_DRAFT)
+    (many, _), (one, _) = (after(hello(w), entries=entries) for w in (TARGETING, DRAFTING))
 
     assert one.frame_limit < many.frame_limit
 
 
-@pytest.mark.parametrize("wish", [VISION, WISH], ids=["another role", "no role"])
-def test_a_role_that_is_not_there_is_refused_by_its_name(wish: Wish) -> None:
-    session, step = after(hello(wish))
+@pytest.mark.parametrize("spec", [VISION, WISH], ids=["another role", "no role"])
+def test_a_role_that_is_not_there_is_refused_by_its_name(spec: FetchSpec) -> None:
+    session, step = after(hello(spec))
     (reject,) = said(step)
 
     assert session.state is State.FALLBACK
     assert isinstance(reject, Reject)
     (found,) = reject.differences
-    asked = wish.identity.hard.get("role", "(absent)")
+    asked = spec.identity.hard.get("role", "(absent)")
     assert (found.field, found.mine, found.theirs) == ("role", asked, "target")
 
 
@@ -100,7 +98,7 @@ def test_who_names_no_role_in_asking_for_a_description_gets_the_first() -> None:
 
 def test_what_the_two_cannot_do_together_is_told_of_the_model_that_was_asked_for() -> None:
     other = replace(DRAFT, transports=("hccl",))
-    _, step = after(hello(replace(DRAFTING, transports=("tcp",))), offerings=(TARGET, other))
+    _, step = after(hello(replace(DRAFTING, transports=("tcp",))), entries=(TARGET, other))
     settled = step.effects[-1]
 
     assert isinstance(settled, Settle)
@@ -108,14 +106,14 @@ def test_what_the_two_cannot_do_together_is_told_of_the_model_that_was_asked_for
     assert settled.verdict.detail == "transports: server has hccl, client has tcp"
 
 
-@pytest.mark.parametrize("wish", [DRAFTING, VISION])
-def test_with_a_token_the_role_counts_only_after_the_proof(wish: Wish) -> None:
-    session, step = after(hello(replace(wish, token=TOKEN)), offerings=GUARDED_BOTH)
+@pytest.mark.parametrize("spec", [DRAFTING, VISION])
+def test_with_a_token_the_role_counts_only_after_the_proof(spec: FetchSpec) -> None:
+    session, step = after(hello(replace(spec, token=TOKEN)), entries=GUARDED_BOTH)
 
     assert [type(message) for message in said(step)] == [Challenge]
-    forged = after(hello(wish), Proof("forged"), offerings=GUARDED_BOTH)[1]
+    forged = after(hello(spec), Proof("forged"), entries=GUARDED_BOTH)[1]
     assert said(forged)[0].reason == "auth_failed"  # type: ignore[union-attr]
-    answer = session.step(proven(Proof(), hello(wish)), 0.0)
+    answer = session.step(proven(Proof(), hello(spec)), 0.0)
     offers = answer.effects == (PrepareOffer("tcp", "sha256", 1),)
-    assert offers == (wish is DRAFTING)
+    assert offers == (spec is DRAFTING)
     assert offers or isinstance(answer.effects[0], Send)

@@ -26,7 +26,7 @@ from tests.unit.fsm.test_server import OTHER, UNABLE, after, verdict
 
 
 def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
-    session, step = after(hello(SECURED), offering=GUARDED)
+    session, step = after(hello(SECURED), entry=GUARDED)
 
     assert (session.state, step.effects) == (State.HANDSHAKE, (Send(CHALLENGE),))
     assert session.step(PROOF, 0.0).effects == (PrepareOffer("tcp", "sha256", 0),)
@@ -39,14 +39,14 @@ def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
     ids=["none", "forged", "half a character", "mirrored", "of another hello"],
 )
 def test_a_wrong_proof_is_refused(mac: str) -> None:
-    _, step = after(hello(SECURED), Proof(mac), offering=GUARDED)
+    _, step = after(hello(SECURED), Proof(mac), entry=GUARDED)
 
     assert verdict(step).reason is Reason.AUTH_FAILED
 
 
 @pytest.mark.parametrize("words", [OTHER, UNABLE, hello(CURIOUS), hello()])
 def test_who_has_proven_nothing_learns_nothing(words: Hello) -> None:
-    _, step = after(words, offering=GUARDED)
+    _, step = after(words, entry=GUARDED)
 
     assert step.effects == (Send(proven(Challenge(SERVER_NONCE), words)),)
 
@@ -60,7 +60,7 @@ def test_who_has_proven_nothing_learns_nothing(words: Hello) -> None:
     ],
 )
 def test_after_the_proof_a_hello_is_weighed_as_ever(words: Hello, reason: Reason) -> None:
-    _, step = after(words, proven(Proof(), words), offering=GUARDED)
+    _, step = after(words, proven(Proof(), words), entry=GUARDED)
 
     assert verdict(step).reason is reason
     if reason is Reason.DESCRIBED:
@@ -68,12 +68,12 @@ def test_after_the_proof_a_hello_is_weighed_as_ever(words: Hello, reason: Reason
 
 
 def test_a_proof_that_nobody_asked_for_is_a_violation() -> None:
-    for offering in (OFFERING, GUARDED):
-        assert verdict(after(PROOF, offering=offering)[1]).reason is Reason.PROTOCOL_VIOLATION
+    for entry in (OFFERING, GUARDED):
+        assert verdict(after(PROOF, entry=entry)[1]).reason is Reason.PROTOCOL_VIOLATION
 
 
 def test_greeting_twice_is_a_violation() -> None:
-    _, step = after(hello(SECURED), hello(SECURED), offering=GUARDED)
+    _, step = after(hello(SECURED), hello(SECURED), entry=GUARDED)
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from netloader.config import Deadlines, Endpoint
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import Manifest, plan
+from netloader.fsm.manifest import Manifest, segments_of
 from netloader.fsm.messages import PROTOCOL_VERSION, Hello, Offer, Purpose
 from netloader.io import ClientOptions, Server, ServerOptions
 from netloader.io.clock import monotonic
@@ -52,8 +52,8 @@ def serving(
 def sealed(server: Server) -> Server:
     """A server whose digests are known: a client that comes earlier does not wait for long."""
     assert server._open is not None
-    _, shelf = server._open
-    assert all(publication.digests(SEALED_S) for publication in shelf.publications)
+    _, catalog = server._open
+    assert all(published.digests(SEALED_S) for published in catalog.published_models)
     return server
 
 
@@ -215,7 +215,7 @@ class Source:
 
     def __init__(self, module: nn.Module, segment_bytes: int) -> None:
         weights = Weights.of(module)
-        segments = plan(weights.manifest, segment_bytes)
+        segments = segments_of(weights.manifest, segment_bytes)
         self.blocks = [b"".join(map(bytes, weights.views(segment))) for segment in segments]
         digests = tuple(digest_of("blake3", [memoryview(block)]) for block in self.blocks)
         self.offer = offer_of(weights.manifest, digests, segment_bytes)

@@ -13,7 +13,7 @@ from torch import nn
 
 from netloader import ClientOptions, Endpoint, Identity, Outcome, Reason, State
 from netloader.fsm.messages import Begin, Hello, Lane, Offer, Reject, Request
-from netloader.io.client import survey
+from netloader.io.client import describe
 from netloader.io.clock import monotonic
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
@@ -317,7 +317,7 @@ def test_a_source_that_a_survey_had_no_time_for_is_not_called_silent() -> None:
 
     with pretending(silent) as endpoint:
         options = patient(timeout_s=1.5)
-        found = survey([endpoint, Endpoint("127.0.0.1", 9)], Identity({}), options)
+        found = describe([endpoint, Endpoint("127.0.0.1", 9)], Identity({}), options)
 
     assert found.silent == ()
     assert found.sources == (endpoint, Endpoint("127.0.0.1", 9))

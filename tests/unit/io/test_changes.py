@@ -15,7 +15,7 @@ from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import Deadlines
 from netloader.io.module_state import ModuleState
-from netloader.io.publication import Publication
+from netloader.io.published import PublishedModel
 from netloader.io.transports.tcp import TcpSending
 from netloader.io.watch import ModuleUsage
 from tests.unit.io.drivers import fill
@@ -140,10 +140,10 @@ def test_a_change_that_no_counter_tells_of_ends_in_the_new_weights_after_an_audi
     with serving(served) as server:
         sealed(server)
         assert server._open is not None
-        (publication,) = server._open[1].publications
+        (published,) = server._open[1].published_models
         served.first.weight.data.mul_(2)
         refused = fill(Model(2), [server.endpoint], IDENTITY, asking())
-        publication.audit()
+        published.audit()
         after = Model(3)
         outcome = fill(after, [server.endpoint], IDENTITY, asking(deadlines=PATIENT))
 
@@ -195,7 +195,7 @@ def test_a_model_put_in_the_place_of_a_changed_one_is_what_clients_get() -> None
     first, second = Model(1), Model(2)
     with serving(first) as server:
         assert sealed(server)._open is not None
-        (replaced,) = server._open[1].publications  # type: ignore[index]
+        (replaced,) = server._open[1].published_models  # type: ignore[index]
         rebind(first)
         server.put(second, IDENTITY)
         replaced.changed("found late")  # by a session that was under way
@@ -263,9 +263,9 @@ def test_a_look_at_a_module_keeps_the_interpreter_lock() -> None:
 def test_the_owner_is_asked_once_and_without_a_lock() -> None:
     asked: list[str] = []
 
-    def ask(publication: Publication, why: str) -> bool:
-        assert publication.withdrawn == why
-        publication.quiet(0)  # takes the lock
+    def ask(published: PublishedModel, why: str) -> bool:
+        assert published.withdrawn == why
+        published.quiet(0)  # takes the lock
         asked.append(why)
         return True
 
@@ -273,10 +273,10 @@ def test_the_owner_is_asked_once_and_without_a_lock() -> None:
     with serving(served) as server:
         sealed(server)
         assert server._open is not None
-        (publication,) = server._open[1].publications
-        publication._on_change = ask
-        publication.changed("one")
-        publication.changed("two")
+        (published,) = server._open[1].published_models
+        published._on_change = ask
+        published.changed("one")
+        published.changed("two")
 
     assert asked == ["one"]
-    assert publication.renewed(0)
+    assert published.renewed(0)

@@ -14,7 +14,7 @@ from torch import nn
 from netloader.fsm.messages import Begin, Challenge, Complete, Hello, Offer, Request
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io import Server, crew
+from netloader.io import Server, worker
 from netloader.io.clock import monotonic
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
@@ -53,7 +53,7 @@ def sent_bytes(lines: Lines) -> list[int]:
     """What each server's session sent in full, in the order in which they ended."""
     closed = [line for line in lines if line["event"] == "netloader.session.closed"]
     return [
-        line["netloader.transfer.bytes"] for line in closed if line["netloader.role"] == "server"
+        line["netloader.transfer.bytes"] for line in closed if line["netloader.side"] == "server"
     ]
 
 
@@ -306,7 +306,7 @@ def test_weights_changed_after_the_seal_are_refused(transport: str) -> None:
 
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "RETRY_AFTER_S", 0.1)
+    monkeypatch.setattr(worker, "RETRY_AFTER_S", 0.1)
 
 
 def waited(lines: Lines) -> bool:

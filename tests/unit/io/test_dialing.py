@@ -14,7 +14,7 @@ from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
-from netloader.io.client import survey
+from netloader.io.client import describe
 from netloader.io.clock import monotonic
 from netloader.io.dialing import NEXT_AFTER_S, connect, resolve
 from netloader.io.listener import bind
@@ -71,7 +71,7 @@ def test_an_address_that_swallows_packets_costs_a_moment_not_the_deadline(
         name = f"{NAME}:{port}"
         begun = monotonic()
         outcome = fill(target, [name], IDENTITY, asking(transport))
-        assert survey([Endpoint.parse(name)], Identity({}), asking()).description is not None
+        assert describe([Endpoint.parse(name)], Identity({}), asking()).description is not None
 
     assert outcome.ok, outcome.history()
     assert contents(target) == contents(zoo(1))

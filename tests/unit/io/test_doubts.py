@@ -11,7 +11,7 @@ from torch import nn
 from netloader.fsm.messages import Begin, Lane, Reject, Request
 from netloader.io import Server, fill
 from netloader.io.doubts import PAUSE_S, SHARE, Doubts
-from netloader.io.publication import Publication
+from netloader.io.published import PublishedModel
 from tests.unit.io.helpers import (
     IDENTITY,
     SOON_S,
@@ -39,23 +39,23 @@ def stack() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def audits(monkeypatch: pytest.MonkeyPatch) -> list[Publication]:
+def audits(monkeypatch: pytest.MonkeyPatch) -> list[PublishedModel]:
     """Whose weights were compared again, once for each time."""
-    seen: list[Publication] = []
-    audit = Publication.audit
+    seen: list[PublishedModel] = []
+    audit = PublishedModel.audit
 
-    def counted(self: Publication) -> None:
+    def counted(self: PublishedModel) -> None:
         seen.append(self)
         audit(self)
 
-    monkeypatch.setattr(Publication, "audit", counted)
+    monkeypatch.setattr(PublishedModel, "audit", counted)
     return seen
 
 
-def publication_of(server: Server) -> Publication:
+def published_of(server: Server) -> PublishedModel:
     assert server._open is not None
-    _, shelf = server._open
-    return shelf.publications[0]
+    _, catalog = server._open
+    return catalog.published_models[0]
 
 
 def lie(server: Server) -> None:
@@ -94,11 +94,11 @@ def test_only_the_first_client_pays_for_weights_that_were_changed(
     assert "digest_mismatch" not in reasons, "the audit came before its transfer"
     assert contents(target) == contents(source), "the weights as they are now"
     doubts = [line for line in captured if line["event"] == "netloader.weights.doubted"]
-    assert [line["netloader.role"] for line in doubts] == ["server"]
+    assert [line["netloader.side"] for line in doubts] == ["server"]
 
 
 def test_a_client_that_lies_neither_withdraws_weights_nor_has_them_hashed_for_ever(
-    stack: ExitStack, audits: list[Publication]
+    stack: ExitStack, audits: list[PublishedModel]
 ) -> None:
     source, target = model(1), model(50)
     server = sealed(stack.enter_context(serving(source, max_clients=1)))
@@ -108,22 +108,22 @@ def test_a_client_that_lies_neither_withdraws_weights_nor_has_them_hashed_for_ev
 
     assert fill(target, [server.endpoint], IDENTITY, asking()).ok
     assert contents(target) == contents(source)
-    assert audits == [publication_of(server)], "one, however many complain"
+    assert audits == [published_of(server)], "one, however many complain"
 
 
 def test_an_offer_waits_for_the_outcome(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     source = model(1)
     server = sealed(stack.enter_context(serving(source)))
     begun, go_on = threading.Event(), threading.Event()
-    audit = Publication.audit
+    audit = PublishedModel.audit
 
-    def held(self: Publication) -> None:
+    def held(self: PublishedModel) -> None:
         begun.set()
         assert go_on.wait(SOON_S)
         audit(self)
 
-    monkeypatch.setattr(Publication, "audit", held)
-    published = publication_of(server)
+    monkeypatch.setattr(PublishedModel, "audit", held)
+    published = published_of(server)
     source.get_parameter("a").data[7] += 1
     lie(server)
     assert begun.wait(SOON_S)
@@ -146,7 +146,7 @@ def test_an_offer_waits_for_the_outcome(stack: ExitStack, monkeypatch: pytest.Mo
 
 
 def test_weights_of_another_role_are_not_compared(
-    stack: ExitStack, audits: list[Publication]
+    stack: ExitStack, audits: list[PublishedModel]
 ) -> None:
     server = stack.enter_context(serving(model(1)))
     server.put(model(3), {**IDENTITY, "role": "draft"})
@@ -154,22 +154,22 @@ def test_weights_of_another_role_are_not_compared(
     lie(sealed(server))
 
     assert eventually(lambda: audits)
-    assert audits == [publication_of(server)]
+    assert audits == [published_of(server)]
 
 
 def test_a_process_without_threads_left_can_still_be_asked(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publication = publication_of(sealed(stack.enter_context(serving(model(1)))))
+    published = published_of(sealed(stack.enter_context(serving(model(1)))))
 
     def none_left(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as full:
         full.setattr(threading.Thread, "start", none_left)
-        publication.doubt()
+        published.doubt()
 
-    assert publication.digests(0) is not None
+    assert published.digests(0) is not None
 
 
 # -- how often -----------------------------------------------------------------------------------

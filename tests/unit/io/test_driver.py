@@ -18,12 +18,12 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Purpose, Reject
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering, ServerSession
+from netloader.fsm.server import CatalogEntry, ServerSession
 from netloader.fsm.states import State
 from netloader.io.clock import monotonic
-from netloader.io.crew import Crew, Order
 from netloader.io.driver import Link, Loop
 from netloader.io.observe import Observer
+from netloader.io.worker import Order, SessionWorker
 from netloader.log import get_logger
 from netloader.wire import Connection, connection
 from netloader.wire.frames import encode
@@ -32,10 +32,10 @@ from tests.unit.io.helpers import FAST, IDENTITY, MIB, SOON_S, Peer, connected_p
 
 Lines = list[dict[str, Any]]
 NewLoop = Callable[..., Loop]
-OFFERING = Offering(Identity(IDENTITY), Manifest(()), MIB, ("raw",), ("tcp",), ("blake3",))
+OFFERING = CatalogEntry(Identity(IDENTITY), Manifest(()), MIB, ("raw",), ("tcp",), ("blake3",))
 
 
-class Idle(Crew):
+class Idle(SessionWorker):
     """Notes orders and aborts; a test posts the events itself."""
 
     def __init__(self) -> None:
@@ -59,14 +59,14 @@ class Idle(Crew):
 class Wire:
     """A server's link in a loop on this thread, and its peer."""
 
-    def __init__(self, loop: Loop, offering: Offering = OFFERING) -> None:
+    def __init__(self, loop: Loop, entry: CatalogEntry = OFFERING) -> None:
         self.loop = loop
-        self.crew = Idle()
+        self.worker = Idle()
         near, far = connected_pair()
         self.peer = Peer(near)
-        self.session = ServerSession((offering,), FAST, "s" * 32, "n" * 32, monotonic())
+        self.session = ServerSession((entry,), FAST, "s" * 32, "n" * 32, monotonic())
         observer = Observer(get_logger("test"), Endpoint("127.0.0.1", 1), {})
-        self.link = Link(self.loop, Connection(self.session, observer.saw), self.crew, observer)
+        self.link = Link(self.loop, Connection(self.session, observer.saw), self.worker, observer)
         self.far = far
         self.link.connected(far)
 
@@ -199,21 +199,21 @@ def test_what_a_callback_raises_goes_to_the_caller_when_nobody_asked_for_it() ->
 # -- a link --------------------------------------------------------------------------------------
 
 
-def test_orders_go_to_the_crew_and_its_events_come_back_from_any_thread(wire: Wire) -> None:
+def test_orders_go_to_the_worker_and_its_events_come_back_from_any_thread(wire: Wire) -> None:
     wire.peer.say(hello())
-    wire.until(lambda: wire.crew.orders)
+    wire.until(lambda: wire.worker.orders)
     ready = OfferReady({}, ())
-    threading.Thread(target=wire.crew.post, args=(ready,)).start()
+    threading.Thread(target=wire.worker.post, args=(ready,)).start()
     wire.until(lambda: wire.session.offered)
 
-    assert wire.crew.orders == [PrepareOffer("tcp", "blake3", 0)]
+    assert wire.worker.orders == [PrepareOffer("tcp", "blake3", 0)]
     assert type(wire.peer.hear()).__name__ == "Offer"
 
 
 def test_the_last_word_arrives_though_the_peer_said_more_than_was_read(wire: Wire) -> None:
     # Closing a socket with unread bytes resets the connection, and a reset eats what was sent.
     wire.peer.say(hello())
-    wire.until(lambda: wire.crew.orders)
+    wire.until(lambda: wire.worker.orders)
     wire.peer.sock.sendall(bytes(200_000))
     wire.until(lambda: wire.session.verdict is not None)
     answer = wire.peer.hear()
@@ -234,7 +234,7 @@ def test_a_settled_link_waits_a_moment_for_the_peer_and_no_longer(
     wire.until(lambda: wire.link.closed)
 
     assert wire.session.state is State.DONE
-    assert wire.crew.aborts > 0
+    assert wire.worker.aborts > 0
 
 
 def test_a_large_answer_waits_for_a_slow_reader_without_blocking_the_loop(
@@ -310,7 +310,7 @@ def test_an_end_of_the_connection_is_an_event(wire: Wire) -> None:
 def test_a_word_that_cannot_be_sent_does_not_make_the_link_deaf(wire: Wire) -> None:
     # The deadline of the state would end this too, but only after its twenty seconds here.
     wire.peer.say(hello())
-    wire.until(lambda: wire.crew.orders)
+    wire.until(lambda: wire.worker.orders)
     wire.peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wire.peer.sock.close()
     wire.link.handle(OfferReady({}, ()))
@@ -331,7 +331,7 @@ def test_what_this_side_finds_out_does_not_overtake_the_peers_word(wire: Wire) -
             select.select([wire.far], [], [], SOON_S)
             self.post(TransferFailed(Reason.TRANSFER_FAILED, "the echo"))
 
-    wire.crew.__class__ = Echoing
+    wire.worker.__class__ = Echoing
     wire.peer.say(hello())
     wire.until(lambda: wire.session.verdict is not None)
     assert wire.session.verdict is not None

@@ -106,7 +106,7 @@ CLIENT = """
     from netloader.config import Deadlines
     from netloader.fsm.identity import Identity
     from netloader.io import ClientOptions, fill
-    from netloader.io.client import survey
+    from netloader.io.client import describe
     from netloader.config import Endpoint
     from tests.unit.io.helpers import module_of, random
     target = module_of(w=random(1000, seed=1))
@@ -121,7 +121,7 @@ CLIENT = """
     except OSError:
         pass
     for free in range(8):
-        survey([source], Identity({}), options)
+        describe([source], Identity({}), options)
         outcome = fill(target, [source], {"model": "x"}, options)
         (attempt,) = outcome.attempts
         print(free, outcome.ok, attempt.reason.value, attempt.detail, sep="|")

@@ -31,12 +31,12 @@ class Source(helpers.Source):
         """Put one segment where it belongs, one bit of it changed or not."""
         block = bytearray(self.blocks[index])
         block[0] ^= flip
-        incoming = intake.expect(intake.segments[index])
+        writer = intake.expect(intake.segments[index])
         start = 0
-        for view in incoming.views():
+        for view in writer.views():
             view[:] = block[start : start + len(view)]
             start += len(view)
-            incoming.update(view)
+            writer.update(view)
 
 
 def ledger_of(target: nn.Module) -> Ledger:

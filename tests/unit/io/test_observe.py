@@ -32,7 +32,7 @@ Lines = list[dict[str, Any]]
 FIELDS = {
     *("network.peer.address", "network.peer.port", "network.transport"),
     *("network.protocol.name", "network.protocol.version"),
-    *("netloader.session.id", "netloader.role", "netloader.outcome", "netloader.reason"),
+    *("netloader.session.id", "netloader.side", "netloader.outcome", "netloader.reason"),
     *("netloader.detail", "netloader.by_peer", "netloader.weights_dirty"),
     *("netloader.transfer.bytes", "netloader.transfer.duration_s"),
     "netloader.transfer.throughput_bytes_per_s",
@@ -47,7 +47,7 @@ def named(lines: Lines, event: str, role: str | None = None) -> Lines:
     return [
         line
         for line in lines
-        if line["event"] == f"netloader.{event}" and role in (None, line.get("netloader.role"))
+        if line["event"] == f"netloader.{event}" and role in (None, line.get("netloader.side"))
     ]
 
 

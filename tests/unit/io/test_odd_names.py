@@ -8,7 +8,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description, Hello, Purpose, Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
-from netloader.io.client import survey
+from netloader.io.client import describe
 from netloader.wire.frames import Decoder, encode
 from tests.unit.io.helpers import Peer, asking, contents, hello, module_of, random, serving
 
@@ -37,7 +37,7 @@ def test_a_model_and_tensors_with_such_names_are_served_and_filled() -> None:
     )
     facts = {"path": ODD}
     with serving(source, NAMED, facts=facts) as server:
-        found = survey([server.endpoint], Identity(NAMED), asking()).description
+        found = describe([server.endpoint], Identity(NAMED), asking()).description
         outcome = fill(target, [server.endpoint], NAMED, asking())
     assert outcome.ok, outcome.history()
     assert contents(target) == contents(source)

@@ -28,7 +28,7 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.io import Outcome, fill
-from netloader.io.client import survey
+from netloader.io.client import describe
 from netloader.wire.frames import Spoken
 from tests.unit.io.helpers import (
     FAST,
@@ -247,8 +247,8 @@ def test_a_description_that_was_changed_is_not_believed(stack: ExitStack, field:
     path = stack.enter_context(OnPath(server.endpoint, only(Description, DESCRIPTIONS[field])))
     options = asking(token=TOKEN)
 
-    assert survey([path.endpoint], Identity({}), options).description is None
-    told = survey([server.endpoint], Identity({}), options).description
+    assert describe([path.endpoint], Identity({}), options).description is None
+    told = describe([server.endpoint], Identity({}), options).description
     assert told is not None
     assert told.facts == FACTS
 

@@ -11,7 +11,7 @@ from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io.client import survey
+from netloader.io.client import describe
 from netloader.io.clock import monotonic
 from netloader.wire.connection import LINGER_S
 from tests.unit.io.drivers import fill
@@ -35,7 +35,7 @@ def test_a_silent_source_that_was_surveyed_costs_one_deadline_and_is_named(count
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(silent()) for _ in range(count)]
         begun = monotonic()
-        found = survey(sources, ANY, asking(deadlines=HURRIED))
+        found = describe(sources, ANY, asking(deadlines=HURRIED))
         options = asking(deadlines=HURRIED, silent=found.silent)
         outcome = fill(zoo(2), found.sources, IDENTITY, options)
         took = monotonic() - begun
@@ -50,7 +50,7 @@ def test_a_silent_source_that_was_surveyed_costs_one_deadline_and_is_named(count
 def test_behind_a_silent_source_the_next_is_asked_and_the_silent_one_stays_in_the_history() -> None:
     with silent() as first, serving(zoo(1)) as server:
         target = zoo(2)
-        found = survey([first, server.endpoint], ANY, asking(deadlines=HURRIED))
+        found = describe([first, server.endpoint], ANY, asking(deadlines=HURRIED))
         outcome = fill(target, found.sources, IDENTITY, asking(silent=found.silent))
 
     assert found.sources == (server.endpoint, first)
@@ -62,7 +62,7 @@ def test_behind_a_silent_source_the_next_is_asked_and_the_silent_one_stays_in_th
 
 def test_a_source_that_refused_is_asked_again_for_it_may_be_starting() -> None:
     place = closed_port()
-    found = survey([place], ANY, asking())
+    found = describe([place], ANY, asking())
     assert found.silent == ()
     outcome = fill(zoo(2), found.sources, IDENTITY, asking(silent=found.silent))
     assert [a.reason for a in outcome.attempts] == [Reason.UNREACHABLE]

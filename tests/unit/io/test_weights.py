@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netloader.fsm.manifest import Segment, plan
+from netloader.fsm.manifest import Segment, segments_of
 from netloader.fsm.reasons import Reason
 from netloader.io import weights as weights_module
 from netloader.io.clock import monotonic
@@ -48,9 +48,9 @@ def carry(source: nn.Module, target: nn.Module, segment_bytes: int = 64 * KIB) -
     """Move everything between two modules as a transport does, without one."""
     giving, taking = Weights.of(source), Weights.of(target)
     assert giving.manifest == taking.manifest
-    for segment in plan(giving.manifest, segment_bytes):
-        for view, piece in zip(giving.views(segment), segment.pieces, strict=True):
-            memory_of(taking.place(piece))[:] = view
+    for segment in segments_of(giving.manifest, segment_bytes):
+        for view, extent in zip(giving.views(segment), segment.extents, strict=True):
+            memory_of(taking.place(extent))[:] = view
         taking.arrived(segment)
 
 
@@ -197,13 +197,13 @@ def test_a_staged_tensor_is_written_only_when_all_of_it_is_verified() -> None:
     target = module_of(holes=random(100, 10, seed=1)[:, ::2])
     weights = Weights.of(target)
     before = contents(target)
-    first, second = plan(weights.manifest, 1000)
+    first, second = segments_of(weights.manifest, 1000)
 
-    memory_of(weights.place(first.pieces[0]))[:] = bytes(1000)
+    memory_of(weights.place(first.extents[0]))[:] = bytes(1000)
     weights.arrived(first)
     assert contents(target) == before
 
-    memory_of(weights.place(second.pieces[0]))[:] = bytes(1000)
+    memory_of(weights.place(second.extents[0]))[:] = bytes(1000)
     weights.arrived(second)
     assert contents(target) == {"holes": bytes(2000)}
 
@@ -213,7 +213,7 @@ def test_what_did_not_move_in_is_put_together_of_all_that_was_verified(
 ) -> None:
     source, target = (module_of(holes=random(512, 512, seed=s)[:, ::2]) for s in (1, 2))
     giving, taking = Weights.of(source), Weights.of(target)
-    first, second = plan(giving.manifest, 512 * KIB // 2)
+    first, second = segments_of(giving.manifest, 512 * KIB // 2)
     failures = [TransferError(Reason.TRANSFER_FAILED, "no memory for the cast")]
 
     def fails_once(*tensors: torch.Tensor) -> None:
@@ -224,8 +224,8 @@ def test_what_did_not_move_in_is_put_together_of_all_that_was_verified(
     monkeypatch.setattr(weights_module, "assign", fails_once)
 
     def receive(segment: Segment) -> None:
-        (piece,), (view,) = segment.pieces, giving.views(segment)
-        memory_of(taking.place(piece))[:] = view
+        (extent,), (view,) = segment.extents, giving.views(segment)
+        memory_of(taking.place(extent))[:] = view
         taking.arrived(segment)
 
     receive(first)
@@ -242,12 +242,12 @@ def test_what_has_to_come_again_is_not_here_until_it_has(monkeypatch: pytest.Mon
 
     source, target = build(1), build(2)
     giving, taking = Weights.of(source), Weights.of(target)
-    first, second, *_ = segments = plan(giving.manifest, 2 * giving.manifest.nbytes // 3)
-    assert [len(segment.pieces) for segment in segments] == [2, 1]
+    first, second, *_ = segments = segments_of(giving.manifest, 2 * giving.manifest.nbytes // 3)
+    assert [len(segment.extents) for segment in segments] == [2, 1]
 
     def receive(segment: Segment) -> None:
-        for piece, view in zip(segment.pieces, giving.views(segment), strict=True):
-            memory_of(taking.place(piece))[:] = view
+        for extent, view in zip(segment.extents, giving.views(segment), strict=True):
+            memory_of(taking.place(extent))[:] = view
         taking.arrived(segment)
 
     def fails(*_: torch.Tensor) -> None:
@@ -257,8 +257,8 @@ def test_what_has_to_come_again_is_not_here_until_it_has(monkeypatch: pytest.Mon
         patched.setattr(weights_module, "assign", fails)
         with pytest.raises(TransferError):
             receive(first)  # with the beginning of `large`
-    for piece in first.pieces:  # the next source has begun to send it
-        memory_of(taking.place(piece))[:] = bytes(piece.length)
+    for extent in first.extents:  # the next source has begun to send it
+        memory_of(taking.place(extent))[:] = bytes(extent.length)
     receive(second)  # over another lane
     receive(first)
 
@@ -267,11 +267,11 @@ def test_what_has_to_come_again_is_not_here_until_it_has(monkeypatch: pytest.Mon
 
 def test_in_place_targets_are_the_tensors_own_memory() -> None:
     tensor = random(30, 70).t()
-    (segment,) = plan(manifest_of([("w", tensor)]), 1 << 20)
+    (segment,) = segments_of(manifest_of([("w", tensor)]), 1 << 20)
     weights = Weights([("w", tensor)])
 
-    assert weights.place(segment.pieces[0]).data_ptr() == tensor.data_ptr()
-    assert weights.reader()(segment.pieces[0]).data_ptr() == tensor.data_ptr()
+    assert weights.place(segment.extents[0]).data_ptr() == tensor.data_ptr()
+    assert weights.reader()(segment.extents[0]).data_ptr() == tensor.data_ptr()
 
 
 def test_parameters_that_require_gradients_are_written_without_one() -> None:
@@ -296,7 +296,7 @@ def test_memory_keeps_its_tensor_alive() -> None:
 def test_reading_many_tensors_is_not_slow_beside_a_busy_thread() -> None:
     # A torch operation gives up the interpreter lock, and a busy thread gives it back after 5 ms.
     weights = Weights.of(module_of(**{f"t{i}": random(16, seed=i) for i in range(2000)}))
-    (segment,) = plan(weights.manifest, 1 << 20)
+    (segment,) = segments_of(weights.manifest, 1 << 20)
 
     def seconds() -> float:
         start = monotonic()

@@ -156,6 +156,6 @@ def test_deadlines_of_one_moment_come_in_one_order() -> None:
                 pipe.stalled = True
             world.wait_for_a_deadline()
         moves = [x for x in lines if x["event"] == "netloader.session.transition"]
-        first.add(moves[-2]["netloader.role"])
-        assert {x["netloader.role"] for x in moves[-2:]} == {"client", "server"}
+        first.add(moves[-2]["netloader.side"])
+        assert {x["netloader.side"] for x in moves[-2:]} == {"client", "server"}
     assert first == {"client"}

@@ -14,8 +14,8 @@ from netloader.fsm.manifest import Progress
 from netloader.io import Outcome, fill
 from netloader.io.weights import Weights
 from netloader.vllm_plugin import publish
-from netloader.vllm_plugin.errand import Errand
 from netloader.vllm_plugin.identity import RAW, TARGET
+from netloader.vllm_plugin.load_plan import LoadPlan
 from netloader.vllm_plugin.loadstate import NOTHING
 from netloader.vllm_plugin.offer import Loaded, offer, taken
 from netloader.vllm_plugin.settings import Settings
@@ -37,9 +37,9 @@ def identity(role: str = TARGET, layout: str = RAW) -> Identity:
     return Identity({"model": "tiny", "role": role, "layout": layout})
 
 
-def errand(role: str = TARGET, **changes: Any) -> Errand:
+def plan(role: str = TARGET, **changes: Any) -> LoadPlan:
     """One tiny model to load, without sources."""
-    plain = Errand(
+    plain = LoadPlan(
         role=role,
         rank=0,
         ranks=(0,),
@@ -118,12 +118,12 @@ def serve(
 ) -> Loaded:
     """Remember a loaded model, post-process it (`then`, or as it wants), offer it."""
     options = options or settings()
-    loaded = taken(errand(role), model, options, Progress())
+    loaded = taken(plan(role), model, options, Progress())
     if then is None:
         post_process(model)
     else:
         then()
-    offer(model, errand(role), loaded, options, CONFIG)
+    offer(model, plan(role), loaded, options, CONFIG)
     return loaded
 
 

@@ -197,7 +197,7 @@ def test_a_running_transfer_is_over_before_the_weights_change() -> None:
     reading: list[bool] = []
 
     def act() -> None:
-        reading.extend(not p.quiet(0) for p in shop()._shelf.publications)  # type: ignore[union-attr]
+        reading.extend(not p.quiet(0) for p in shop()._catalog.published_models)  # type: ignore[union-attr]
         zero(plain)
 
     def slow(done: int, total: int) -> None:

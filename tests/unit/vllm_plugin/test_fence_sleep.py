@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from netloader.io.publication import Publication
+from netloader.io.published import PublishedModel
 from netloader.log import capture
 from netloader.vllm_plugin import publish
 from netloader.vllm_plugin.identity import DRAFT, TARGET
@@ -91,10 +91,10 @@ def test_nobody_looks_at_a_device_while_its_cache_wakes(
     worker.sleep(2)
     worker.wake_up(["weights"])
     with monkeypatch.context() as patched:
-        patched.setattr(Publication, "seal_quietly", lambda self: None)
+        patched.setattr(PublishedModel, "seal_quietly", lambda self: None)
         worker.act = lambda: reload(model, Model(2))
         worker.reload_weights()
-    worker.act = lambda: reading.extend(bool(p._readers) for p in shop()._shelf._known)  # type: ignore[union-attr]
+    worker.act = lambda: reading.extend(bool(p._readers) for p in shop()._catalog._known)  # type: ignore[union-attr]
     worker.wake_up(["kv_cache"])
     assert reading
     assert not any(reading)
@@ -164,7 +164,7 @@ def test_asleep_before_the_digests_were_known_nothing_is_offered_again(
     model, worker, go = Model(1), worker_of(), threading.Event()
     serve(model)
     with monkeypatch.context() as patched:
-        patched.setattr(Publication, "seal_quietly", lambda self: go)
+        patched.setattr(PublishedModel, "seal_quietly", lambda self: go)
         worker.act = lambda: reload(model, Model(2))
         worker.reload_weights()
     worker.act = lambda: zero(model)
@@ -179,14 +179,14 @@ def test_asleep_before_the_digests_were_known_nothing_is_offered_again(
 @pytest.fixture
 def waking_slowly(monkeypatch: pytest.MonkeyPatch) -> Callable[[], threading.Event]:
     """Hold the look at every byte that comes before weights are offered again."""
-    go, audit = threading.Event(), Publication.audit
+    go, audit = threading.Event(), PublishedModel.audit
 
-    def slow(publication: Publication) -> None:
+    def slow(published: PublishedModel) -> None:
         go.wait(PATIENCE_S)
-        audit(publication)
+        audit(published)
 
     def patch() -> threading.Event:
-        monkeypatch.setattr(Publication, "audit", slow)
+        monkeypatch.setattr(PublishedModel, "audit", slow)
         return go
 
     return patch
@@ -236,7 +236,7 @@ def test_nobody_looks_at_the_bytes_any_more_when_they_are_taken_away() -> None:
     worker.sleep()
     worker.wake_up()
     with shop()._lock:  # the look that began with the wake may be about to end
-        known = tuple(shop()._shelf._known)  # type: ignore[union-attr]
+        known = tuple(shop()._catalog._known)  # type: ignore[union-attr]
         known += tuple(shop()._returning.values())
     worker.act = act
     worker.sleep()
@@ -252,15 +252,15 @@ def test_a_look_that_ends_late_does_not_take_back_what_is_offered_again(
 ) -> None:
     # The first audit has ended, withdrawn by the sleep, and gets to say so only after the wake.
     model, worker, go = Model(1), worker_of(), threading.Event()
-    audit, first = Publication.audit, list[Publication]()
+    audit, first = PublishedModel.audit, list[PublishedModel]()
 
-    def late(publication: Publication) -> None:
+    def late(published: PublishedModel) -> None:
         if not first:
-            first.append(publication)
+            first.append(published)
             go.wait(PATIENCE_S)
-        audit(publication)
+        audit(published)
 
-    monkeypatch.setattr(Publication, "audit", late)
+    monkeypatch.setattr(PublishedModel, "audit", late)
     serve(model)
     assert eventually(lambda: first)
     worker.sleep()

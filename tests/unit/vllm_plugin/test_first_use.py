@@ -11,7 +11,7 @@ from netloader.fsm.manifest import Progress
 from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.goods import Changed
 from netloader.vllm_plugin.offer import _goods, taken
-from tests.unit.vllm_plugin.helpers import CONFIG, errand, post_process, settings
+from tests.unit.vllm_plugin.helpers import CONFIG, plan, post_process, settings
 from tests.unit.vllm_plugin.test_witness import PATIENCE_S, Engine, noted, offered, write
 
 
@@ -103,9 +103,9 @@ def test_until_a_table_was_digested_its_place_means_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, go = Engine(), threading.Event()
-    loaded = taken(errand(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings(), Progress())
     post_process(model)
-    witness = _goods(model, errand(), loaded, settings(), CONFIG).witness
+    witness = _goods(model, plan(), loaded, settings(), CONFIG).witness
     digest = inventory.digest
 
     def later(found: inventory.Inventory) -> dict[str, str]:

@@ -22,7 +22,7 @@ from tests.unit.vllm_plugin.helpers import (
     Kernels,
     Model,
     Packed,
-    errand,
+    plan,
     post_process,
     reload,
     settings,
@@ -33,9 +33,9 @@ PATIENCE_S = 30.0
 
 def goods_of(model: nn.Module) -> Goods:
     """What is on offer of a freshly loaded model, which is post-processed here."""
-    loaded = taken(errand(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings(), Progress())
     post_process(model)
-    goods = _goods(model, errand(), loaded, settings(), CONFIG)
+    goods = _goods(model, plan(), loaded, settings(), CONFIG)
     goods.witness.begin()
     assert goods.witness.wait(PATIENCE_S)
     return goods

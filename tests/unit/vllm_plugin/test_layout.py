@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from netloader.fsm.manifest import plan
-from netloader.io.publication import segment_digests
+from netloader.fsm.manifest import segments_of
+from netloader.io.published import segment_digests
 from netloader.io.weights import Weights, WeightsError, named_tensors
 from netloader.vllm_plugin.layout import Backup, GoneError, RawSnapshot, policy_for
 from netloader.vllm_plugin.settings import CachePolicy, Settings
@@ -43,7 +43,7 @@ def snapshot_of(
 
 
 def content(weights: Weights) -> tuple[str, ...]:
-    return segment_digests(weights, plan(weights.manifest, 64 << 20), "blake3", 1)
+    return segment_digests(weights, segments_of(weights.manifest, 64 << 20), "blake3", 1)
 
 
 def test_untouched_parameters_cost_nothing() -> None:

@@ -22,7 +22,7 @@ from netloader.vllm_plugin.reload import Reloadable
 from tests.e2e import zoo
 from tests.unit.io.helpers import MIB, contents, serving
 from tests.unit.io.relay import Fault, Relay
-from tests.unit.vllm_plugin.helpers import errand, identity
+from tests.unit.vllm_plugin.helpers import identity, plan
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,7 @@ def load_from(model: nn.Module, config: VllmConfig, *sources: Endpoint, **extra:
     """What `load_model` does between creating a model and post-processing it."""
     loader = get_model_loader(load_config(**extra))
     assert isinstance(loader, NetLoader)
-    loader._errand = errand(sources=sources)
+    loader._plan = plan(sources=sources)
     with set_current_vllm_config(config):
         loader.load_weights(model, config.model_config)
 
@@ -229,7 +229,7 @@ def test_a_checkpoint_that_a_reload_names_is_read_even_with_fallback_never(tmp_p
     config = config_of(zoo.write(tmp_path / "m", zoo.llama_config(), tensors))
     loader = get_model_loader(load_config(FALLBACK="never"))
     model = Sink()
-    _reloadable[model] = Reloadable(errand(path="elsewhere"), Manifest(()))
+    _reloadable[model] = Reloadable(plan(path="elsewhere"), Manifest(()))
     with set_current_vllm_config(config):
         names = {name for name, _ in loader.get_all_weights(config.model_config, model)}
     assert names == set(tensors)

@@ -23,10 +23,10 @@ from tests.unit.vllm_plugin.helpers import (
     Lines,
     Model,
     Packed,
-    errand,
     events,
     identity,
     line_of,
+    plan,
     post_process,
     receive,
     serve,
@@ -262,7 +262,7 @@ def loaded_from(
     model: nn.Module, *names: str, role: str = DRAFT, options: Settings | None = None
 ) -> Loaded:
     checkpoint: Any = Checkpoint(names)
-    return read(checkpoint, errand(role), model, CONFIG, options or settings())
+    return read(checkpoint, plan(role), model, CONFIG, options or settings())
 
 
 def travels(loaded: Loaded) -> list[str]:
@@ -274,7 +274,7 @@ def test_parameters_of_a_draft_that_no_checkpoint_fills_stay_behind() -> None:
     loaded = loaded_from(model, "up")
     assert loaded.unfilled == {"embed"}
     assert travels(loaded) == ["up"]
-    offer(model, errand(DRAFT), loaded, settings(), CONFIG)
+    offer(model, plan(DRAFT), loaded, settings(), CONFIG)
     goods = shop().goods(DRAFT)
     assert goods is not None
     assert goods.facts["unfilled"] == '["embed"]'
@@ -289,7 +289,7 @@ def test_a_bug_of_ours_costs_the_offer_and_not_the_load(
     model = Draft()
     with capture() as lines:
         loaded = loaded_from(model, "up")
-        offer(model, errand(DRAFT), loaded, settings(), CONFIG)
+        offer(model, plan(DRAFT), loaded, settings(), CONFIG)
     assert events(lines) == ["netloader.driver.error", "netloader.server.refused"]
     assert model.get_parameter("up").sum().item() == 4
     assert "load_weights" not in vars(model)
@@ -338,7 +338,7 @@ def test_a_load_that_leaves_more_than_plain_values_is_refused_by_name() -> None:
     model = Odd()
     with capture() as lines:
         loaded = loaded_from(model, "up", role=TARGET)
-        offer(model, errand(), loaded, settings(), CONFIG)
+        offer(model, plan(), loaded, settings(), CONFIG)
     why, _ = told(lines)
     assert why == "load_weights leaves behind more than tensors and plain values: extra"
 
@@ -351,7 +351,7 @@ def test_what_load_weights_left_behind_is_told_with_the_offer() -> None:
 
     model = Owner()
     loaded = loaded_from(model, "up", role=TARGET)
-    offer(model, errand(), loaded, settings(), CONFIG)
+    offer(model, plan(), loaded, settings(), CONFIG)
     goods = shop().goods(TARGET)
     assert goods is not None
     assert goods.facts["load_state"] == '{"has_own_head": true}'
@@ -381,8 +381,8 @@ def test_which_models_a_reload_may_be_handed_to() -> None:
 
 def test_a_rank_that_does_not_serve_keeps_no_originals_and_can_still_reload() -> None:
     model = Model()
-    kept = taken(errand(), model, settings(), Progress())
-    free = taken(errand(serves=False), model, settings(), Progress())
+    kept = taken(plan(), model, settings(), Progress())
+    free = taken(plan(serves=False), model, settings(), Progress())
     assert kept.snapshot is not None
     assert free.snapshot is None
     assert free.manifest == kept.manifest

@@ -95,9 +95,9 @@ def test_a_server_moves_bytes_as_it_was_told_and_not_as_its_clients_like(
     # Who sets tcp on an instance that serves users does not want a communicator on its device.
     model = nn.Linear(4, 4)
     serve(model, settings(transport=told))
-    here = shop()._shelf
+    here = shop()._catalog
     assert here is not None
-    assert [p.offering.transports for p in here.publications] == [offered]
+    assert [p.entry.transports for p in here.published_models] == [offered]
 
 
 def test_a_busy_port_is_a_line_in_the_log() -> None:

@@ -13,7 +13,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from netloader.config import Endpoint
 from netloader.vllm_plugin.identity import PROCESSED, RAW
 from netloader.vllm_plugin.loader import NetLoader, NoWeightsError, RebuildError
-from tests.unit.vllm_plugin.helpers import errand
+from tests.unit.vllm_plugin.helpers import plan
 
 NOBODY = Endpoint("127.0.0.1", 1)
 TAKEN = "model.layers.0.attn"
@@ -36,7 +36,7 @@ class Builder:
         self.registered.static_forward_context[TAKEN] = model
         self.registered.static_all_moe_layers.append("new")
         self.built.append(weakref.ref(model))
-        self.layouts.append(loader._errand.layout)
+        self.layouts.append(loader._plan.layout)
         return model
 
 
@@ -54,9 +54,9 @@ def loader_with(fallback: str) -> NetLoader:
 
 def test_the_first_model_is_gone_before_the_second_is_built(builder: Builder) -> None:
     loader = loader_with("auto")
-    wish = errand(layout=PROCESSED, sources=(NOBODY,))
+    spec = plan(layout=PROCESSED, sources=(NOBODY,))
     config: Any = SimpleNamespace()
-    model = loader._build(wish, builder.config, config, "")
+    model = loader._build(spec, builder.config, config, "")
     assert isinstance(model, nn.Linear)
     assert builder.layouts == [PROCESSED, RAW]
     assert builder.registered.static_all_moe_layers == ["old", "new"]
@@ -64,10 +64,10 @@ def test_the_first_model_is_gone_before_the_second_is_built(builder: Builder) ->
 
 def test_with_fallback_never_no_second_model_is_built(builder: Builder) -> None:
     loader = loader_with("never")
-    wish = errand(layout=PROCESSED, sources=(NOBODY,))
+    spec = plan(layout=PROCESSED, sources=(NOBODY,))
     config: Any = SimpleNamespace()
     with pytest.raises(NoWeightsError, match="unreachable"):
-        loader._build(wish, builder.config, config, "")
+        loader._build(spec, builder.config, config, "")
     assert len(builder.built) == 1
 
 
@@ -79,7 +79,7 @@ def test_what_load_weights_left_on_the_server_is_left_here_before_post_processin
 ) -> None:
     loader = loader_with("auto")
     monkeypatch.setattr(loader, "_placeholders", lambda *_: None)
-    loader._errand = errand(layout=PROCESSED, sources=(NOBODY,), state={path: True})
+    loader._plan = plan(layout=PROCESSED, sources=(NOBODY,), state={path: True})
     model: Any = nn.Linear(4, 4)
     model.ready = False
     config: Any = SimpleNamespace()

@@ -11,12 +11,12 @@ from torch import nn
 from netloader.config import Endpoint
 from netloader.io.clock import monotonic
 from netloader.log import capture
-from netloader.vllm_plugin.errand import errand_of
+from netloader.vllm_plugin.load_plan import plan_load
 from netloader.vllm_plugin.loader import NetLoader, NoWeightsError
 from netloader.wire.connection import LINGER_S
 from tests.e2e import zoo
 from tests.unit.vllm_plugin.helpers import identity, line_of
-from tests.unit.vllm_plugin.test_errand import model_config, vllm_config
+from tests.unit.vllm_plugin.test_load_plan import model_config, vllm_config
 from tests.unit.vllm_plugin.test_loader import config_of, load_config
 
 HANDSHAKE_S = 3.0
@@ -35,10 +35,10 @@ def test_what_a_survey_found_silent_is_not_asked_again_and_is_named(tmp_path: Pa
             )
         )
         begun = monotonic()
-        found = errand_of(
+        found = plan_load(
             vllm_config(), model_config(), loader._settings, loader._ask, loader._logger
         )
-        loader._errand = replace(found, identify=lambda layout, _: identity(layout=layout))
+        loader._plan = replace(found, identify=lambda layout, _: identity(layout=layout))
         with capture() as lines, pytest.raises(NoWeightsError) as raised:
             loader.load_weights(nn.Linear(4, 4), config.model_config)
         took = monotonic() - begun

@@ -35,7 +35,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from netloader.config import Endpoint
 from netloader.vllm_plugin.loader import NetLoader
-from tests.unit.vllm_plugin.helpers import errand
+from tests.unit.vllm_plugin.helpers import plan
 
 folder, meeting = sys.argv[1:]
 torch.accelerator.empty_cache = lambda: None  # there is none, and vLLM does not ask
@@ -58,8 +58,8 @@ BaseModelLoader.load_model = watched
 with set_current_vllm_config(config):
     init_distributed_environment(1, 0, f"file://{meeting}", 0, "gloo")
     ensure_model_parallel_initialized(1, 1)
-    wish = errand(layout="processed", sources=(Endpoint("127.0.0.1", 1),))
-    model = NetLoader(config.load_config)._build(wish, config, config.model_config, "")
+    spec = plan(layout="processed", sources=(Endpoint("127.0.0.1", 1),))
+    model = NetLoader(config.load_config)._build(spec, config, config.model_config, "")
 print(json.dumps({"alive": alive, "parts": len(parts)}))
 """
 

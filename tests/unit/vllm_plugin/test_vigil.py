@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from netloader.io import fill
-from netloader.io.publication import Publication
+from netloader.io.published import PublishedModel
 from netloader.log import capture
 from netloader.vllm_plugin import fence, vigil
 from netloader.vllm_plugin.identity import TARGET
@@ -171,10 +171,10 @@ def test_an_announced_change_ends_the_examination_of_another(
 def test_an_audit_that_cannot_be_carried_out_ends_the_offer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(_: Publication) -> None:
+    def broken(_: PublishedModel) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Publication, "audit", broken)
+    monkeypatch.setattr(PublishedModel, "audit", broken)
     model = plain()
     serve(model, then=lambda: None)
     assert eventually(lambda: refusal()[0] == "not_serving", PATIENCE_S)

@@ -17,7 +17,7 @@ from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.goods import Goods
 from netloader.vllm_plugin.offer import _goods, taken
 from netloader.vllm_plugin.witness import INTERRUPTED, Witness
-from tests.unit.vllm_plugin.helpers import CONFIG, Model, errand, post_process, settings
+from tests.unit.vllm_plugin.helpers import CONFIG, Model, plan, post_process, settings
 
 PATIENCE_S = 30.0
 
@@ -64,11 +64,11 @@ class Engine(Model):
 
 def offered(model: nn.Module) -> Goods:
     """What is on offer of a model that is loaded, post-processed and noted here."""
-    loaded = taken(errand(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings(), Progress())
     post_process(model)
     if isinstance(model, Engine):
         model.finish()
-    goods = _goods(model, errand(), loaded, settings(), CONFIG)
+    goods = _goods(model, plan(), loaded, settings(), CONFIG)
     goods.witness.begin()
     goods.witness.settle()
     assert goods.witness.wait(PATIENCE_S)
@@ -200,10 +200,10 @@ def test_memory_that_is_gone_is_named() -> None:
 def test_until_the_engine_has_its_final_shape_nothing_is_a_change() -> None:
     # vLLM puts the target's embedding in the place of a draft's, and wraps adapters.
     model = Engine()
-    loaded = taken(errand(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings(), Progress())
     post_process(model)
     model.finish()
-    witness = _goods(model, errand(), loaded, settings(), CONFIG).witness
+    witness = _goods(model, plan(), loaded, settings(), CONFIG).witness
     witness.begin()
     replace_layer(model)
     assert (witness.quick(), witness.thorough()) == ("", "")

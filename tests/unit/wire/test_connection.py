@@ -87,11 +87,11 @@ def transferring() -> Connection:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 1 << 20])
-@pytest.mark.parametrize(("wish", "offering"), [(WISH, OFFERING), (SECURED, GUARDED)])
+@pytest.mark.parametrize(("spec", "entry"), [(WISH, OFFERING), (SECURED, GUARDED)])
 def test_two_connections_need_nothing_but_each_others_bytes(
-    wish: object, offering: object, cut: int
+    spec: object, entry: object, cut: int
 ) -> None:
-    there, here = connected(server(offering)), connected(client(wish))  # type: ignore[arg-type]
+    there, here = connected(server(entry)), connected(client(spec))  # type: ignore[arg-type]
     ends = (there, here)
     for _ in range(20):
         for mine, other in (ends, ends[::-1]):

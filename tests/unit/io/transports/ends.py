@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 from torch import nn
 
-from netloader.fsm.manifest import Segment, plan
+from netloader.fsm.manifest import Segment, segments_of
 from netloader.io.digests import digest_of
 from netloader.io.intake import Ledger, Report
-from netloader.io.transports import Inlet, Outlet, Receiving, Sending, TransferError, named
+from netloader.io.transports import Inlet, Outlet, Receiver, Sender, TransferError, named
 from netloader.io.weights import Weights
 from tests.unit.io.helpers import KIB, SOON_S, connected_pair, offer_of
 
@@ -45,7 +45,7 @@ class Ends:
         report: Report = lambda done, total: None,
     ) -> None:
         self.giving, taking = Weights.of(source), Weights.of(target)
-        self.segments = plan(self.giving.manifest, segment_bytes)
+        self.segments = segments_of(self.giving.manifest, segment_bytes)
         digests = tuple(digest_of("blake3", self.giving.views(s)) for s in self.segments)
         self.ledger = Ledger(taking, report)
         intake = self.ledger.follow(offer_of(self.giving.manifest, digests, segment_bytes))
@@ -53,8 +53,8 @@ class Ends:
         self.near: list[socket.socket] = []
         self.far: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self.sending: Sending = named(transport).sending(Outlet(self.giving, "session", stall_s))
-        self.receiving: Receiving = named(transport).receiving(
+        self.sending: Sender = named(transport).sending(Outlet(self.giving, "session", stall_s))
+        self.receiving: Receiver = named(transport).receiving(
             Inlet(intake, "session", stall_s, dial or self.dial, lanes)
         )
 
@@ -76,7 +76,7 @@ class Ends:
         chosen = self.segments if segments is None else segments
         return self._start(lambda: self.receiving.run(chosen), self.receiving)
 
-    def _start(self, run: Callable[[], int], end: Sending | Receiving) -> Ending:
+    def _start(self, run: Callable[[], int], end: Sender | Receiver) -> Ending:
         def work() -> None:
             try:
                 ending.result.append(run())

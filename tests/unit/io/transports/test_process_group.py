@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from netloader.fsm.manifest import Piece
+from netloader.fsm.manifest import Extent
 from netloader.fsm.reasons import Reason
 from netloader.io.clock import monotonic
 from netloader.io.transports import TransferError
@@ -181,18 +181,18 @@ class Pause:
             self.over.wait(SOON_S)
 
 
-Reader: TypeAlias = Callable[[torch.device], Callable[[Piece], Tensor]]
+Reader: TypeAlias = Callable[[torch.device], Callable[[Extent], Tensor]]
 
 
 def after(pause: Pause, reader: Reader) -> Reader:
     """Reading that pauses first."""
 
-    def paused(device: torch.device) -> Callable[[Piece], Tensor]:
+    def paused(device: torch.device) -> Callable[[Extent], Tensor]:
         read = reader(device)
 
-        def first(piece: Piece) -> Tensor:
+        def first(extent: Extent) -> Tensor:
             pause()
-            return read(piece)
+            return read(extent)
 
         return first
 

@@ -17,7 +17,7 @@ from netloader.fsm.manifest import Progress
 from netloader.fsm.messages import Description
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io.client import Survey
+from netloader.io.client import Described
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.weights import Named
 from netloader.log import Logger, emit, get_logger
@@ -39,7 +39,7 @@ from netloader.vllm_plugin.settings import LayoutChoice, Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class LoadPlan:
     """One model to load: who we are, whom to ask, what the first source said of itself."""
 
     role: str
@@ -94,42 +94,42 @@ class Errand:
         return [(name, tensor) for name, tensor in named if name not in self.unfilled]
 
 
-def errand_of(
+def plan_load(
     vllm_config: VllmConfig,
     model_config: ModelConfig,
     settings: Settings,
-    ask: Callable[[Sequence[Endpoint], Identity], Survey],
+    ask: Callable[[Sequence[Endpoint], Identity], Described],
     logger: Logger,
-) -> Errand:
+) -> LoadPlan:
     """Ask the sources what they resolved, and have vLLM build the same parameters here."""
     rank = identities.rank(vllm_config.parallel_config)
     sources = tuple(settings.sources.get(rank, ()))
     early = identities.known_early(vllm_config, model_config, settings.model)
     side = _Side(vllm_config, model_config, early, Files.of(model_config), logger)
-    survey, refused = side.survey(sources, ask)
-    facts = survey.description.facts if survey.description else {}
+    describe, refused = side.describe(sources, ask)
+    facts = describe.description.facts if describe.description else {}
     identities.adopt(facts, model_config)
     role = identities.role_of(model_config)
-    return Errand(
+    return LoadPlan(
         role=role,
         rank=rank,
         ranks=_company(role),
-        sources=survey.sources,
+        sources=describe.sources,
         layout=_layout(facts, settings, vllm_config),
         state=_state(facts, logger),
         unfilled=_names(identities.UNFILLED, facts, logger)
         if role == identities.DRAFT
         else frozenset(),
-        identify=partial(side.identity, survey.description),
+        identify=partial(side.identity, describe.description),
         serves=publish.wanted(settings, rank) and not _moving(vllm_config),
         path=str(model_config.model),
-        silent=survey.silent,
+        silent=describe.silent,
         filled=_names(identities.FILLED, facts, logger),
         constructed=facts.get(identities.CONSTRUCTED, ""),
         files=side.files,
         answers=side.answers,
         refused=refused,
-        warned=side.warn(survey),
+        warned=side.warn(describe),
     )
 
 
@@ -158,11 +158,11 @@ class _Side:
             self.vllm_config, self.model_config, self.early, layout, state, files
         )
 
-    def survey(
+    def describe(
         self,
         sources: tuple[Endpoint, ...],
-        ask: Callable[[Sequence[Endpoint], Identity], Survey],
-    ) -> tuple[Survey, Outcome | None]:
+        ask: Callable[[Sequence[Endpoint], Identity], Described],
+    ) -> tuple[Described, Outcome | None]:
         """Ask for a description until one fits; the sources that do not fit, with the reasons.
 
         The config is compared here, not by the source: only this side can say what to do about it.
@@ -170,28 +170,28 @@ class _Side:
         asked = Identity({name: self.early.hard[name] for name in compare.ASKED})
         refused: list[Attempt] = []
         left, silent = sources, sources[:0]
-        survey = Survey(None, ())
+        describe = Described(None, ())
         try:
             while left:
-                survey = ask(left, asked)
-                found = self._differences(survey.description) if survey.description else ()
+                describe = ask(left, asked)
+                found = self._differences(describe.description) if describe.description else ()
                 if not found:
                     break
-                other = survey.sources[0]
+                other = describe.sources[0]
                 refused.append(_refusal(other, found))
                 place = left.index(other)
                 silent, left = (*silent, *left[:place]), left[place + 1 :]
-                survey = Survey(None, left)
+                describe = Described(None, left)
         except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
             emit(self.logger, "netloader.driver.error", exc_info=error)
-            survey = Survey(None, left)
-        survey = replace(survey, sources=(*survey.sources, *silent))
+            describe = Described(None, left)
+        describe = replace(describe, sources=(*describe.sources, *silent))
         if not refused:
-            return survey, None
+            return describe, None
         none = Progress()
         outcome = Outcome(State.FALLBACK, Reason.NO_SOURCE, tuple(refused), 0, False, none)
         tell_differences(outcome, self.logger)
-        return survey, outcome
+        return describe, outcome
 
     def _differences(self, description: Description) -> tuple[Difference, ...]:
         mine = self.identity(description, identities.RAW, loadstate.NOTHING)
@@ -207,9 +207,9 @@ class _Side:
             emit(self.logger, "netloader.driver.error", exc_info=error)
             return {}
 
-    def warn(self, survey: Survey) -> tuple[str, ...]:
+    def warn(self, describe: Described) -> tuple[str, ...]:
         """Log in what a source would answer otherwise to the same request; the names of that."""
-        facts = survey.description.facts if survey.description else {}
+        facts = describe.description.facts if describe.description else {}
         theirs = compare.parse(facts.get(compare.ANSWERS, ""))
         if theirs is None:
             return ()
@@ -219,7 +219,7 @@ class _Side:
             emit(self.logger, "netloader.driver.error", exc_info=error)
             return ()
         found = compare.warnings(mine, theirs)
-        tell_warnings(survey.sources[0], found, self.logger)
+        tell_warnings(describe.sources[0], found, self.logger)
         return tuple(difference.field for difference in found)
 
 

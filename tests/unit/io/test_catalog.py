@@ -1,4 +1,4 @@
-"""Several publications on one port, put there and taken away while the listener runs."""
+"""Several published models on one port, put there and taken away while the listener runs."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from netloader.fsm.manifest import Segment
 from netloader.fsm.messages import Begin, Lane, Offer, Reject, Request
 from netloader.io import Endpoint, Outcome, ServerOptions, fill, serve, transports
 from netloader.io.listener import Listener, bind
-from netloader.io.publication import Publication, Shelf
+from netloader.io.published import Catalog, PublishedModel
 from netloader.io.server import publish
 from netloader.io.transports import Transport
 from netloader.io.transports.tcp import TCP, TcpSending
@@ -50,12 +50,12 @@ def named(role: str) -> dict[str, str]:
     return {**IDENTITY, "role": role}
 
 
-def published(role: str, model: nn.Module) -> Publication:
+def published(role: str, model: nn.Module) -> PublishedModel:
     """A model on offer, its digests sealed; any transport that a test has made known."""
     options = ServerOptions((*BOTH, "stubborn"), segment_bytes=256 * KIB)
-    publication = publish(Weights.of(model), Identity(named(role)), options)
-    publication.seal()
-    return publication
+    published = publish(Weights.of(model), Identity(named(role)), options)
+    published.seal()
+    return published
 
 
 class Shop:
@@ -63,9 +63,9 @@ class Shop:
 
     def __init__(self, target: nn.Module, draft: nn.Module) -> None:
         self.target, self.draft = published("target", target), published("draft", draft)
-        self.shelf = Shelf((self.target, self.draft))
+        self.catalog = Catalog((self.target, self.draft))
         options = ServerOptions()
-        self.listener = Listener(bind("127.0.0.1", 0), self.shelf, FAST, options.logger)
+        self.listener = Listener(bind("127.0.0.1", 0), self.catalog, FAST, options.logger)
         self.endpoint: Endpoint = self.listener.endpoint
 
     def fill(self, role: str, into: nn.Module, transport: str = "tcp", **options: Any) -> Outcome:
@@ -149,7 +149,7 @@ def test_the_next_client_gets_what_was_put_there_and_the_present_one_what_it_beg
     later: list[Outcome] = []
 
     def replace() -> None:
-        shop.shelf.put(published("draft", large(3)))
+        shop.catalog.put(published("draft", large(3)))
         later.append(shop.fill("draft", second))
 
     outcome = shop.fill("draft", first, lanes=1, report=once(replace))
@@ -210,7 +210,7 @@ def test_evict_ends_a_transfer_and_no_other_and_what_is_put_there_then_is_served
     assert outcome.ok
     assert contents(target) == contents(large(1))
     assert reason(shop.fill("draft", draft)) == "not_serving"
-    shop.shelf.put(published("draft", source))
+    shop.catalog.put(published("draft", source))
     assert shop.fill("draft", draft, transport).ok
     assert contents(draft) == contents(source)
 
@@ -240,7 +240,7 @@ def test_evict_ends_who_was_offered_it_or_waits_for_it_and_nobody_who_has_not_ch
     with shop.call() as undecided, shop.call() as offered:
         offered.say(hello(identity=named("draft")))
         assert isinstance(offered.hear(), Offer)
-        shop.shelf.put(unsealed)
+        shop.catalog.put(unsealed)
         with shop.call() as waiting, shop.call() as other:
             waiting.say(hello(identity=named("draft")))
             other.say(hello(identity=named("target")))
@@ -315,8 +315,8 @@ def test_many_threads_may_evict_at_once_while_clients_come_and_go(
 
     def evict() -> None:
         for _ in range(5):
-            answers.append(shop.listener.evict(shop.shelf.publications[1], SLEEPS, SOON_S))
-            shop.shelf.put(published("draft", zoo(5)))
+            answers.append(shop.listener.evict(shop.catalog.published_models[1], SLEEPS, SOON_S))
+            shop.catalog.put(published("draft", zoo(5)))
 
     def meanwhile() -> None:
         threads = [threading.Thread(target=evict) for _ in range(8)]

@@ -2,7 +2,7 @@
 
 from netloader.config import Secret
 from netloader.fsm.identity import Identity
-from netloader.io.client import Survey, survey
+from netloader.io.client import Described, describe
 from tests.unit.io.helpers import IDENTITY, Peer, asking, closed_port, serving, zoo
 
 FACTS = {"tie_word_embeddings": "true"}
@@ -15,7 +15,7 @@ def test_a_source_describes_what_it_resolved() -> None:
         Peer.call(server.endpoint) as peer,
     ):
         peer.offered()  # takes the only place, which a question does not need
-        found = survey([server.endpoint], Identity({"model": "tiny"}), asking()).description
+        found = describe([server.endpoint], Identity({"model": "tiny"}), asking()).description
 
     assert found is not None
     assert found.facts == FACTS
@@ -25,7 +25,7 @@ def test_a_source_describes_what_it_resolved() -> None:
 def test_who_described_itself_is_tried_first_and_who_did_not_answer_well_last() -> None:
     nobody, unasked = closed_port(), closed_port()
     with serving(zoo(1), facts=FACTS) as server:
-        found = survey([nobody, server.endpoint, unasked], ANY, asking())
+        found = describe([nobody, server.endpoint, unasked], ANY, asking())
 
     assert found.description is not None
     assert found.sources == (server.endpoint, unasked, nobody)
@@ -34,18 +34,18 @@ def test_who_described_itself_is_tried_first_and_who_did_not_answer_well_last() 
 def test_a_source_of_another_model_describes_nothing() -> None:
     with serving(zoo(1), facts=FACTS) as server:
         sources = (server.endpoint,)
-        found = survey(sources, Identity({"model": "other"}), asking())
+        found = describe(sources, Identity({"model": "other"}), asking())
 
-    assert found == Survey(None, sources)
-    assert survey([], ANY, asking()) == Survey(None, ())
+    assert found == Described(None, sources)
+    assert describe([], ANY, asking()) == Described(None, ())
 
 
 def test_a_description_needs_the_token() -> None:
     with serving(zoo(1), facts=FACTS, token=Secret("right")) as server:
         sources = [server.endpoint]
-        assert survey(sources, ANY, asking()).description is None
-        assert survey(sources, ANY, asking(token=Secret("wrong"))).description is None
-        found = survey(sources, ANY, asking(token=Secret("right"))).description
+        assert describe(sources, ANY, asking()).description is None
+        assert describe(sources, ANY, asking(token=Secret("wrong"))).description is None
+        found = describe(sources, ANY, asking(token=Secret("right"))).description
 
     assert found is not None
     assert found.facts == FACTS

@@ -23,14 +23,14 @@ from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
 from netloader.io.intake import Intake, Ledger
-from netloader.io.publication import Publication
+from netloader.io.published import PublishedModel
 from netloader.io.settling import settle
 from netloader.io.transports import (
     BusyError,
     Inlet,
     Outlet,
-    Receiving,
-    Sending,
+    Receiver,
+    Sender,
     TransferError,
     named,
 )
@@ -49,7 +49,7 @@ HASHED_PER_S = 4 << 30
 """Bytes of newer weights that are ready a second after, if a core is free."""
 
 
-class Crew(ABC):
+class SessionWorker(ABC):
     """Carries out one session's orders, one at a time, and posts what became of each."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Crew(ABC):
         return not alive and not self._unsafe
 
 
-class IdleCrew(Crew):
+class IdleWorker(SessionWorker):
     """For sessions that never get as far as work: a client that only asks for a description."""
 
     def do(self, order: Order) -> Event:
@@ -131,30 +131,30 @@ class IdleCrew(Crew):
         """Do nothing: nothing runs."""
 
 
-class ServerCrew(Crew):
-    """Prepares offers and sends, of the publication that the client chose among some."""
+class ServerWorker(SessionWorker):
+    """Prepares offers and sends, of the published model that the client chose among some."""
 
     def __init__(
-        self, publications: tuple[Publication, ...], session: str, deadlines: Deadlines
+        self, published_models: tuple[PublishedModel, ...], session: str, deadlines: Deadlines
     ) -> None:
         super().__init__()
-        self.publication: Publication | None = None
+        self.published: PublishedModel | None = None
         """The client's choice: known, to whoever gives the orders, from the first one on."""
-        self._publications = publications
+        self._published_models = published_models
         self._session = session
         self._stall_s = deadlines.stall_s
         # The client waits in its handshake, this side in VALIDATE: answer before either is over.
         self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
-        self._sending: Sending | None = None
+        self._sending: Sender | None = None
         self._leaving = contextlib.ExitStack()
         self._reading = contextlib.ExitStack()
         self._closed = False
         self._lock = threading.Lock()
 
     def begin(self, order: Order) -> None:
-        """Start on an order, having noted which publication it is about."""
+        """Start on an order, having noted which published it is about."""
         if isinstance(order, PrepareOffer):
-            self.publication = self._publications[order.offering]
+            self.published = self._published_models[order.entry]
         super().begin(order)
 
     def refused(self, order: Order, why: str) -> Event:
@@ -165,11 +165,11 @@ class ServerCrew(Crew):
 
     def do(self, order: Order) -> Event:
         """Prepare an offer, or send what was asked for."""
-        publication, sending = self.publication, self._sending
-        if isinstance(order, PrepareOffer) and publication is not None:
-            return self._prepare(publication, order.transport)
-        if isinstance(order, StartTransfer) and publication is not None and sending is not None:
-            return self._send(publication, sending, order)
+        published, sending = self.published, self._sending
+        if isinstance(order, PrepareOffer) and published is not None:
+            return self._prepare(published, order.transport)
+        if isinstance(order, StartTransfer) and published is not None and sending is not None:
+            return self._send(published, sending, order)
         raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
 
     def tidy(self, order: Order) -> None:
@@ -178,20 +178,20 @@ class ServerCrew(Crew):
             with self._reading:
                 self._sending.close()
 
-    def _prepare(self, publication: Publication, transport: str) -> Event:
-        entered = self._enter(publication)
-        digests = publication.digests(self._patience_s) if entered else None
-        if publication.withdrawn or not publication.still_used():
-            failure = _withdrawn(publication)
-            later = _soon(publication) if failure.reason in RETRYABLE else 0.0
+    def _prepare(self, published: PublishedModel, transport: str) -> Event:
+        entered = self._enter(published)
+        digests = published.digests(self._patience_s) if entered else None
+        if published.withdrawn or not published.still_used():
+            failure = _withdrawn(published)
+            later = _soon(published) if failure.reason in RETRYABLE else 0.0
             return OfferRefused(failure.reason, failure.detail, later)
         if not entered:
-            detail = f"all {publication.max_clients} places are taken"
+            detail = f"all {published.max_clients} places are taken"
             return OfferRefused(Reason.BUSY, detail, RETRY_AFTER_S)
         if digests is None:
             detail = "digests are being computed or checked"
-            return OfferRefused(Reason.NOT_READY, detail, _soon(publication))
-        outlet = Outlet(publication.weights, self._session, self._stall_s)
+            return OfferRefused(Reason.NOT_READY, detail, _soon(published))
+        outlet = Outlet(published.weights, self._session, self._stall_s)
         try:
             sending = named(transport).sending(outlet)
         except BusyError as error:
@@ -203,26 +203,26 @@ class ServerCrew(Crew):
             sending.abort()
         return OfferReady(sending.rendezvous(), digests)
 
-    def _send(self, publication: Publication, sending: Sending, order: StartTransfer) -> Event:
+    def _send(self, published: PublishedModel, sending: Sender, order: StartTransfer) -> Event:
         """Send segments; while they are under way, compare what the client cannot."""
         asked = set(order.segments)
-        segments = [publication.segments[i] for i in order.segments]
-        unasked = [segment for segment in publication.segments if segment.index not in asked]
-        self._reading.enter_context(publication.reading())
-        found = _beside(partial(publication.examine, unasked))
+        segments = [published.segments[i] for i in order.segments]
+        unasked = [segment for segment in published.segments if segment.index not in asked]
+        self._reading.enter_context(published.reading())
+        found = _beside(partial(published.examine, unasked))
         sent = sending.run(segments, order.lanes)
         if why := found():
-            publication.changed(why)
-        if why or not publication.still_used():
-            raise _withdrawn(publication)
+            published.changed(why)
+        if why or not published.still_used():
+            raise _withdrawn(published)
         return Transferred(sent)
 
-    def _enter(self, publication: Publication) -> bool:
+    def _enter(self, published: PublishedModel) -> bool:
         """Take a place, which `close` gives back, even one that came first."""
         with self._lock:
-            if self._closed or not publication.admit():
+            if self._closed or not published.admit():
                 return False
-            self._leaving.callback(publication.leave)
+            self._leaving.callback(published.leave)
             return True
 
     def attach(self, index: int, lane: socket) -> None:
@@ -242,9 +242,9 @@ class ServerCrew(Crew):
             sending.abort()
 
     def audit(self) -> None:
-        """Have the publication that the client chose compared with its digests."""
-        if self.publication is not None:
-            self.publication.doubt()
+        """Have the published model that the client chose compared with its digests."""
+        if self.published is not None:
+            self.published.doubt()
 
     def close(self) -> None:
         """Stop, and give the place back."""
@@ -254,18 +254,18 @@ class ServerCrew(Crew):
         self._leaving.close()
 
 
-def _withdrawn(publication: Publication) -> TransferError:
-    """Why nothing is served of a publication, and whether it is worth to ask again."""
-    renewed = publication.renewed(RENEWAL_S)
+def _withdrawn(published: PublishedModel) -> TransferError:
+    """Why nothing is served of a published model, and whether it is worth to ask again."""
+    renewed = published.renewed(RENEWAL_S)
     return TransferError(
         Reason.NOT_READY if renewed else Reason.NOT_SERVING,
-        publication.withdrawn + ("; newer weights are being prepared" if renewed else ""),
+        published.withdrawn + ("; newer weights are being prepared" if renewed else ""),
     )
 
 
-def _soon(publication: Publication) -> float:
+def _soon(published: PublishedModel) -> float:
     """Seconds after which the weights may be ready."""
-    return min(RETRY_AFTER_S, publication.offering.manifest.nbytes / HASHED_PER_S)
+    return min(RETRY_AFTER_S, published.entry.manifest.nbytes / HASHED_PER_S)
 
 
 def _beside(work: Callable[[], str]) -> Callable[[], str]:
@@ -286,7 +286,7 @@ def _beside(work: Callable[[], str]) -> Callable[[], str]:
     return wait
 
 
-class ClientCrew(Crew):
+class ClientWorker(SessionWorker):
     """Opens transports and receives. `connect` makes one more connection to the server's port."""
 
     def __init__(
@@ -298,7 +298,7 @@ class ClientCrew(Crew):
         self._connect = connect
         self._stall_s = stall_s
         self._intake: Intake | None = None
-        self._receiving: Receiving | None = None
+        self._receiving: Receiver | None = None
         self._aborted = False
         self._lock = threading.Lock()
 

@@ -77,30 +77,30 @@ class Cast:
         self._measured = Coverage.current() is not None
         self.trace = Trace(trace_path)
 
-    def server(self, **wishes: Any) -> Host:
+    def server(self, **specs: Any) -> Host:
         """A server, as wished."""
-        return self._stack.enter_context(Host(self._spec("server", wishes)))
+        return self._stack.enter_context(Host(self._spec("server", specs)))
 
-    def client(self, *servers: Host | str, **wishes: Any) -> NpuPeer:
+    def client(self, *servers: Host | str, **specs: Any) -> NpuPeer:
         """A client of some servers, tried in order; of the same model as the first."""
         sources = tuple(s if isinstance(s, str) else s.endpoint for s in servers)
         for server in servers:
             if isinstance(server, Host):
-                wishes.setdefault("model", server.spec.model)
-                wishes.setdefault("transports", server.spec.transports)
-                wishes.setdefault("source", server.spec.source)
-        spec = replace(self._spec("client", wishes), sources=sources)
+                specs.setdefault("model", server.spec.model)
+                specs.setdefault("transports", server.spec.transports)
+                specs.setdefault("source", server.spec.source)
+        spec = replace(self._spec("client", specs), sources=sources)
         return self._stack.enter_context(NpuPeer(act_as_client, spec))
 
-    def member(self, rank: int, meeting: Path, **wishes: Any) -> NpuPeer:
+    def member(self, rank: int, meeting: Path, **specs: Any) -> NpuPeer:
         """One of the two of a group that meet at a file, without any session around it."""
-        spec = self._spec(f"member {rank}", {"seed": rank, "checkpoint": str(meeting), **wishes})
+        spec = self._spec(f"member {rank}", {"seed": rank, "checkpoint": str(meeting), **specs})
         return self._stack.enter_context(NpuPeer(act_as_member, spec))
 
-    def _spec(self, host: str, wishes: dict[str, Any]) -> NpuSpec:
+    def _spec(self, host: str, specs: dict[str, Any]) -> NpuSpec:
         """Servers and clients are on hosts of their own, so both may use device 0."""
-        knobs = {"SIM_HOST_ID": host, **wishes.pop("knobs", {})}
-        return NpuSpec(knobs=knobs, measured=self._measured, **wishes)
+        knobs = {"SIM_HOST_ID": host, **specs.pop("knobs", {})}
+        return NpuSpec(knobs=knobs, measured=self._measured, **specs)
 
     def operations(self, pid: int) -> list[Call]:
         """The operations of HCCL that a process has started."""

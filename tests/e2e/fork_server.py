@@ -2,7 +2,7 @@
 
 An engine started this way is up in two seconds instead of twelve. Each connection is one engine:
 what it says first is the specification, everything after that is between it and `attend`. Run as
-`python nursery.py SOCKET MEDIA`.
+`python fork_server.py SOCKET MEDIA`.
 """
 
 import gc

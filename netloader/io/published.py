@@ -1,7 +1,7 @@
 """What one server publishes: weights, digests, places. Law: it offers only what it can prove.
 
 Digests are computed once. An audit may compute them again later: when they differ, the weights
-were changed under the server and the publication is withdrawn. Once withdrawn, nobody begins to
+were changed under the server and the published model is withdrawn. Once withdrawn, nobody begins to
 read the weights; `quiet` tells when the last one who did has ended.
 """
 
@@ -13,9 +13,9 @@ from functools import partial
 from typing import Protocol
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.manifest import Segment, plan
+from netloader.fsm.manifest import Segment, segments_of
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import Offering
+from netloader.fsm.server import CatalogEntry
 from netloader.io.background import BACKGROUND, in_background
 from netloader.io.clock import monotonic
 from netloader.io.cores import cores
@@ -61,17 +61,17 @@ class AlwaysInUse:
         return ""
 
 
-def withdraw_only(publication: "Publication", why: str) -> bool:
+def withdraw_only(published: "PublishedModel", why: str) -> bool:
     """What follows a change when nobody prepares newer weights: nothing."""
-    del publication, why
+    del published, why
     return False
 
 
-class Publication:
+class PublishedModel:
     """Weights on offer, shared by all sessions that want them.
 
     `usage` is asked before an offer and before the end of a transfer. When the weights are found to
-    be others, the publication is withdrawn and `on_change(publication, why)` is called, once, on
+    be others, the published model is withdrawn and `on_change(published, why)` is called, once, on
     the thread that found it and without a lock. It returns True when newer weights will be on offer
     soon.
     """
@@ -79,10 +79,10 @@ class Publication:
     def __init__(
         self,
         weights: Weights,
-        offering: Offering,
+        entry: CatalogEntry,
         max_clients: int,
         usage: Usage | None = None,
-        on_change: Callable[["Publication", str], bool] = withdraw_only,
+        on_change: Callable[["PublishedModel", str], bool] = withdraw_only,
         logger: Logger | None = None,
     ) -> None:
         self._logger = logger
@@ -92,8 +92,8 @@ class Publication:
         self._renewed = False
         self._answered = threading.Event()
         self.weights = weights
-        self.offering = offering
-        self.segments: tuple[Segment, ...] = plan(offering.manifest, offering.segment_bytes)
+        self.entry = entry
+        self.segments: tuple[Segment, ...] = segments_of(entry.manifest, entry.segment_bytes)
         self.max_clients = max_clients
         self.withdrawn = ""
         self._clients = 0
@@ -127,9 +127,9 @@ class Publication:
             now = self._compute(1)
         changed = [i for i, digest in enumerate(now) if digest != self._digests[i]]
         names = {
-            self.offering.manifest.tensors[piece.tensor].name: None
+            self.entry.manifest.tensors[extent.tensor].name: None
             for i in changed
-            for piece in self.segments[i].pieces
+            for extent in self.segments[i].extents
         }
         if changed:
             some = ", ".join(list(names)[:SHOWN_NAMES])
@@ -173,7 +173,7 @@ class Publication:
             with self.reading():
                 if why := self.usage.thorough():
                     return why
-                now = segment_digests(self.weights, unasked, self.offering.digests[0], 1)
+                now = segment_digests(self.weights, unasked, self.entry.digests[0], 1)
         except TransferError as error:
             return error.detail
         sealed = tuple(self._digests[segment.index] for segment in unasked)
@@ -273,7 +273,7 @@ class Publication:
     def _compute(self, workers: int) -> tuple[str, ...]:
         with self.reading():
             readers = [partial(self._views, segment) for segment in self.segments]
-            return digests_of(self.offering.digests[0], readers, self.weights.readers(workers))
+            return digests_of(self.entry.digests[0], readers, self.weights.readers(workers))
 
     def _views(self, segment: Segment) -> Iterator[memoryview]:
         if self.withdrawn or BACKGROUND.ending.is_set():
@@ -281,53 +281,53 @@ class Publication:
         return self.weights.views(segment)
 
 
-class Shelf:
-    """What one listener offers: a publication for each role, all with one token.
+class Catalog:
+    """What one listener offers: a published model for each role, all with one token.
 
     The first one's identity is what a client of a role that is not here is refused by.
 
     Raises ValueError for none at all, or for two tokens.
     """
 
-    def __init__(self, publications: Iterable[Publication]) -> None:
-        self.publications = _by_role(publications)
-        self._known = weakref.WeakSet(self.publications)
+    def __init__(self, published_models: Iterable[PublishedModel]) -> None:
+        self.published_models = _by_role(published_models)
+        self._known = weakref.WeakSet(self.published_models)
         self._lock = threading.Lock()
 
-    def put(self, publication: Publication) -> None:
+    def put(self, published: PublishedModel) -> None:
         """Offer this from now on, in the place of what had its role; sessions keep what they have.
 
         Raises:
             ValueError: its token is not that of the others.
         """
         with self._lock:
-            self.publications = _by_role((*self.publications, publication))
-            self._known.add(publication)
+            self.published_models = _by_role((*self.published_models, published))
+            self._known.add(published)
 
-    def replace(self, old: Publication, new: Publication) -> bool:
+    def replace(self, old: PublishedModel, new: PublishedModel) -> bool:
         """Offer `new` in the place of `old`; False when something else has its place already."""
         with self._lock:
-            if old not in self.publications:
+            if old not in self.published_models:
                 return False
-            rest = (publication for publication in self.publications if publication is not old)
-            self.publications = _by_role((*rest, new))
+            rest = (published for published in self.published_models if published is not old)
+            self.published_models = _by_role((*rest, new))
             self._known.add(new)
             return True
 
     def withdraw(self, why: str) -> None:
         """Withdraw all that is here, and all that was here and has sessions or digests to do."""
         with self._lock:
-            for publication in self._known:
-                publication.withdraw(why)
+            for published in self._known:
+                published.withdraw(why)
 
 
-def _by_role(publications: Iterable[Publication]) -> tuple[Publication, ...]:
-    """The last publication of each role."""
-    found = {publication.offering.role: publication for publication in publications}
+def _by_role(published_models: Iterable[PublishedModel]) -> tuple[PublishedModel, ...]:
+    """The last published model of each role."""
+    found = {published.entry.role: published for published in published_models}
     if not found:
-        raise ValueError("a shelf offers at least one publication")
-    if len({publication.offering.token for publication in found.values()}) > 1:
-        raise ValueError("publications on one port must have the same token")
+        raise ValueError("a catalog offers at least one published model")
+    if len({published.entry.token for published in found.values()}) > 1:
+        raise ValueError("published models on one port must have the same token")
     return tuple(found.values())
 
 

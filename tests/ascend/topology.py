@@ -120,19 +120,19 @@ class Actor:
         self._connection.close()
 
 
-class Nursery:
+class ForkServer:
     """The process that has imported everything."""
 
     def __init__(self, folder: Path, release: Path, behind: str) -> None:
         self.folder = folder
         self.release = release
         self.trace = folder / "trace"
-        self.address = str(folder / "nursery")
-        self.log = folder / "nursery.log"
+        self.address = str(folder / "fork_server")
+        self.log = folder / "fork_server.log"
         environ = {**environment(release, behind), "SIM_CANN_TRACE": str(self.trace)}
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.ascend.nursery", self.address],
+                [sys.executable, "-m", "tests.ascend.fork_server", self.address],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environ,
@@ -146,7 +146,7 @@ class Nursery:
             ready += line == "ready\n"
             if ready == 2:
                 return
-        raise ActorError(f"the nursery did not start\n{self.log.read_text()[-TAIL:]}")
+        raise ActorError(f"the fork_server did not start\n{self.log.read_text()[-TAIL:]}")
 
     def close(self) -> None:
         """End it."""
@@ -155,7 +155,7 @@ class Nursery:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class WorkerSpec:
     """What a server and its client have in common, and where one of them is."""
 
     model: str
@@ -180,15 +180,15 @@ class Server(NamedTuple):
 class Cast:
     """Starts actors of one release."""
 
-    def __init__(self, nursery: Nursery, name: str, stack: ExitStack) -> None:
-        self.folder = nursery.folder
-        self.release = nursery.release
-        self.trace = nursery.trace
+    def __init__(self, fork_server: ForkServer, name: str, stack: ExitStack) -> None:
+        self.folder = fork_server.folder
+        self.release = fork_server.release
+        self.trace = fork_server.trace
         self.seen: list[str] = []
         """What is to be said of the test in the table."""
         self._name = re.sub(r"\W+", "-", name)
         self._stack = stack
-        self._address = nursery.address
+        self._address = fork_server.address
         self._count = 0
 
     def start(self, spec: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Actor:
@@ -203,24 +203,25 @@ class Cast:
         """A process in which no plugin has been loaded yet."""
         return self.start({"module": "tests.ascend.early", "early": True}, environment).up()
 
-    def worker(self, wish: Wish, model: Path, extra: Mapping[str, Any]) -> Actor:
+    def worker(self, wanted: WorkerSpec, model: Path, extra: Mapping[str, Any]) -> Actor:
         """A worker of one rank, which is loading."""
-        config = {"MODEL": "m", "LISTEN_HOST": "127.0.0.1", **wish.extra, **extra}
+        config = {"MODEL": "m", "LISTEN_HOST": "127.0.0.1", **wanted.extra, **extra}
         engine = {
             **ENGINE,
             "model": str(model),
             "model_loader_extra_config": config,
-            **({"quantization": "ascend"} if models.is_quantized(wish.model) else {}),
-            **wish.options,
+            **({"quantization": "ascend"} if models.is_quantized(wanted.model) else {}),
+            **wanted.options,
         }
         spec = {
-            "module": f"tests.ascend.{wish.kind}",
+            "module": f"tests.ascend.{wanted.kind}",
             "engine": engine,
-            "device": wish.device,
-            "rank": wish.rank,
-            "meeting": wish.meeting or f"file://{self.folder}/meeting-{self._count}-{free_port()}",
+            "device": wanted.device,
+            "rank": wanted.rank,
+            "meeting": wanted.meeting
+            or f"file://{self.folder}/meeting-{self._count}-{free_port()}",
         }
-        return self.start(spec, wish.environment)
+        return self.start(spec, wanted.environment)
 
     def folders(self, model: str) -> Folders:
         """The folders of a model, which is written once."""
@@ -229,28 +230,28 @@ class Cast:
             models.MODELS[model](folders)
         return folders
 
-    def server(self, wish: Wish, port: int = 0) -> Server:
+    def server(self, wanted: WorkerSpec, port: int = 0) -> Server:
         """A server that has loaded its model from files."""
         port = port or free_port()
-        return Server(self.loading(wish, port).up(), port)
+        return Server(self.loading(wanted, port).up(), port)
 
-    def loading(self, wish: Wish, port: int) -> Actor:
+    def loading(self, wanted: WorkerSpec, port: int) -> Actor:
         """A server that is loading its model from files."""
-        return self.worker(wish, self.folders(wish.model).full, {"LISTEN_PORT": port})
+        return self.worker(wanted, self.folders(wanted.model).full, {"LISTEN_PORT": port})
 
-    def offering(self, wish: Wish) -> Server:
+    def offering(self, wanted: WorkerSpec) -> Server:
         """The same, and it serves."""
-        server = self.server(wish)
+        server = self.server(wanted)
         server.actor.tell("offer")
         word = server.actor.await_line("netloader.server.(?:offered|refused)")
         if "refused" in word:
             raise ActorError(word)
         return server
 
-    def chained(self, wish: Wish, source: int) -> Server:
+    def chained(self, wanted: WorkerSpec, source: int) -> Server:
         """A client of a server, and a server itself."""
         port = free_port()
-        actor = self.client(wish, source, LISTEN_PORT=port).up()
+        actor = self.client(wanted, source, LISTEN_PORT=port).up()
         actor.tell("offer")
         actor.await_line("netloader.server.offered")
         return Server(actor, port)
@@ -259,10 +260,10 @@ class Cast:
         """AssertionError unless all tensors are equal; what was compared goes into the table."""
         self.seen.append(compared(server, client))
 
-    def recovering(self, wish: Wish, *ports: int) -> Actor:
+    def recovering(self, wanted: WorkerSpec, *ports: int) -> Actor:
         """A client that has the weight files as well; it is loading."""
-        sources = [{"device_id": wish.number, "sources": [f"127.0.0.1:{port}" for port in ports]}]
-        return self.worker(wish, self.folders(wish.model).full, {"SOURCE": sources})
+        sources = [{"device_id": wanted.number, "sources": [f"127.0.0.1:{port}" for port in ports]}]
+        return self.worker(wanted, self.folders(wanted.model).full, {"SOURCE": sources})
 
     def await_calls(self, trace: Trace, names: Iterable[str], pid: int) -> None:
         """Wait until a process has made one of these calls to CANN."""
@@ -272,17 +273,17 @@ class Cast:
                 raise ActorError(f"process {pid} called none of {names}")
             time.sleep(0.001)
 
-    def client(self, wish: Wish, *ports: int, **extra: Any) -> Actor:
+    def client(self, wanted: WorkerSpec, *ports: int, **extra: Any) -> Actor:
         """A client of some servers that has no weight files; it is loading."""
-        bare = self.folders(wish.model).bare
-        sources = [{"device_id": wish.number, "sources": [f"127.0.0.1:{port}" for port in ports]}]
-        return self.worker(wish, bare, {"SOURCE": sources, "FALLBACK": "never", **extra})
+        bare = self.folders(wanted.model).bare
+        sources = [{"device_id": wanted.number, "sources": [f"127.0.0.1:{port}" for port in ports]}]
+        return self.worker(wanted, bare, {"SOURCE": sources, "FALLBACK": "never", **extra})
 
 
-def paired(cast: Cast, wish: Wish) -> tuple[Actor, Actor]:
+def paired(cast: Cast, wanted: WorkerSpec) -> tuple[Actor, Actor]:
     """A server and a client of it on the next device, whose tensors are equal."""
-    server = cast.offering(wish)
-    client = cast.client(replace(wish, device=wish.device + 1), server.port).up()
+    server = cast.offering(wanted)
+    client = cast.client(replace(wanted, device=wanted.device + 1), server.port).up()
     cast.compare(server.actor, client)
     return server.actor, client
 
@@ -307,17 +308,19 @@ def compared(server: Actor, client: Actor) -> str:
     return ", ".join(words)
 
 
-Place = Callable[[Wish, int, int, int], Wish]
-"""From a wish, the instance's first device, the rank and a port to the wish of that rank."""
+Place = Callable[[WorkerSpec, int, int, int], WorkerSpec]
+"""From a wanted, the instance's first device, the rank and a port to the wanted of that rank."""
 
 
-def ranks_paired(cast: Cast, wish: Wish, place: Place, other: Wish | None = None) -> None:
+def ranks_paired(
+    cast: Cast, wanted: WorkerSpec, place: Place, other: WorkerSpec | None = None
+) -> None:
     """Two instances of two ranks each, on four devices, compared rank by rank.
 
-    `other` is what the client wishes, if that is something else.
+    `other` is what the client specs, if that is something else.
     """
     ports = free_port()
-    servers = [cast.loading(one, ports) for one in _instance(wish, place, 0)]
+    servers = [cast.loading(one, ports) for one in _instance(wanted, place, 0)]
     for server in servers:
         server.up()
     for server in servers:
@@ -325,7 +328,7 @@ def ranks_paired(cast: Cast, wish: Wish, place: Place, other: Wish | None = None
         server.await_line("netloader.server.offered")
     clients = [
         cast.client(one, ports + rank)
-        for rank, one in enumerate(_instance(other or wish, place, 2))
+        for rank, one in enumerate(_instance(other or wanted, place, 2))
     ]
     for client in clients:
         client.up()
@@ -333,30 +336,30 @@ def ranks_paired(cast: Cast, wish: Wish, place: Place, other: Wish | None = None
         cast.compare(server, client)
 
 
-def instance(cast: Cast, wish: Wish, environment: Mapping[str, str]) -> list[Actor]:
+def instance(cast: Cast, wanted: WorkerSpec, environment: Mapping[str, str]) -> list[Actor]:
     """Two tensor parallel ranks that have loaded from files."""
     port = free_port()
-    ranks = _instance(wish, tensor_rank, 0)
+    ranks = _instance(wanted, tensor_rank, 0)
     mixed = [replace(one, environment={**one.environment, **environment}) for one in ranks]
     return [actor.up() for actor in [cast.loading(one, port) for one in mixed]]
 
 
-def placed_replica(wish: Wish, first: int, rank: int, port: int) -> Wish:
+def placed_replica(wanted: WorkerSpec, first: int, rank: int, port: int) -> WorkerSpec:
     """The same where the worker does not count, as with vllm-ascend 0.23."""
-    return replace(replica(wish, first, rank, port), device=first + rank)
+    return replace(replica(wanted, first, rank, port), device=first + rank)
 
 
-def _instance(wish: Wish, place: Place, first: int) -> list[Wish]:
+def _instance(wanted: WorkerSpec, place: Place, first: int) -> list[WorkerSpec]:
     port = free_port()
-    return [place(wish, first, rank, port) for rank in range(2)]
+    return [place(wanted, first, rank, port) for rank in range(2)]
 
 
-def tensor_rank(wish: Wish, first: int, rank: int, port: int) -> Wish:
+def tensor_rank(wanted: WorkerSpec, first: int, rank: int, port: int) -> WorkerSpec:
     """One of two tensor parallel ranks."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     return replace(
-        wish,
-        options={**wish.options, "distributed_executor_backend": "external_launcher"},
+        wanted,
+        options={**wanted.options, "distributed_executor_backend": "external_launcher"},
         device=first + rank,
         rank=rank,
         number=rank,
@@ -365,7 +368,7 @@ def tensor_rank(wish: Wish, first: int, rank: int, port: int) -> Wish:
     )
 
 
-def replica(wish: Wish, first: int, rank: int, port: int) -> Wish:
+def replica(wanted: WorkerSpec, first: int, rank: int, port: int) -> WorkerSpec:
     """One of two data parallel replicas of one rank each; its worker counts on to its device."""
     environment = {
         "VLLM_DP_SIZE": "2",
@@ -374,4 +377,4 @@ def replica(wish: Wish, first: int, rank: int, port: int) -> Wish:
         "VLLM_DP_MASTER_IP": "127.0.0.1",
         "VLLM_DP_MASTER_PORT": str(port),
     }
-    return replace(wish, device=first, number=rank, environment=environment)
+    return replace(wanted, device=first, number=rank, environment=environment)

@@ -21,12 +21,12 @@ from netloader.fsm.events import (
 )
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
-from netloader.io.crew import ClientCrew, Crew, IdleCrew, Order, ServerCrew
 from netloader.io.intake import Ledger
-from netloader.io.publication import Publication
+from netloader.io.published import PublishedModel
 from netloader.io.server import ServerOptions, publish
 from netloader.io.transports import TransferError
 from netloader.io.weights import Weights
+from netloader.io.worker import ClientWorker, IdleWorker, Order, ServerWorker, SessionWorker
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -44,26 +44,26 @@ SESSION = "s" * 32
 
 @dataclass
 class Heard:
-    """What a crew reported."""
+    """What a worker reported."""
 
-    crew: Crew
+    worker: SessionWorker
     events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
     troubles: list[Exception] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.crew.post = self.events.put
-        self.crew.trouble = self.troubles.append
+        self.worker.post = self.events.put
+        self.worker.trouble = self.troubles.append
 
     def after(self, order: Order) -> Event:
         """Give an order and wait for its event."""
-        self.crew.begin(order)
+        self.worker.begin(order)
         event = self.events.get(timeout=SOON_S)
-        assert self.crew.join(SOON_S)
+        assert self.worker.join(SOON_S)
         assert self.events.empty()
         return event
 
 
-class Scripted(Crew):
+class Scripted(SessionWorker):
     """Does what a test says."""
 
     def __init__(self, work: Callable[[], Event]) -> None:
@@ -83,7 +83,7 @@ class Scripted(Crew):
         self.aborts += 1
 
 
-# -- every crew ----------------------------------------------------------------------------------
+# -- every worker ----------------------------------------------------------------------------------
 
 
 def test_an_order_is_carried_out_on_a_thread_named_after_it() -> None:
@@ -128,30 +128,30 @@ def test_closing_aborts_and_joining_tells_whether_the_thread_is_gone() -> None:
         let_go.wait(SOON_S)
         return Transferred(0)
 
-    crew = Scripted(work)
-    assert crew.join(0)
-    crew.begin(PREPARE)
-    crew.close()
+    worker = Scripted(work)
+    assert worker.join(0)
+    worker.begin(PREPARE)
+    worker.close()
 
-    assert crew.aborts == 1
-    assert not crew.join(0.01)
+    assert worker.aborts == 1
+    assert not worker.join(0.01)
     let_go.set()
-    assert crew.join(SOON_S)
+    assert worker.join(SOON_S)
 
 
-def test_a_crew_for_questions_carries_out_nothing() -> None:
-    crew = IdleCrew()
-    crew.close()
+def test_a_worker_for_questions_carries_out_nothing() -> None:
+    worker = IdleWorker()
+    worker.close()
 
     with pytest.raises(LocalProtocolError, match="PrepareOffer"):
-        crew.do(PREPARE)
+        worker.do(PREPARE)
 
 
 # -- the server's --------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def publication() -> Publication:
+def published() -> PublishedModel:
     options = ServerOptions(segment_bytes=64 * KIB, max_clients=1)
     made = publish(Weights.of(zoo(1)), Identity(IDENTITY), options)
     made.seal()
@@ -159,23 +159,23 @@ def publication() -> Publication:
 
 
 def test_a_place_is_taken_with_the_offer_and_given_back_at_the_end(
-    publication: Publication,
+    published: PublishedModel,
 ) -> None:
-    crew = ServerCrew((publication,), SESSION, FAST)
-    ready = Heard(crew).after(PREPARE)
+    worker = ServerWorker((published,), SESSION, FAST)
+    ready = Heard(worker).after(PREPARE)
 
     assert isinstance(ready, OfferReady)
-    assert ready.digests == publication.digests(0)
-    assert not publication.admit()
-    crew.close()
-    crew.close()
-    assert publication.admit()
-    assert not publication.admit()
+    assert ready.digests == published.digests(0)
+    assert not published.admit()
+    worker.close()
+    worker.close()
+    assert published.admit()
+    assert not published.admit()
 
 
-def test_without_a_place_the_offer_is_refused_for_now(publication: Publication) -> None:
-    assert publication.admit()
-    refused = Heard(ServerCrew((publication,), SESSION, FAST)).after(PREPARE)
+def test_without_a_place_the_offer_is_refused_for_now(published: PublishedModel) -> None:
+    assert published.admit()
+    refused = Heard(ServerWorker((published,), SESSION, FAST)).after(PREPARE)
 
     assert isinstance(refused, OfferRefused)
     assert (refused.reason, refused.detail) == (Reason.BUSY, "all 1 places are taken")
@@ -183,89 +183,89 @@ def test_without_a_place_the_offer_is_refused_for_now(publication: Publication) 
 
 
 def test_a_refused_client_gives_no_place_back_that_it_did_not_take(
-    publication: Publication,
+    published: PublishedModel,
 ) -> None:
-    assert publication.admit()
-    crew = ServerCrew((publication,), SESSION, FAST)
-    Heard(crew).after(PREPARE)
-    crew.close()
+    assert published.admit()
+    worker = ServerWorker((published,), SESSION, FAST)
+    Heard(worker).after(PREPARE)
+    worker.close()
 
-    assert not publication.admit()
+    assert not published.admit()
 
 
-def test_withdrawn_weights_are_not_offered(publication: Publication) -> None:
-    publication.withdraw("weights were updated")
-    refused = Heard(ServerCrew((publication,), SESSION, FAST)).after(PREPARE)
+def test_withdrawn_weights_are_not_offered(published: PublishedModel) -> None:
+    published.withdraw("weights were updated")
+    refused = Heard(ServerWorker((published,), SESSION, FAST)).after(PREPARE)
 
     assert refused == OfferRefused(Reason.NOT_SERVING, "weights were updated")
 
 
 def test_weights_withdrawn_while_a_client_waits_for_digests_are_not_offered() -> None:
     made = publish(Weights.of(zoo(1)), Identity(IDENTITY), ServerOptions())
-    crew = ServerCrew((made,), SESSION, FAST)
-    heard = Heard(crew)
-    crew.begin(PREPARE)
+    worker = ServerWorker((made,), SESSION, FAST)
+    heard = Heard(worker)
+    worker.begin(PREPARE)
     made.withdraw("the engine sleeps")
     refused = heard.events.get(timeout=SOON_S)
-    crew.close()
+    worker.close()
 
     assert refused == OfferRefused(Reason.NOT_SERVING, "the engine sleeps")
 
 
-def test_a_session_that_ended_before_its_place_takes_none(publication: Publication) -> None:
-    crew = ServerCrew((publication,), SESSION, FAST)
-    crew.close()
-    Heard(crew).after(PREPARE)
+def test_a_session_that_ended_before_its_place_takes_none(published: PublishedModel) -> None:
+    worker = ServerWorker((published,), SESSION, FAST)
+    worker.close()
+    Heard(worker).after(PREPARE)
 
-    assert publication.admit()
+    assert published.admit()
 
 
-def test_the_publication_that_was_asked_for_is_the_one_that_is_prepared(
-    publication: Publication,
+def test_the_published_that_was_asked_for_is_the_one_that_is_prepared(
+    published: PublishedModel,
 ) -> None:
     other = publish(Weights.of(zoo(2)), Identity(IDENTITY), ServerOptions())
     other.seal()
-    crew = ServerCrew((publication, other), SESSION, FAST)
-    ready = Heard(crew).after(PrepareOffer("tcp", "blake3", 1))
+    worker = ServerWorker((published, other), SESSION, FAST)
+    ready = Heard(worker).after(PrepareOffer("tcp", "blake3", 1))
 
     assert isinstance(ready, OfferReady)
-    assert (ready.digests, crew.publication) == (other.digests(0), other)
-    assert publication.quiet(0)
+    assert (ready.digests, worker.published) == (other.digests(0), other)
+    assert published.quiet(0)
     assert not other.quiet(0)
-    crew.close()
+    worker.close()
     assert other.quiet(0)
 
 
 def test_nothing_is_read_for_a_transfer_that_starts_after_the_fence(
-    publication: Publication,
+    published: PublishedModel,
 ) -> None:
-    crew = ServerCrew((publication,), SESSION, FAST)
-    heard = Heard(crew)
+    worker = ServerWorker((published,), SESSION, FAST)
+    heard = Heard(worker)
     heard.after(PREPARE)
-    publication.withdraw("weights are updated")
+    published.withdraw("weights are updated")
 
     told = heard.after(StartTransfer((0,), 1))
-    crew.close()
+    worker.close()
 
     assert told == TransferFailed(Reason.NOT_SERVING, "weights are updated")
     assert heard.troubles == []
 
 
-def test_lanes_are_closed_before_the_offer_and_after_the_end(publication: Publication) -> None:
-    crew = ServerCrew((publication,), SESSION, FAST)
+def test_lanes_are_closed_before_the_offer_and_after_the_end(published: PublishedModel) -> None:
+    worker = ServerWorker((published,), SESSION, FAST)
     pairs = [connected_pair() for _ in range(2)]
-    crew.attach(0, pairs[0][1])
-    Heard(crew).after(PREPARE)
-    crew.close()
-    crew.attach(0, pairs[1][1])
+    worker.attach(0, pairs[0][1])
+    Heard(worker).after(PREPARE)
+    worker.close()
+    worker.attach(0, pairs[1][1])
 
     assert [far.fileno() for _, far in pairs] == [-1, -1]
     for near, _ in pairs:
         near.close()
 
 
-def test_a_transfer_before_an_offer_is_our_own_mistake(publication: Publication) -> None:
-    heard = Heard(ServerCrew((publication,), SESSION, FAST))
+def test_a_transfer_before_an_offer_is_our_own_mistake(published: PublishedModel) -> None:
+    heard = Heard(ServerWorker((published,), SESSION, FAST))
 
     assert isinstance(heard.after(StartTransfer((0,), 1)), TransferFailed)
     assert isinstance(heard.troubles[0], LocalProtocolError)
@@ -275,16 +275,16 @@ def test_a_transfer_before_an_offer_is_our_own_mistake(publication: Publication)
 
 
 class Two:
-    """A server's and a client's crew, joined by lanes."""
+    """A server's and a client's worker, joined by lanes."""
 
-    def __init__(self, publication: Publication, target: nn.Module, lanes: int) -> None:
-        self.server = ServerCrew((publication,), SESSION, FAST)
+    def __init__(self, published: PublishedModel, target: nn.Module, lanes: int) -> None:
+        self.server = ServerWorker((published,), SESSION, FAST)
         self.ready = Heard(self.server).after(PREPARE)
         assert isinstance(self.ready, OfferReady)
-        offering = publication.offering
-        self.offer = offer_of(offering.manifest, self.ready.digests, offering.segment_bytes)
+        entry = published.entry
+        self.offer = offer_of(entry.manifest, self.ready.digests, entry.segment_bytes)
         ledger = Ledger(Weights.of(target), lambda done, total: None)
-        self.client = ClientCrew(ledger, lanes, self._connect, SOON_S)
+        self.client = ClientWorker(ledger, lanes, self._connect, SOON_S)
         self.far: list[socket.socket] = []
 
     def _connect(self) -> socket.socket:
@@ -302,11 +302,11 @@ class Two:
 
 
 @pytest.fixture
-def two(publication: Publication) -> Iterator[Callable[..., Two]]:
+def two(published: PublishedModel) -> Iterator[Callable[..., Two]]:
     made: list[Two] = []
 
     def make(target: nn.Module, lanes: int = 1) -> Two:
-        made.append(Two(publication, target, lanes))
+        made.append(Two(published, target, lanes))
         return made[-1]
 
     yield make
@@ -317,7 +317,7 @@ def two(publication: Publication) -> Iterator[Callable[..., Two]]:
             far.close()
 
 
-def test_both_crews_move_what_was_asked_for(two: Callable[..., Two]) -> None:
+def test_both_workers_move_what_was_asked_for(two: Callable[..., Two]) -> None:
     target = zoo(50)
     pair = two(target, lanes=2)
     client, server = Heard(pair.client), Heard(pair.server)
@@ -333,7 +333,7 @@ def test_both_crews_move_what_was_asked_for(two: Callable[..., Two]) -> None:
     assert contents(target) == contents(zoo(1))
 
 
-def test_a_client_crew_that_was_aborted_opens_nothing(two: Callable[..., Two]) -> None:
+def test_a_client_worker_that_was_aborted_opens_nothing(two: Callable[..., Two]) -> None:
     pair = two(zoo(50))
     pair.client.abort()
 
@@ -350,9 +350,9 @@ def test_an_abort_ends_a_transfer(two: Callable[..., Two], aborted: str) -> None
     client.after(OpenTransport(pair.offer))
     pair.join_lanes()
     order = StartTransfer(tuple(range(len(pair.offer.digests))), 1)
-    ours, crew = (client, pair.client) if aborted == "client" else (server, pair.server)
+    ours, worker = (client, pair.client) if aborted == "client" else (server, pair.server)
 
-    crew.abort()
+    worker.abort()
 
     assert isinstance(ours.after(order), TransferFailed)
 
@@ -367,15 +367,15 @@ def test_a_transfer_before_the_transport_is_open_is_our_own_mistake(
 
 
 def test_what_cannot_be_let_go_of_makes_the_tensors_unsafe() -> None:
-    crew = Scripted(lambda: Transferred(7))
-    crew.left = TransferError(Reason.TRANSFER_STALLED, "a receive is still under way")
+    worker = Scripted(lambda: Transferred(7))
+    worker.left = TransferError(Reason.TRANSFER_STALLED, "a receive is still under way")
     troubles: list[Exception] = []
-    crew.trouble = troubles.append
+    worker.trouble = troubles.append
     events: queue.Queue[Event] = queue.Queue()
-    crew.post = events.put
+    worker.post = events.put
 
-    crew.begin(PREPARE)
+    worker.begin(PREPARE)
 
     assert events.get(timeout=SOON_S) == Transferred(7)
-    assert not crew.join(SOON_S)
-    assert troubles == [crew.left]
+    assert not worker.join(SOON_S)
+    assert troubles == [worker.left]

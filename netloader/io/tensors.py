@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from netloader.errors import WeightsError
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.formats import can_travel, format_of
-from netloader.io.sharing import Extent, extent_of, first_of
+from netloader.io.sharing import AddressRange, address_range_of, first_of
 from netloader.wire.frames import sendable
 
 Named = tuple[str, Tensor]
@@ -45,15 +45,15 @@ def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()
             in a storage format that cannot travel.
     """
     specs: list[TensorSpec] = []
-    extents: list[Extent] = []
+    ranges: list[AddressRange] = []
     for index, (name, tensor) in enumerate(named):
         spec = _spec_of(name, tensor)
         specs.append(spec)
         if spec.nbytes:
             dense = bool(spec.format) or is_dense(tensor)
-            extents.append(extent_of(index, tensor, spec.nbytes, dense=dense))
+            ranges.append(address_range_of(index, tensor, spec.nbytes, dense=dense))
     tensors = [tensor for _, tensor in named]
-    for index, first in first_of(extents, tensors).items():
+    for index, first in first_of(ranges, tensors).items():
         if index != first:
             offset = tensors[index].data_ptr() - tensors[first].data_ptr()
             specs[index] = replace(specs[index], shares=first, offset=offset)

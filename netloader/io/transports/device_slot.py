@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from netloader.fsm.reasons import Reason
-from netloader.io.device import CPU, Fetch, beside, give_back
+from netloader.io.chunks import CHUNK_BYTES
+from netloader.io.device import CPU, Readback, beside, give_back
 from netloader.io.failure import TransferError
-from netloader.io.parcels import PARCEL_BYTES
 from netloader.io.transports.base import BusyError
 from netloader.io.waiting import poll
 
 IN_FLIGHT = 4
-"""Parcels under way at once: the next are on the wire while one is verified. With PARCEL_BYTES they
+"""Chunks under way at once: the next are on the wire while one is verified. With CHUNK_BYTES they
 bound the staging memory to 64 MiB."""
 MAX_STUCK = 3
 """Groups whose last operation did not end with them, before no other is begun. One that is still in
@@ -29,7 +29,7 @@ the making, for a peer that left, counts for all of them: HCCL allows no two at 
 reference, HcclCommInitRootInfoConfig)."""
 
 
-class Berth:
+class DeviceSlot:
     """Who has the group of a device; on a CPU there is one for each session."""
 
     def __init__(self, device: torch.device) -> None:
@@ -125,9 +125,9 @@ class Berth:
             self._suspect = self._tainted = True
 
     def staging(self) -> Tensor:
-        """Room for packed parcels, IN_FLIGHT rows; for whoever has the place."""
+        """Room for packed chunks, IN_FLIGHT rows; for whoever has the place."""
         if self._staging is None:
-            shape = (IN_FLIGHT, PARCEL_BYTES)
+            shape = (IN_FLIGHT, CHUNK_BYTES)
             self._staging = torch.empty(shape, dtype=torch.uint8, device=self.device)
         return self._staging
 
@@ -148,16 +148,16 @@ class Berth:
             give_back(self.device)
 
 
-_berths: dict[torch.device, Berth] = {}
+_slots: dict[torch.device, DeviceSlot] = {}
 _lock = threading.Lock()
 
 
-def berth_of(device: torch.device) -> Berth:
+def slot_of(device: torch.device) -> DeviceSlot:
     """The place of an accelerator; a CPU has room for everybody."""
     if device == CPU:
-        return Berth(device)
+        return DeviceSlot(device)
     with _lock:
-        return _berths.setdefault(device, Berth(device))
+        return _slots.setdefault(device, DeviceSlot(device))
 
 
 def _works(device: torch.device) -> bool:
@@ -165,7 +165,7 @@ def _works(device: torch.device) -> bool:
     sent = torch.frombuffer(bytearray(secrets.token_bytes(64)), dtype=torch.uint8)
     try:
         with beside(device):
-            back = Fetch([sent.to(device)], device).wait(threading.Event())
+            back = Readback([sent.to(device)], device).wait(threading.Event())
         return torch.equal(back, sent)
     except (RuntimeError, TransferError):  # torch's error for every failure of a device
         return False

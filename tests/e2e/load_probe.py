@@ -29,7 +29,7 @@ HOST = """
 import json, sys
 from netloader.io import Deadlines, ServerOptions, serve
 from netloader.log import configure_json
-from tests.e2e.siege import citadel
+from tests.e2e.load_probe import citadel
 from tests.unit.io.helpers import IDENTITY, KIB, sealed
 
 spec = json.loads(sys.argv[1])
@@ -47,7 +47,7 @@ with sealed(serve(citadel(1), IDENTITY, options=options)) as server:
 CLIENT = """
 import sys
 from netloader.io import fill
-from tests.e2e.siege import citadel
+from tests.e2e.load_probe import citadel
 from tests.unit.io.helpers import IDENTITY, asking, contents
 
 target = citadel(77)

@@ -1,6 +1,6 @@
 """A process that has imported vllm-ascend once and forks a worker for every connection.
 
-Importing takes 15 s and a worker 2 s. Run as `python -m tests.ascend.nursery SOCKET`, in the
+Importing takes 15 s and a worker 2 s. Run as `python -m tests.ascend.fork_server SOCKET`, in the
 environment that `cast.environment` describes.
 """
 

@@ -7,8 +7,8 @@ import pytest
 
 from netloader.io.device import CPU
 from netloader.io.failure import TransferError
-from netloader.io.transports.berth import Berth
-from netloader.io.transports.pair import _Joining
+from netloader.io.transports.device_slot import DeviceSlot
+from netloader.io.transports.peer_group import _Joining
 from tests.unit.io.helpers import SOON_S, eventually, our_threads
 
 
@@ -32,7 +32,7 @@ class Late(threading.Event):
         self._after.wait(SOON_S)
 
 
-def joining(berth: Berth, over: Late, group: list[Group]) -> _Joining:
+def joining(slot: DeviceSlot, over: Late, group: list[Group]) -> _Joining:
     """A group that is made at once, by a thread that is late to say so."""
     go = threading.Event()
 
@@ -40,17 +40,17 @@ def joining(berth: Berth, over: Late, group: list[Group]) -> _Joining:
         go.wait(SOON_S)
         return group.pop()
 
-    made = _Joining(connect, berth)
+    made = _Joining(connect, slot)
     made._over = over
     go.set()
     return made
 
 
 def test_who_leaves_as_a_group_is_made_does_not_strand_it_for_good() -> None:
-    berth, over, stop = Berth(CPU), threading.Event(), threading.Event()
+    slot, over, stop = DeviceSlot(CPU), threading.Event(), threading.Event()
     over.set()
     done = Late(0.3, over)
-    made = joining(berth, done, [Group()])
+    made = joining(slot, done, [Group()])
     assert done.begun.wait(SOON_S)
     stop.set()
 
@@ -58,13 +58,13 @@ def test_who_leaves_as_a_group_is_made_does_not_strand_it_for_good() -> None:
         made.wait(SOON_S, stop)
 
     assert eventually(lambda: "netloader-join" not in our_threads())
-    berth.claim("next")
+    slot.claim("next")
 
 
 def test_a_group_does_not_live_as_long_as_the_thread_that_made_it() -> None:
     group, over = [Group()], threading.Event()
     seen = weakref.ref(group[0])
-    made = joining(Berth(CPU), Late(0.0, over), group)
+    made = joining(DeviceSlot(CPU), Late(0.0, over), group)
 
     assert made.wait(SOON_S, threading.Event()) is seen()
 

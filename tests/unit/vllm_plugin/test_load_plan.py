@@ -1,4 +1,4 @@
-"""What a source says becomes the errand; what it should not say costs a line in the log."""
+"""What a source says becomes the plan; what it should not say costs a line in the log."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from torch import nn
 from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description
-from netloader.io.client import Survey
+from netloader.io.client import Described
 from netloader.log import capture, get_logger
 from netloader.vllm_plugin import LOG_BASE, processed
 from netloader.vllm_plugin import identity as identities
 from netloader.vllm_plugin.display import table_of
-from netloader.vllm_plugin.errand import Errand, errand_of
 from netloader.vllm_plugin.identity import DRAFT, PROCESSED, RAW, TARGET
+from netloader.vllm_plugin.load_plan import LoadPlan, plan_load
 from netloader.vllm_plugin.settings import LayoutChoice, Settings
 from tests.unit.vllm_plugin.helpers import events, line_of
 
@@ -70,23 +70,23 @@ def told(
     device: str = "cpu",
     sources: Sequence[Endpoint] = SOURCES,
     **changes: Any,
-) -> Errand:
-    """The errand of a client whose first source says this."""
+) -> LoadPlan:
+    """The plan of a client whose first source says this."""
     options = replace(Settings.parse({}), sources={0: tuple(sources)}, **changes)
 
-    def ask(asked: Sequence[Endpoint], known: Identity) -> Survey:
+    def ask(asked: Sequence[Endpoint], known: Identity) -> Described:
         assert known.hard["role"] == role
         whole = Identity({**known.hard, "config.hidden_size": "8"})
-        return Survey(Description(whole, facts), tuple(reversed(asked)))
+        return Described(Description(whole, facts), tuple(reversed(asked)))
 
-    return errand_of(vllm_config(device), model_config(role), options, ask, LOGGER)
+    return plan_load(vllm_config(device), model_config(role), options, ask, LOGGER)
 
 
-def no_one(*_: object) -> Survey:
+def no_one(*_: object) -> Described:
     raise AssertionError("there is nobody to ask")
 
 
-def test_what_a_source_says_becomes_the_errand() -> None:
+def test_what_a_source_says_becomes_the_plan() -> None:
     facts = {"load_state": '{"model.has_own": true}', "unfilled": '["b", "a"]', "layout": "raw"}
     target, draft = told(facts), told(facts, DRAFT)
     assert (target.role, draft.role) == (TARGET, DRAFT)
@@ -123,21 +123,21 @@ def test_the_layout_is_the_sources_where_it_can_be_had(
 
 
 def test_without_sources_nobody_is_asked() -> None:
-    def ask(*_: object) -> Survey:
+    def ask(*_: object) -> Described:
         raise AssertionError
 
     options = Settings.parse({"SOURCE": [{"device_id": 5, "sources": ["10.0.0.1:1"]}]})
-    lonely = errand_of(vllm_config(), model_config(), options, ask, LOGGER)
+    lonely = plan_load(vllm_config(), model_config(), options, ask, LOGGER)
     assert (lonely.sources, lonely.state, lonely.layout) == ((), {}, RAW)
 
 
 def test_a_bug_in_asking_costs_a_line_and_the_sources_are_still_tried() -> None:
-    def ask(*_: object) -> Survey:
+    def ask(*_: object) -> Described:
         raise ZeroDivisionError
 
     options = replace(Settings.parse({}), sources={0: SOURCES})
     with capture() as lines:
-        asked = errand_of(vllm_config(), model_config(), options, ask, LOGGER)
+        asked = plan_load(vllm_config(), model_config(), options, ask, LOGGER)
     assert events(lines) == ["netloader.driver.error"]
     assert (asked.sources, asked.state) == (SOURCES, {})
 
@@ -150,7 +150,7 @@ ODD = ["{", "5", "null", "true", '"text"', "[" * 100_000, "9" * 5_000, "[1, null
 @pytest.mark.parametrize(
     "fact", ["load_state", "unfilled", "layout", "untied_by_checkpoint", "answers"]
 )
-def test_whatever_a_source_says_the_errand_is_made(fact: str, text: str, role: str) -> None:
+def test_whatever_a_source_says_the_plan_is_made(fact: str, text: str, role: str) -> None:
     with capture() as lines:
         made = told({fact: text}, role)
         assert isinstance(made.identity, Identity)
@@ -178,23 +178,23 @@ def test_a_huge_list_of_names_costs_nothing() -> None:
 # -- sources that are another model --------------------------------------------------------------
 
 
-def asked_of(*configs: str | None, **facts: str) -> tuple[Errand, list[dict[str, Any]]]:
-    """The errand of a client whose sources say these configs, and its log; None says nothing."""
+def asked_of(*configs: str | None, **facts: str) -> tuple[LoadPlan, list[dict[str, Any]]]:
+    """The plan of a client whose sources say these configs, and its log; None says nothing."""
     sources = tuple(Endpoint("10.0.0.1", n + 1) for n in range(len(configs)))
     options = replace(Settings.parse({}), sources={0: sources})
 
-    def ask(asked: Sequence[Endpoint], known: Identity) -> Survey:
+    def ask(asked: Sequence[Endpoint], known: Identity) -> Described:
         assert not any(name.startswith("config") for name in known.hard)
         for number, source in enumerate(asked):
             size = configs[source.port - 1]
             if size is not None:
                 whole = Identity({**known.hard, "config.hidden_size": size})
                 tried, untried = asked[:number], asked[number + 1 :]
-                return Survey(Description(whole, facts), (source, *untried, *tried))
-        return Survey(None, tuple(asked))
+                return Described(Description(whole, facts), (source, *untried, *tried))
+        return Described(None, tuple(asked))
 
     with capture() as lines:
-        made = errand_of(vllm_config(), model_config(), options, ask, LOGGER)
+        made = plan_load(vllm_config(), model_config(), options, ask, LOGGER)
     return made, lines
 
 
@@ -236,7 +236,7 @@ def written(holder: Any) -> None:
 def test_building_a_model_makes_no_other_one_of_it(role: str) -> None:
     # A server has built its model when it says who it is, a client that asks it has not.
     config, model = vllm_config(), model_config(role)
-    server = errand_of(config, model, Settings.parse({}), no_one, LOGGER)
+    server = plan_load(config, model, Settings.parse({}), no_one, LOGGER)
     before = server.identity
     path = model.model
     model.hf_config = SimpleNamespace(architectures=["Tiny"], tie_word_embeddings=False)
@@ -303,7 +303,7 @@ def test_who_moves_experts_about_does_not_serve(
     config = vllm_config(**experts)
     config.additional_config = more
     with capture() as lines:
-        found = errand_of(config, model_config(), Settings.parse({}), no_one, LOGGER)
+        found = plan_load(config, model_config(), Settings.parse({}), no_one, LOGGER)
     assert not found.serves
     refused = line_of(lines, "netloader.server.refused")
     assert "EPLB" in refused["netloader.detail"]
@@ -314,7 +314,7 @@ def test_an_instance_that_refills_its_layers_does_not_serve() -> None:
     config = vllm_config()
     config.additional_config = {"layer_sharding": ["o_proj"]}
     with capture() as lines:
-        found = errand_of(config, model_config(), Settings.parse({}), no_one, LOGGER)
+        found = plan_load(config, model_config(), Settings.parse({}), no_one, LOGGER)
     assert not found.serves
     assert "layer_sharding" in line_of(lines, "netloader.server.refused")["netloader.remedy"]
 
@@ -323,4 +323,4 @@ def test_an_instance_that_refills_its_layers_does_not_serve() -> None:
 def test_experts_that_stay_where_they_are_are_served(more: dict[str, Any]) -> None:
     config = vllm_config()
     config.additional_config = more
-    assert errand_of(config, model_config(), Settings.parse({}), no_one, LOGGER).serves
+    assert plan_load(config, model_config(), Settings.parse({}), no_one, LOGGER).serves

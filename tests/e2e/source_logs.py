@@ -16,11 +16,11 @@ from torch import Tensor
 
 from netloader.vllm_plugin.parity.engine import EngineError
 from netloader.vllm_plugin.parity.run import PROMPTS
-from tests.e2e.engines import ENVIRONMENT, Engine, Nursery, _arguments
+from tests.e2e.engines import ENVIRONMENT, Engine, ForkServer, _arguments
 from tests.e2e.zoo.checkpoint import Config, Recipe, write
 
 ONLY_SOURCES = {"FALLBACK": "never"}
-INSIDE = "tests.e2e.inside.Inside"
+INSIDE = "tests.e2e.worker_extension.Inside"
 """What to give as `worker_extension_cls`, so that an engine knows what is in `inside`."""
 STAGES: dict[str, Any] = {
     "tensor_parallel_size": 1,
@@ -52,7 +52,7 @@ def written(folder: Path, config: Config, tensors: dict[str, Tensor]) -> Model:
 
 @contextmanager
 def serving(
-    nursery: Nursery,
+    fork_server: ForkServer,
     model: Path,
     scratch: Path,
     ranks: int = 1,
@@ -62,7 +62,7 @@ def serving(
     """An engine that offers its weights, and the endpoint of each rank."""
     prefix = scratch / f"{model.parent.name}-{ranks}-"
     extra = {"OUTPUT_PREFIX": str(prefix), **(extra or {})}
-    with nursery.engine(model, extra, ranks=ranks, **options) as engine:
+    with fork_server.engine(model, extra, ranks=ranks, **options) as engine:
         yield engine, [Path(f"{prefix}{rank}.txt").read_text() for rank in range(ranks)]
 
 
@@ -88,19 +88,23 @@ def received(engine: Engine, *parts: str) -> int:
     return len(said(engine, "netloader.loader.received", *parts))
 
 
-def failing(nursery: Nursery, model: Path, extra: Sources, ranks: int = 1, **options: Any) -> str:
+def failing(
+    fork_server: ForkServer, model: Path, extra: Sources, ranks: int = 1, **options: Any
+) -> str:
     """The log of an engine that does not start."""
     with (
         pytest.raises(EngineError),
-        nursery.engine(model, extra, ranks=ranks, **options) as engine,
+        fork_server.engine(model, extra, ranks=ranks, **options) as engine,
     ):
         pytest.fail(f"it is up\n{engine.log()}")
-    return latest_log(nursery)
+    return latest_log(fork_server)
 
 
-def latest_log(nursery: Nursery) -> str:
+def latest_log(fork_server: ForkServer) -> str:
     """What the engine has printed that was started last, or is being started."""
-    logs = sorted(nursery.folder.glob("engine-*.log"), key=lambda log: (len(log.name), log.name))
+    logs = sorted(
+        fork_server.folder.glob("engine-*.log"), key=lambda log: (len(log.name), log.name)
+    )
     return logs[-1].read_text(errors="replace")
 
 
@@ -116,7 +120,7 @@ def accepted(engine: Engine) -> tuple[int, int]:
 
 
 @contextmanager
-def replicator(nursery: Nursery) -> Iterator[Callable[[Path, Sources], tuple[Any, str]]]:
+def replicator(fork_server: ForkServer) -> Iterator[Callable[[Path, Sources], tuple[Any, str]]]:
     """Starts pairs of data parallel replicas; each start gives their tokens, and their log."""
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     process = subprocess.Popen(
@@ -131,7 +135,7 @@ def replicator(nursery: Nursery) -> Iterator[Callable[[Path, Sources], tuple[Any
     order, answer = process.stdin, process.stdout
 
     def start(model: Path, extra: Sources) -> tuple[Any, str]:
-        log = nursery.folder / f"replicas-{model.name}.log"
+        log = fork_server.folder / f"replicas-{model.name}.log"
         asked = {"skip_tokenizer_init": True, "max_model_len": 128}
         llm = _arguments(model, extra, 1, asked)
         print(json.dumps({"log": str(log), "replicas": 2, "llm": llm}), file=order, flush=True)

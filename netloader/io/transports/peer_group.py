@@ -22,7 +22,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io.device import beside, launched
 from netloader.io.failure import TransferError
 from netloader.io.transports.backends import CLIENT, Backend, Ticket
-from netloader.io.transports.berth import IN_FLIGHT, MAX_STUCK, Berth, berth_of
+from netloader.io.transports.device_slot import IN_FLIGHT, MAX_STUCK, DeviceSlot, slot_of
 from netloader.io.transports.lane_store import LaneStore
 from netloader.io.transports.lanes import Lanes
 from netloader.io.waiting import poll
@@ -53,9 +53,9 @@ class _Joining:
     the library's own time-out (HCCL_CONNECT_TIMEOUT, 120 s at least).
     """
 
-    def __init__(self, connect: Callable[[], Any], berth: Berth) -> None:
+    def __init__(self, connect: Callable[[], Any], slot: DeviceSlot) -> None:
         self._connect = connect
-        self._berth = berth
+        self._slot = slot
         self._group: Any = None
         self._failure: Exception | None = None
         self._over = threading.Event()
@@ -88,7 +88,7 @@ class _Joining:
             with self._lock:
                 self._left = True
                 self._group = self._failure = None  # which came just now, when nobody wants it
-            self._berth.strand(MAX_STUCK, self._over.is_set)  # libraries allow one in the making
+            self._slot.strand(MAX_STUCK, self._over.is_set)  # libraries allow one in the making
             raise
         failure, group, self._failure, self._group = self._failure, self._group, None, None
         if failure is not None:
@@ -96,7 +96,7 @@ class _Joining:
         return group
 
 
-class Pair:
+class PeerGroup:
     """One side of a group of two, with its lane and its store."""
 
     def __init__(
@@ -105,7 +105,7 @@ class Pair:
         self.device = device
         self.lanes = Lanes()
         self.stop = threading.Event()
-        self.berth = berth_of(device)
+        self.slot = slot_of(device)
         self._backend = backend
         self._rank = rank
         self._session = session
@@ -133,7 +133,7 @@ class Pair:
                 self._join(sizes)
                 yield
         except TransferError:
-            self.berth.suspect()
+            self.slot.suspect()
             raise
         finally:
             self.lanes.release()
@@ -143,7 +143,7 @@ class Pair:
         store = _Rendezvous(lane, self._stall_s)
         with self._lock:
             self._store = store
-        self.berth.staging()  # before the peer waits for us in a library: there may be no room
+        self.slot.staging()  # before the peer waits for us in a library: there may be no room
         self._agree(store, sizes)
         ticket = Ticket(
             store=PrefixStore(f"netloader/{self._session}", store),
@@ -152,7 +152,7 @@ class Pair:
             host=lane.getsockname()[0],
             timeout_s=self._stall_s,
         )
-        joining = _Joining(partial(self._connect, ticket), self.berth)
+        joining = _Joining(partial(self._connect, ticket), self.slot)
         try:
             group, dead = joining.wait(self._stall_s, self.stop)
         except TransferError:
@@ -165,7 +165,7 @@ class Pair:
             self._group, self._dead = group, dead
 
     def _agree(self, store: LaneStore, sizes: str) -> None:
-        """Make sure that both sides move parcels of the same sizes.
+        """Make sure that both sides move chunks of the same sizes.
 
         A library may end the whole process (gloo) or hang (HCCL) when a buffer is smaller than what
         arrives in it, so two sides that disagree must not even form a group.
@@ -173,7 +173,7 @@ class Pair:
         store.set(f"sizes of {self._rank}", sizes)
         theirs = store.get(f"sizes of {1 - self._rank}").decode(errors="replace")
         if theirs != sizes:
-            detail = "the two sides would move parcels of different sizes"
+            detail = "the two sides would move chunks of different sizes"
             remedy = "run the same netloader on both sides"
             raise TransferError(Reason.TRANSFER_FAILED, f"{detail}; {remedy}")
 
@@ -190,7 +190,7 @@ class Pair:
 
     @property
     def in_place(self) -> bool:
-        """Whether a parcel of one piece may be posted where it is."""
+        """Whether a chunk of one extent may be posted where it is."""
         return self._backend.in_place
 
     @property
@@ -204,9 +204,9 @@ class Pair:
         return not self._under_way
 
     def row(self, nbytes: int) -> Tensor:
-        """Staging memory for one parcel, free as long as `full` is heeded."""
+        """Staging memory for one chunk, free as long as `full` is heeded."""
         self._packed += 1
-        return self.berth.staging()[self._packed % IN_FLIGHT][:nbytes]
+        return self.slot.staging()[self._packed % IN_FLIGHT][:nbytes]
 
     def post(self, buffer: Tensor) -> None:
         """Start to move one buffer to or from the other member."""
@@ -241,16 +241,16 @@ class Pair:
         try:
             poll(self._drained, "ending what was under way", DRAIN_S, threading.Event())
             if self._rank == CLIENT:
-                self.berth.clear()
+                self.slot.clear()
         except TransferError:
-            self.berth.strand(1, self._drained)
-            self.berth.abandon()
+            self.slot.strand(1, self._drained)
+            self.slot.abandon()
             if self._backend.in_place:
                 raise
         finally:
             with self._lock:
                 self._running = False
-            self.berth.leave(self)
+            self.slot.leave(self)
 
     def _drained(self) -> bool:
         while self._under_way:
@@ -272,7 +272,7 @@ class Pair:
         if store is not None:
             store.close()
         if not running:
-            self.berth.leave(self)
+            self.slot.leave(self)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
