@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from netloader.fsm import client, server
+from netloader.fsm import client, published, server
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import violation
 from netloader.fsm.table import SESSIONS, Alphabet, Row, Table, absorb
@@ -17,6 +17,9 @@ from netloader.fsm.table import SESSIONS, Alphabet, Row, Table, absorb
 FILE = "states.md"
 TOTAL = """Any peer event that a table does not name in a living state is a violation: the session
 ends in FALLBACK with reason `protocol_violation`. DONE and FALLBACK absorb everything."""
+
+LIFE = """Events that change nothing are left out, and the arrows of events that stay in a state.
+`Quiet` comes with the event after which no session has a place and nothing reads the weights."""
 
 
 def hand_written(table: Table[Any]) -> list[Row[Any]]:
@@ -31,8 +34,7 @@ def to_mermaid(table: Table[Any], of: Alphabet = SESSIONS) -> str:
         arrows.setdefault((r.source.name, r.dest.name), {})[r.on.__name__] = None
     lines = ["stateDiagram-v2", f"    [*] --> {of.initial.name}"]
     lines += [
-        f"    {source} --> {dest}: {', '.join(events)}"
-        for (source, dest), events in arrows.items()
+        f"    {source} --> {dest}: {', '.join(events)}" for (source, dest), events in arrows.items()
     ]
     lines += [f"    {state.name} --> [*]" for state in of.ends]
     return "\n".join(lines)
@@ -60,8 +62,16 @@ def page() -> str:
     ]
     for title, table in (("Client", client.TABLE), ("Server", server.TABLE)):
         parts += [f"## {title}", f"```mermaid\n{to_mermaid(table)}\n```", to_markdown(table)]
+    parts += _published()
     parts += ["## Reasons", _reasons()]
     return "\n\n".join(parts) + "\n"
+
+
+def _published() -> list[str]:
+    table = tuple(r for r in published.TABLE if r.action != "nothing")
+    moves = tuple(r for r in table if r.dest is not r.source)
+    diagram = to_mermaid(moves, published.ALPHABET)
+    return ["## Published model", LIFE, f"```mermaid\n{diagram}\n```", to_markdown(table)]
 
 
 def _reasons() -> str:

@@ -14,6 +14,7 @@ from typing import Final
 
 from tests.planting import copied, planted
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
+from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.wire_mutants import WIRE_MUTANTS
 
 CLIENT: Final = "netloader/fsm/client.py"
@@ -44,6 +45,7 @@ REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\
 
 MUTANTS: Final[dict[str, Mutant]] = {
     **WIRE_MUTANTS,
+    **PUBLISHED_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
         L0, TABLE, r"for state in ENDS for", "for state in ENDS[:1] for"
