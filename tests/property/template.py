@@ -88,7 +88,7 @@ def _run(order: list[str], said: Any) -> None:
     sys.path.insert(0, folder)
     try:
         importlib.import_module("pytest").main([*arguments, *QUIETLY])
-    except BaseException:  # noqa: BLE001 - it is reported, and this process must end here
+    except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
