@@ -13,7 +13,10 @@ from netloader.log import render_catalogue
 from netloader.vllm_plugin.settings import render_fields
 
 HERE = Path(__file__).parent
-PARTS = {"fields": ("operate/vllm.md", render_fields), "events": ("operate/operations.md", render_catalogue)}
+PARTS = {
+    "fields": ("operate/vllm.md", render_fields),
+    "events": ("operate/operations.md", render_catalogue),
+}
 
 
 def pages() -> dict[Path, str]:
