@@ -15,6 +15,7 @@ from typing import Final
 from tests.planting import copied, planted
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.published_mutants import PUBLISHED_MUTANTS
+from tests.property.template import Template
 from tests.property.wire_mutants import WIRE_MUTANTS
 
 CLIENT: Final = "netloader/fsm/client.py"
@@ -24,7 +25,7 @@ TABLE: Final = "netloader/fsm/table.py"
 MANIFEST: Final = "netloader/fsm/manifest.py"
 IDENTITY: Final = "netloader/fsm/identity.py"
 AUTH: Final = "netloader/fsm/auth.py"
-INTAKE: Final = "netloader/io/intake.py"
+INTAKE: Final = "netloader/io/store/ledger.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
 GOODS: Final = "netloader/vllm_plugin/goods.py"
@@ -34,6 +35,7 @@ VIGIL: Final = "netloader/vllm_plugin/vigil.py"
 FENCE: Final = "netloader/vllm_plugin/fence.py"
 WORKER: Final = "netloader/io/worker.py"
 HIDDEN: Final = "netloader/io/hidden.py"
+MODULE: Final = "netloader/io/store/module.py"
 MODULE_STATE: Final = "netloader/io/module_state.py"
 SETTLING: Final = "netloader/io/settling.py"
 SHARING: Final = "netloader/io/sharing.py"
@@ -173,7 +175,10 @@ MUTANTS: Final[dict[str, Mutant]] = {
         SERVED, HIDDEN, r" +self\._attributes\(at, part, depth\)\n", "            pass\n"
     ),
     "extra state is taken without a look at what the module shows": Mutant(
-        SERVED, SETTLING, r"        if value != other:", "        if False and value != other:"
+        SERVED,
+        MODULE,
+        r"            if value != other:",
+        "            if False and value != other:",
     ),
     "tensors are not hashed again after extra state was given": Mutant(
         SERVED, SETTLING, r"if digests != offer\.digests:", "if not digests:"
@@ -275,43 +280,32 @@ COPIED: Final = (
 )
 
 
-def run(copy: Path, *command: str) -> str:
-    """What a command says in a copy."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy), "HYPOTHESIS_PROFILE": "quick"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    return done.stdout + done.stderr
-
-
-def caught(layer: str, copy: Path) -> str:
+def caught(layer: str, copy: Path, template: Template) -> str:
     """What a layer finds wrong in a copy: the name of a test, or "" for nothing."""
     if not LAYERS[layer]:
-        return "TableError" if "TableError" in run(copy, "-c", "import netloader.fsm") else ""
-    said = run(copy, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *LAYERS[layer])
+        command = [sys.executable, "-c", "import netloader.fsm"]
+        env = {**os.environ, "PYTHONPATH": str(copy)}
+        done = subprocess.run(command, cwd=copy, env=env, capture_output=True, check=False)
+        return "TableError" if b"TableError" in done.stderr else ""
+    said = template.pytest(copy, ("-q", "-x", "-p", "no:cacheprovider", *LAYERS[layer]))
     if found := re.search(r"^(?:FAILED|ERROR) \S+?::(\w+)", said, re.MULTILINE):
         return found[1]
     assert " passed in " in said, said
     return ""
 
 
-def planted_in(folder: Path, name: str, *layers: str) -> str:
+def planted_in(folder: Path, name: str, template: Template, *layers: str) -> str:
     """Which of some layers is the first to catch a mutant, and with which test; "" for none."""
     copy = copied(folder, *COPIED)
     for file in ("conftest.py", "planting.py"):
         (copy / "tests" / file).write_bytes((Path(__file__).parents[1] / file).read_bytes())
     _, *planting = MUTANTS[name]
     with planted(copy, *planting):
-        found = ((layer, caught(layer, copy)) for layer in layers)
+        found = ((layer, caught(layer, copy, template)) for layer in layers)
         return next((f"{layer}: {test}" for layer, test in found if test), "")
 
 
 if __name__ == "__main__":
     for wanted in [n for n in MUTANTS if all(word in n for word in sys.argv[1:])]:
-        with tempfile.TemporaryDirectory() as place:
-            print(f"{wanted} <- {planted_in(Path(place), wanted, *LAYERS)}", flush=True)
+        with tempfile.TemporaryDirectory() as place, Template() as ready:
+            print(f"{wanted} <- {planted_in(Path(place), wanted, ready, *LAYERS)}", flush=True)

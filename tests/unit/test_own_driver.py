@@ -1,4 +1,4 @@
-"""The driver in docs/embedding.md is a whole one: in the simulated world, and on real sockets."""
+"""The driver in docs/embed/driver.md is complete: in the simulated world, and on real sockets."""
 
 import re
 from pathlib import Path
@@ -16,8 +16,8 @@ from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.dialing import Dialer
 from netloader.io.driver import Loop
-from netloader.io.intake import Ledger
-from netloader.io.weights import Weights
+from netloader.io.store.ledger import Ledger
+from netloader.io.store.module import ModuleStore
 from netloader.io.worker import ClientWorker
 from netloader.testing import World
 from netloader.wire import LINGER_S, Connection
@@ -32,7 +32,7 @@ from tests.property.world import (
 )
 from tests.unit.io.helpers import FAST, IDENTITY, contents, serving, zoo
 
-PAGE = Path(__file__).parents[2] / "docs" / "embedding.md"
+PAGE = Path(__file__).parents[2] / "docs" / "embed" / "driver.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 (SOURCE,) = (block for block in BLOCKS if "class Driver" in block)
 PAIRS = {"plain": (WISH, OFFERING), "token": (SECURED, GUARDED), "curious": (CURIOUS, OFFERING)}
@@ -90,7 +90,7 @@ def hurt(world: World, fault: str) -> None:
 
 def test_it_fills_a_model_over_real_sockets() -> None:
     target, deadlines = zoo(2), FAST
-    weights = Weights.of(target)
+    weights = ModuleStore.of(target)
     with serving(zoo(1)) as server:
         dialer = Dialer(Endpoint(server.endpoint.host, server.endpoint.port), 5.0)
         spec = FetchSpec(
