@@ -8,6 +8,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import Final, TypeAlias
 
@@ -178,7 +179,7 @@ class World:
             yield "client leaves", World.client_left
         if self.working is not None:
             for version in self.working.seen:
-                yield f"work ends at {version}", lambda w, v=version: w.work_ends(v)
+                yield f"work ends at {version}", partial(World.work_ends, version=version)
             if self.left["fail"]:
                 yield "work fails", lambda w: w.once("fail").work_over(ev.WorkFailed("no memory"))
             yield "work stops", lambda w: w.work_over(ev.WorkStopped())
@@ -203,7 +204,7 @@ class World:
             yield "secret write", World.secret_write
         for what, event in self._wishes():
             if self.left[what]:
-                yield repr(event), lambda w, what=what, event=event: w.once(what).tell(event)
+                yield repr(event), partial(World.wish, what=what, event=event)
 
     def _wishes(self) -> Iterator[tuple[str, ev.Event]]:
         """What the owner may say now, as often as the bound of its name allows."""
@@ -241,6 +242,9 @@ class World:
     def later(self) -> "World":
         self.now += 2 * PAUSE_S
         return self
+
+    def wish(self, what: str, event: ev.Event) -> None:
+        self.once(what).tell(event)
 
     def reader_left(self) -> None:
         self.readers -= 1
