@@ -169,13 +169,12 @@ class Fetch:
         """Ask sources that are ready, the fastest first."""
         for source in sorted(self._in(Stage.READY), key=lambda source: source.pace_s):
             share = self._share(source)
-            if (share or not self.missing()) and self._has_room():
+            if (share or self._unconfirmed()) and self._has_room():
                 self._tell(source, Assigned(share))
 
     def _share(self, source: Source) -> tuple[int, ...]:
         unasked = self._unasked()
-        hands = min(self.options.parallel, len(self._in(Stage.CANDIDATE, *SESSIONS)))
-        parts = SHARES * hands if hands > 1 else 1
+        parts = SHARES * self.options.parallel if self.options.parallel > 1 else 1
         return tuple(sorted(unasked & source.available))[: math.ceil(len(unasked) / parts)]
 
     def _unasked(self) -> frozenset[int]:
@@ -194,7 +193,7 @@ class Fetch:
 
     def _unconfirmed(self) -> bool:
         """Whether all is verified, but the source that was to complete the fetch failed."""
-        return not self.missing() and not self._in(*SESSIONS)
+        return not self.missing() and not self._in(*OCCUPIED)
 
     def _has_room(self) -> bool:
         return len(self._in(*OCCUPIED)) < self.options.parallel

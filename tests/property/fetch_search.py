@@ -239,6 +239,8 @@ class World:
         session, wanted = self.sessions[effect.source], frozenset(effect.segments)
         must(session.phase in ("open", "stalled"), "as-offered", "asked in an open session")
         must(not session.busy, "one-request", "one at a time")
+        others = [s for s in self.sessions.values() if s.busy]
+        must(bool(wanted) or not others, "confirm", "nothing is asked for only to complete")
         must(wanted <= session.has, "as-offered", "only what it said it has")
         must(effect.segments == tuple(sorted(wanted)), "as-offered", "ascending, each once")
         must(session.root == self.fetch.root, "one-root", "only of the root that is fetched")

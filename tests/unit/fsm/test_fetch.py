@@ -126,10 +126,7 @@ def test_what_is_left_of_a_slow_source_is_asked_of_one_that_waits_for_work() -> 
 
     assert play.fetch.handle_timeout(play.now) == (Drop(1),)
     assert play.fetch.handle_timeout(play.now + 100) == (), "while it may still write"
-    assert play.ends(1) == [Request(0, tuple(range(8, 16)))]
-    assert play.delivers(0, tuple(range(8, 16)), 0.1) == []
-    assert play.completes(0) == [Conclude(0)]
-    assert play.ends(0) == [DONE]
+    assert play.ends(1) == [Request(0, (8, 9))]
 
 
 def test_what_a_slow_source_delivers_at_last_is_not_asked_for_again() -> None:
@@ -138,22 +135,61 @@ def test_what_a_slow_source_delivers_at_last_is_not_asked_for_again() -> None:
 
     play.delivers(1, (8,), 1.0)
 
-    assert play.ends(1) == [Request(0, tuple(range(9, 16)))]
+    assert play.ends(1) == [Request(0, (9, 10))]
 
 
-def test_a_source_of_the_same_speed_is_left_alone() -> None:
-    play = Play(parallel=2, sources=2)
-    play.offers(0, has=frozenset({0, 1}))
-    play.offers(1, has=ALL - {0, 1})
-    play.delivers(0, (0, 1), 1.0)
-    play.completes(0)
-    play.fetch.step(Available(0, ALL), play.now)
+def raced(*paces_s: float) -> tuple[float, list[FetchEffect]]:
+    """When sources of such speeds have filled the store, and which were dropped on the way."""
+    play = Play(parallel=2, sources=len(paces_s), queue_s=0.0)
+    under_way: dict[int, list[tuple[float, int]]] = {}
+    dropped: list[FetchEffect] = []
+    todo = [effect for key in range(len(paces_s)) for effect in play.offers(key)]
+    while True:
+        for effect in todo:
+            match effect:
+                case Request():
+                    times = [play.now + paces_s[effect.source] * (i + 1) for i in range(COUNT)]
+                    under_way[effect.source] = list(zip(times, effect.segments, strict=False))
+                case Drop() | Conclude():
+                    under_way.pop(effect.source, None)
+                    dropped += [effect] if isinstance(effect, Drop) else []
+                    todo += play.ends(effect.source)
+                case Finish():
+                    assert effect == DONE
+                    return play.now, dropped
+        key = min(under_way, key=lambda key: under_way[key][0])
+        due = play.fetch.next_timeout()
+        if due is not None and due <= under_way[key][0][0]:
+            play.now = max(due, play.now)
+            todo = list(play.fetch.handle_timeout(play.now))
+            continue
+        play.now, segment = under_way[key].pop(0)
+        todo = list(play.fetch.step(SegmentVerified(key, segment), play.now))
+        if not under_way[key]:
+            del under_way[key]
+            todo += play.completes(key)
 
-    (lease,) = [s.lease for s in play.fetch.sources.values() if s.lease.left]
-    assert lease.since == 0.0
-    idle_until = SLOW * 1.0 + GRACE_S
-    due = play.fetch.next_timeout()
-    assert due is None or due >= idle_until
+
+def test_two_sources_of_one_speed_need_half_the_time() -> None:
+    took, dropped = raced(1.0, 1.0)
+
+    assert took == COUNT / 2
+    assert dropped == []
+
+
+def test_a_source_that_is_a_little_slower_still_helps() -> None:
+    took, dropped = raced(1.0, 1.5)
+
+    assert took < 0.65 * COUNT
+    assert dropped == []
+
+
+@pytest.mark.parametrize("slow_s", [10.0, 1000.0])
+def test_a_much_slower_source_does_no_harm(slow_s: float) -> None:
+    took, dropped = raced(1.0, slow_s)
+
+    assert took <= COUNT + 1
+    assert dropped == [Drop(1)]
 
 
 def test_a_source_with_another_root_is_asked_when_nothing_else_is_left() -> None:
