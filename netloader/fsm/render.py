@@ -17,9 +17,8 @@ from netloader.fsm.table import SESSIONS, Alphabet, Row, Table, absorb
 FILE = "states.md"
 TOTAL = """Any peer event that a table does not name in a living state is a violation: the session
 ends in FALLBACK with reason `protocol_violation`. DONE and FALLBACK absorb everything."""
-FETCH = """A fetch has one of these machines for each source. `Offered`, `Available`,
-`SegmentVerified`, `Completed`, `Busy`, `SourceFailed` and `SourceEnded` are what its driver reports;
-`Chosen`, `Assigned`, `Dismissed`, `Recalled` and `Due` are what the fetch decides."""
+FETCH = """A fetch has one of these machines for each source. `Chosen`, `Assigned`, `Dismissed`,
+`Recalled` and `Due` are what the fetch decides; the other events are what its driver reports."""
 
 
 def hand_written(table: Table[Any]) -> list[Row[Any]]:

@@ -17,7 +17,7 @@ FETCH_MUTANTS: Final[dict[str, Mutant]] = {
     "a late byte of a source that failed lands on a verified segment": Mutant(
         FETCHES,
         SOURCE,
-        r'(def _give_up.*\n    del event\n)',
+        r"(def _give_up.*\n    del event\n)",
         r"\1    source.lease = Lease()\n",
     ),
     "a late byte of a slow source lands on a verified segment": Mutant(

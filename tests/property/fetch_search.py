@@ -8,7 +8,7 @@ there, and nothing verified may lie there. Every edge and every node is checked 
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final, NamedTuple
 
@@ -35,7 +35,6 @@ from netloader.fsm.fetch_events import (
     Wait,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.source import Source
 from netloader.fsm.states import State
 from netloader.testing.laws import must
 
@@ -108,8 +107,10 @@ class World:
         """Two worlds with one key have one future."""
         fetch, now = self.fetch, self.fetch.now
         sources = tuple(
-            (s.key, s.state, s.then, s.stepped_down, s.available, s.delivered)
-            + (s.pace_s, s.until - now, s.lease.left, s.lease.verified, s.lease.since - now)
+            (
+                *(s.key, s.state, s.then, s.stepped_down, s.available, s.delivered, s.pace_s),
+                *(s.until - now, s.lease.left, s.lease.verified, s.lease.since - now),
+            )
             for s in fetch.sources.values()
         )
         times = (max(fetch.patience_end - now, -1.0), fetch._progressed_at - now)

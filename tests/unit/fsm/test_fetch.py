@@ -6,7 +6,7 @@ import math
 import pytest
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.fetch import GRACE_S, SLOW, Fetch, FetchOptions
+from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
     Available,
     Busy,
