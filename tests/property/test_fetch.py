@@ -10,16 +10,19 @@ import pytest
 
 from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
-    DECIDED,
     Assigned,
     Busy,
+    Chosen,
     Completed,
     Conclude,
     Dial,
+    Dismissed,
+    Due,
     FetchEffect,
     FetchEvent,
     Finish,
     Offered,
+    Recalled,
     Request,
     SegmentVerified,
     SourceEnded,
@@ -118,8 +121,8 @@ def test_a_source_that_is_gone_absorbs_all() -> None:
 
     assert source.state is Stage.GONE
     assert all(fetch.step(report, 0.0) == () for report in reports)
-    for kind in DECIDED:
-        assert source.step(kind((1,)) if kind is Assigned else kind())[1] == ()
+    for decided in (Chosen(), Assigned((1,)), Dismissed(), Recalled(), Due()):
+        assert source.step(decided)[1] == ()
     assert source.state is Stage.GONE
     assert fetch.next_timeout() is None
 
