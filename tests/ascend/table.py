@@ -7,8 +7,8 @@ from typing import Any
 
 HEAD = """# What ran with the real vllm-ascend
 
-Written by `make test-ascend` and `make test-ascend-pinned`, with `TABLE=docs/ascend-tested.md`. The
-real vllm-ascend and the real torch_npu, on the simulated CANN runtime of `tests/ascend_sim`;
+Written by `make test-ascend` and `make test-ascend-pinned`, with `TABLE=file`. The real
+vllm-ascend and the real torch_npu, on the simulated CANN runtime of `tests/ascend_sim`;
 arithmetic on the host. A server loads its model from files, a client has no weight files, and all
 their tensors are compared. Nothing here ran on an NPU.
 
