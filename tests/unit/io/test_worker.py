@@ -244,6 +244,7 @@ def test_weights_withdrawn_while_a_client_waits_for_digests_are_not_offered() ->
 
 def test_a_session_that_ended_before_its_place_takes_none(published: PublishedModel) -> None:
     worker = ServerWorker((published,), SESSION, FAST)
+    worker.published = published
     worker.close()
 
     assert isinstance(worker.do(PREPARE), OfferRefused)
