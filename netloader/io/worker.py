@@ -28,9 +28,9 @@ from netloader.fsm.events import (
 from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
-from netloader.io.intake import Intake, Ledger
 from netloader.io.published import PublishedModel
 from netloader.io.settling import settle
+from netloader.io.store.ledger import Intake, Ledger
 from netloader.io.transports import (
     TRANSPORTS,
     Attachments,
@@ -337,7 +337,7 @@ class ClientWorker(SessionWorker):
     ) -> None:
         super().__init__()
         self._ledger = ledger
-        self._attachments = attachments or Attachments(ledger.weights)
+        self._attachments = attachments or Attachments(ledger.store)
         self._lanes = lanes
         self._connect = connect
         self._stall_s = stall_s

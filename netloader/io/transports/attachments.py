@@ -5,8 +5,8 @@ import weakref
 
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
+from netloader.io.store.base import Store
 from netloader.io.transports.base import Attachment, Transport
-from netloader.io.weights import Weights
 
 
 class Attachments:
@@ -16,8 +16,8 @@ class Attachments:
     owner that is garbage detaches too.
     """
 
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._made: dict[str, Attachment] = {}
         self._detached = False
         self._lock = threading.Lock()
@@ -34,7 +34,7 @@ class Attachments:
             if self._detached:
                 raise TransferError(Reason.TRANSFER_FAILED, "the weights are detached")
             if transport.name not in self._made:
-                self._made[transport.name] = transport.attach(self._weights)
+                self._made[transport.name] = transport.attach(self._store)
             return self._made[transport.name]
 
     def detach(self) -> None:

@@ -35,8 +35,8 @@ from typing import Protocol, runtime_checkable
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
-from netloader.io.intake import Intake
-from netloader.io.weights import Weights
+from netloader.io.store.base import Store
+from netloader.io.store.ledger import Intake
 
 
 class BusyError(TransferError):
@@ -217,7 +217,7 @@ class Transport(Protocol):
     def obstacle(self) -> str:
         """Why it cannot be used in this process, as one sentence; empty if it can."""
 
-    def attach(self, weights: Weights) -> Attachment:
+    def attach(self, store: Store) -> Attachment:
         """Get ready for the memory of one store, which stays where it is until `detach`.
 
         Raises:

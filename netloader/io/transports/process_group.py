@@ -19,14 +19,14 @@ from netloader.fsm.manifest import Extent, Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.chunks import Chunk, chunks, size_of, sizes_digest
 from netloader.io.device import CPU, Readback, copy_bytes, rooms
-from netloader.io.digests import hashing_threads
 from netloader.io.failure import TransferError
-from netloader.io.intake import SegmentWriter
 from netloader.io.memory import memory_of
+from netloader.io.store.base import Store
+from netloader.io.store.digests import hashing_threads
+from netloader.io.store.ledger import SegmentWriter
 from netloader.io.transports.backends import BACKENDS, CLIENT, SERVER, Backend
 from netloader.io.transports.base import Capabilities, Inlet, Outlet
 from netloader.io.transports.peer_group import PeerGroup
-from netloader.io.weights import Weights
 
 READ_BACK = 2
 """Parcels on their way from the device to the host at once, to be verified."""
@@ -35,9 +35,9 @@ READ_BACK = 2
 class GroupSender:
     """The server's end."""
 
-    def __init__(self, weights: Weights, outlet: Outlet, backend: Backend) -> None:
-        self._weights = weights
-        device = _device_for(backend, weights)
+    def __init__(self, store: Store, outlet: Outlet, backend: Backend) -> None:
+        self._store = store
+        device = _device_for(backend, store)
         self._peer_group = PeerGroup(backend, SERVER, outlet.session, outlet.stall_s, device)
         self._peer_group.slot.claim(self._peer_group)
 
@@ -57,7 +57,7 @@ class GroupSender:
         """Send chunk by chunk, as many at a time as may be under way."""
         del lanes
         peer_group = self._peer_group
-        read = self._weights.reader(peer_group.device)
+        read = self._store.reader(peer_group.device)
         with peer_group.joined(sizes_digest(segments)):
             for chunk in chain.from_iterable(map(chunks, segments)):
                 if peer_group.full:
@@ -103,10 +103,10 @@ class _Landing:
 class GroupReceiver:
     """The client's end."""
 
-    def __init__(self, weights: Weights, inlet: Inlet, backend: Backend) -> None:
+    def __init__(self, store: Store, inlet: Inlet, backend: Backend) -> None:
         self._inlet = inlet
         self._stall_s = inlet.stall_s
-        device = _device_for(backend, weights)
+        device = _device_for(backend, store)
         self._peer_group = PeerGroup(backend, CLIENT, inlet.session, inlet.stall_s, device)
         self._threads = 1 if device == CPU else hashing_threads()
         self._posted: deque[_Landing] = deque()
@@ -174,7 +174,7 @@ class GroupReceiver:
         self._peer_group.end()
 
 
-def _device_for(backend: Backend, weights: Weights) -> torch.device:
+def _device_for(backend: Backend, weights: Store) -> torch.device:
     """The device whose memory a backend moves.
 
     Raises:
@@ -191,16 +191,16 @@ def _device_for(backend: Backend, weights: Weights) -> torch.device:
 class GroupAttachment:
     """Some weights, and the library that moves them."""
 
-    weights: Weights
+    store: Store
     backend: Backend
 
     def sender(self, outlet: Outlet) -> GroupSender:
         """Make the server's end; on an accelerator it takes the device's slot."""
-        return GroupSender(self.weights, outlet, self.backend)
+        return GroupSender(self.store, outlet, self.backend)
 
     def receiver(self, inlet: Inlet) -> GroupReceiver:
         """Make the client's end."""
-        return GroupReceiver(self.weights, inlet, self.backend)
+        return GroupReceiver(self.store, inlet, self.backend)
 
     def detach(self) -> None:
         """Do nothing: what stays between sessions belongs to the device, see DeviceSlot."""
@@ -227,9 +227,9 @@ class GroupTransport:
         """Why the library cannot be used in this process."""
         return self.backend.obstacle()
 
-    def attach(self, weights: Weights) -> GroupAttachment:
+    def attach(self, store: Store) -> GroupAttachment:
         """Keep the weights at hand."""
-        return GroupAttachment(weights, self.backend)
+        return GroupAttachment(store, self.backend)
 
 
 def named(name: str) -> GroupTransport:

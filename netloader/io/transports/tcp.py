@@ -14,10 +14,10 @@ from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.clock import monotonic
 from netloader.io.failure import TransferError
+from netloader.io.store.base import Store
 from netloader.io.transports.base import Capabilities, Inlet, Outlet
 from netloader.io.transports.lanes import Lanes, is_stall, set_stall
 from netloader.io.transports.refusal import check
-from netloader.io.weights import Weights
 
 IOV_MAX = 1024
 """Buffers per system call (Linux UIO_MAXIOV)."""
@@ -103,8 +103,8 @@ def _failed(error: OSError, how: str) -> TransferError:
 class TcpSender:
     """The server's end."""
 
-    def __init__(self, weights: Weights, outlet: Outlet) -> None:
-        self._weights = weights
+    def __init__(self, store: Store, outlet: Outlet) -> None:
+        self._store = store
         self._stall_s = outlet.stall_s
         self._lanes = Lanes()
 
@@ -128,7 +128,7 @@ class TcpSender:
         own, flags = segments[k::lanes], 0
         try:
             for segment in own:
-                for batch in batches(self._weights.views(segment), SEND_BYTES):
+                for batch in batches(self._store.views(segment), SEND_BYTES):
                     go_on(self._lanes)
                     flags = send_batch(lane, batch, flags)
         except OSError as error:
@@ -197,11 +197,11 @@ class TcpReceiver:
 class TcpAttachment:
     """Some weights, as they are: sockets need no preparation of memory."""
 
-    weights: Weights
+    store: Store
 
     def sender(self, outlet: Outlet) -> TcpSender:
         """Make the server's end."""
-        return TcpSender(self.weights, outlet)
+        return TcpSender(self.store, outlet)
 
     def receiver(self, inlet: Inlet) -> TcpReceiver:
         """Make the client's end."""
@@ -221,9 +221,9 @@ class Tcp:
         """Nothing stands in the way."""
         return ""
 
-    def attach(self, weights: Weights) -> TcpAttachment:
+    def attach(self, store: Store) -> TcpAttachment:
         """Keep the weights at hand."""
-        return TcpAttachment(weights)
+        return TcpAttachment(store)
 
 
 TCP = Tcp()
