@@ -24,7 +24,7 @@ from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
 from netloader.io.published import PublishedModel
 from netloader.io.settling import settle
-from netloader.io.store.ledger import Intake, Ledger
+from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.transports import (
     BusyError,
     Inlet,
@@ -297,7 +297,7 @@ class ClientWorker(SessionWorker):
         self._lanes = lanes
         self._connect = connect
         self._stall_s = stall_s
-        self._intake: Intake | None = None
+        self._intake: Lease | None = None
         self._receiving: Receiver | None = None
         self._aborted = False
         self._lock = threading.Lock()
@@ -330,7 +330,7 @@ class ClientWorker(SessionWorker):
                 raise
             return lane
 
-        self._intake = self._ledger.follow(offer)
+        self._intake = self._ledger.lease(offer)
         inlet = Inlet(self._intake, offer.session, self._stall_s, dial, self._lanes)
         receiving = named(offer.transport).receiving(inlet)
         with self._lock:
@@ -339,6 +339,13 @@ class ClientWorker(SessionWorker):
                 raise TransferError(Reason.TRANSFER_FAILED, "aborted")
         receiving.open()
         return TransportReady()
+
+    def join(self, timeout_s: float) -> bool:
+        """As `SessionWorker.join`; when nothing writes any more, others may bring the segments."""
+        ended = super().join(timeout_s)
+        if ended and self._intake is not None:
+            self._ledger.release(self._intake)
+        return ended
 
     def abort(self) -> None:
         """Stop receiving."""

@@ -13,7 +13,7 @@ from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.store.base import Store
-from netloader.io.store.ledger import Intake
+from netloader.io.store.ledger import Lease
 
 
 class BusyError(TransferError):
@@ -36,7 +36,7 @@ class Outlet:
 class Inlet:
     """What a receiving end is given. `dial(i)` opens data lane i to the server's one port."""
 
-    intake: Intake
+    intake: Lease
     session: str
     stall_s: float
     dial: Callable[[int], socket]
