@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.planting import copied, planted
+from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
@@ -46,6 +47,7 @@ FILLING: Final = "netloader/io/client.py"
 REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\n"
 
 MUTANTS: Final[dict[str, Mutant]] = {
+    **FETCH_MUTANTS,
     **WIRE_MUTANTS,
     **STORE_MUTANTS,
     # the tables
