@@ -64,7 +64,7 @@ from netloader.io.stopping import CancelToken, Stop
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger, Report
 from netloader.io.store.module import ModuleStore
-from netloader.io.transports import suited
+from netloader.io.transports import Attachments, suited
 from netloader.io.transports.tcp import TCP
 from netloader.io.worker import ClientWorker, IdleWorker
 from netloader.log import Logger, emit, get_logger
@@ -209,6 +209,7 @@ class Filling:
         silent = {attempt.source for attempt in self._attempts}
         self._sources = [endpoint for endpoint in endpoints if endpoint not in silent]
         self._dirty = False
+        self._attachments = Attachments(ledger.store)
 
     def run(self) -> Outcome:
         """Do all of it on this thread."""
@@ -304,7 +305,9 @@ class Filling:
             spec = replace(spec, transports=(TCP.name,))
         deadlines = self._options.deadlines
         dialer = Dialer(endpoint, deadlines.connect_s)
-        worker = ClientWorker(self._ledger, spec.lanes, dialer.dial, deadlines.stall_s)
+        worker = ClientWorker(
+            self._ledger, spec.lanes, dialer.dial, deadlines.stall_s, self._attachments
+        )
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
         conversation = Conversation(dialer, spec, worker, observer, deadlines, self.stop)
@@ -329,6 +332,7 @@ class Filling:
         return seconds
 
     def _outcome(self, state: State, reason: Reason) -> Outcome:
+        self._attachments.detach()
         return Outcome(
             state=state,
             reason=reason,
