@@ -10,7 +10,7 @@ from pathlib import Path
 
 from netloader.fsm.render import page
 from netloader.log import render_catalogue
-from netloader.vllm_plugin.settings import render_fields
+from netloader.vllm_plugin.config.settings import render_fields
 
 HERE = Path(__file__).parent
 PARTS = {"fields": ("vllm.md", render_fields), "events": ("operations.md", render_catalogue)}

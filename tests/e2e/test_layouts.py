@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from netloader.config import Endpoint
-from netloader.vllm_plugin.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from tests.e2e.engines import NEEDS_LATENT_ATTENTION, NEEDS_ONLINE, NEEDS_OPEN, Engine, ForkServer
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import Config, write

@@ -32,10 +32,10 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "L4 asyncio": ("tests/unit/aio", "tests/unit/io/test_driver.py"),
     "L5 weights in use": (
-        "tests/unit/vllm_plugin/test_witness.py",
-        "tests/unit/vllm_plugin/test_first_use.py",
-        "tests/unit/vllm_plugin/test_goods.py",
-        "tests/unit/vllm_plugin/test_vigil.py",
+        "tests/unit/vllm_plugin/serve/test_usage_record.py",
+        "tests/unit/vllm_plugin/serve/test_first_use.py",
+        "tests/unit/vllm_plugin/serve/test_served_model.py",
+        "tests/unit/vllm_plugin/serve/test_change_monitor.py",
     ),
 }
 L0, L1, L2, L3, L4, SERVED, AIO, L5 = LAYERS

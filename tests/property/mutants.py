@@ -26,11 +26,11 @@ AUTH: Final = "netloader/fsm/auth.py"
 INTAKE: Final = "netloader/io/intake.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
-GOODS: Final = "netloader/vllm_plugin/goods.py"
-PLACES: Final = "netloader/vllm_plugin/places.py"
-WITNESS: Final = "netloader/vllm_plugin/witness.py"
-VIGIL: Final = "netloader/vllm_plugin/vigil.py"
-FENCE: Final = "netloader/vllm_plugin/fence.py"
+GOODS: Final = "netloader/vllm_plugin/serve/served_model.py"
+PLACES: Final = "netloader/vllm_plugin/inspect/places.py"
+WITNESS: Final = "netloader/vllm_plugin/serve/usage_record.py"
+VIGIL: Final = "netloader/vllm_plugin/serve/change_monitor.py"
+FENCE: Final = "netloader/vllm_plugin/patches/worker_methods.py"
 WORKER: Final = "netloader/io/worker.py"
 HIDDEN: Final = "netloader/io/hidden.py"
 MODULE_STATE: Final = "netloader/io/module_state.py"
@@ -246,7 +246,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "one examination is enough": Mutant(L5, VIGIL, r"now == before and ", ""),
     "what was never proven is offered anew": Mutant(
-        L5, "netloader/vllm_plugin/publish.py", r"role not in self\._proven or ", ""
+        L5, "netloader/vllm_plugin/serve/server.py", r"role not in self\._proven or ", ""
     ),
     "only the newest port is fenced": Mutant(
         L5,

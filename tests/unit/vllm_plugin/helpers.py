@@ -13,12 +13,12 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Progress
 from netloader.io import Outcome, fill
 from netloader.io.weights import Weights
-from netloader.vllm_plugin import publish
-from netloader.vllm_plugin.identity import RAW, TARGET
-from netloader.vllm_plugin.load_plan import LoadPlan
-from netloader.vllm_plugin.loadstate import NOTHING
-from netloader.vllm_plugin.offer import Loaded, offer, taken
-from netloader.vllm_plugin.settings import Settings
+from netloader.vllm_plugin.config.settings import Settings
+from netloader.vllm_plugin.identity.identity import RAW, TARGET
+from netloader.vllm_plugin.load.load_state import NOTHING
+from netloader.vllm_plugin.load.plan import LoadPlan
+from netloader.vllm_plugin.serve import server
+from netloader.vllm_plugin.serve.offer import Loaded, offer, taken
 from tests.unit.io.helpers import asking
 
 Lines = list[dict[str, Any]]
@@ -127,9 +127,9 @@ def serve(
     return loaded
 
 
-def shop() -> publish.Shop:
+def shop() -> server.Shop:
     """The shop of this process."""
-    return publish.shops()[-1]
+    return server.shops()[-1]
 
 
 def where() -> Endpoint:
