@@ -12,8 +12,7 @@ from typing import Any
 from netloader.fsm import client, server
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import violation
-from netloader.fsm.states import ENDS, INITIAL, State
-from netloader.fsm.table import Row, Table, absorb
+from netloader.fsm.table import SESSIONS, Alphabet, Row, Table, absorb
 
 FILE = "states.md"
 TOTAL = """Any peer event that a table does not name in a living state is a violation: the session
@@ -25,17 +24,17 @@ def hand_written(table: Table[Any]) -> list[Row[Any]]:
     return [r for r in table if r.do is not absorb and not (r.do is violation and r.when is None)]
 
 
-def to_mermaid(table: Table[Any]) -> str:
+def to_mermaid(table: Table[Any], of: Alphabet = SESSIONS) -> str:
     """A Mermaid state diagram; one arrow per pair of states, labelled with its events."""
-    arrows: dict[tuple[State, State], dict[str, None]] = {}
+    arrows: dict[tuple[str, str], dict[str, None]] = {}
     for r in hand_written(table):
-        arrows.setdefault((r.source, r.dest), {})[r.on.__name__] = None
-    lines = ["stateDiagram-v2", f"    [*] --> {INITIAL.name}"]
+        arrows.setdefault((r.source.name, r.dest.name), {})[r.on.__name__] = None
+    lines = ["stateDiagram-v2", f"    [*] --> {of.initial.name}"]
     lines += [
-        f"    {source.name} --> {dest.name}: {', '.join(events)}"
+        f"    {source} --> {dest}: {', '.join(events)}"
         for (source, dest), events in arrows.items()
     ]
-    lines += [f"    {state.name} --> [*]" for state in ENDS]
+    lines += [f"    {state.name} --> [*]" for state in of.ends]
     return "\n".join(lines)
 
 
