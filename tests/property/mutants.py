@@ -252,8 +252,8 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "only the newest port is fenced": Mutant(
         L5,
         FENCE,
-        r"for shop in publish\.shops\(\)\]\n    with",
-        "for shop in publish.shops()[-1:]]\n    with",
+        r"for shop in server\.shops\(\)\]\n    with",
+        "for shop in server.shops()[-1:]]\n    with",
     ),
     "a call inside another offers again": Mutant(
         L5, FENCE, r" and role not in self\.shop\.changing", ""

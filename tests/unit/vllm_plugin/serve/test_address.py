@@ -96,7 +96,8 @@ def test_what_the_operator_says_is_told_even_if_it_is_the_loopback(
 
 
 def test_in_a_namespace_with_nothing_but_a_loopback_no_address_is_told() -> None:
-    code = "from netloader.config import Endpoint; from netloader.vllm_plugin.serve import address; "
+    code = "from netloader.config import Endpoint; "
+    code += "from netloader.vllm_plugin.serve import address; "
     code += "print(address.told(Endpoint('::', 7)))"
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "--net", "true"], check=False).returncode:
