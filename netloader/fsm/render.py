@@ -31,8 +31,7 @@ def to_mermaid(table: Table[Any], of: Alphabet = SESSIONS) -> str:
         arrows.setdefault((r.source.name, r.dest.name), {})[r.on.__name__] = None
     lines = ["stateDiagram-v2", f"    [*] --> {of.initial.name}"]
     lines += [
-        f"    {source} --> {dest}: {', '.join(events)}"
-        for (source, dest), events in arrows.items()
+        f"    {source} --> {dest}: {', '.join(events)}" for (source, dest), events in arrows.items()
     ]
     lines += [f"    {state.name} --> [*]" for state in of.ends]
     return "\n".join(lines)

@@ -146,17 +146,17 @@ def outcome(fork_server: ForkServer, server: Engine, model: Model, at: list[str]
 
 def proven(worker: Any) -> bool:
     """Whether the first look at everything is over."""
-    from netloader.vllm_plugin.serve import server
+    from netloader.vllm_plugin.serve.worker import this_worker
 
-    return all(role in shop._proven for shop in server.shops() for role in shop.roles)
+    return all(role in server._proven for server in this_worker().servers for role in server.roles)
 
 
 def look_now(worker: Any) -> None:
     """Do what the server does from time to time."""
-    from netloader.vllm_plugin.serve import server
+    from netloader.vllm_plugin.serve.worker import this_worker
 
-    for shop in server.shops():
-        for published in shop._catalog.published_models if shop._catalog else ():
+    for server in this_worker().servers:
+        for published in server._catalog.published_models if server._catalog else ():
             published.audit()
 
 

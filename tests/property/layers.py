@@ -36,6 +36,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/serve/test_first_use.py",
         "tests/unit/vllm_plugin/serve/test_served_model.py",
         "tests/unit/vllm_plugin/serve/test_change_monitor.py",
+        "tests/unit/vllm_plugin/serve/test_worker.py",
     ),
 }
 L0, L1, L2, L3, L4, SERVED, AIO, L5 = LAYERS

@@ -27,11 +27,12 @@ AUTH: Final = "netloader/fsm/auth.py"
 INTAKE: Final = "netloader/io/intake.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
-GOODS: Final = "netloader/vllm_plugin/serve/served_model.py"
+SERVED_MODEL: Final = "netloader/vllm_plugin/serve/served_model.py"
 PLACES: Final = "netloader/vllm_plugin/inspect/places.py"
-WITNESS: Final = "netloader/vllm_plugin/serve/usage_record.py"
-VIGIL: Final = "netloader/vllm_plugin/serve/change_monitor.py"
-FENCE: Final = "netloader/vllm_plugin/patches/worker_methods.py"
+USAGE_RECORD: Final = "netloader/vllm_plugin/serve/usage_record.py"
+MONITOR: Final = "netloader/vllm_plugin/serve/change_monitor.py"
+CHANGE: Final = "netloader/vllm_plugin/serve/change.py"
+VLLM_WORKER: Final = "netloader/vllm_plugin/serve/worker.py"
 WORKER: Final = "netloader/io/worker.py"
 HIDDEN: Final = "netloader/io/hidden.py"
 MODULE_STATE: Final = "netloader/io/module_state.py"
@@ -225,38 +226,41 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L5, PLACES, r"if version_of\(tensor\) != self\.version:", "if False:"
     ),
     "what kernels hold is not looked at": Mutant(
-        L5, WITNESS, r"return self\._error or self\._compare\(\)", "return self._error"
+        L5, USAGE_RECORD, r"return self\._error or self\._compare\(\)", "return self._error"
     ),
     "tables may be overwritten": Mutant(
-        L5, WITNESS, r"if now\.tables\.get\(path\) != digest", "if False"
+        L5, USAGE_RECORD, r"if now\.tables\.get\(path\) != digest", "if False"
     ),
     "a copy of the kernels may be of another time": Mutant(
-        L5, GOODS, r"good = not stale and \(.*\)", "good = True"
+        L5, SERVED_MODEL, r"good = not stale and \(.*\)", "good = True"
     ),
     "kernels may get the original as it is": Mutant(
-        L5, GOODS, r" and not self\._unprocessed\(names, then, now\)", ""
+        L5, SERVED_MODEL, r" and not self\._unprocessed\(names, then, now\)", ""
     ),
     "a change nobody announced is the next one's ground": Mutant(
         L5,
-        GOODS,
-        r"before, now = self\._witness\.noted, self\._witness\.look\(\)",
-        "before = now = self._witness.look()",
+        SERVED_MODEL,
+        r"before, now = self\._usage\.noted, self\._usage\.look\(\)",
+        "before = now = self._usage.look()",
     ),
     "layers may exchange their memory": Mutant(
-        L5, GOODS, r"\{\*self\._lost, \*self\._replaced\(\)\}", "self._lost"
+        L5, SERVED_MODEL, r"\{\*self\._lost, \*self\._replaced\(\)\}", "self._lost"
     ),
-    "one examination is enough": Mutant(L5, VIGIL, r"now == before and ", ""),
+    "one examination is enough": Mutant(L5, MONITOR, r"now == before and ", ""),
     "what was never proven is offered anew": Mutant(
         L5, "netloader/vllm_plugin/serve/server.py", r"role not in self\._proven or ", ""
     ),
     "only the newest port is fenced": Mutant(
         L5,
-        FENCE,
-        r"for shop in server\.shops\(\)\]\n    with",
-        "for shop in server.shops()[-1:]]\n    with",
+        VLLM_WORKER,
+        r"return changing\(self\.servers, lambda _: roles, why\)",
+        "return changing(self.servers[-1:], lambda _: roles, why)",
+    ),
+    "a second model of a role takes the place of the first": Mutant(
+        L5, VLLM_WORKER, r" and served\.role not in s\.roles", ""
     ),
     "a call inside another offers again": Mutant(
-        L5, FENCE, r" and role not in self\.shop\.changing", ""
+        L5, CHANGE, r" and role not in self\.server\.changing", ""
     ),
 }
 """By what is wrong then."""

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +29,17 @@ from netloader.vllm_plugin.config.checks import loader_of, settings_of
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.identity.identity import PROCESSED, RAW, TARGET, rank
 from netloader.vllm_plugin.inspect import inventory
-from netloader.vllm_plugin.load import display, load_state, processed, provenance
+from netloader.vllm_plugin.load import agree, display, load_state, processed, provenance
+from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
 from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
 from netloader.vllm_plugin.load.raw import Backup
 from netloader.vllm_plugin.load.reload import HandOver, Reloadable, beside, obstacle, unreadable
 from netloader.vllm_plugin.load.standby import offer_received
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.patches.registries import Traces
-from netloader.vllm_plugin.serve import server
-from netloader.vllm_plugin.serve.after_reload import REFILLS
-from netloader.vllm_plugin.serve.offer import Loaded, identity_of, offer, read, reloadable, taken
+from netloader.vllm_plugin.serve import port
+from netloader.vllm_plugin.serve.offer import identity_of, offer
+from netloader.vllm_plugin.serve.worker import this_worker
 
 AUTO = "auto"
 
@@ -54,10 +54,6 @@ class RebuildError(Exception):
     def __init__(self, outcome: Outcome | None) -> None:
         super().__init__()
         self.outcome = outcome
-
-
-_reloadable: WeakKeyDictionary[nn.Module, Reloadable] = WeakKeyDictionary()
-"""vLLM makes a new loader for a reload, so the loaders share what they know of a model."""
 
 
 class NetLoader(BaseModelLoader):
@@ -87,13 +83,13 @@ class NetLoader(BaseModelLoader):
         if plan.refused and not plan.sources:
             self._ordinary(plan.refused)  # FALLBACK `never` speaks up before a model is built
         if plan.role == TARGET:
-            server.forget_address(self._settings, plan.rank)
+            port.forget_address(self._settings, plan.rank)
         model = self._build(plan, vllm_config, model_config, prefix)
         loaded, self._plan, self._loaded = self._loaded, None, None
         if loaded is not None and reloadable(loaded, model):
             known = (loaded.manifest, loaded.constructed, loaded.placeholders)
             later = replace(plan, silent=())  # by then a source may answer again
-            _reloadable[model] = Reloadable(later, *known)
+            this_worker().reloadable.put(model, Reloadable(later, *known))
         if loaded is not None and plan.serves:
             offer(model, plan, loaded, self._settings, model_config)
         return model
@@ -165,7 +161,7 @@ class NetLoader(BaseModelLoader):
         """
         if problem := obstacle(model):
             raise NotImplementedError(f"{problem}; restart this instance instead")
-        before = _reloadable.get(model)
+        before = this_worker().reloadable.get(model)
         outcome = None
         elsewhere = before is not None and before.plan.path != model_config.model
         if before and before.plan.sources and not elsewhere:
@@ -292,8 +288,8 @@ class NetLoader(BaseModelLoader):
         if before.placeholders and plan.serves:
             loaded = Loaded(plan.state, filled=plan.filled, constructed=before.constructed)
             job = (model, plan, loaded, self._settings, model_config, named)
-            REFILLS.expect(partial(offer_received, *job))
-            _reloadable[model] = replace(before, placeholders=False)
+            this_worker().after_reload.add(partial(offer_received, *job))
+            this_worker().reloadable.put(model, replace(before, placeholders=False))
         return HandOver(model, named), outcome
 
     def _receive(
@@ -337,9 +333,9 @@ class NetLoader(BaseModelLoader):
         received = outcome is not None and outcome.ok
         fallback = self._settings.fallback
         asked = bool(self._settings.sources)  # by some rank, and all have the same settings
-        if asked and fallback and ranks.needs_agreement(fallback.load_format, plan.ranks):
+        if asked and fallback and agree.needs_agreement(fallback.load_format, plan.ranks):
             timeout_s = self._settings.agree_timeout_s
-            return ranks.all_received(received, plan.role, plan.ranks, timeout_s)
+            return agree.all_received(received, plan.role, plan.ranks, timeout_s)
         return received
 
     # -- the ordinary way ------------------------------------------------------------------------

@@ -30,7 +30,8 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, processed, provenance
 from netloader.vllm_plugin.load.display import tell_differences, tell_warnings
-from netloader.vllm_plugin.serve import server
+from netloader.vllm_plugin.serve import port
+from netloader.vllm_plugin.serve.refusal import refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def plan_load(
         if role == identities.DRAFT
         else frozenset(),
         identify=partial(side.identity, describe.description),
-        serves=server.wanted(settings, rank) and not _moving(vllm_config),
+        serves=port.wanted(settings, rank) and not _moving(vllm_config),
         path=str(model_config.model),
         silent=describe.silent,
         filled=_names(identities.FILLED, facts, logger),
@@ -233,7 +234,7 @@ def _moving(vllm_config: VllmConfig) -> bool:
         remedy = "turn layer_sharding off in --additional-config to serve"
     else:
         return False
-    server.refuse(get_logger("server", LOG_BASE), why, remedy)
+    refuse(get_logger("server", LOG_BASE), why, remedy)
     return True
 
 

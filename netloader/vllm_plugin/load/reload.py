@@ -21,7 +21,7 @@ from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.weights import Named
 from netloader.vllm_plugin.inspect import inventory
 
-if TYPE_CHECKING:  # plan imports publish, which imports this by way of goods
+if TYPE_CHECKING:  # plan imports this by way of what is served
     from netloader.vllm_plugin.load.plan import LoadPlan
 
 REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})

@@ -15,9 +15,10 @@ from vllm.config import ModelConfig
 from netloader.io.weights import Named, WeightsError
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.inspect import inventory
+from netloader.vllm_plugin.load.loaded import Loaded
 from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import RawSnapshot
-from netloader.vllm_plugin.serve.offer import Loaded, offer
+from netloader.vllm_plugin.serve.offer import offer
 
 
 def offer_received(

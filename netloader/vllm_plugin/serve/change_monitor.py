@@ -17,7 +17,7 @@ from netloader.io.published import PublishedModel
 from netloader.io.weights import Weights
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
-from netloader.vllm_plugin.serve.served_model import KNOWN_S, Changed, Goods
+from netloader.vllm_plugin.serve.served_model import KNOWN_S, Changed, ServedModel
 
 REST = 100
 """An audit that took a second is followed by a hundred without: one per cent of one core."""
@@ -33,16 +33,20 @@ class NotOnOfferError(Exception):
     """A published model was fenced or replaced meanwhile: its end is no news."""
 
 
-class Owner(Protocol):
-    """What a vigil asks of the one who publishes."""
+class Publisher(Protocol):
+    """What a change monitor needs of the server that publishes."""
 
-    def replace(self, published: PublishedModel, why: str) -> tuple[Goods, PublishedModel | None]:
+    def replace(
+        self, published: PublishedModel, why: str
+    ) -> tuple[ServedModel, PublishedModel | None]:
         """Withdraw, and put something in its place that is not sealed yet."""
 
-    def look(self, goods: Goods, weights: Weights) -> tuple[str, ...]:
+    def look(self, served: ServedModel, weights: Weights) -> tuple[str, ...]:
         """The digests of weights that are not on offer yet."""
 
-    def confirm(self, goods: Goods, successor: PublishedModel, digests: tuple[str, ...]) -> None:
+    def confirm(
+        self, served: ServedModel, successor: PublishedModel, digests: tuple[str, ...]
+    ) -> None:
         """Seal what was put in the place of others."""
 
     def prove(self, published: PublishedModel) -> None:
@@ -52,16 +56,16 @@ class Owner(Protocol):
         """Offer nothing of a role until it is renewed."""
 
 
-class Vigil:
-    """Over the published models of one owner."""
+class ChangeMonitor:
+    """Watches the published models of one server for changes."""
 
-    def __init__(self, owner: Owner) -> None:
-        self._owner = owner
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
 
     def keep(self, published: PublishedModel) -> None:
         """Audit a published model from time to time, as long as it is offered."""
         audit = partial(self._audit, published)
-        threading.Thread(target=audit, name="netloader-vigil", daemon=True).start()
+        threading.Thread(target=audit, name="netloader-monitor", daemon=True).start()
 
     def _audit(self, published: PublishedModel) -> None:
         """Look at every byte, on a thread that yields; then rest a hundred times as long.
@@ -75,7 +79,7 @@ class Vigil:
             if thread.ident is not None:  # else it could not be started, and that was told
                 thread.join()
             if took and not published.withdrawn:
-                self._owner.prove(published)
+                self._publisher.prove(published)
             published.over(max(REST * sum(took), AT_LEAST_S))
 
     def changed(self, published: PublishedModel, why: str) -> bool:
@@ -85,7 +89,7 @@ class Vigil:
             Whether newer ones will be offered, if all goes well.
         """
         try:
-            goods, successor = self._owner.replace(published, why)
+            served, successor = self._publisher.replace(published, why)
         except NotOnOfferError:
             return False
         except Exception as error:  # noqa: BLE001 - the session must hear that this is over
@@ -93,29 +97,29 @@ class Vigil:
             return False
         if successor is None:
             return False
-        in_background("netloader-renewal", partial(self._follow, goods, successor, why))
+        in_background("netloader-renewal", partial(self._follow, served, successor, why))
         return True
 
-    def _follow(self, goods: Goods, successor: PublishedModel, changed: str) -> None:
+    def _follow(self, served: ServedModel, successor: PublishedModel, changed: str) -> None:
         """Examine weights until they stay what they are, then offer them; or say why not."""
         before: tuple[str, ...] = ()
         why = "they keep changing"
         for _ in range(EXAMINATIONS):
             try:
-                weights = goods.renew(Changed())
+                weights = served.renew(Changed())
             except Exception as error:  # noqa: BLE001 - a bug of ours must not leave clients waiting
                 known = isinstance(error, NetloaderError | InterruptedError)
                 why = str(error) if known else f"they cannot be examined: {type(error).__name__}"
                 break
-            now = self._owner.look(goods, weights)
-            if now and now == before and not goods.witness.quick():
-                self._owner.confirm(goods, successor, now)
+            now = self._publisher.look(served, weights)
+            if now and now == before and not served.usage.quick():
+                self._publisher.confirm(served, successor, now)
                 return
             before = now
             if successor.over(APART_S):  # fenced, or the model is gone
                 return
         if not successor.withdrawn:
-            self._owner.lose(goods.role, f"{changed}: {why}")
+            self._publisher.lose(served.role, f"{changed}: {why}")
 
 
 def _look(published: PublishedModel, took: list[float]) -> None:

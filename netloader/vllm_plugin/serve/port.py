@@ -8,10 +8,13 @@ from pathlib import Path
 
 from netloader.io.listener import EVERY_ADDRESS, Listener, bind
 from netloader.io.published import Catalog
-from netloader.log import Logger, emit
+from netloader.log import Logger, emit, get_logger
+from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import Settings
+from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.serve import address
 from netloader.vllm_plugin.serve.port_owner import holder_of
+from netloader.vllm_plugin.serve.refusal import refuse
 
 FIRST_PORT, LAST_PORT = 1024, 65535
 
@@ -86,3 +89,23 @@ def _take_away(file: Path, told: str) -> None:
             file.hardlink_to(aside)  # fails when there is a still later one: as it should
     finally:
         aside.unlink(missing_ok=True)
+
+
+def forget_address(settings: Settings, rank: int) -> None:
+    """Remove the address file of an earlier start: its process may have been killed."""
+    file = address_file(settings, rank)
+    if file is not None:
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def wanted(settings: Settings, rank: int) -> bool:
+    """Whether this rank is to open a listener; a port out of range means no, as the guide says."""
+    if in_range(settings, rank):
+        return True
+    refuse(
+        get_logger("server", LOG_BASE, **ranks.named(rank)),
+        f"LISTEN_PORT {settings.listen_port} plus rank {rank} is outside {FIRST_PORT}-{LAST_PORT}",
+        "give a port inside that range, or leave LISTEN_PORT out for a free one",
+    )
+    return False

@@ -4,7 +4,7 @@ Law: after a change nothing is offered that the engine does not use. Raw tensors
 still use have changed with the model. The others, which only we keep, must have been seen on their
 way through post-processing, or the kernels must hold bytewise what they held. And what kernels made
 of raw tensors must have been made again when those changed: each half is compared with what the
-witness noted before. What is missed is lost until its layer is loaded again.
+usage record noted before. What is missed is lost until its layer is loaded again.
 """
 
 import weakref
@@ -24,7 +24,7 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.look import Part
 from netloader.vllm_plugin.load.raw import Kept, layer_at, uses
 from netloader.vllm_plugin.load.reload import REBUILT
-from netloader.vllm_plugin.serve.usage_record import Witness
+from netloader.vllm_plugin.serve.usage_record import UsageRecord
 
 PROCESS = "process_weights_after_loading"
 """vLLM's name for post-processing: a method of what a layer has as its `quant_method`, and of
@@ -34,7 +34,7 @@ KNOWN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Goods:
+class ServedModel:
     """Weights on offer. `identity` is asked anew: a reload may have changed the checkpoint."""
 
     role: str
@@ -44,7 +44,7 @@ class Goods:
     weights: Weights
     renew: Callable[["Changed"], Weights]
     """The same tensors after a change of the model; WeightsError when they cannot be had."""
-    witness: Witness
+    usage: UsageRecord
     """Tells whether the engine still uses what is on offer."""
     owners: Mapping[str, "weakref.ref[nn.Module]"] = field(default_factory=dict)
     """For each tensor that the model has no more under its name: the layer it belongs to."""
@@ -77,11 +77,13 @@ def place_of(kept: Kept) -> str:
 class Originals:
     """The raw tensors of a model from change to change: each starts from the one before it."""
 
-    def __init__(self, model: nn.Module, kept: Kept, manifest: Manifest, witness: Witness) -> None:
+    def __init__(
+        self, model: nn.Module, kept: Kept, manifest: Manifest, usage: UsageRecord
+    ) -> None:
         self._tensors = dict(kept.named)
         self._owners = owners_of(model, kept)
         self._manifest = manifest
-        self._witness = witness
+        self._usage = usage
         self._lost = {name for name in kept.detached if name not in self._owners}
         places = ((n, layer_at(model, n)) for n in self._tensors if n not in kept.detached)
         self._places = {n: weakref.ref(layer) for n, layer in places if layer is not None}
@@ -93,7 +95,7 @@ class Originals:
             WeightsError: it is not known that they stand for what the engine uses; the message
                 names what was missed.
         """
-        before, now = self._witness.noted, self._witness.look()
+        before, now = self._usage.noted, self._usage.look()
         verdicts = _Verdicts(changed, self._tensors, self._names_by_layer(), self._lost)
         for label in {**before.parts, **now.parts}:
             verdicts.judge(before.parts.get(label), now.parts.get(label))
@@ -102,7 +104,7 @@ class Originals:
         self._tensors.update(changed.originals)
         self._lost -= verdicts.known
         self._lost |= verdicts.lost
-        self._witness.accept(now)
+        self._usage.accept(now)
         if unknown := sorted({*self._lost, *self._replaced()}):
             some = ", ".join(unknown[:5])
             count = len(unknown)
@@ -204,7 +206,7 @@ def _rebuilds(owner: nn.Module) -> bool:
 
 
 def renew_processed(
-    collect: Callable[[], list[Named]], manifest: Manifest, witness: Witness, changed: Changed
+    collect: Callable[[], list[Named]], manifest: Manifest, usage: UsageRecord, changed: Changed
 ) -> Weights:
     """Processed weights after a change: collected again.
 
@@ -213,7 +215,7 @@ def renew_processed(
     """
     del changed
     weights = _same(collect(), manifest)
-    witness.accept(witness.look())
+    usage.accept(usage.look())
     return weights
 
 
@@ -226,18 +228,18 @@ def _same(named: list[Named], manifest: Manifest) -> Weights:
 
 
 @contextmanager
-def watched(goods: Goods) -> Iterator[Changed]:
+def watched(served: ServedModel) -> Iterator[Changed]:
     """Watch a model while it is changed; what was seen is complete when the block ends."""
     changed = Changed()
     names: dict[nn.Module, dict[str, list[str]]] = {}
-    for name, reference in goods.owners.items():
+    for name, reference in served.owners.items():
         layer = reference()
         if layer is not None:
             names.setdefault(layer, {}).setdefault(name.rpartition(".")[2], []).append(name)
-    owners = (part.owner() for part in goods.witness.noted.parts.values())
+    owners = (part.owner() for part in served.usage.noted.parts.values())
     with ExitStack() as stack:
         for layer in {*names, *(owner for owner in owners if owner is not None)}:
-            keep = partial(_copy_of, place=goods.cached_in)
+            keep = partial(_copy_of, place=served.cached_in)
             see = partial(_see, changed, layer, names.get(layer, {}), keep)
             for holder in (getattr(layer, "quant_method", None), layer):
                 if hasattr(holder, PROCESS):

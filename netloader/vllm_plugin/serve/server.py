@@ -1,7 +1,7 @@
-"""Serve what this rank has loaded. Law: no trouble here ever reaches the engine.
+"""Serve what this rank has loaded. Law: no error here reaches the engine.
 
-A worker process has one shop: one listener, one address, and in its catalog the weights of the
-target and of the draft.
+A server has one listener, one address, and in its catalog the weights of the target and of the
+draft.
 """
 
 import contextlib
@@ -20,21 +20,15 @@ from netloader.io.forks import only_here
 from netloader.io.published import Catalog, PublishedModel
 from netloader.io.server import ServerOptions, publish
 from netloader.io.weights import Weights
-from netloader.log import Logger, emit, get_logger
+from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity import ranks
-from netloader.vllm_plugin.serve import address, warm_up
-from netloader.vllm_plugin.serve.change_monitor import NotOnOfferError, Vigil
-from netloader.vllm_plugin.serve.port import (
-    FIRST_PORT,
-    LAST_PORT,
-    OpenPort,
-    address_file,
-    in_range,
-    tell_failed,
-)
-from netloader.vllm_plugin.serve.served_model import Goods
+from netloader.vllm_plugin.serve import address
+from netloader.vllm_plugin.serve.change_monitor import ChangeMonitor, NotOnOfferError
+from netloader.vllm_plugin.serve.port import OpenPort, tell_failed
+from netloader.vllm_plugin.serve.refusal import refuse
+from netloader.vllm_plugin.serve.served_model import ServedModel
 
 EVICT_S = 10.0
 """How long a change of the weights waits, beyond the stall deadline, for clients to be gone."""
@@ -42,20 +36,20 @@ RESTART = "reload the weights from a checkpoint, or restart this instance, to se
 ANNOUNCE = "change weights with vLLM's reload_weights or its update methods, as docs/vllm.md says"
 
 
-class Shop:
-    """What this worker process serves, and where."""
+class RankServer:
+    """The models that a rank serves at one port. Safe to use from any thread."""
 
     def __init__(self, settings: Settings, rank: int) -> None:
         self.settings = settings
         self.rank = rank
         self._logger = get_logger("server", LOG_BASE, **ranks.named(rank))
-        self._goods: dict[str, Goods] = {}
+        self._served: dict[str, ServedModel] = {}
         self._owners: dict[str, object] = {}
         self._fenced: set[str] = set()
         self._lost: dict[str, str] = {}
         self._proven: set[str] = set()
         self._models: dict[str, weakref.ref[nn.Module]] = {}
-        self.vigil = Vigil(self)
+        self._monitor = ChangeMonitor(self)
         self.changing: set[str] = set()
         """The roles of which a method that is watched changes the weights now."""
         self._returning: dict[str, PublishedModel] = {}
@@ -66,38 +60,43 @@ class Shop:
     @property
     def roles(self) -> tuple[str, ...]:
         """What is served, or would be if it were not being changed."""
-        return tuple(self._goods)
+        return tuple(self._served)
 
     def on_devices(self) -> tuple[str, ...]:
         """The roles whose weights are on a device, and may be read there now."""
         with self._lock:
             away = self._fenced - self._returning.keys()
-            here = [role for role in self._goods if role not in away]
-            return tuple(role for role in here if self._goods[role].weights.device != CPU)
+            here = [role for role in self._served if role not in away]
+            return tuple(role for role in here if self._served[role].weights.device != CPU)
 
     def roles_of(self, module: nn.Module) -> list[str]:
         """The roles of the models that a module is a part of."""
         models = ((role, reference()) for role, reference in self._models.items())
         return [r for r, m in models if m and any(part is module for part in m.modules())]
 
-    def goods(self, role: str) -> Goods | None:
+    def served(self, role: str) -> ServedModel | None:
         """What is on offer in this role."""
-        return self._goods.get(role)
+        return self._served.get(role)
 
-    def open(self, goods: Goods, model: nn.Module) -> None:
-        """Serve some weights until their model is gone; log why, if that cannot be."""
+    def open(self, served: ServedModel, model: nn.Module) -> bool:
+        """Serve some weights until their model is gone.
+
+        Returns:
+            False when that cannot be done; the log says why.
+        """
         with self._guarded():
-            published = self._published(goods, goods.weights)
-            published.seal(goods.digests)
+            published = self._published(served, served.weights)
+            published.seal(served.digests)
             with self._lock:
-                self._goods[goods.role] = goods
+                self._served[served.role] = served
                 if self._put(published):
-                    owner = self._owners[goods.role] = object()
-                    weakref.finalize(model, only_here(self._gone), goods.role, owner)
-                    self._models[goods.role] = weakref.ref(model)
-                    self._tell(goods, published)
-                    warm_up.WORKER.settle(model, goods.witness.settle)
-                    self.vigil.keep(published)
+                    owner = self._owners[served.role] = object()
+                    weakref.finalize(model, only_here(self._gone), served.role, owner)
+                    self._models[served.role] = weakref.ref(model)
+                    self._tell(served, published)
+                    self._monitor.keep(published)
+                    return True
+        return False
 
     def fence(self, role: str, why: str) -> None:
         """Offer nothing of a role, and wait until nobody reads its memory."""
@@ -108,9 +107,9 @@ class Shop:
         for published in filter(None, here):
             with self._guarded():
                 self._evict(port, published, why)
-        goods = self._goods.get(role)
-        if goods is not None:
-            goods.witness.pause()
+        served = self._served.get(role)
+        if served is not None:
+            served.usage.pause()
 
     def _evict(self, port: OpenPort | None, published: PublishedModel, why: str) -> None:
         if port is None:
@@ -128,12 +127,12 @@ class Shop:
     def renew(self, role: str, weights: Weights) -> None:
         """Offer weights that have changed; their digests are computed in the background."""
         with self._guarded(), self._lock:
-            goods = self._goods[role] = replace(self._goods[role], weights=weights, digests=())
-            published = self._published(goods, weights)
+            served = self._served[role] = replace(self._served[role], weights=weights, digests=())
+            published = self._published(served, weights)
             published.seal_quietly()
             if self._put(published):
-                self._tell(goods, published)
-                self.vigil.keep(published)
+                self._tell(served, published)
+                self._monitor.keep(published)
 
     def lose(self, role: str, why: str) -> None:
         """What there was to offer of a role is not known any more, until it is renewed."""
@@ -154,8 +153,8 @@ class Shop:
             fenced = self._on_catalog(role)
             if fenced is None or role not in self._fenced:
                 return
-            goods = self._goods[role]
-            goods.witness.resume()
+            served = self._served[role]
+            served.usage.resume()
             if role in self._lost:
                 self._say(role)
                 return
@@ -163,22 +162,22 @@ class Shop:
             if not digests:  # then nobody can tell what the bytes were
                 self.lose(role, "the weights were taken away before their digests were known")
                 return
-            published = self._returning[role] = self._published(goods, goods.weights)
+            published = self._returning[role] = self._published(served, served.weights)
             published.seal(digests)
-            self._check(published, partial(self._put_back, goods, published))
+            self._check(published, partial(self._put_back, served, published))
 
-    def back(self, role: str) -> None:
+    def resume_unchanged(self, role: str) -> None:
         """Offer again what was fenced for a moment in which nobody changes weights."""
         with self._guarded(), self._lock:
             fenced = self._on_catalog(role)
-            goods = self._goods.get(role)
-            if fenced is None or goods is None:
+            served = self._served.get(role)
+            if fenced is None or served is None:
                 return
-            goods.witness.resume()
-            if not goods.witness.complete:
-                goods.witness.begin()
+            served.usage.resume()
+            if not served.usage.complete:
+                served.usage.begin()
             if not fenced.digests(0):
-                self.renew(role, goods.weights)
+                self.renew(role, served.weights)
             else:
                 self.resume(role)
 
@@ -186,23 +185,25 @@ class Shop:
         """Look at every byte in the background; what cannot be looked at is not offered."""
         in_background("netloader-audit", work, published.unproven, self._logger)
 
-    def _put_back(self, goods: Goods, published: PublishedModel) -> None:
+    def _put_back(self, served: ServedModel, published: PublishedModel) -> None:
         """Put what was fenced back into the catalog, once every byte was looked at."""
         published.audit()
-        why = published.withdrawn or goods.witness.awake()
+        why = published.withdrawn or served.usage.awake()
         with self._guarded(), self._lock:
-            if self._returning.get(goods.role) is not published:  # fenced again meanwhile
+            if self._returning.get(served.role) is not published:  # fenced again meanwhile
                 return
-            del self._returning[goods.role]
+            del self._returning[served.role]
             if why:
-                self.lose(goods.role, f"not all was the same after it was away: {why}")
+                self.lose(served.role, f"not all was the same after it was away: {why}")
             elif self._put(published):
-                self._tell(goods, published)
-                self.vigil.keep(published)
+                self._tell(served, published)
+                self._monitor.keep(published)
 
     # -- changes that nobody announced -----------------------------------------------------------
 
-    def replace(self, published: PublishedModel, why: str) -> tuple[Goods, PublishedModel | None]:
+    def replace(
+        self, published: PublishedModel, why: str
+    ) -> tuple[ServedModel, PublishedModel | None]:
         """Offer something not known yet in the place of weights that somebody has written.
 
         Without it, if post-processing was not yet seen to leave these weights alone: then what is
@@ -213,8 +214,8 @@ class Shop:
         """
         role = role_of(published)
         with self._lock:
-            goods = self._goods.get(role)
-            if self._on_catalog(role) is not published or role in self._fenced or goods is None:
+            served = self._served.get(role)
+            if self._on_catalog(role) is not published or role in self._fenced or served is None:
                 raise NotOnOfferError
             fields = {
                 "netloader.role": role,
@@ -225,32 +226,34 @@ class Shop:
             self._lost[role] = why
             if role not in self._proven or self._catalog is None:
                 self._say(role)
-                return goods, None
-            successor = self._published(goods, goods.weights)
+                return served, None
+            successor = self._published(served, served.weights)
             self._catalog.put(successor)
-            return goods, successor
+            return served, successor
 
-    def look(self, goods: Goods, weights: Weights) -> tuple[str, ...]:
+    def look(self, served: ServedModel, weights: Weights) -> tuple[str, ...]:
         """The digests of weights that are not on offer yet; none when they are taken away."""
-        looked_at = self._published(goods, weights)
+        looked_at = self._published(served, weights)
         with self._lock:
-            if goods.role in self._fenced:
+            if served.role in self._fenced:
                 return ()
-            self._returning[goods.role] = looked_at
+            self._returning[served.role] = looked_at
         looked_at.seal_quietly().join()
         with self._lock:
-            if self._returning.get(goods.role) is looked_at:
-                del self._returning[goods.role]
+            if self._returning.get(served.role) is looked_at:
+                del self._returning[served.role]
         return looked_at.digests(0) or ()
 
-    def confirm(self, goods: Goods, successor: PublishedModel, digests: tuple[str, ...]) -> None:
+    def confirm(
+        self, served: ServedModel, successor: PublishedModel, digests: tuple[str, ...]
+    ) -> None:
         """Offer what was put in the place of weights that somebody has written."""
         with self._guarded(), self._lock:
             if not successor.withdrawn:
-                self._lost.pop(goods.role, None)
+                self._lost.pop(served.role, None)
                 successor.seal(digests)
-                self._tell(goods, successor)
-                self.vigil.keep(successor)
+                self._tell(served, successor)
+                self._monitor.keep(successor)
 
     def prove(self, published: PublishedModel) -> None:
         """Post-processing has left every byte as it was digested."""
@@ -279,13 +282,13 @@ class Shop:
     def _retire(self, role: str) -> None:
         """Offer a role no more; without another one, stop serving."""
         with self._guarded(), self._lock:
-            if (goods := self._goods.pop(role, None)) is not None:
-                goods.witness.stop()
+            if (served := self._served.pop(role, None)) is not None:
+                served.usage.stop()
             self._models.pop(role, None)
             for published in (self._on_catalog(role), self._returning.pop(role, None)):
                 if published is not None and not published.withdrawn:
                     published.withdraw("the model is gone")
-            if not self._goods and self._port is not None:
+            if not self._served and self._port is not None:
                 self._port.close()
                 self._port = self._catalog = None
 
@@ -298,19 +301,19 @@ class Shop:
         except Exception as error:  # noqa: BLE001 - the engine serves inference without us
             emit(self._logger, "netloader.driver.error", exc_info=error)
 
-    def _published(self, goods: Goods, weights: Weights) -> PublishedModel:
+    def _published(self, served: ServedModel, weights: Weights) -> PublishedModel:
         settings = self.settings
         options = ServerOptions(
             transports=settings.transports,
-            layouts=(goods.layout,),
+            layouts=(served.layout,),
             segment_bytes=settings.segment_mib << 20,
             max_clients=settings.max_clients,
-            facts=goods.facts,
+            facts=served.facts,
             token=settings.token,
             deadlines=settings.deadlines,
             logger=self._logger,
         )
-        return publish(weights, goods.identity(), options, goods.witness, self.vigil.changed)
+        return publish(weights, served.identity(), options, served.usage, self._monitor.changed)
 
     def _on_catalog(self, role: str) -> PublishedModel | None:
         published_models = self._catalog.published_models if self._catalog else ()
@@ -332,18 +335,18 @@ class Shop:
         self._catalog = catalog
         return True
 
-    def _tell(self, goods: Goods, published: PublishedModel) -> None:
+    def _tell(self, served: ServedModel, published: PublishedModel) -> None:
         if self._port is None:
             return
         manifest = published.entry.manifest
         fields = {
             "netloader.endpoint": str(self._port.told or address.UNKNOWN),
             "netloader.rank": self.rank,
-            "netloader.role": goods.role,
-            "netloader.layout": goods.layout,
+            "netloader.role": served.role,
+            "netloader.layout": served.layout,
             "netloader.raw_bytes": manifest.nbytes,
-            "netloader.cached_bytes": goods.cached_bytes,
-            "netloader.cached_in": goods.cached_in,
+            "netloader.cached_bytes": served.cached_bytes,
+            "netloader.cached_in": served.cached_in,
             "netloader.manifest.tensor_count": len(manifest.tensors),
             "netloader.manifest.digest": manifest.digest,
         }
@@ -353,46 +356,3 @@ class Shop:
 def role_of(published: PublishedModel) -> str:
     """The role of what is published; here all have one."""
     return published.entry.role or ""
-
-
-_shops: list[Shop] = []
-"""Those of this process: a worker is one rank with one port, but it may load a role twice."""
-
-
-def shops() -> tuple[Shop, ...]:
-    """The shops of this process, the newest last."""
-    return tuple(_shops)
-
-
-def shop_for(settings: Settings, rank: int, role: str) -> Shop:
-    """The shop where a role is to be served: the newest, unless it has that role already."""
-    _shops[:] = (shop for shop in _shops if shop.roles or shop is _shops[-1])
-    if not _shops or _shops[-1].rank != rank or role in _shops[-1].roles:
-        _shops.append(Shop(settings, rank))
-    return _shops[-1]
-
-
-def forget_address(settings: Settings, rank: int) -> None:
-    """Take away the address file of an earlier start: whoever wrote it may have been killed."""
-    file = address_file(settings, rank)
-    if file is not None:
-        with contextlib.suppress(OSError):
-            file.unlink()
-
-
-def wanted(settings: Settings, rank: int) -> bool:
-    """Whether this rank is to open a listener; a port out of range means no, as the guide says."""
-    if in_range(settings, rank):
-        return True
-    refuse(
-        get_logger("server", LOG_BASE, **ranks.named(rank)),
-        f"LISTEN_PORT {settings.listen_port} plus rank {rank} is outside {FIRST_PORT}-{LAST_PORT}",
-        "give a port inside that range, or leave LISTEN_PORT out for a free one",
-    )
-    return False
-
-
-def refuse(logger: Logger, why: str, remedy: str) -> None:
-    """Say why weights are not served, and what would help."""
-    fields = {"netloader.detail": why, "netloader.remedy": remedy}
-    emit(logger, "netloader.server.refused", fields)

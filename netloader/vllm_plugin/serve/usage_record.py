@@ -3,7 +3,7 @@
 A client's verification covers the bytes it receives. It does not cover two things: that the engine
 still reads its weights from the memory on offer (`p.data = ...` leaves our handle on the old
 memory), and that what kernels made of the weights (packed copies, repacked experts, absorbed
-projections) still belongs to the originals on offer. The witness notes both.
+projections) still belongs to the originals on offer. The usage record notes both.
 """
 
 import threading
@@ -29,7 +29,7 @@ POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
+class UsageState:
     """What the engine used at one moment."""
 
     parts: Mapping[str, Part] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Noted:
     casts: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Digests of the same tables in other dtypes: an engine may cast one when it is first used."""
 
-    def other_tables(self, now: "Noted") -> list[str]:
+    def other_tables(self, now: "UsageState") -> list[str]:
         """The tables that hold other values than then, or are gone."""
         other = [path for path, digest in self.tables.items() if now.tables.get(path) != digest]
         return [path for path in other if not self.has_table(path, now.tables.get(path, ""))]
@@ -48,7 +48,7 @@ class Noted:
         """Whether a table had these values, at most in another dtype."""
         return digest == self.tables.get(path) or digest in self.casts.get(path, ())
 
-    def change(self, now: "Noted") -> str:
+    def change(self, now: "UsageState") -> str:
         """How the engine's own side differs from what it was, or ''."""
         for label, part in self.parts.items():
             if paths := part.changes(now.parts.get(label)):
@@ -64,7 +64,7 @@ def _same_number(a: float | None, b: float) -> bool:
     return a == b or (a is not None and a != a and b != b)  # both not a number
 
 
-class Witness:
+class UsageRecord:
     """Knows whether a model still uses the weights on offer. Safe from any thread.
 
     `settle` when the engine has taken its final shape. Between the offer and that only the engine
@@ -84,7 +84,7 @@ class Witness:
         self._tables = Tables(model, constants)
         self._places = Places([], [])
         self._shape: dict[str, Key] = {}
-        self.noted = Noted()
+        self.noted = UsageState()
         """What the engine used when it was noted; empty until that is complete."""
         self._error = ""
         self._settled = False
@@ -111,7 +111,7 @@ class Witness:
             self._settled = True
             self._follow()
 
-    def accept(self, now: Noted) -> None:
+    def accept(self, now: UsageState) -> None:
         """What the engine uses now is what is on offer from now on."""
         model = self._model()
         if model is not None:
@@ -126,7 +126,7 @@ class Witness:
         self._over.clear()
         self._latest = object()
         note = partial(self._note, self._begun, self._latest, self._thread)
-        thread = in_background("netloader-witness", note, self._failed)
+        thread = in_background("netloader-usage", note, self._failed)
         self._thread = thread if thread.ident is not None else None  # it could not be started
 
     def _failed(self, problem: Exception) -> None:
@@ -244,21 +244,21 @@ class Witness:
 
     # -- looking ---------------------------------------------------------------------------------
 
-    def look(self) -> Noted:
+    def look(self) -> UsageState:
         """What the engine uses now. Raises InterruptedError when that is being taken away."""
         model = self._model()
         if model is None:
             raise InterruptedError("the model is gone")
         return self._look(inventory.take(model))
 
-    def _look(self, found: inventory.Inventory) -> Noted:
+    def _look(self, found: inventory.Inventory) -> UsageState:
         model = self._model()
         if model is None:
             raise InterruptedError("the model is gone")
         look = Look(model, found, self._shared, self._digest)
         look.sort(self._tables)
         numbers = {bare(p): n for p, n in found.scalars.items() if type(n) is float}
-        return Noted(look.parts, numbers, look.tables, look.casts)
+        return UsageState(look.parts, numbers, look.tables, look.casts)
 
     def _digest(self, tensor: Tensor, dtype: torch.dtype | None = None) -> str:
         """The digest of a tensor, or of what it is in another dtype."""

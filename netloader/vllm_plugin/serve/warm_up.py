@@ -9,24 +9,22 @@ communicator of a transfer would be missing for good. Both are over when a worke
 import threading
 from collections.abc import Callable
 from typing import TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from netloader.io.device import CPU
+from netloader.vllm_plugin.serve.by_model import ByModel
 
-METHOD = "compile_or_warm_up_model"
-"""What an engine calls on its worker last, before it serves."""
 Offer: TypeAlias = Callable[[nn.Module], None]
 
 
 class WarmUp:
-    """The offers of a worker process, until it is warm."""
+    """What waits until a worker is warm. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._waiting: WeakKeyDictionary[nn.Module, Offer] = WeakKeyDictionary()
-        self._settling: WeakKeyDictionary[nn.Module, Callable[[], None]] = WeakKeyDictionary()
+        self._waiting: ByModel[Offer] = ByModel()
+        self._settling: ByModel[Callable[[], None]] = ByModel()
         self._awaited = False
         self._lock = threading.Lock()
 
@@ -39,7 +37,7 @@ class WarmUp:
         """Offer a model now, or when the engine of its device is warm."""
         with self._lock:
             if self._awaited and device != CPU:
-                self._waiting[model] = offer
+                self._waiting.put(model, offer)
                 return
         offer(model)
 
@@ -47,22 +45,18 @@ class WarmUp:
         """Call `settle` now, or when the engine is warm: until then it still changes its models."""
         with self._lock:
             if self._awaited:
-                self._settling[model] = settle
+                self._settling.put(model, settle)
                 return
         settle()
 
     def done(self) -> None:
-        """Make the offers that have waited; whatever comes later is made at once."""
+        """Make the offers that have waited; those that come later are made at once."""
         with self._lock:
             self._awaited = False
-            waiting, settling = list(self._waiting.items()), list(self._settling.values())
+            waiting, settling = self._waiting.items(), self._settling.items()
             self._waiting.clear()
             self._settling.clear()
-        for settle in settling:
+        for _, settle in settling:
             settle()
         for model, offer in waiting:
             offer(model)
-
-
-WORKER = WarmUp()
-"""That of this process: it is one worker."""

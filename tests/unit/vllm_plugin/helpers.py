@@ -16,9 +16,11 @@ from netloader.io.weights import Weights
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity.identity import RAW, TARGET
 from netloader.vllm_plugin.load.load_state import NOTHING
+from netloader.vllm_plugin.load.loaded import Loaded, taken
 from netloader.vllm_plugin.load.plan import LoadPlan
-from netloader.vllm_plugin.serve import server
-from netloader.vllm_plugin.serve.offer import Loaded, offer, taken
+from netloader.vllm_plugin.serve.offer import offer
+from netloader.vllm_plugin.serve.server import RankServer
+from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import asking
 
 Lines = list[dict[str, Any]]
@@ -127,14 +129,14 @@ def serve(
     return loaded
 
 
-def shop() -> server.Shop:
-    """The shop of this process."""
-    return server.shops()[-1]
+def newest_server() -> RankServer:
+    """The newest server of this process."""
+    return this_worker().servers[-1]
 
 
 def where() -> Endpoint:
     """Where this process serves."""
-    port = shop()._port
+    port = newest_server()._port
     assert port is not None
     return port.listener.endpoint
 

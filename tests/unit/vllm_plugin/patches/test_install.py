@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from netloader.vllm_plugin.patches import worker_methods
-from netloader.vllm_plugin.serve import warm_up
+from netloader.vllm_plugin.patches.worker_methods import WARMS_UP
+from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import eventually
 from tests.unit.vllm_plugin.helpers import Model, receive, refusal, serve
 from tests.unit.vllm_plugin.patches.test_worker_methods import (
@@ -59,15 +60,12 @@ def test_a_worker_class_that_is_not_there_costs_nothing(name: str) -> None:
     worker_methods.install_in(name)
 
 
-def test_offers_on_a_device_are_made_when_the_worker_has_warmed_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(warm_up, "WORKER", warm_up.WarmUp())
-    worker, offered, model = worker_of(warm_up.METHOD), list[nn.Module](), nn.Module()
-    warm_up.WORKER.offer(model, torch.device("cuda:0"), offered.append)
+def test_offers_on_a_device_are_made_when_the_worker_has_warmed_up() -> None:
+    worker, offered, model = worker_of(WARMS_UP), list[nn.Module](), nn.Module()
+    this_worker().warm_up.offer(model, torch.device("cuda:0"), offered.append)
     assert offered == []
 
-    assert worker.compile_or_warm_up_model() == f"{warm_up.METHOD} is done"
+    assert worker.compile_or_warm_up_model() == f"{WARMS_UP} is done"
 
     assert offered == [model]
 

@@ -16,11 +16,11 @@ from tests.unit.vllm_plugin.helpers import (
     Model,
     events,
     line_of,
+    newest_server,
     receive,
     refusal,
     reload,
     serve,
-    shop,
 )
 from tests.unit.vllm_plugin.patches.test_worker_methods import (
     PATIENCE_S,
@@ -94,7 +94,7 @@ def test_nobody_looks_at_a_device_while_its_cache_wakes(
         patched.setattr(PublishedModel, "seal_quietly", lambda self: None)
         worker.act = lambda: reload(model, Model(2))
         worker.reload_weights()
-    worker.act = lambda: reading.extend(bool(p._readers) for p in shop()._catalog._known)  # type: ignore[union-attr]
+    worker.act = lambda: reading.extend(bool(p._readers) for p in newest_server()._catalog._known)  # type: ignore[union-attr]
     worker.wake_up(["kv_cache"])
     assert reading
     assert not any(reading)
@@ -235,9 +235,9 @@ def test_nobody_looks_at_the_bytes_any_more_when_they_are_taken_away() -> None:
 
     worker.sleep()
     worker.wake_up()
-    with shop()._lock:  # the look that began with the wake may be about to end
-        known = tuple(shop()._catalog._known)  # type: ignore[union-attr]
-        known += tuple(shop()._returning.values())
+    with newest_server()._lock:  # the look that began with the wake may be about to end
+        known = tuple(newest_server()._catalog._known)  # type: ignore[union-attr]
+        known += tuple(newest_server()._returning.values())
     worker.act = act
     worker.sleep()
     assert len(reading) >= 1
@@ -269,5 +269,5 @@ def test_a_look_that_ends_late_does_not_take_back_what_is_offered_again(
     with capture() as lines:
         go.set()
         assert not eventually(lambda: "netloader.server.withdrawn" in events(lines), 1.0)
-    assert shop().roles == (TARGET,)
+    assert newest_server().roles == (TARGET,)
     assert receive(Model(9)).ok

@@ -11,18 +11,18 @@ from netloader.log import capture
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.patches import worker_methods
 from netloader.vllm_plugin.serve import served_model, server
-from netloader.vllm_plugin.serve.usage_record import Witness
+from netloader.vllm_plugin.serve.usage_record import UsageRecord
 from tests.unit.io.helpers import bytes_of, contents, eventually, module_of, random
 from tests.unit.vllm_plugin.helpers import (
     Lines,
     Model,
     events,
     line_of,
+    newest_server,
     receive,
     refusal,
     reload,
     serve,
-    shop,
 )
 
 pytestmark = pytest.mark.usefixtures("worker_process")
@@ -198,7 +198,7 @@ def test_a_running_transfer_is_over_before_the_weights_change() -> None:
     reading: list[bool] = []
 
     def act() -> None:
-        reading.extend(not p.quiet(0) for p in shop()._catalog.published_models)  # type: ignore[union-attr]
+        reading.extend(not p.quiet(0) for p in newest_server()._catalog.published_models)  # type: ignore[union-attr]
         zero(plain)
 
     def slow(done: int, total: int) -> None:
@@ -337,10 +337,10 @@ def test_where_nothing_is_served_methods_run_as_if_we_were_not_there(name: str) 
 @pytest.mark.parametrize(
     ("place", "broken"),
     [
-        (server.Shop, "fence"),
-        (server.Shop, "resume"),
-        (server.Shop, "renew"),
-        (Witness, "look"),
+        (server.RankServer, "fence"),
+        (server.RankServer, "resume"),
+        (server.RankServer, "renew"),
+        (UsageRecord, "look"),
         (server, "publish"),
     ],
 )

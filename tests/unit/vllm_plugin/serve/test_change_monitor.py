@@ -21,11 +21,11 @@ from tests.unit.vllm_plugin.helpers import (
     events,
     identity,
     line_of,
+    newest_server,
     receive,
     refusal,
     reload,
     serve,
-    shop,
     where,
 )
 from tests.unit.vllm_plugin.patches.test_worker_methods import PATIENCE_S, offered, worker_of
@@ -51,7 +51,7 @@ def served(model: nn.Module) -> None:
         serve(model)
     else:
         serve(model, then=lambda: None)
-    assert eventually(lambda: TARGET in shop()._proven, PATIENCE_S)
+    assert eventually(lambda: TARGET in newest_server()._proven, PATIENCE_S)
 
 
 def withdrawn(lines: Lines) -> bool:

@@ -14,8 +14,9 @@ from netloader.log import capture
 from netloader.vllm_plugin.config.settings import CachePolicy, LayoutChoice, Settings
 from netloader.vllm_plugin.identity.identity import DRAFT, PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.load import processed, provenance
+from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
 from netloader.vllm_plugin.serve import offer as offers
-from netloader.vllm_plugin.serve.offer import Loaded, offer, read, reloadable, taken
+from netloader.vllm_plugin.serve.offer import offer
 from netloader.vllm_plugin.serve.served_model import Changed
 from tests.unit.io.helpers import asking, bytes_of, contents, module_of
 from tests.unit.vllm_plugin.helpers import (
@@ -26,12 +27,12 @@ from tests.unit.vllm_plugin.helpers import (
     events,
     identity,
     line_of,
+    newest_server,
     plan,
     post_process,
     receive,
     serve,
     settings,
-    shop,
     where,
 )
 
@@ -99,9 +100,9 @@ def test_without_originals_the_processed_layout_serves_if_nothing_is_hidden(on_c
     offered = line_of(lines, "netloader.server.offered")
     assert (offered["netloader.layout"], offered["netloader.cached_bytes"]) == (PROCESSED, 0)
     post_process(twin)
-    goods = shop().goods(TARGET)
-    assert goods is not None
-    assert goods.facts["layout"] == PROCESSED
+    served = newest_server().served(TARGET)
+    assert served is not None
+    assert served.facts["layout"] == PROCESSED
     assert receive_processed(twin)
     assert contents(twin) == contents(model)
 
@@ -159,12 +160,12 @@ def test_raw_alone_was_asked_for(on_cpu: None) -> None:
 def test_a_processed_model_that_is_zeroed_offers_zeros(on_cpu: None) -> None:
     model = Model(1)
     serve(model, settings(layout=LayoutChoice.PROCESSED))
-    shop().fence(TARGET, "zeroed")
-    goods = shop().goods(TARGET)
-    assert goods is not None
+    newest_server().fence(TARGET, "zeroed")
+    served = newest_server().served(TARGET)
+    assert served is not None
     for parameter in model.parameters():
         parameter.data.zero_()
-    shop().renew(TARGET, goods.renew(Changed()))
+    newest_server().renew(TARGET, served.renew(Changed()))
     twin = Model(9)
     post_process(twin)
     assert receive_processed(twin)
@@ -275,9 +276,9 @@ def test_parameters_of_a_draft_that_no_checkpoint_fills_stay_behind() -> None:
     assert loaded.unfilled == {"embed"}
     assert travels(loaded) == ["up"]
     offer(model, plan(DRAFT), loaded, settings(), CONFIG)
-    goods = shop().goods(DRAFT)
-    assert goods is not None
-    assert goods.facts["unfilled"] == '["embed"]'
+    served = newest_server().served(DRAFT)
+    assert served is not None
+    assert served.facts["unfilled"] == '["embed"]'
 
 
 @pytest.mark.parametrize("where", ["Built", "_unfilled", "RawSnapshot"])
@@ -352,9 +353,9 @@ def test_what_load_weights_left_behind_is_told_with_the_offer() -> None:
     model = Owner()
     loaded = loaded_from(model, "up", role=TARGET)
     offer(model, plan(), loaded, settings(), CONFIG)
-    goods = shop().goods(TARGET)
-    assert goods is not None
-    assert goods.facts["load_state"] == '{"has_own_head": true}'
+    served = newest_server().served(TARGET)
+    assert served is not None
+    assert served.facts["load_state"] == '{"has_own_head": true}'
 
 
 def test_a_model_without_plain_memory_is_refused() -> None:

@@ -14,8 +14,9 @@ from torch import nn
 
 from netloader.fsm.manifest import Progress
 from netloader.io.weights import Weights, WeightsError
-from netloader.vllm_plugin.serve.offer import _goods, taken
-from netloader.vllm_plugin.serve.served_model import Changed, Goods, watched
+from netloader.vllm_plugin.load.loaded import taken
+from netloader.vllm_plugin.serve.offer import _served_model
+from netloader.vllm_plugin.serve.served_model import Changed, ServedModel, watched
 from tests.unit.io.helpers import bytes_of, contents
 from tests.unit.vllm_plugin.helpers import (
     CONFIG,
@@ -31,14 +32,14 @@ from tests.unit.vllm_plugin.helpers import (
 PATIENCE_S = 30.0
 
 
-def goods_of(model: nn.Module) -> Goods:
+def goods_of(model: nn.Module) -> ServedModel:
     """What is on offer of a freshly loaded model, which is post-processed here."""
     loaded = taken(plan(), model, settings(), Progress())
     post_process(model)
-    goods = _goods(model, plan(), loaded, settings(), CONFIG)
-    goods.witness.begin()
-    assert goods.witness.wait(PATIENCE_S)
-    return goods
+    served = _served_model(model, plan(), loaded, settings(), CONFIG)
+    served.usage.begin()
+    assert served.usage.wait(PATIENCE_S)
+    return served
 
 
 def held(weights: Weights) -> dict[str, bytes]:
@@ -48,9 +49,9 @@ def held(weights: Weights) -> dict[str, bytes]:
 
 
 @contextmanager
-def changing(goods: Goods) -> Iterator[Changed]:
+def changing(served: ServedModel) -> Iterator[Changed]:
     """A change that goes well."""
-    with watched(goods) as changed, torch.no_grad():
+    with watched(served) as changed, torch.no_grad():
         yield changed
 
 
@@ -60,96 +61,96 @@ def hooks(model: nn.Module) -> list[str]:
 
 def test_the_originals_of_a_reload_are_seen_on_their_way() -> None:
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         reload(model, Model(2))
-    assert held(goods.renew(changed)) == contents(Model(2))
+    assert held(served.renew(changed)) == contents(Model(2))
     assert hooks(model) == []
 
 
 def test_a_layer_that_nobody_touched_keeps_its_original() -> None:
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         reload(model.up, Model(2).up)
     expected = {**contents(Model(1)), "up.weight": contents(Model(2))["up.weight"]}
-    assert held(goods.renew(changed)) == expected
+    assert held(served.renew(changed)) == expected
 
 
 def test_what_nothing_was_done_to_is_as_it_was() -> None:
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         pass
-    assert held(goods.renew(changed)) == contents(Model(1))
+    assert held(served.renew(changed)) == contents(Model(1))
 
 
 def test_a_tensor_that_the_kernels_share_is_offered_as_it_is_now() -> None:
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         model.norm.fill_(7)
-    assert held(goods.renew(changed)) == {**contents(Model(1)), "norm": bytes_of(model.norm)}
+    assert held(served.renew(changed)) == {**contents(Model(1)), "norm": bytes_of(model.norm)}
 
 
 def test_bytes_written_in_the_form_of_the_kernels_are_refused_by_name() -> None:
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         model.down.weight.mul_(2)
     with pytest.raises(WeightsError, match=r"of 1 parameters, among: down\.weight$"):
-        goods.renew(changed)
+        served.renew(changed)
 
 
 def test_each_change_starts_from_the_one_before_it() -> None:
     # The first change replaced both layers; the second left one as the first had made it.
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         reload(model, Model(2))
-    goods = replace(goods, weights=goods.renew(changed))
-    with changing(goods) as changed:
+    served = replace(served, weights=served.renew(changed))
+    with changing(served) as changed:
         reload(model.up, Model(3).up)
     expected = {**contents(Model(2)), "up.weight": contents(Model(3))["up.weight"]}
-    assert held(goods.renew(changed)) == expected
+    assert held(served.renew(changed)) == expected
 
 
 def test_an_original_that_was_lost_comes_back_only_with_its_layer() -> None:
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         model.down.weight.mul_(2)
     with pytest.raises(WeightsError, match=r"down\.weight"):
-        goods.renew(changed)
+        served.renew(changed)
 
-    with changing(goods) as changed:
+    with changing(served) as changed:
         reload(model.up, Model(2).up)
     with pytest.raises(WeightsError, match=r"down\.weight"):  # what we keep of it is too old
-        goods.renew(changed)
+        served.renew(changed)
 
-    with changing(goods) as changed:
+    with changing(served) as changed:
         reload(model.down, Model(2).down)
     both = {name: contents(Model(2))[name] for name in ("up.weight", "down.weight")}
-    assert held(goods.renew(changed)) == {**contents(Model(1)), **both}
+    assert held(served.renew(changed)) == {**contents(Model(1)), **both}
 
 
 def test_tensors_put_in_the_place_of_those_on_offer_are_refused() -> None:
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         model.norm.data = model.norm.data * 2  # other memory: what we hold is the old one
     with pytest.raises(WeightsError, match="norm"):
-        goods.renew(changed)
+        served.renew(changed)
 
 
 def test_an_original_of_another_shape_is_refused() -> None:
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         model.up.weight = nn.Parameter(torch.rand(8, 64), requires_grad=False)
         model.up.quant_method.process_weights_after_loading(model.up)
     with pytest.raises(WeightsError, match=r"more than its bytes: up\.weight shape"):
-        goods.renew(changed)
+        served.renew(changed)
 
 
 class Tied(nn.Module):
@@ -164,10 +165,10 @@ class Tied(nn.Module):
 
 def test_one_layer_under_two_names_stays_one_tensor() -> None:
     model = Tied(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         reload(model.embed, Tied(2).embed)
-    renewed = goods.renew(changed)
+    renewed = served.renew(changed)
     assert renewed.manifest == Weights.of(Tied(2)).manifest
     assert held(renewed) == contents(Tied(2))
 
@@ -175,10 +176,10 @@ def test_one_layer_under_two_names_stays_one_tensor() -> None:
 def test_layers_that_share_a_method_are_told_apart() -> None:
     model, method = Model(1), Kernels()
     model.up.quant_method = model.down.quant_method = method
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         reload(model, Model(2))
-    assert held(goods.renew(changed)) == contents(Model(2))
+    assert held(served.renew(changed)) == contents(Model(2))
     assert hooks(model) == []
 
 
@@ -186,19 +187,19 @@ def test_a_method_has_its_own_hook_back_afterwards() -> None:
     model = Model(1)
     own = partial(Kernels.process_weights_after_loading, model.up.quant_method)
     model.up.quant_method.process_weights_after_loading = own
-    goods = goods_of(model)
-    with changing(goods):
+    served = goods_of(model)
+    with changing(served):
         pass
     assert model.up.quant_method.process_weights_after_loading is own
 
 
 def test_the_hooks_are_gone_after_an_exception_too() -> None:
     model = Model(1)
-    goods = goods_of(model)
+    served = goods_of(model)
     seen: list[list[str]] = []
 
     def fail() -> None:
-        with watched(goods):
+        with watched(served):
             seen.append(hooks(model))
             raise ZeroDivisionError
 
@@ -210,25 +211,25 @@ def test_the_hooks_are_gone_after_an_exception_too() -> None:
 
 def test_a_layer_on_its_way_without_memory_is_no_original() -> None:
     model = Model(1)
-    goods = goods_of(model)
+    served = goods_of(model)
     place = model.up.weight
-    with changing(goods) as changed:
+    with changing(served) as changed:
         model.up.weight = nn.Parameter(torch.empty(64, 64, device="meta"), requires_grad=False)
         model.up.quant_method.process_weights_after_loading(model.up)
         model.up.weight = place
-    assert held(goods.renew(changed)) == contents(Model(1))
+    assert held(served.renew(changed)) == contents(Model(1))
 
 
 def test_what_is_on_offer_does_not_keep_its_model_alive() -> None:
     model = Model(1)
-    goods = goods_of(model)
+    served = goods_of(model)
     gone = weakref.ref(model.up)
     del model
     gc.collect()
     assert gone() is None
-    with watched(goods):
+    with watched(served):
         pass
-    assert held(goods.weights) == contents(Model(1))
+    assert held(served.weights) == contents(Model(1))
 
 
 # -- each half is compared with what was noted before --------------------------------------------
@@ -237,25 +238,25 @@ def test_what_is_on_offer_does_not_keep_its_model_alive() -> None:
 def test_what_was_written_before_the_change_is_not_taken_for_untouched() -> None:
     # The layer is bytewise what it was when the change began, and not what its original became.
     model = Model(1)
-    goods = goods_of(model)
+    served = goods_of(model)
     model.down.weight.data.mul_(2)
-    with changing(goods) as changed:
+    with changing(served) as changed:
         reload(model.up, Model(2).up)
     with pytest.raises(WeightsError, match=r"among: down\.weight$"):
-        goods.renew(changed)
-    with changing(goods) as changed:
+        served.renew(changed)
+    with changing(served) as changed:
         reload(model, Model(3))
-    assert held(goods.renew(changed)) == contents(Model(3))
+    assert held(served.renew(changed)) == contents(Model(3))
 
 
 def test_layers_that_have_exchanged_their_memory_are_refused() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    goods = goods_of(model)
+    served = goods_of(model)
     first, second = (layer.weight for layer in model.children())
-    with changing(goods) as changed:
+    with changing(served) as changed:
         first.data, second.data = second.data, first.data
     with pytest.raises(WeightsError, match=r"0\.weight, 1\.weight"):
-        goods.renew(changed)
+        served.renew(changed)
 
 
 class Untouched(Kernels):
@@ -270,11 +271,11 @@ class Untouched(Kernels):
 def test_kernels_that_got_the_original_as_it_is_are_refused() -> None:
     model = Model(1)
     model.up.quant_method = Untouched()
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         reload(model, Model(2))
     with pytest.raises(WeightsError, match=r"among: up\.weight$"):
-        goods.renew(changed)
+        served.renew(changed)
 
 
 class Stale(Kernels):
@@ -289,12 +290,12 @@ class Stale(Kernels):
 def test_kernels_that_keep_what_they_had_are_refused() -> None:
     model = Model(1)
     model.up.quant_method = Stale()
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         model.up.weight = nn.Parameter(Model(2).up.weight.detach(), requires_grad=False)
         model.up.quant_method.process_weights_after_loading(model.up)
     with pytest.raises(WeightsError, match=r"among: up\.weight$"):
-        goods.renew(changed)
+        served.renew(changed)
 
 
 class Beside(Kernels):
@@ -313,39 +314,39 @@ def beside() -> Model:
 def test_a_copy_that_was_not_made_anew_is_found() -> None:
     # As `model.load_weights` in a worker function does it: no post-processing follows.
     model = beside()
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         model.up.weight.data.mul_(2)
     with pytest.raises(WeightsError, match=r"among: up$"):
-        goods.renew(changed)
+        served.renew(changed)
 
 
 def test_a_copy_that_was_made_anew_is_good() -> None:
     model = beside()
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         model.up.weight.data.mul_(2)
         model.up.quant_method.process_weights_after_loading(model.up)
-    assert held(goods.renew(changed))["up.weight"] == bytes_of(model.up.weight)
+    assert held(served.renew(changed))["up.weight"] == bytes_of(model.up.weight)
 
 
 def test_a_table_that_was_changed_is_never_offered_again() -> None:
     model = Model(1)
     model.register_buffer("table", torch.rand(16), persistent=False)
-    goods = goods_of(model)
+    served = goods_of(model)
     for _ in range(2):
-        with changing(goods) as changed:
+        with changing(served) as changed:
             model.get_buffer("table").mul_(2)
         with pytest.raises(WeightsError, match=r"among: table$"):
-            goods.renew(changed)
+            served.renew(changed)
 
 
 def test_what_a_failed_change_has_processed_counts_for_nothing() -> None:
     model = Model(1)
-    goods = goods_of(model)
-    with changing(goods) as changed:
+    served = goods_of(model)
+    with changing(served) as changed:
         reload(model.up, Model(2).up)
     changed.originals.clear()
     changed.processed.clear()
     with pytest.raises(WeightsError, match=r"among: up\.weight$"):
-        goods.renew(changed)
+        served.renew(changed)

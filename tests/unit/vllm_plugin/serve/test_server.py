@@ -18,6 +18,7 @@ from netloader.io import fill
 from netloader.log import capture
 from netloader.vllm_plugin.config.settings import CachePolicy, Settings
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
+from netloader.vllm_plugin.serve import port as ports
 from netloader.vllm_plugin.serve import server
 from tests.unit.io.helpers import Peer, contents, eventually, hello
 from tests.unit.vllm_plugin.helpers import (
@@ -25,11 +26,11 @@ from tests.unit.vllm_plugin.helpers import (
     events,
     identity,
     line_of,
+    newest_server,
     receive,
     refusal,
     serve,
     settings,
-    shop,
     where,
 )
 
@@ -95,7 +96,7 @@ def test_a_server_moves_bytes_as_it_was_told_and_not_as_its_clients_like(
     # Who sets tcp on an instance that serves users does not want a communicator on its device.
     model = nn.Linear(4, 4)
     serve(model, settings(transport=told))
-    here = shop()._catalog
+    here = newest_server()._catalog
     assert here is not None
     assert [p.entry.transports for p in here.published_models] == [offered]
 
@@ -153,7 +154,7 @@ def test_an_unwritable_prefix_does_not_stop_the_server(tmp_path: Path) -> None:
 )
 def test_which_ports_mean_no_listener(port: int | None, rank: int, answer: bool) -> None:
     with capture() as lines:
-        assert server.wanted(settings(listen_port=port), rank) is answer
+        assert ports.wanted(settings(listen_port=port), rank) is answer
     assert bool(lines) is not answer
 
 
@@ -172,9 +173,9 @@ def test_the_offer_says_what_it_costs() -> None:
 def test_an_address_left_behind_by_a_killed_server_is_taken_away(tmp_path: Path) -> None:
     options = settings(output_prefix=f"{tmp_path}/r-")
     (tmp_path / "r-0.txt").write_text("10.0.0.1:19374")
-    server.forget_address(options, 0)
+    ports.forget_address(options, 0)
     assert list(tmp_path.iterdir()) == []
-    server.forget_address(options, 0)
+    ports.forget_address(options, 0)
 
 
 def test_the_address_of_a_later_server_is_left_alone(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_a_later_server_that_writes_its_address_at_the_last_moment_keeps_it(
 def test_a_model_that_goes_waits_for_nobody() -> None:
     # The garbage collector runs on any thread, and who has the lock may need one that it has.
     def hold() -> None:
-        with shop()._lock:
+        with newest_server()._lock:
             held.set()
             collected_in_time.append(gone.wait(5))
 
@@ -235,7 +236,7 @@ def test_a_model_that_goes_waits_for_nobody() -> None:
     gone.set()
     holding.join()
     assert collected_in_time == [True]
-    assert eventually(lambda: shop().roles == (), PATIENCE_S)
+    assert eventually(lambda: newest_server().roles == (), PATIENCE_S)
 
 
 # -- a target and a draft ------------------------------------------------------------------------
@@ -270,7 +271,7 @@ def test_when_one_is_gone_the_other_is_still_served(
     endpoint = where()
     del models[gone], model
     gc.collect()
-    assert eventually(lambda: shop().roles == (left,), PATIENCE_S)
+    assert eventually(lambda: newest_server().roles == (left,), PATIENCE_S)
     assert refusal(gone) == ("not_serving", "the model is gone")
     assert receive(Model(3), left).ok
     assert (tmp_path / "r-0.txt").exists()

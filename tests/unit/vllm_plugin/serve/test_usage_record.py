@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from netloader.fsm.manifest import Progress
 from netloader.vllm_plugin.inspect import inventory
-from netloader.vllm_plugin.serve.offer import _goods, taken
-from netloader.vllm_plugin.serve.served_model import Goods
-from netloader.vllm_plugin.serve.usage_record import INTERRUPTED, Witness
+from netloader.vllm_plugin.load.loaded import taken
+from netloader.vllm_plugin.serve.offer import _served_model
+from netloader.vllm_plugin.serve.served_model import ServedModel
+from netloader.vllm_plugin.serve.usage_record import INTERRUPTED, UsageRecord
 from tests.unit.vllm_plugin.helpers import CONFIG, Model, plan, post_process, settings
 
 PATIENCE_S = 30.0
@@ -62,22 +63,22 @@ class Engine(Model):
         self.handle: Any = Handle(self.norm)
 
 
-def offered(model: nn.Module) -> Goods:
+def offered(model: nn.Module) -> ServedModel:
     """What is on offer of a model that is loaded, post-processed and noted here."""
     loaded = taken(plan(), model, settings(), Progress())
     post_process(model)
     if isinstance(model, Engine):
         model.finish()
-    goods = _goods(model, plan(), loaded, settings(), CONFIG)
-    goods.witness.begin()
-    goods.witness.settle()
-    assert goods.witness.wait(PATIENCE_S)
-    return goods
+    served = _served_model(model, plan(), loaded, settings(), CONFIG)
+    served.usage.begin()
+    served.usage.settle()
+    assert served.usage.wait(PATIENCE_S)
+    return served
 
 
-def noted(model: nn.Module) -> Witness:
-    """The witness of the same."""
-    return offered(model).witness
+def noted(model: nn.Module) -> UsageRecord:
+    """The usage record of the same."""
+    return offered(model).usage
 
 
 def rebind(model: Engine) -> None:
@@ -125,10 +126,10 @@ def test_a_quick_look_names_what_was_rebound_or_written(
     change: Callable[[Engine], None], named: str
 ) -> None:
     model = Engine()
-    witness = noted(model)
-    assert witness.quick() == ""
+    usage = noted(model)
+    assert usage.quick() == ""
     change(model)
-    assert named in witness.quick()
+    assert named in usage.quick()
 
 
 def write(tensor: Callable[[Engine], Tensor]) -> Callable[[Engine], None]:
@@ -160,11 +161,11 @@ def test_a_thorough_look_names_what_no_client_checks(
     change: Callable[[Engine], None], named: str
 ) -> None:
     model = Engine()
-    witness = noted(model)
-    assert (witness.quick(), witness.thorough()) == ("", "")
+    usage = noted(model)
+    assert (usage.quick(), usage.thorough()) == ("", "")
     change(model)
-    assert witness.quick() == ""  # only bytes tell
-    assert named in witness.thorough()
+    assert usage.quick() == ""  # only bytes tell
+    assert named in usage.thorough()
 
 
 def count(model: Engine) -> None:
@@ -185,16 +186,16 @@ def adapt(model: Engine) -> None:
 @pytest.mark.parametrize("change", [count, adapt])
 def test_what_an_engine_does_every_day_is_no_change(change: Callable[[Engine], None]) -> None:
     model = Engine()
-    witness = noted(model)
+    usage = noted(model)
     change(model)
-    assert (witness.quick(), witness.thorough()) == ("", "")
+    assert (usage.quick(), usage.thorough()) == ("", "")
 
 
 def test_memory_that_is_gone_is_named() -> None:
     model = Engine()
-    witness = noted(model)
+    usage = noted(model)
     free(model)
-    assert "norm" in witness.quick()
+    assert "norm" in usage.quick()
 
 
 def test_until_the_engine_has_its_final_shape_nothing_is_a_change() -> None:
@@ -203,46 +204,46 @@ def test_until_the_engine_has_its_final_shape_nothing_is_a_change() -> None:
     loaded = taken(plan(), model, settings(), Progress())
     post_process(model)
     model.finish()
-    witness = _goods(model, plan(), loaded, settings(), CONFIG).witness
-    witness.begin()
+    usage = _served_model(model, plan(), loaded, settings(), CONFIG).usage
+    usage.begin()
     replace_layer(model)
-    assert (witness.quick(), witness.thorough()) == ("", "")
-    witness.settle()
-    assert witness.wait(PATIENCE_S)
-    assert (witness.quick(), witness.thorough()) == ("", "")
+    assert (usage.quick(), usage.thorough()) == ("", "")
+    usage.settle()
+    assert usage.wait(PATIENCE_S)
+    assert (usage.quick(), usage.thorough()) == ("", "")
     replace_layer(model)
-    assert witness.quick() == "the module up was replaced"
+    assert usage.quick() == "the module up was replaced"
 
 
 def test_a_sleep_may_write_the_same_bytes_and_no_others() -> None:
     model = Engine()
-    witness = noted(model)
+    usage = noted(model)
     copy(model)
-    assert witness.awake() == ""
-    assert witness.quick() == ""
+    assert usage.awake() == ""
+    assert usage.quick() == ""
     copy(model)
     write(lambda model: model.up.weight)(model)
-    assert "up.weight" in witness.awake()
+    assert "up.weight" in usage.awake()
 
 
 def test_asleep_before_anything_was_known_nothing_can_be_said() -> None:
     model = Engine()
-    witness = Witness(model, [])
-    assert "before it was known" in witness.awake()
+    usage = UsageRecord(model, [])
+    assert "before it was known" in usage.awake()
 
 
 def test_whoever_asks_while_memory_is_taken_away_is_not_kept_waiting() -> None:
     model = Engine()
-    witness = noted(model)
-    witness.pause()
-    assert witness.thorough() == INTERRUPTED
-    witness.resume()
-    assert witness.thorough() == ""
+    usage = noted(model)
+    usage.pause()
+    assert usage.thorough() == INTERRUPTED
+    usage.resume()
+    assert usage.thorough() == ""
 
 
 def test_a_pause_waits_for_the_tensor_that_is_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
     model, reading, go = Engine(), threading.Event(), threading.Event()
-    witness = noted(model)
+    usage = noted(model)
     digest = inventory.digest
 
     def slow(found: inventory.Inventory) -> dict[str, str]:
@@ -251,10 +252,10 @@ def test_a_pause_waits_for_the_tensor_that_is_being_read(monkeypatch: pytest.Mon
         return digest(found)
 
     monkeypatch.setattr(inventory, "digest", slow)
-    asking = threading.Thread(target=witness.thorough)
+    asking = threading.Thread(target=usage.thorough)
     asking.start()
     assert reading.wait(PATIENCE_S)
-    pausing = threading.Thread(target=witness.pause)
+    pausing = threading.Thread(target=usage.pause)
     pausing.start()
     pausing.join(0.2)
     assert pausing.is_alive()
@@ -269,19 +270,19 @@ def test_what_cannot_be_examined_is_said_to_be_so(monkeypatch: pytest.MonkeyPatc
         raise ZeroDivisionError
 
     model = Engine()
-    witness = noted(model)
+    usage = noted(model)
     monkeypatch.setattr(inventory, "digest", broken)
-    assert "ZeroDivisionError" in witness.thorough()
-    witness.begin()
-    assert not witness.wait(PATIENCE_S)
-    assert "ZeroDivisionError" in witness.quick()
+    assert "ZeroDivisionError" in usage.thorough()
+    usage.begin()
+    assert not usage.wait(PATIENCE_S)
+    assert "ZeroDivisionError" in usage.quick()
 
 
-def test_a_witness_does_not_keep_its_model_alive() -> None:
+def test_a_usage_record_does_not_keep_its_model_alive() -> None:
     model = Engine()
-    witness = noted(model)
+    usage = noted(model)
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
-    assert witness.quick()
+    assert usage.quick()

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from netloader.io.clock import monotonic
-from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
+from netloader.vllm_plugin.load import agree
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.unit.vllm_plugin.identity.test_ranks"])
+FORKS.set_forkserver_preload(["tests.unit.vllm_plugin.load.test_agree"])
 
 PATIENCE_S = 120.0
 """How long a rank may take to do as it is told; starting one imports torch."""
@@ -41,8 +41,8 @@ def _rank(place: str, mine: int, count: int, orders: Connection) -> None:
     while (order := orders.recv()) is not None:
         started = monotonic()
         try:
-            answer: Answer = ("says", ranks.all_received(*order))
-        except ranks.DisagreementError as error:
+            answer: Answer = ("says", agree.all_received(*order))
+        except agree.DisagreementError as error:
             answer = ("gives up", str(error))
         except BaseException as error:
             answer = ("breaks", repr(error))
@@ -216,4 +216,4 @@ def test_a_rank_killed_while_the_others_wait_for_it_hangs_nobody(start: Start) -
     ],
 )
 def test_who_must_agree(load_format: str, company: tuple[int, ...], answer: bool) -> None:
-    assert ranks.needs_agreement(load_format, company) is answer
+    assert agree.needs_agreement(load_format, company) is answer
