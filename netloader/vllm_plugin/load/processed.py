@@ -8,7 +8,6 @@ a tensor, and anything at all on a CPU, where oneDNN packs weights out of sight.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from functools import reduce
 
@@ -20,15 +19,15 @@ from netloader.io.weights import Named, WeightsError
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 
-SWITCH = "NETLOADER_PROCESSED_ON_CPU"
-"""Environment variable, for tests alone: with `1` a CPU model that hides nothing may be offered."""
+EXCLUDED = frozenset({"cpu"})
+"""Types of device on which the layout is not used: vLLM's kernels for a CPU pack weights away."""
 MAX_TABLE = 1 << 20
 """Elements of an integer tensor that is looked through for addresses; those tables are small."""
 
 
 def allowed(device_type: str) -> bool:
     """Whether the processed layout is possible on this type of device at all."""
-    return device_type != "cpu" or os.environ.get(SWITCH) == "1"
+    return device_type not in EXCLUDED
 
 
 def collect(model: nn.Module) -> list[Named]:

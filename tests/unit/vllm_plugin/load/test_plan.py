@@ -20,7 +20,6 @@ from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.identity import identity as identities
 from netloader.vllm_plugin.identity.identity import DRAFT, PROCESSED, RAW, TARGET
-from netloader.vllm_plugin.load import processed
 from netloader.vllm_plugin.load.display import table_of
 from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
 from tests.unit.vllm_plugin.helpers import events, line_of
@@ -116,9 +115,8 @@ def test_parameters_that_no_checkpoint_fills_do_not_travel() -> None:
     ],
 )
 def test_the_layout_is_the_sources_where_it_can_be_had(
-    monkeypatch: pytest.MonkeyPatch, theirs: str, choice: LayoutChoice, device: str, layout: str
+    theirs: str, choice: LayoutChoice, device: str, layout: str
 ) -> None:
-    monkeypatch.delenv(processed.SWITCH, raising=False)
     facts = {"layout": theirs}
     assert told(facts, device=device, layout=choice).layout == layout
 

@@ -41,13 +41,8 @@ pytestmark = pytest.mark.usefixtures("worker_process")
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The switch that allows the processed layout on a CPU."""
-    monkeypatch.setenv(processed.SWITCH, "1")
-
-
-@pytest.fixture(autouse=True)
-def switch_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(processed.SWITCH, raising=False)
+    """Allow the processed layout on a CPU."""
+    monkeypatch.setattr(processed, "EXCLUDED", frozenset())
 
 
 def told(lines: Lines) -> tuple[str, str]:
