@@ -1,7 +1,7 @@
-"""Have an engine on a CPU use the processed layout. Imported there only, as `worker_extension_cls`.
+"""Have an engine on a CPU use the processed layout. Law: imported as `worker_extension_cls` only.
 
-A model whose kernels hide nothing can be offered in that layout on a CPU as well; netloader does not
-do so, as on most CPUs they hide something. vLLM imports this before it loads a model.
+A model whose kernels hide nothing could be offered in that layout on a CPU as well. netloader does
+not do that, as they hide something on most CPUs. vLLM imports this before it loads a model.
 """
 
 from netloader.vllm_plugin.load import processed

@@ -23,7 +23,7 @@ OPEN: dict[str, Any] = {
     # oneDNN then packs no bfloat16 layers; with AMX, vLLM packs them into tensors that can be read
     "environment": {} if torch.cpu._is_amx_tile_supported() else {"ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
-"""Options of an engine that uses the processed layout on this CPU, where bfloat16 linear layers hide
+"""Options of an engine that uses the processed layout on a CPU, where bfloat16 linear layers hide
 nothing. What is left of post-processing then is in reach: fused experts are replaced, MLA gets new
 parameters."""
 NEVER = {"FALLBACK": "never"}

@@ -214,9 +214,7 @@ def moves_experts(vllm_config: VllmConfig) -> bool:
 
 
 def _draft_lm_head(vllm_config: VllmConfig, role: str) -> str:
-    """How a draft keeps its copy of the target's head, which it may have from vLLM 0.33 on."""
-    draft = getattr(vllm_config, "speculative_config", None) if role == DRAFT else None
-    return str(getattr(draft, "draft_lm_head_quantization", None))
+    return compat.draft_lm_head_quantization(vllm_config) if role == DRAFT else "None"
 
 
 def refills_layers(vllm_config: VllmConfig) -> bool:

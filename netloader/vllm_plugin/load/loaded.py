@@ -1,6 +1,7 @@
 """What is remembered of a model between loading and post-processing."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
@@ -24,6 +25,7 @@ from netloader.vllm_plugin.load import load_state, provenance
 from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import RawSnapshot
 from netloader.vllm_plugin.patches import placeholders
+from netloader.vllm_plugin.patches.instance import replaced_on
 
 UNKNOWN = Manifest(())
 
@@ -107,14 +109,14 @@ class _Watch:
         self._before = _digests(model) if plan.role == DRAFT else {}
         self._filled: list[set[str] | None] = []
         read_all: Any = getattr(model, "load_weights", None)
-        self._reader = _noting(read_all, self._filled) if callable(read_all) else None
-        if self._reader is not None:
-            vars(model)["load_weights"] = self._reader
+        self._reading = ExitStack()
+        if callable(read_all):
+            noting = _noting(read_all, self._filled)
+            self._reading.enter_context(replaced_on(model, "load_weights", noting))
 
     def stop(self) -> None:
         """Leave the model's `load_weights` as it was."""
-        if self._reader is not None and vars(self._model).get("load_weights") is self._reader:
-            del vars(self._model)["load_weights"]
+        self._reading.close()
 
     def remembered(self, settings: Settings) -> Loaded:
         """What the checkpoint did to the model."""

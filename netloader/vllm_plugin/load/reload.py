@@ -20,14 +20,14 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.weights import Named
 from netloader.vllm_plugin.inspect import inventory
+from netloader.vllm_plugin.patches import compat
+from netloader.vllm_plugin.patches.instance import attribute_set, replaced_on
 
 if TYPE_CHECKING:  # plan imports this by way of what is served
     from netloader.vllm_plugin.load.plan import LoadPlan
 
 REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})
 """Methods whose kernels vLLM's reload in place rebuilds on a CPU (seen in 0.23, 0.28 and 0.32)."""
-SUBSTITUTED = "_expert_substitutions"
-"""The attribute by which vLLM's model classes for such experts know them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def obstacle(model: nn.Module) -> str:
     On a CPU, vLLM leaves fused experts in the form of the checkpoint and the packed int8 weights of
     linear layers empty: the engine then answers nonsense, and nothing says so.
     """
-    if vars(model).get(SUBSTITUTED):
+    if compat.has_substituted_experts(model):
         return "vLLM cannot reload substituted experts in place"
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return ""
@@ -119,8 +119,7 @@ class HandOver:
         stack = ExitStack()
         for layer in {layer for layer, _, _ in layers}:
             stack.enter_context(_takes_copies(layer))
-        vars(model)["load_weights"] = partial(_fill, layers, loose)
-        stack.callback(vars(model).pop, "load_weights", None)
+        stack.enter_context(replaced_on(model, "load_weights", partial(_fill, layers, loose)))
         weakref.finalize(self, stack.close)
 
     def __iter__(self) -> Iterator[Named]:
@@ -179,17 +178,10 @@ def _takes_copies(layer: nn.Module) -> Iterator[None]:
     own = (*layer._parameters.values(), *layer._buffers.values())  # noqa: SLF001 - not its children
     live = (tensor for tensor in own if tensor is not None)
     tensors = [*parameters.values(), *buffers.values(), *live]
-    before = [getattr(tensor, "weight_loader", None) for tensor in tensors]
-    for tensor in tensors:
-        tensor.weight_loader = _copy
-    try:
+    with ExitStack() as stack:
+        for tensor in tensors:
+            stack.enter_context(attribute_set(tensor, "weight_loader", _copy))
         yield
-    finally:
-        for tensor, loader in zip(tensors, before, strict=True):
-            if loader is None:
-                del tensor.weight_loader
-            else:
-                tensor.weight_loader = loader
 
 
 def _copy(param: Tensor, loaded_weight: Tensor) -> None:

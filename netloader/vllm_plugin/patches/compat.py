@@ -3,9 +3,14 @@
 Told by what is there, not by version numbers: vendors carry single changes back and forth.
 """
 
-from vllm.config import ModelConfig
+from typing import Any
+
+from torch import nn
+from vllm.config import ModelConfig, VllmConfig
 
 UNTIED = "word_embeddings_untied_by_checkpoint"
+SUBSTITUTED = "_expert_substitutions"
+"""The attribute by which model classes know experts that constants stand for, from 0.33 on."""
 
 
 def untied_by_checkpoint(model_config: ModelConfig) -> bool:
@@ -29,3 +34,28 @@ def untie(model_config: ModelConfig) -> bool:
     config.get_text_config().tie_word_embeddings = False
     setattr(model_config, UNTIED, True)
     return True
+
+
+def has_substituted_experts(model: nn.Module) -> bool:
+    """Whether constants stand for experts of a model (`expert_substitution`, from 0.33 on)."""
+    return bool(vars(model).get(SUBSTITUTED))
+
+
+def draft_lm_head_quantization(vllm_config: VllmConfig) -> str:
+    """How a draft keeps its copy of the target's head, which it may have from vLLM 0.33 on."""
+    draft = getattr(vllm_config, "speculative_config", None)
+    return str(getattr(draft, "draft_lm_head_quantization", None))
+
+
+def reset_weights(worker: Any) -> bool:
+    """Set the target's weights to zero; False where this vLLM cannot (up to 0.30)."""
+    if not hasattr(worker, "reset_weights"):
+        return False
+    worker.reset_weights()
+    return True
+
+
+def pooling_task(llm: Any) -> str | None:
+    """The task of a pooling engine, where this vLLM says so."""
+    task: str | None = getattr(llm, "pooling_task", None)
+    return task

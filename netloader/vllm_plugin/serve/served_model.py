@@ -24,6 +24,7 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.look import Part
 from netloader.vllm_plugin.load.raw import Kept, layer_at, uses
 from netloader.vllm_plugin.load.reload import REBUILT
+from netloader.vllm_plugin.patches.instance import replaced_on
 from netloader.vllm_plugin.serve.usage_record import UsageRecord
 
 PROCESS = "process_weights_after_loading"
@@ -271,17 +272,11 @@ def _copy_of(tensor: Tensor, place: str) -> Tensor:
 def _hooked(holder: Any, layer: nn.Module, see: Callable[[], None]) -> Iterator[None]:
     """Call `see` at the moment vLLM has a layer post-processed by a method of `holder`."""
     process = holder.process_weights_after_loading
-    own = vars(holder).get(PROCESS)
 
     def see_first(*args: Any, **kwargs: Any) -> Any:
         if holder is layer or layer in args:
             see()
         return process(*args, **kwargs)
 
-    vars(holder)[PROCESS] = see_first
-    try:
+    with replaced_on(holder, PROCESS, see_first):
         yield
-    finally:
-        if vars(holder).get(PROCESS) is see_first:
-            del vars(holder)[PROCESS]
-            vars(holder).update({PROCESS: own} if own is not None else {})

@@ -3,15 +3,16 @@
 Law: everything here runs in a worker.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.parity.rows import part_of
-
-Linear = Callable[..., Any]
+from netloader.vllm_plugin.patches import compat
+from netloader.vllm_plugin.patches.instance import Linear, change_packed_product
 
 
 def models_of(worker: Any) -> dict[str, Any]:
@@ -23,13 +24,12 @@ def models_of(worker: Any) -> dict[str, Any]:
 
 
 def erase(worker: Any, role: str) -> None:
-    """Set a model's weights to zero: by vLLM's `reset_weights`, where it has that (not in 0.28).
+    """Set a model's weights to zero: by vLLM's `reset_weights`, where it has that.
 
-    It knows no drafts. What a draft shares with its target is left alone, and what it has packed
+    That knows no drafts. What a draft shares with its target is left alone, and what it has packed
     away is cut off.
     """
-    if role == "target" and hasattr(worker, "reset_weights"):
-        worker.reset_weights()
+    if role == "target" and compat.reset_weights(worker):
         return
     models = models_of(worker)
     shared = {id(part) for other in models.keys() - {role} for part in models[other].modules()}
@@ -37,8 +37,7 @@ def erase(worker: Any, role: str) -> None:
         if role == "target" or id(part) not in shared:
             for parameter in part.parameters(recurse=False):
                 parameter.detach().zero_()
-            if hasattr(part, "cpu_linear"):  # oneDNN's packed weight is in there, out of reach
-                part.cpu_linear = _silenced(part.cpu_linear)
+            change_packed_product(part, _silenced)  # the packed weight itself is out of reach
 
 
 def _silenced(function: Linear) -> Linear:
@@ -57,8 +56,8 @@ def shift(worker: Any, part: str, steps: int) -> None:
     for tensor in tensors if steps > 0 else reversed(tensors):  # views are undone in reverse order
         tensor.copy_(tensor.reshape(-1).roll(steps).reshape(tensor.shape))
     for path, module in target.named_modules():
-        if part_of(path) == part and hasattr(module, "cpu_linear"):
-            module.cpu_linear = _rolled(module.cpu_linear, steps)
+        if part_of(path) == part:
+            change_packed_product(module, partial(_rolled, steps))
 
 
 def _own(target: nn.Module, part: str) -> Iterator[Tensor]:
@@ -70,5 +69,5 @@ def _own(target: nn.Module, part: str) -> Iterator[Tensor]:
             yield tensor.detach()
 
 
-def _rolled(function: Linear, steps: int) -> Linear:
+def _rolled(steps: int, function: Linear) -> Linear:
     return lambda *given: function(*given).roll(steps, -1)

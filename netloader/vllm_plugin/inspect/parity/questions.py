@@ -12,6 +12,7 @@ import torch
 from netloader.errors import NetloaderError
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.parity.rows import Said
+from netloader.vllm_plugin.patches import compat
 
 Prompts = Sequence[Sequence[int]]
 Inputs = list[dict[str, Any]]
@@ -160,7 +161,7 @@ def _pool(llm: Any, inputs: Inputs, kinds: Sequence[str]) -> Said:
 
 def _task(llm: Any) -> str:
     tasks = llm.llm_engine.get_supported_tasks()
-    chosen = getattr(llm, "pooling_task", None) or next((t for t in POOLING if t in tasks), "")
+    chosen = compat.pooling_task(llm) or next((t for t in POOLING if t in tasks), "")
     if chosen not in POOLING:
         raise UnanswerableError(
             f"the model's pooling tasks are {', '.join(tasks)}, and none of them is one of "
