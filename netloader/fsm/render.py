@@ -1,7 +1,7 @@
-"""Tables to Mermaid and Markdown. Law: docs show what the tables say, or the check fails.
+"""Render the transition tables as Mermaid diagrams and Markdown tables.
 
-`python -m netloader.fsm.render docs/` writes docs/states.md; with `--check` it writes nothing and
-answers with exit status 1 when the file is stale.
+`python -m netloader.fsm.render FOLDER` writes states.md into a folder, docs/protocol by default.
+With `--check` it writes nothing, and exits with status 1 when the file differs from the tables.
 """
 
 import sys
@@ -51,7 +51,7 @@ def _words(name: str) -> str:
 
 
 def page() -> str:
-    """The whole of docs/states.md."""
+    """The whole of docs/protocol/states.md."""
     parts = [
         "# States",
         "Generated from the tables by `make docs`; do not edit.",
@@ -72,7 +72,7 @@ def main(arguments: Iterable[str]) -> int:
     """Write the page into a folder, or compare it with what is there."""
     words = list(arguments)
     folders = [word for word in words if not word.startswith("-")]
-    target = Path(folders[0] if folders else "docs") / FILE
+    target = Path(folders[0] if folders else "docs/protocol") / FILE
     if "--check" in words:
         fresh = target.exists() and target.read_text() == page()
         return 0 if fresh else 1
