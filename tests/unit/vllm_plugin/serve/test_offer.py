@@ -13,9 +13,9 @@ from netloader.io.weights import Weights
 from netloader.log import capture
 from netloader.vllm_plugin.config.settings import CachePolicy, LayoutChoice, Settings
 from netloader.vllm_plugin.identity.identity import DRAFT, PROCESSED, RAW, TARGET
+from netloader.vllm_plugin.load import loaded as loaded_models
 from netloader.vllm_plugin.load import processed, provenance
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
-from netloader.vllm_plugin.serve import offer as offers
 from netloader.vllm_plugin.serve.offer import offer
 from netloader.vllm_plugin.serve.served_model import Changed
 from tests.unit.io.helpers import asking, bytes_of, contents, module_of
@@ -280,7 +280,7 @@ def test_parameters_of_a_draft_that_no_checkpoint_fills_stay_behind() -> None:
 def test_a_bug_of_ours_costs_the_offer_and_not_the_load(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    owner = provenance if where == "Built" else offers
+    owner = provenance if where == "Built" else loaded_models
     monkeypatch.setattr(owner, where, lambda *_: 1 / 0)
     model = Draft()
     with capture() as lines:
