@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.planting import copied, planted
+from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.template import Template
 from tests.property.wire_mutants import WIRE_MUTANTS
@@ -24,7 +25,7 @@ TABLE: Final = "netloader/fsm/table.py"
 MANIFEST: Final = "netloader/fsm/manifest.py"
 IDENTITY: Final = "netloader/fsm/identity.py"
 AUTH: Final = "netloader/fsm/auth.py"
-INTAKE: Final = "netloader/io/intake.py"
+INTAKE: Final = "netloader/io/store/ledger.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
 SERVED_MODEL: Final = "netloader/vllm_plugin/serve/served_model.py"
@@ -35,6 +36,7 @@ CHANGE: Final = "netloader/vllm_plugin/serve/change.py"
 VLLM_WORKER: Final = "netloader/vllm_plugin/serve/worker.py"
 WORKER: Final = "netloader/io/worker.py"
 HIDDEN: Final = "netloader/io/hidden.py"
+MODULE: Final = "netloader/io/store/module.py"
 MODULE_STATE: Final = "netloader/io/module_state.py"
 SETTLING: Final = "netloader/io/settling.py"
 SHARING: Final = "netloader/io/sharing.py"
@@ -45,6 +47,7 @@ FILLING: Final = "netloader/io/client.py"
 REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\n"
 
 MUTANTS: Final[dict[str, Mutant]] = {
+    **FETCH_MUTANTS,
     **WIRE_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
@@ -173,7 +176,10 @@ MUTANTS: Final[dict[str, Mutant]] = {
         SERVED, HIDDEN, r" +self\._attributes\(at, part, depth\)\n", "            pass\n"
     ),
     "extra state is taken without a look at what the module shows": Mutant(
-        SERVED, SETTLING, r"        if value != other:", "        if False and value != other:"
+        SERVED,
+        MODULE,
+        r"            if value != other:",
+        "            if False and value != other:",
     ),
     "tensors are not hashed again after extra state was given": Mutant(
         SERVED, SETTLING, r"if digests != offer\.digests:", "if not digests:"

@@ -11,8 +11,8 @@ from vllm.config import ModelConfig
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.fsm.manifest import Manifest, Progress
-from netloader.io.digests import ALGORITHMS
-from netloader.io.weights import Named, WeightsError, manifest_of, named_tensors
+from netloader.io.store.digests import ALGORITHMS
+from netloader.io.store.module import Named, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings

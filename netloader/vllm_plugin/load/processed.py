@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from netloader.fsm.identity import Identity
-from netloader.io.weights import Named, WeightsError
+from netloader.io.store.module import Named, WeightsError
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 

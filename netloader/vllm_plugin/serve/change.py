@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from netloader.io.weights import Weights, WeightsError
+from netloader.io.store.module import ModuleStore, WeightsError
 from netloader.vllm_plugin.serve.harmless import harmless
 from netloader.vllm_plugin.serve.served_model import KNOWN_S, Changed, watched
 from netloader.vllm_plugin.serve.server import RankServer
@@ -44,11 +44,11 @@ class Change:
         for role, changed in self.seen.items():
             self._settle(role, changed, partial(self.server.renew, role))
 
-    def _resume(self, role: str, weights: Weights) -> None:
+    def _resume(self, role: str, weights: ModuleStore) -> None:
         del weights  # those on offer before: their digests are known
         self.server.resume(role)
 
-    def _settle(self, role: str, changed: Changed, offer: Callable[[Weights], None]) -> None:
+    def _settle(self, role: str, changed: Changed, offer: Callable[[ModuleStore], None]) -> None:
         served = self.server.served(role)
         if served is None:
             return

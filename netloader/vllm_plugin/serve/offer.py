@@ -13,7 +13,7 @@ from torch import nn
 from vllm.config import ModelConfig
 
 from netloader.fsm.identity import Identity
-from netloader.io.weights import Named, Weights, WeightsError, named_tensors
+from netloader.io.store.module import ModuleStore, Named, WeightsError, named_tensors
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
@@ -130,7 +130,7 @@ def _processed(
     model: nn.Module, plan: LoadPlan, loaded: Loaded, model_config: ModelConfig
 ) -> ServedModel:
     named = processed.collect(model)
-    weights = Weights(named)
+    weights = ModuleStore(named)
     usage = UsageRecord(model, named)
     found = weakref.ref(model)  # what is on offer must not keep its model alive
 

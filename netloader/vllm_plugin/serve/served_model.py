@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
-from netloader.io.weights import Named, Weights, WeightsError
+from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.look import Part
 from netloader.vllm_plugin.load.raw import Kept, layer_at, uses
@@ -42,8 +42,8 @@ class ServedModel:
     layout: str
     identity: Callable[[], Identity]
     facts: Mapping[str, str]
-    weights: Weights
-    renew: Callable[["Changed"], Weights]
+    weights: ModuleStore
+    renew: Callable[["Changed"], ModuleStore]
     """The same tensors after a change of the model; WeightsError when they cannot be had."""
     usage: UsageRecord
     """Tells whether the engine still uses what is on offer."""
@@ -89,7 +89,7 @@ class Originals:
         places = ((n, layer_at(model, n)) for n in self._tensors if n not in kept.detached)
         self._places = {n: weakref.ref(layer) for n, layer in places if layer is not None}
 
-    def renew(self, changed: Changed) -> Weights:
+    def renew(self, changed: Changed) -> ModuleStore:
         """Raw weights after a change, which are offered from now on.
 
         Raises:
@@ -208,7 +208,7 @@ def _rebuilds(owner: nn.Module) -> bool:
 
 def renew_processed(
     collect: Callable[[], list[Named]], manifest: Manifest, usage: UsageRecord, changed: Changed
-) -> Weights:
+) -> ModuleStore:
     """Processed weights after a change: collected again.
 
     Raises:
@@ -220,8 +220,8 @@ def renew_processed(
     return weights
 
 
-def _same(named: list[Named], manifest: Manifest) -> Weights:
-    weights = Weights(named)
+def _same(named: list[Named], manifest: Manifest) -> ModuleStore:
+    weights = ModuleStore(named)
     difference = manifest.difference(weights.manifest)
     if difference is not None:
         raise WeightsError(f"the model was changed in more than its bytes: {difference}")

@@ -19,7 +19,7 @@ from netloader.io.device import CPU
 from netloader.io.forks import only_here
 from netloader.io.published import Catalog, PublishedModel
 from netloader.io.server import ServerOptions, publish
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import Settings
@@ -126,7 +126,7 @@ class RankServer:
             detail = f"clients still read {timeout_s:g} s after: {why}"
             emit(self._logger, "netloader.driver.error", {"netloader.detail": detail})
 
-    def renew(self, role: str, weights: Weights) -> None:
+    def renew(self, role: str, weights: ModuleStore) -> None:
         """Offer weights that have changed; their digests are computed in the background."""
         with self._guarded(), self._lock:
             served = self._served[role] = replace(self._served[role], weights=weights, digests=())
@@ -233,7 +233,7 @@ class RankServer:
             self._catalog.put(successor)
             return served, successor
 
-    def look(self, served: ServedModel, weights: Weights) -> tuple[str, ...]:
+    def look(self, served: ServedModel, weights: ModuleStore) -> tuple[str, ...]:
         """The digests of weights that are not on offer yet; none when they are taken away."""
         looked_at = self._published(served, weights)
         with self._lock:
@@ -303,7 +303,7 @@ class RankServer:
         except Exception as error:  # noqa: BLE001 - the engine serves inference without us
             emit(self._logger, "netloader.driver.error", exc_info=error)
 
-    def _published(self, served: ServedModel, weights: Weights) -> PublishedModel:
+    def _published(self, served: ServedModel, weights: ModuleStore) -> PublishedModel:
         settings = self.settings
         options = ServerOptions(
             transports=settings.transports,

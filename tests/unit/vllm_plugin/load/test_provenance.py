@@ -10,7 +10,7 @@ import torch
 import vllm
 from torch import Tensor, nn
 
-from netloader.io.weights import WeightsError
+from netloader.io.store.module import WeightsError
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load import load_state, provenance
 from netloader.vllm_plugin.load.provenance import Built, Derived
