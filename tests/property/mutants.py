@@ -15,6 +15,7 @@ from typing import Final
 from tests.planting import copied, planted
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
+from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.template import Template
 from tests.property.wire_mutants import WIRE_MUTANTS
 
@@ -49,6 +50,7 @@ REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\
 MUTANTS: Final[dict[str, Mutant]] = {
     **FETCH_MUTANTS,
     **WIRE_MUTANTS,
+    **PUBLISHED_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
         L0, TABLE, r"for state in ENDS for", "for state in ENDS[:1] for"
