@@ -21,6 +21,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/fsm",
         "tests/unit/wire",
         "tests/unit/io/test_intake.py",
+        "tests/unit/io/store",
         "tests/unit/io/test_observe.py",
         "tests/unit/io/test_published.py",
         "tests/unit/io/test_doubts.py",
