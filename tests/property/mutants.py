@@ -16,6 +16,7 @@ from tests.planting import copied, planted
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.template import Template
+from tests.property.transport_mutants import TRANSPORT_MUTANTS
 from tests.property.wire_mutants import WIRE_MUTANTS
 
 CLIENT: Final = "netloader/fsm/client.py"
@@ -47,6 +48,7 @@ REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\
 
 MUTANTS: Final[dict[str, Mutant]] = {
     **FETCH_MUTANTS,
+    **TRANSPORT_MUTANTS,
     **WIRE_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
