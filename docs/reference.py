@@ -38,7 +38,8 @@ def _entry(name: str, value: object) -> Iterator[str]:
     elif isinstance(value, ModuleType):
         yield f"The module `{value.__name__}`: {_text(value)}"
     else:
-        yield _code(f"{name} = {value!r}".replace("netloader.", ""))
+        words = f"{name} = {value!r}".replace("netloader.", "")
+        yield "```text\n" + textwrap.fill(words, 96, subsequent_indent="    ") + "\n```"
 
 
 def _class(node: ast.ClassDef, value: object) -> Iterator[str]:
