@@ -18,6 +18,7 @@ from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
+from tests.property.transport_mutants import TRANSPORT_MUTANTS
 from tests.property.wire_mutants import WIRE_MUTANTS
 
 CLIENT: Final = "netloader/fsm/client.py"
@@ -50,6 +51,7 @@ REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\
 
 MUTANTS: Final[dict[str, Mutant]] = {
     **FETCH_MUTANTS,
+    **TRANSPORT_MUTANTS,
     **WIRE_MUTANTS,
     **STORE_MUTANTS,
     **PUBLISHED_MUTANTS,
