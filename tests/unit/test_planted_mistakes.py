@@ -105,7 +105,7 @@ def test_an_effect_forgotten_in_the_driver_is_caught(copy: Path) -> None:
         pytest.param(
             r"row\(L, ConnectFailed, +F, _give_up\)",
             'row(L, ConnectFailed, "FALLBACK", _give_up)',
-            r'Argument 3 to "row" has incompatible type "str"; expected "State"',
+            r'Argument 3 to "row" has incompatible type "str"; expected "Enum"',
             id="a string where a state belongs",
         ),
         pytest.param(
