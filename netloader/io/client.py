@@ -148,7 +148,7 @@ def prepare(
         manifest=weights.manifest,
         layouts=options.layouts,
         transports=options.transports or suited(weights.device.type, options.logger),
-        digests=tuple(ALGORITHMS),
+        digest_algorithms=tuple(ALGORITHMS),
         lanes=options.lanes,
         token=options.token,
     )
@@ -311,7 +311,7 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
     `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
     """
     stop = Stop(options.cancel, options.timeout_s)
-    spec = FetchSpec(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
+    spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.token)
     silent: list[Attempt] = []
     for number, endpoint in enumerate(sources):
         fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "describe"}

@@ -87,7 +87,9 @@ class Ledger:
 
     def follow(self, offer: Offer) -> "Intake":
         """Take an offer: keep what was verified against the same digests, else start over."""
-        held = self.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
+        held = self.progress.continued(
+            offer.digest_algorithm, offer.segment_bytes, offer.segment_digests
+        )
         segments = segments_of(self.weights.manifest, offer.segment_bytes)
         if not held.verified:
             self.weights.restart()
@@ -116,8 +118,10 @@ class Intake:
 
     def expect(self, segment: Segment, hashing_threads: int = 1) -> "SegmentWriter":
         """Where the bytes of one segment go."""
-        hasher = ALGORITHMS[self.offer.digest](hashing_threads)
-        return SegmentWriter(self.ledger, segment, hasher, self.offer.digests[segment.index])
+        hasher = ALGORITHMS[self.offer.digest_algorithm](hashing_threads)
+        return SegmentWriter(
+            self.ledger, segment, hasher, self.offer.segment_digests[segment.index]
+        )
 
 
 class SegmentWriter:
