@@ -112,6 +112,9 @@ patiently() {
 }
 endef
 
+# Tests of these folders do not measure time or memory of a whole machine, so they may share it.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
+
 ##@ For everyone
 
 .PHONY: demo
@@ -128,8 +131,11 @@ test: lint $(MEDIA)/.installed  ## all checks, then all tests with their coverag
 	[ -n "$$skipped" ] || $(MAKE) test-npu
 	no_ascend=$${skipped:-$$(why_no_ascend)}
 	[ -n "$$no_ascend" ] || $(MAKE) test-ascend
-	say "pytest"
-	$(PY) -m pytest --cov --cov-append --cov-report=term-missing:skip-covered
+	say "pytest tests/unit tests/property tests/fuzz, some files at a time"
+	$(PY) -m pytest tests/unit tests/property tests/fuzz $(SIDE_BY_SIDE) \
+	    --cov --cov-append --cov-report= --cov-fail-under=0
+	say "pytest tests/e2e"
+	$(PY) -m pytest tests/e2e --cov --cov-append --cov-report=term-missing:skip-covered
 	[ -z "$$skipped" ] || echo "test-npu skipped: $$skipped"
 	[ -z "$$no_ascend" ] || echo "test-ascend skipped: $$no_ascend"
 
@@ -208,7 +214,7 @@ test-pythons:  ## unit and property tests, without vLLM, on each Python we suppo
 plain-suite: $(READY)
 	@$(SHELL_TOOLS)
 	say "pytest tests/unit tests/property in $(VENV), $$($(PY) --version), without vLLM"
-	$(PY) -m pytest -q tests/unit tests/property --ignore tests/unit/vllm_plugin \
+	$(PY) -m pytest -q tests/unit tests/property $(SIDE_BY_SIDE) --ignore tests/unit/vllm_plugin \
 	    --ignore tests/property/test_mutants.py
 
 .PHONY: test-ascend

@@ -1,7 +1,7 @@
 """Write the generated parts of the docs, or check that they are fresh.
 
-`python docs/generate.py` writes docs/states.md whole and the tables between `<!-- generated: X -->`
-and `<!-- end -->` of the other pages; with `--check` it only compares.
+`python docs/generate.py` writes docs/protocol/states.md whole and the tables between
+`<!-- generated: X -->` and `<!-- end -->` of the other pages; with `--check` it only compares.
 """
 
 import re
@@ -13,12 +13,15 @@ from netloader.log import render_catalogue
 from netloader.vllm_plugin.settings import render_fields
 
 HERE = Path(__file__).parent
-PARTS = {"fields": ("vllm.md", render_fields), "events": ("operations.md", render_catalogue)}
+PARTS = {
+    "fields": ("operate/vllm.md", render_fields),
+    "events": ("operate/operations.md", render_catalogue),
+}
 
 
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
-    wanted = {HERE / "states.md": page()}
+    wanted = {HERE / "protocol" / "states.md": page()}
     for name, (file, render) in PARTS.items():
         path = HERE / file
         marks = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)

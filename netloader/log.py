@@ -97,7 +97,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.driver.error": _error("A bug of netloader itself, with its stack."),
     }
 )
-"""Every event there is. No line outside this table; docs/operations.md is rendered from it."""
+"""Every event that is logged. docs/operate/operations.md is generated from this table."""
 
 REDACTED: Final = str(Secret(""))
 MAX_CHARS: Final = 500

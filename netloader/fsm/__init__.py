@@ -1,7 +1,7 @@
 """Two protocol machines and everything they speak of. Pure: no byte, socket, clock or thread.
 
 Feed a `ClientSession` or `ServerSession` one event at a time with `step(event, now)` and perform
-the effects of the answer, in order, before the next event. docs/embedding.md shows the loop.
+the effects of the answer, in order, before the next event. docs/embed/driver.md shows the loop.
 """
 
 from netloader.fsm.client import ClientSession, FetchSpec

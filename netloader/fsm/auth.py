@@ -3,7 +3,7 @@
 Four messages carry a `mac`: the server's challenge, offer and description, and the client's proof.
 Each `mac` covers the whole client hello, the server's nonce and every other field of its message.
 An attacker on the path can therefore neither change one of these messages nor replay it in another
-session. docs/protocol.md shows the bytes.
+session. docs/protocol/conversation.md shows the bytes.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What the two sides say to each other. Law: plain data; bytes are wire/frames's matter.
 
 A message received is an event of the machine that receives it, so these classes appear in the
-tables. docs/protocol.md describes the conversation.
+tables. docs/protocol/conversation.md describes the conversation.
 """
 
 from collections.abc import Mapping

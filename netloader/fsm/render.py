@@ -1,7 +1,7 @@
-"""Tables to Mermaid and Markdown. Law: docs show what the tables say, or the check fails.
+"""Render the transition tables as Mermaid diagrams and Markdown tables.
 
-`python -m netloader.fsm.render docs/` writes docs/states.md; with `--check` it writes nothing and
-answers with exit status 1 when the file is stale.
+`python -m netloader.fsm.render FOLDER` writes states.md into a folder, docs/protocol by default.
+With `--check` it writes nothing, and exits with status 1 when the file differs from the tables.
 """
 
 import sys
@@ -12,8 +12,7 @@ from typing import Any
 from netloader.fsm import client, server
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import violation
-from netloader.fsm.states import ENDS, INITIAL, State
-from netloader.fsm.table import Row, Table, absorb
+from netloader.fsm.table import SESSIONS, Alphabet, Row, Table, absorb
 
 FILE = "states.md"
 TOTAL = """Any peer event that a table does not name in a living state is a violation: the session
@@ -25,17 +24,16 @@ def hand_written(table: Table[Any]) -> list[Row[Any]]:
     return [r for r in table if r.do is not absorb and not (r.do is violation and r.when is None)]
 
 
-def to_mermaid(table: Table[Any]) -> str:
+def to_mermaid(table: Table[Any], of: Alphabet = SESSIONS) -> str:
     """A Mermaid state diagram; one arrow per pair of states, labelled with its events."""
-    arrows: dict[tuple[State, State], dict[str, None]] = {}
+    arrows: dict[tuple[str, str], dict[str, None]] = {}
     for r in hand_written(table):
-        arrows.setdefault((r.source, r.dest), {})[r.on.__name__] = None
-    lines = ["stateDiagram-v2", f"    [*] --> {INITIAL.name}"]
+        arrows.setdefault((r.source.name, r.dest.name), {})[r.on.__name__] = None
+    lines = ["stateDiagram-v2", f"    [*] --> {of.initial.name}"]
     lines += [
-        f"    {source.name} --> {dest.name}: {', '.join(events)}"
-        for (source, dest), events in arrows.items()
+        f"    {source} --> {dest}: {', '.join(events)}" for (source, dest), events in arrows.items()
     ]
-    lines += [f"    {state.name} --> [*]" for state in ENDS]
+    lines += [f"    {state.name} --> [*]" for state in of.ends]
     return "\n".join(lines)
 
 
@@ -53,7 +51,7 @@ def _words(name: str) -> str:
 
 
 def page() -> str:
-    """The whole of docs/states.md."""
+    """The whole of docs/protocol/states.md."""
     parts = [
         "# States",
         "Generated from the tables by `make docs`; do not edit.",
@@ -74,7 +72,7 @@ def main(arguments: Iterable[str]) -> int:
     """Write the page into a folder, or compare it with what is there."""
     words = list(arguments)
     folders = [word for word in words if not word.startswith("-")]
-    target = Path(folders[0] if folders else "docs") / FILE
+    target = Path(folders[0] if folders else "docs/protocol") / FILE
     if "--check" in words:
         fresh = target.exists() and target.read_text() == page()
         return 0 if fresh else 1

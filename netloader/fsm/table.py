@@ -1,21 +1,23 @@
 """Rows, and the machine made of them. Law: the only import of transitions; `Session.step` fires.
 
-One `transitions.Machine` per role is built at import and never learns of a session: a session is
+One `transitions.Machine` per table is built at import and never learns of a session: a session is
 any object with a `state`, handed to `events[name].trigger(session, event)`. Actions run as
 `before` callbacks, so one that raises leaves neither half an outbox nor a new state.
+
+States and events are those of an `Alphabet`. That of sessions is the default.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from transitions import EventData, Machine, MachineError
 
 from netloader.config import Deadlines
 from netloader.errors import LocalProtocolError, TableError
-from netloader.fsm.effects import Effect
-from netloader.fsm.events import EVENTS, PEER_EVENTS, Event
-from netloader.fsm.states import ENDS, INITIAL, LIVING, TERMINAL, State
+from netloader.fsm.events import EVENTS, PEER_EVENTS
+from netloader.fsm.states import ENDS, INITIAL, LIVING, State
 
 Program: TypeAlias = Machine
 """What a table becomes; nobody but this module needs to know whose class it is."""
@@ -23,28 +25,47 @@ Limit: TypeAlias = Callable[[Deadlines, int], float]
 """How many seconds a state may last, given the deadlines and the bytes to move."""
 
 
+@dataclass(frozen=True, slots=True)
+class Alphabet:
+    """The states and events of one kind of machine, and what a table of it must contain.
+
+    `answered` are the events that need a row in every state. `timed` are the states that need a
+    deadline. States in `ends` absorb every event.
+    """
+
+    states: type[Enum]
+    initial: Enum
+    events: tuple[type[Any], ...]
+    answered: tuple[type[Any], ...]
+    timed: tuple[Enum, ...] = ()
+    ends: tuple[Enum, ...] = ()
+
+
+SESSIONS = Alphabet(State, INITIAL, EVENTS, PEER_EVENTS, LIVING, ENDS)
+
+
 class Fired(Protocol):
     """What a session needs so that a table can run on it."""
 
-    state: State
+    state: Any
 
-    def collect(self, row: "Row[Any]", effects: tuple[Effect, ...]) -> None:
+    def collect(self, row: "Row[Any]", effects: tuple[Any, ...]) -> None:
         """Take the effects of the row that fired."""
 
 
 S = TypeVar("S", bound=Fired)
 S_contra = TypeVar("S_contra", bound=Fired, contravariant=True)
-E = TypeVar("E", bound=Event)
+E = TypeVar("E")
 
 
 @dataclass(frozen=True, slots=True)
 class Row(Generic[S_contra]):
     """In `source`, on `on`, if `when`, go to `dest` and `do`."""
 
-    source: State
+    source: Enum
     on: type[Any]
-    dest: State
-    do: Callable[[S_contra, Any], Iterable[Effect]]
+    dest: Enum
+    do: Callable[[S_contra, Any], Iterable[Any]]
     when: Callable[[S_contra, Any], bool] | None = None
 
     @property
@@ -62,10 +83,10 @@ Table: TypeAlias = tuple[Row[S], ...]
 
 
 def row(
-    source: State,
+    source: Enum,
     on: type[E],
-    dest: State,
-    do: Callable[[S, E], Iterable[Effect]],
+    dest: Enum,
+    do: Callable[[S, E], Iterable[Any]],
     when: Callable[[S, E], bool] | None = None,
 ) -> Row[S]:
     """One row; ties the event's type to its action and guard so that mypy sees a wrong pair."""
@@ -73,20 +94,20 @@ def row(
 
 
 def every(
-    states: Iterable[State], on: type[E], dest: State, do: Callable[[S, E], Iterable[Effect]]
+    states: Iterable[Enum], on: type[E], dest: Enum, do: Callable[[S, E], Iterable[Any]]
 ) -> Table[S]:
     """The same row in several states."""
     return tuple(row(state, on, dest, do) for state in states)
 
 
-def absorb(session: Fired, event: Event) -> Iterable[Effect]:
+def absorb(session: Fired, event: object) -> Iterable[Any]:
     """The verdict is out: nothing changes, nothing is said."""
     del session, event
     return ()
 
 
-def complete(rows: Table[S], violation: Callable[[S, Any], Iterable[Effect]]) -> Table[S]:
-    """Make a table total.
+def complete(rows: Table[S], violation: Callable[[S, Any], Iterable[Any]]) -> Table[S]:
+    """Make a table of sessions total.
 
     Any peer event without a last word in a living state is a violation and ends the session;
     terminal states absorb everything.
@@ -102,34 +123,34 @@ def complete(rows: Table[S], violation: Callable[[S, Any], Iterable[Effect]]) ->
     return (*rows, *violations, *absorbing)
 
 
-def check(table: Table[S], limits: Mapping[State, Limit]) -> None:
-    """Refuse a wrong table at import.
+def check(table: Table[S], limits: Mapping[State, Limit], of: Alphabet = SESSIONS) -> None:
+    """Refuse a wrong table at import. `limits` are the deadlines of its states.
 
     Raises:
         TableError: every structural mistake found, in one message.
 
     """
     problems = [
-        *_bad_rows(table),
-        *_bad_order(table),
-        *(f"{s.name} cannot be reached" for s in State if s not in _reachable(table)),
-        *(f"{s.name} has no deadline" for s in LIVING if s not in limits),
-        *(f"{s.name} is terminal but has a deadline" for s in limits if s in TERMINAL),
+        *_bad_rows(table, of),
+        *_bad_order(table, of),
+        *(f"{s.name} cannot be reached" for s in of.states if s not in _reachable(table, of)),
+        *(f"{s.name} has no deadline" for s in of.timed if s not in limits),
+        *(f"{s.name} is terminal but has a deadline" for s in limits if s in of.ends),
     ]
     if problems:
         raise TableError("; ".join(problems))
 
 
-def _bad_rows(table: Table[S]) -> Iterable[str]:
+def _bad_rows(table: Table[S], of: Alphabet) -> Iterable[str]:
     for r in table:
-        if r.on not in EVENTS:
+        if r.on not in of.events:
             yield f"{r.on.__name__} is not an event"
-        if r.source in TERMINAL and (r.dest is not r.source or r.do is not absorb):
+        if r.source in of.ends and (r.dest is not r.source or r.do is not absorb):
             yield f"{r.source.name} must absorb {r.on.__name__}"
 
 
-def _bad_order(table: Table[S]) -> Iterable[str]:
-    groups: dict[tuple[State, type[Event]], list[Row[S]]] = {}
+def _bad_order(table: Table[S], of: Alphabet) -> Iterable[str]:
+    groups: dict[tuple[Enum, type[Any]], list[Row[S]]] = {}
     for r in table:
         groups.setdefault((r.source, r.on), []).append(r)
     for (source, on), rows in groups.items():
@@ -140,26 +161,26 @@ def _bad_order(table: Table[S]) -> Iterable[str]:
             yield f"{source.name} has a row after its last word on {on.__name__}"
         elif guards[-1] is not None:
             yield f"{source.name} has no last word on {on.__name__}"
-    for state in State:
-        for on in EVENTS if state in TERMINAL else PEER_EVENTS:
+    for state in of.states:
+        for on in of.events if state in of.ends else of.answered:
             if (state, on) not in groups:
                 yield f"{state.name} has no answer to {on.__name__}"
 
 
-def _reachable(table: Table[S]) -> set[State]:
-    seen, edge = {INITIAL}, {INITIAL}
+def _reachable(table: Table[S], of: Alphabet) -> set[Enum]:
+    seen, edge = {of.initial}, {of.initial}
     while edge:
         edge = {r.dest for r in table if r.source in edge} - seen
         seen |= edge
     return seen
 
 
-def build(table: Table[S]) -> Program:
-    """Make the `transitions` machine of one role; it holds no model and no queue."""
+def build(table: Table[S], of: Alphabet = SESSIONS) -> Program:
+    """Make the `transitions` machine of one table; it holds no model and no queue."""
     return Machine(
         model=None,
-        states=State,
-        initial=INITIAL,
+        states=of.states,
+        initial=of.initial,
         auto_transitions=False,
         send_event=True,
         transitions=[_transition(r) for r in table],
@@ -190,7 +211,7 @@ def _parts(data: EventData) -> tuple[Any, Any]:
     return data.model, event
 
 
-def fire(machine: Program, session: Fired, event: Event) -> None:
+def fire(machine: Program, session: Fired, event: object) -> None:
     """Run one event on one session.
 
     Raises:

@@ -10,7 +10,7 @@ test chooses happens again the same way:
         world.do(choices[0])                # deliver some bytes, finish some work
     assert world.client_session.state is State.DONE
 
-After every call the laws of docs/testing.md are checked; a broken one raises LawError.
+After every call the laws of docs/contribute/testing.md are checked; a broken one raises LawError.
 """
 
 from netloader.testing.fabric import Holding

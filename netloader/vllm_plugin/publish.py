@@ -37,7 +37,9 @@ from netloader.vllm_plugin.vigil import NotOnOfferError, Vigil
 EVICT_S = 10.0
 """How long a change of the weights waits, beyond the stall deadline, for clients to be gone."""
 RESTART = "reload the weights from a checkpoint, or restart this instance, to serve again"
-ANNOUNCE = "change weights with vLLM's reload_weights or its update methods, as docs/vllm.md says"
+ANNOUNCE = (
+    "change weights with vLLM's reload_weights or its update methods, as docs/operate/vllm.md says"
+)
 
 
 class Shop:

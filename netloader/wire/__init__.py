@@ -1,7 +1,7 @@
 """Bytes in, bytes out: the protocol without a socket, a thread, a clock or a tensor.
 
 `Connection` is one control conversation, `Acceptor` decides what a new connection to a server is.
-docs/embedding.md shows a driver for them.
+docs/embed/driver.md shows a driver for them.
 """
 
 from netloader.wire.acceptor import Acceptor, Control, Decision, Refusal

@@ -1,7 +1,7 @@
 """One control conversation as bytes in, bytes out. Law: no socket, thread or clock; time is given.
 
 A driver moves bytes between its socket and a `Connection`, and carries out the tasks that come out
-of it. docs/embedding.md has a whole driver.
+of it. docs/embed/driver.md has a whole driver.
 """
 
 from collections.abc import Callable

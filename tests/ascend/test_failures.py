@@ -10,7 +10,7 @@ PROCESSED = {"LAYOUT": "processed"}
 COMPILED = {"enforce_eager": False}
 """With compilation on, vLLM registers a hook of the whole process for each model."""
 STAGING_MIB = 64
-"""What a client's transport keeps for good when a transfer has failed; see docs/ascend.md."""
+"""What a client keeps for good when a transfer has failed; see docs/operate/ascend.md."""
 
 
 def test_fallback_in_the_middle(cast: Cast, tmp_path: Path) -> None:

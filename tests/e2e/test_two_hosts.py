@@ -185,7 +185,7 @@ def test_tcp_needs_nothing_but_the_servers_port(stack: ExitStack) -> None:
 
 
 def test_gloo_needs_ports_of_its_own_and_says_so_within_its_deadlines(stack: ExitStack) -> None:
-    # docs/protocol.md promises no more: gloo dials between the hosts as it likes.
+    # docs/protocol/conversation.md promises no more: gloo dials between the hosts as it likes.
     site = Site(stack, "gloo")
     site.far.answers_only_on(Endpoint.parse(site.endpoint).port)
     outcome = site.client(site.endpoint, site.spare()).hear()

@@ -1,7 +1,8 @@
 """What is promised to any bytes at all. A target takes bytes; it raises when a promise is broken.
 
 It answers with landmarks: in words, what the bytes reached. Whoever searches for more inputs keeps
-those that reach something new. docs/fuzzing.md shows how the bytes of a target are written down.
+those that reach something new. docs/contribute/fuzzing.md shows how the bytes of a target are
+written down.
 """
 
 import re

@@ -14,6 +14,7 @@ from typing import Final
 
 from tests.planting import copied, planted
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
+from tests.property.template import Template
 from tests.property.wire_mutants import WIRE_MUTANTS
 
 CLIENT: Final = "netloader/fsm/client.py"
@@ -273,43 +274,32 @@ COPIED: Final = (
 )
 
 
-def run(copy: Path, *command: str) -> str:
-    """What a command says in a copy."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy), "HYPOTHESIS_PROFILE": "quick"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    return done.stdout + done.stderr
-
-
-def caught(layer: str, copy: Path) -> str:
+def caught(layer: str, copy: Path, template: Template) -> str:
     """What a layer finds wrong in a copy: the name of a test, or "" for nothing."""
     if not LAYERS[layer]:
-        return "TableError" if "TableError" in run(copy, "-c", "import netloader.fsm") else ""
-    said = run(copy, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *LAYERS[layer])
+        command = [sys.executable, "-c", "import netloader.fsm"]
+        env = {**os.environ, "PYTHONPATH": str(copy)}
+        done = subprocess.run(command, cwd=copy, env=env, capture_output=True, check=False)
+        return "TableError" if b"TableError" in done.stderr else ""
+    said = template.pytest(copy, ("-q", "-x", "-p", "no:cacheprovider", *LAYERS[layer]))
     if found := re.search(r"^(?:FAILED|ERROR) \S+?::(\w+)", said, re.MULTILINE):
         return found[1]
     assert " passed in " in said, said
     return ""
 
 
-def planted_in(folder: Path, name: str, *layers: str) -> str:
+def planted_in(folder: Path, name: str, template: Template, *layers: str) -> str:
     """Which of some layers is the first to catch a mutant, and with which test; "" for none."""
     copy = copied(folder, *COPIED)
     for file in ("conftest.py", "planting.py"):
         (copy / "tests" / file).write_bytes((Path(__file__).parents[1] / file).read_bytes())
     _, *planting = MUTANTS[name]
     with planted(copy, *planting):
-        found = ((layer, caught(layer, copy)) for layer in layers)
+        found = ((layer, caught(layer, copy, template)) for layer in layers)
         return next((f"{layer}: {test}" for layer, test in found if test), "")
 
 
 if __name__ == "__main__":
     for wanted in [n for n in MUTANTS if all(word in n for word in sys.argv[1:])]:
-        with tempfile.TemporaryDirectory() as place:
-            print(f"{wanted} <- {planted_in(Path(place), wanted, *LAYERS)}", flush=True)
+        with tempfile.TemporaryDirectory() as place, Template() as ready:
+            print(f"{wanted} <- {planted_in(Path(place), wanted, ready, *LAYERS)}", flush=True)

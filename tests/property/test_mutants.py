@@ -1,6 +1,8 @@
 """The suite is itself tested: the layer that is said to catch a seeded bug does."""
 
+import contextlib
 import os
+import queue
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,17 +10,30 @@ import pytest
 
 from tests.property.layers import LAYERS
 from tests.property.mutants import MUTANTS, planted_in
+from tests.property.template import Template
 
 pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
 def killers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the layer of each mutant found, two mutants at a time."""
-    folders = [tmp_path_factory.mktemp("mutant") for _ in MUTANTS]
-    layers = [mutant.layer for mutant in MUTANTS.values()]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(MUTANTS, pool.map(planted_in, folders, MUTANTS, layers), strict=True))
+    """What the layer of each mutant found, as many mutants at a time as there are cores."""
+    found: dict[str, str] = {}
+    left = queue.SimpleQueue[str]()
+    for name in MUTANTS:
+        left.put(name)
+
+    def work() -> None:
+        with Template() as template, contextlib.suppress(queue.Empty):
+            while True:
+                name = left.get_nowait()
+                folder = tmp_path_factory.mktemp("mutant")
+                found[name] = planted_in(folder, name, template, MUTANTS[name].layer)
+
+    with ThreadPoolExecutor() as pool:
+        for worker in [pool.submit(work) for _ in range(os.cpu_count() or 1)]:
+            worker.result()
+    return found
 
 
 @pytest.mark.parametrize("name", MUTANTS)

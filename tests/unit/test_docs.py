@@ -1,18 +1,39 @@
-"""The docs say what the code says: generated parts are fresh, examples run, links lead on."""
+"""The docs say what the code says: generated parts are current, examples run, links resolve."""
 
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+LOOSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [
+    *LOOSE,
+    *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "tests").rglob("README.md")),
+]
+LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
+
+
+def run(code: str) -> str:
+    """What a program prints that must end well, with every warning an error."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def examples(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def test_generated_parts_are_fresh() -> None:
-    script = ROOT / "docs" / "generate.py"
+    script = DOCS / "generate.py"
     done = subprocess.run(
         [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
     )
@@ -20,39 +41,67 @@ def test_generated_parts_are_fresh() -> None:
 
 
 def test_the_embedding_examples_run() -> None:
-    page = (ROOT / "docs" / "embedding.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    blocks = examples(DOCS / "embed" / "guide.md")
     lines = [
         line
-        for line in examples[0].splitlines()
+        for line in blocks[0].splitlines()
         if line.strip() and not line.startswith(("import", "from"))
     ]
     assert len(lines) <= 30
-    code = "\n".join(examples)  # in the order of the page: later ones use what earlier ones define
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "True verified" in done.stdout
-    assert "unreachable" in done.stdout
+    said = run("\n".join(blocks))  # in the order of the page: later ones use earlier names
+    assert "True verified" in said
+    assert "unreachable" in said
 
 
 def test_the_example_of_the_simulated_world_runs() -> None:
-    example = re.search(
-        r"```python\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL
-    )
-    assert example is not None
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example[1]],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(examples(DOCS / "contribute" / "testing.md")[0])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@cache
+def anchors(page: Path) -> set[str]:
+    """The fragments that GitHub gives the headings of a page."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ +(.*?) *$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken(page: Path) -> list[str]:
+    """The relative links of a page that lead to no file, or to no heading of one."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    found = []
+    for link in LINK.findall(prose):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        path, _, fragment = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (fragment and fragment not in anchors(target)):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+\.md)[^)]*\)", page.read_text())
-    missing = [target for target in targets if not (page.parent / target).exists()]
-    assert not missing
+    assert not broken(page)
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "there.md").write_text("# Two words, and `code`\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](there.md) [b](there.md#two-words-and-code) [c](https://example.org/x.md)\n"
+        "[d](gone.md) [e](there.md#gone) [f](#nowhere)\n```\n[g](in_code.md)\n```\n"
+    )
+    assert broken(page) == ["gone.md", "there.md#gone", "#nowhere"]
+
+
+def test_files_that_name_a_page_name_one_that_exists() -> None:
+    """Also in comments and docstrings, which are no links."""
+    sources = [path for room in ("netloader", "tests") for path in (ROOT / room).rglob("*.py")]
+    named = [
+        (str(source.relative_to(ROOT)), page)
+        for source in [*sources, ROOT / "Makefile", *PAGES]
+        if source.name != "CHANGELOG.md"
+        for page in re.findall(r"(?<![\w/])docs/[\w/-]+\.md", source.read_text())
+    ]
+    assert len(named) > 20
+    assert [entry for entry in named if not (ROOT / entry[1]).exists()] == []

@@ -1,4 +1,4 @@
-"""The driver in docs/embedding.md is a whole one: in the simulated world, and on real sockets."""
+"""The driver in docs/embed/driver.md is complete: in the simulated world, and on real sockets."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.property.world import (
 )
 from tests.unit.io.helpers import FAST, IDENTITY, contents, serving, zoo
 
-PAGE = Path(__file__).parents[2] / "docs" / "embedding.md"
+PAGE = Path(__file__).parents[2] / "docs" / "embed" / "driver.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 (SOURCE,) = (block for block in BLOCKS if "class Driver" in block)
 PAIRS = {"plain": (WISH, OFFERING), "token": (SECURED, GUARDED), "curious": (CURIOUS, OFFERING)}

@@ -1,4 +1,4 @@
-"""docs/states.md: what the tables say, or the check fails."""
+"""docs/protocol/states.md: what the tables say, or the check fails."""
 
 import re
 import runpy
@@ -26,8 +26,8 @@ def docs(tmp_path: Path) -> Path:
 def test_the_page_in_the_repository_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
 
-    assert main(["--check", "docs"]) == 0
-    assert main(["--check"]) == 0, "docs is the usual folder"
+    assert main(["--check", "docs/protocol"]) == 0
+    assert main(["--check"]) == 0, "docs/protocol is the default"
 
 
 def test_a_page_just_written_is_fresh(docs: Path) -> None:

@@ -271,7 +271,7 @@ def test_what_is_no_event_at_all_is_the_drivers_bug() -> None:
         pass
 
     with pytest.raises(LocalProtocolError, match="Surprise cannot happen in LISTEN"):
-        fire(MACHINE, Toy(), Surprise())  # type: ignore[arg-type]  # the bug of this test
+        fire(MACHINE, Toy(), Surprise())  # the bug of this test
 
 
 def test_an_event_that_no_guard_lets_through_is_the_drivers_bug() -> None:

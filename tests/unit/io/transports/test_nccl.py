@@ -2,7 +2,7 @@
 
 A SIMULATOR stands for torch's ProcessGroupNCCL, which this build of torch does not have: it has the
 names and the behaviour that the transport relies on, and moves bytes of the CPU over gloo. What
-only a GPU can tell is listed in docs/ascend-dev.md.
+only a GPU can tell is listed in docs/contribute/ascend-dev.md.
 """
 
 import gc
