@@ -16,7 +16,7 @@ from netloader.fsm.identity import Identity
 from netloader.io.listener import Listener, bind
 from netloader.io.published import Catalog
 from netloader.io.server import ServerOptions, publish
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 
 HOST: Final = "127.0.0.1"
 TIMEOUT: Final = timedelta(seconds=60)
@@ -47,7 +47,7 @@ def bare_gloo(store: Store, rank: int, name: str) -> Any:
 
 def catalog_of(model: Llama) -> Catalog:
     """A model on offer, its digests sealed."""
-    published = publish(Weights.of(model), Identity(IDENTITY), ServerOptions(max_clients=1))
+    published = publish(ModuleStore.of(model), Identity(IDENTITY), ServerOptions(max_clients=1))
     published.seal()
     return Catalog((published,))
 

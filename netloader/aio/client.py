@@ -17,11 +17,11 @@ from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation
 from netloader.io.outcome import Outcome
 from netloader.io.stopping import Stop
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 
 
 async def fill(
-    model: nn.Module | Weights,
+    model: nn.Module | ModuleStore,
     sources: Sequence[Endpoint | str] | Endpoint | str,
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None = None,

@@ -9,7 +9,7 @@ from torch import nn
 from netloader.config import Endpoint, check_type, shown
 from netloader.fsm.identity import ROLE, Identity
 from netloader.io import transports
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 
 
 def module_of(model: object) -> nn.Module:
@@ -23,14 +23,14 @@ def module_of(model: object) -> nn.Module:
     return module  # type: ignore[no-any-return]
 
 
-def weights_of(model: nn.Module | Weights) -> Weights:
+def weights_of(model: nn.Module | ModuleStore) -> ModuleStore:
     """All that a model is seen to hold.
 
     Raises:
         TypeError: it is no model.
         WeightsError: some of it cannot travel.
     """
-    return model if isinstance(model, Weights) else Weights.of(module_of(model))
+    return model if isinstance(model, ModuleStore) else ModuleStore.of(module_of(model))
 
 
 def _module_remedy(model: object) -> str:

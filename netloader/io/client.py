@@ -37,14 +37,14 @@ from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.cores import cores
 from netloader.io.dialing import Dialer
-from netloader.io.digests import ALGORITHMS
-from netloader.io.intake import Ledger, Report
 from netloader.io.observe import Observer
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.stopping import CancelToken, Stop
+from netloader.io.store.digests import ALGORITHMS
+from netloader.io.store.ledger import Ledger, Report
+from netloader.io.store.module import ModuleStore
 from netloader.io.transports import suited
 from netloader.io.transports.tcp import TCP
-from netloader.io.weights import Weights
 from netloader.io.worker import ClientWorker, IdleWorker
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
@@ -99,7 +99,7 @@ class ClientOptions:
 
 
 def fill(
-    model: nn.Module | Weights,
+    model: nn.Module | ModuleStore,
     sources: Sequence[Endpoint | str] | Endpoint | str,
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None = None,
@@ -122,7 +122,7 @@ def fill(
 
 
 def prepare(
-    model: nn.Module | Weights,
+    model: nn.Module | ModuleStore,
     sources: Sequence[Endpoint | str] | Endpoint | str,
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None,

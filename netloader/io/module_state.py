@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from netloader.errors import WeightsError
-from netloader.io.digests import ALGORITHMS, digest_of
 from netloader.io.hidden import Found, dotted, look
 from netloader.io.memory import memory_of
+from netloader.io.store.digests import ALGORITHMS, digest_of
 from netloader.io.tensors import Named
 from netloader.io.values import NotPlainError, decode, dtype_of, encode
 

@@ -19,10 +19,10 @@ from netloader.fsm.server import CatalogEntry
 from netloader.io.background import BACKGROUND, in_background
 from netloader.io.clock import monotonic
 from netloader.io.cores import cores
-from netloader.io.digests import digests_of
 from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
-from netloader.io.weights import Weights
+from netloader.io.store.base import Store
+from netloader.io.store.digests import digests_of
 from netloader.log import Logger
 
 SHOWN_NAMES = 5
@@ -78,7 +78,7 @@ class PublishedModel:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: Store,
         entry: CatalogEntry,
         max_clients: int,
         usage: Usage | None = None,
@@ -334,7 +334,7 @@ def _by_role(published_models: Iterable[PublishedModel]) -> tuple[PublishedModel
 
 
 def segment_digests(
-    weights: Weights, segments: Sequence[Segment], algorithm: str, workers: int
+    weights: Store, segments: Sequence[Segment], algorithm: str, workers: int
 ) -> tuple[str, ...]:
     """The digest of every segment of some weights, hashing `workers` segments at a time."""
     readers = [partial(weights.views, segment) for segment in segments]

@@ -14,12 +14,12 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES
 from netloader.fsm.server import CatalogEntry
 from netloader.io.arguments import check_transports, identity_of, module_of, texts_by_name
-from netloader.io.digests import ALGORITHMS
 from netloader.io.listener import Listener, bind
 from netloader.io.published import Catalog, PublishedModel, Usage, withdraw_only
+from netloader.io.store.digests import ALGORITHMS
+from netloader.io.store.module import ModuleStore
 from netloader.io.transports import suited
 from netloader.io.watch import ModuleUsage
-from netloader.io.weights import Weights
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
 
@@ -57,7 +57,7 @@ class ServerOptions:
 
 
 def publish(
-    weights: Weights,
+    weights: ModuleStore,
     identity: Identity,
     options: ServerOptions,
     usage: Usage | None = None,
@@ -102,7 +102,7 @@ class _Model:
 
     def publish(self) -> PublishedModel:
         """Publish what the module holds now."""
-        weights = Weights.of(self.module)
+        weights = ModuleStore.of(self.module)
         usage = ModuleUsage(weights.state) if weights.state else None
         return publish(weights, self.identity, self.options, usage, self.renew)
 

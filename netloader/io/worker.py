@@ -22,9 +22,9 @@ from netloader.fsm.events import (
 from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
-from netloader.io.intake import Intake, Ledger
 from netloader.io.published import PublishedModel
 from netloader.io.settling import settle
+from netloader.io.store.ledger import Intake, Ledger
 from netloader.io.transports import (
     BusyError,
     Inlet,

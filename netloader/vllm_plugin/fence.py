@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from netloader.io.weights import Weights, WeightsError
+from netloader.io.store.module import ModuleStore, WeightsError
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, publish, warmup
 from netloader.vllm_plugin.goods import KNOWN_S, Changed, watched
@@ -88,11 +88,11 @@ class _Change:
         for role, changed in self.seen.items():
             self._settle(role, changed, partial(self.shop.renew, role))
 
-    def _resume(self, role: str, weights: Weights) -> None:
+    def _resume(self, role: str, weights: ModuleStore) -> None:
         del weights  # those on offer before: their digests are known
         self.shop.resume(role)
 
-    def _settle(self, role: str, changed: Changed, offer: Callable[[Weights], None]) -> None:
+    def _settle(self, role: str, changed: Changed, offer: Callable[[ModuleStore], None]) -> None:
         goods = self.shop.goods(role)
         if goods is None:
             return

@@ -21,7 +21,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from vllm.config import ModelConfig
 
-from netloader.io.digests import digest_of
+from netloader.io.store.digests import digest_of
 from netloader.vllm_plugin.fingerprint import is_weights, sample_of, subfolders
 
 MAX_FILES = 256

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
-from netloader.io.weights import Named, Weights, WeightsError
+from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.layout import Kept, layer_at, uses
 from netloader.vllm_plugin.look import Part
@@ -41,8 +41,8 @@ class Goods:
     layout: str
     identity: Callable[[], Identity]
     facts: Mapping[str, str]
-    weights: Weights
-    renew: Callable[["Changed"], Weights]
+    weights: ModuleStore
+    renew: Callable[["Changed"], ModuleStore]
     """The same tensors after a change of the model; WeightsError when they cannot be had."""
     witness: Witness
     """Tells whether the engine still uses what is on offer."""
@@ -86,7 +86,7 @@ class Originals:
         places = ((n, layer_at(model, n)) for n in self._tensors if n not in kept.detached)
         self._places = {n: weakref.ref(layer) for n, layer in places if layer is not None}
 
-    def renew(self, changed: Changed) -> Weights:
+    def renew(self, changed: Changed) -> ModuleStore:
         """Raw weights after a change, which are offered from now on.
 
         Raises:
@@ -205,7 +205,7 @@ def _rebuilds(owner: nn.Module) -> bool:
 
 def renew_processed(
     collect: Callable[[], list[Named]], manifest: Manifest, witness: Witness, changed: Changed
-) -> Weights:
+) -> ModuleStore:
     """Processed weights after a change: collected again.
 
     Raises:
@@ -217,8 +217,8 @@ def renew_processed(
     return weights
 
 
-def _same(named: list[Named], manifest: Manifest) -> Weights:
-    weights = Weights(named)
+def _same(named: list[Named], manifest: Manifest) -> ModuleStore:
+    weights = ModuleStore(named)
     difference = manifest.difference(weights.manifest)
     if difference is not None:
         raise WeightsError(f"the model was changed in more than its bytes: {difference}")

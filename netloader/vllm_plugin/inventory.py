@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from netloader.io.digests import ALGORITHMS, digest_of
 from netloader.io.hidden import attributes_of
 from netloader.io.memory import memory_of
+from netloader.io.store.digests import ALGORITHMS, digest_of
 from netloader.vllm_plugin.reach import (
     SETTINGS,
     Kind,

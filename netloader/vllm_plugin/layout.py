@@ -15,9 +15,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from netloader.fsm.manifest import Manifest, segments_of
 from netloader.io.cores import cores
-from netloader.io.digests import ALGORITHMS
 from netloader.io.published import segment_digests
-from netloader.io.weights import Named, Weights, WeightsError
+from netloader.io.store.digests import ALGORITHMS
+from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.settings import CachePolicy, Settings
 
@@ -55,7 +55,7 @@ class Kept:
     """Raw tensors after post-processing, and what it costs to have them."""
 
     named: tuple[Named, ...]
-    weights: Weights
+    weights: ModuleStore
     cached: frozenset[str] = frozenset()
     """Names of the tensors that only we keep alive."""
     cached_bytes: int = 0
@@ -168,7 +168,7 @@ class RawSnapshot:
         known: tuple[str, ...] = (),
         tables: Iterable[Tensor] = (),
     ) -> None:
-        weights = Weights(named)
+        weights = ModuleStore(named)
         self.manifest: Manifest = weights.manifest
         self.digests = known or segment_digests(
             weights,
@@ -192,7 +192,7 @@ class RawSnapshot:
         if gone:
             raise GoneError([held.name for held in gone], [held.setting for held in gone])
         named = [(held.name, tensor) for held, tensor in found if tensor is not None]
-        weights = Weights(named)
+        weights = ModuleStore(named)
         if weights.manifest != self.manifest:
             raise WeightsError("post-processing changed the geometry of raw tensors")
         detached = {n: t for n, t in named if not uses(layer_at(model, n), n, t)}

@@ -19,7 +19,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io.client import Described
 from netloader.io.outcome import Attempt, Outcome
-from netloader.io.weights import Named
+from netloader.io.store.module import Named
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin import (
     LOG_BASE,

@@ -23,7 +23,7 @@ from netloader.errors import ConfigError, NetloaderError, UnsafeError
 from netloader.fsm.identity import Identity
 from netloader.io.client import ClientOptions, Described, describe, fill
 from netloader.io.outcome import Attempt, Outcome
-from netloader.io.weights import Named, Weights, WeightsError
+from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.log import configure_json, emit, get_logger
 from netloader.vllm_plugin import (
     LOG_BASE,
@@ -311,7 +311,7 @@ class NetLoader(BaseModelLoader):
             UnsafeError: an aborted transfer may still write, so nobody may load this model.
         """
         try:
-            weights = Weights(named)
+            weights = ModuleStore(named)
             with display.bar(weights.manifest.nbytes, self._shows_progress(plan.rank)) as report:
                 outcome = fill(
                     weights, plan.sources, identity(), self._options(report, plan.silent)

@@ -17,8 +17,8 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, Progress
-from netloader.io.digests import ALGORITHMS
-from netloader.io.weights import Named, Weights, WeightsError, manifest_of, named_tensors
+from netloader.io.store.digests import ALGORITHMS
+from netloader.io.store.module import ModuleStore, Named, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import (
     LOG_BASE,
@@ -303,7 +303,7 @@ def _processed(
     model: nn.Module, plan: LoadPlan, loaded: Loaded, model_config: ModelConfig
 ) -> Goods:
     named = processed.collect(model)
-    weights = Weights(named)
+    weights = ModuleStore(named)
     witness = Witness(model, named)
     found = weakref.ref(model)  # what is on offer must not keep its model alive
 

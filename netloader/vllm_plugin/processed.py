@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from netloader.fsm.identity import Identity
-from netloader.io.weights import Named, WeightsError
+from netloader.io.store.module import Named, WeightsError
 from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.inventory import Inventory
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import vllm
 from torch import Tensor, nn
 
-from netloader.io.weights import Named, WeightsError, named_tensors
+from netloader.io.store.module import Named, WeightsError, named_tensors
 from netloader.vllm_plugin import inventory, loadstate
 from netloader.vllm_plugin.inventory import MODULE, Inventory, take
 from netloader.vllm_plugin.loadstate import State, inside, outermost

@@ -19,7 +19,7 @@ from netloader.io.device import CPU
 from netloader.io.forks import only_here
 from netloader.io.published import Catalog, PublishedModel
 from netloader.io.server import ServerOptions, publish
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, address, ranks, warmup
 from netloader.vllm_plugin.goods import Goods
@@ -125,7 +125,7 @@ class Shop:
             detail = f"clients still read {timeout_s:g} s after: {why}"
             emit(self._logger, "netloader.driver.error", {"netloader.detail": detail})
 
-    def renew(self, role: str, weights: Weights) -> None:
+    def renew(self, role: str, weights: ModuleStore) -> None:
         """Offer weights that have changed; their digests are computed in the background."""
         with self._guarded(), self._lock:
             goods = self._goods[role] = replace(self._goods[role], weights=weights, digests=())
@@ -230,7 +230,7 @@ class Shop:
             self._catalog.put(successor)
             return goods, successor
 
-    def look(self, goods: Goods, weights: Weights) -> tuple[str, ...]:
+    def look(self, goods: Goods, weights: ModuleStore) -> tuple[str, ...]:
         """The digests of weights that are not on offer yet; none when they are taken away."""
         looked_at = self._published(goods, weights)
         with self._lock:
@@ -298,7 +298,7 @@ class Shop:
         except Exception as error:  # noqa: BLE001 - the engine serves inference without us
             emit(self._logger, "netloader.driver.error", exc_info=error)
 
-    def _published(self, goods: Goods, weights: Weights) -> PublishedModel:
+    def _published(self, goods: Goods, weights: ModuleStore) -> PublishedModel:
         settings = self.settings
         options = ServerOptions(
             transports=settings.transports,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from netloader.fsm.manifest import Manifest, TensorSpec
-from netloader.io.weights import Named
+from netloader.io.store.module import Named
 from netloader.vllm_plugin import inventory
 
 if TYPE_CHECKING:  # plan imports publish, which imports this by way of goods

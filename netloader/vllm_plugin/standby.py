@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import ModelConfig
 
-from netloader.io.weights import Named, WeightsError
+from netloader.io.store.module import Named, WeightsError
 from netloader.vllm_plugin import inventory
 from netloader.vllm_plugin.layout import RawSnapshot
 from netloader.vllm_plugin.load_plan import LoadPlan

@@ -14,7 +14,7 @@ from netloader.errors import NetloaderError
 from netloader.io.background import in_background
 from netloader.io.clock import monotonic
 from netloader.io.published import PublishedModel
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.goods import KNOWN_S, Changed, Goods
@@ -39,7 +39,7 @@ class Owner(Protocol):
     def replace(self, published: PublishedModel, why: str) -> tuple[Goods, PublishedModel | None]:
         """Withdraw, and put something in its place that is not sealed yet."""
 
-    def look(self, goods: Goods, weights: Weights) -> tuple[str, ...]:
+    def look(self, goods: Goods, weights: ModuleStore) -> tuple[str, ...]:
         """The digests of weights that are not on offer yet."""
 
     def confirm(self, goods: Goods, successor: PublishedModel, digests: tuple[str, ...]) -> None:

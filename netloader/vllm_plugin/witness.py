@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from netloader.io.background import in_background
-from netloader.io.weights import Named
+from netloader.io.store.module import Named
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin import LOG_BASE, inventory
 from netloader.vllm_plugin.look import Look, Part, Tables, bare

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from netloader.fsm.reasons import Reason
-from netloader.io import intake as intake_module
-from netloader.io import weights as weights_module
 from netloader.io.chunks import chunks
 from netloader.io.device import CPU, beside, rooms
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign
-from netloader.io.intake import Intake, Ledger, SegmentWriter
 from netloader.io.memory import memory_of
-from netloader.io.weights import Weights, bring
+from netloader.io.store import ledger as ledger_module
+from netloader.io.store import module as store_module
+from netloader.io.store.copies import bring
+from netloader.io.store.ledger import Intake, Ledger, SegmentWriter
+from netloader.io.store.module import ModuleStore
 from tests.npu.models import digest, every_kind, fractal
 from tests.unit.io.helpers import Source
 
@@ -85,11 +86,11 @@ def test_what_is_verified_is_here_whatever_failed(
     build: Callable[[int, torch.device], nn.Module], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = Random(seed)
-    monkeypatch.setattr(weights_module, "assign", fails_at_times(chance, assign))
-    monkeypatch.setattr(intake_module, "bring", fails_at_times(chance, bring))
+    monkeypatch.setattr(store_module, "assign", fails_at_times(chance, assign))
+    monkeypatch.setattr(ledger_module, "bring", fails_at_times(chance, bring))
     models = [build(100 * content, NPU) for content in range(2)]
     target = build(200, NPU)
-    ledger = Ledger(Weights.of(target), lambda *_: None)
+    ledger = Ledger(ModuleStore.of(target), lambda *_: None)
     sources = [Source(model, ledger.total // SEGMENTS) for model in models]
     content = 0
 

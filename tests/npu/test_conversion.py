@@ -9,7 +9,7 @@ from torch import nn
 
 from netloader.fsm.identity import Identity
 from netloader.io.server import ServerOptions, publish
-from netloader.io.weights import Weights, WeightsError
+from netloader.io.store.module import ModuleStore, WeightsError
 from tests.npu.models import MIB, in_fractal_nz, packed
 from tests.npu.simulator import torch_npu
 
@@ -27,7 +27,9 @@ def conversion() -> float:
     torch_npu.npu.empty_cache()
     torch_npu.npu.reset_peak_memory_stats()
     offer = publish(
-        Weights.of(model), Identity({"model": "tiny"}), ServerOptions(segment_bytes=SEGMENT_BYTES)
+        ModuleStore.of(model),
+        Identity({"model": "tiny"}),
+        ServerOptions(segment_bytes=SEGMENT_BYTES),
     )
     offer.seal()
     taken: int = torch_npu.npu.max_memory_allocated() - before
@@ -48,4 +50,4 @@ def test_packed_weights_that_do_not_fill_their_tiles_are_refused_by_name(
     model.register_buffer("experts", packed(torch.zeros(shape, dtype=torch.int8, device="npu")))
 
     with pytest.raises(WeightsError, match="experts is stored as FRACTAL_NZ, which cannot travel"):
-        Weights.of(model)
+        ModuleStore.of(model)

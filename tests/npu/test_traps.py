@@ -241,7 +241,7 @@ TRAPS = (
     ),
     Trap(
         test_no_exception_is_no_proof_that_bytes_are_right,
-        "netloader/io/intake.py",
+        "netloader/io/store/ledger.py",
         r"if self\._hasher\.hexdigest\(\) != self\._digest:",
         "if False:",
     ),

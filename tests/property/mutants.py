@@ -24,7 +24,7 @@ TABLE: Final = "netloader/fsm/table.py"
 MANIFEST: Final = "netloader/fsm/manifest.py"
 IDENTITY: Final = "netloader/fsm/identity.py"
 AUTH: Final = "netloader/fsm/auth.py"
-INTAKE: Final = "netloader/io/intake.py"
+INTAKE: Final = "netloader/io/store/ledger.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
 GOODS: Final = "netloader/vllm_plugin/goods.py"
@@ -34,6 +34,7 @@ VIGIL: Final = "netloader/vllm_plugin/vigil.py"
 FENCE: Final = "netloader/vllm_plugin/fence.py"
 WORKER: Final = "netloader/io/worker.py"
 HIDDEN: Final = "netloader/io/hidden.py"
+MODULE: Final = "netloader/io/store/module.py"
 MODULE_STATE: Final = "netloader/io/module_state.py"
 SETTLING: Final = "netloader/io/settling.py"
 SHARING: Final = "netloader/io/sharing.py"
@@ -172,7 +173,10 @@ MUTANTS: Final[dict[str, Mutant]] = {
         SERVED, HIDDEN, r" +self\._attributes\(at, part, depth\)\n", "            pass\n"
     ),
     "extra state is taken without a look at what the module shows": Mutant(
-        SERVED, SETTLING, r"        if value != other:", "        if False and value != other:"
+        SERVED,
+        MODULE,
+        r"            if value != other:",
+        "            if False and value != other:",
     ),
     "tensors are not hashed again after extra state was given": Mutant(
         SERVED, SETTLING, r"if digests != offer\.segment_digests:", "if not digests:"

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
-from netloader.io import chunks, formats, intake, weights
+from netloader.io import chunks, formats
 from netloader.io.device import CPU
 from netloader.io.failure import TransferError
-from netloader.io.intake import Ledger, SegmentWriter
 from netloader.io.memory import memory_of
-from netloader.io.weights import Weights
+from netloader.io.store import ledger as ledger_module
+from netloader.io.store import module as store_module
+from netloader.io.store.ledger import Ledger, SegmentWriter
+from netloader.io.store.module import ModuleStore
 from tests.property.modules import OLD, OTHER, SAME, Model, build, filled, memory, models
 from tests.unit.io.helpers import Source, contents
 
@@ -83,13 +85,13 @@ class Assembly:
     """One target, and sources one after the other."""
 
     def __init__(self, model: Model, cuts: tuple[int, int], patches: pytest.MonkeyPatch) -> None:
-        patches.setattr(weights, "assign", self.assign)
-        patches.setattr(intake, "bring", self.bring_on_a_cpu)
+        patches.setattr(store_module, "assign", self.assign)
+        patches.setattr(ledger_module, "bring", self.bring_on_a_cpu)
         patches.setattr(chunks, "SMALL_BYTES", 16)
         patches.setattr(chunks, "CHUNK_BYTES", 40)
         self.model = model
         self.target = build(model, OLD)
-        self.weights = Weights.of(self.target)
+        self.weights = ModuleStore.of(self.target)
         self.ledger = Ledger(self.weights, lambda *_: self.strike("report"))
         self.shown = [contents(build(model, content)) for content in (OLD, SAME, OTHER)]
         self.sizes = [self.ledger.total // cut + 1 for cut in cuts]

@@ -16,8 +16,8 @@ from netloader.fsm.states import State
 from netloader.io.clock import monotonic
 from netloader.io.dialing import Dialer
 from netloader.io.driver import Loop
-from netloader.io.intake import Ledger
-from netloader.io.weights import Weights
+from netloader.io.store.ledger import Ledger
+from netloader.io.store.module import ModuleStore
 from netloader.io.worker import ClientWorker
 from netloader.testing import World
 from netloader.wire import LINGER_S, Connection
@@ -90,7 +90,7 @@ def hurt(world: World, fault: str) -> None:
 
 def test_it_fills_a_model_over_real_sockets() -> None:
     target, deadlines = zoo(2), FAST
-    weights = Weights.of(target)
+    weights = ModuleStore.of(target)
     with serving(zoo(1)) as server:
         dialer = Dialer(Endpoint(server.endpoint.host, server.endpoint.port), 5.0)
         spec = FetchSpec(

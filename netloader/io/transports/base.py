@@ -12,8 +12,8 @@ from typing import Protocol
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
-from netloader.io.intake import Intake
-from netloader.io.weights import Weights
+from netloader.io.store.base import Store
+from netloader.io.store.ledger import Intake
 
 
 class BusyError(TransferError):
@@ -27,7 +27,7 @@ class BusyError(TransferError):
 class Outlet:
     """What a sending end is given."""
 
-    weights: Weights
+    weights: Store
     session: str
     stall_s: float
 

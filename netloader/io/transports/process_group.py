@@ -20,14 +20,14 @@ from netloader.fsm.manifest import Extent, Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.chunks import Chunk, chunks, size_of, sizes_digest
 from netloader.io.device import CPU, Readback, copy_bytes, rooms
-from netloader.io.digests import hashing_threads
 from netloader.io.failure import TransferError
-from netloader.io.intake import SegmentWriter
 from netloader.io.memory import memory_of
+from netloader.io.store.base import Store
+from netloader.io.store.digests import hashing_threads
+from netloader.io.store.ledger import SegmentWriter
 from netloader.io.transports.backends import CLIENT, SERVER, Backend
 from netloader.io.transports.base import Inlet, Outlet, Transport
 from netloader.io.transports.peer_group import PeerGroup
-from netloader.io.weights import Weights
 
 READ_BACK = 2
 """Parcels on their way from the device to the host at once, to be verified."""
@@ -104,7 +104,7 @@ class GroupReceiving:
     def __init__(self, inlet: Inlet, backend: Backend) -> None:
         self._inlet = inlet
         self._stall_s = inlet.stall_s
-        device = _device_for(backend, inlet.intake.ledger.weights)
+        device = _device_for(backend, inlet.intake.ledger.store)
         self._peer_group = PeerGroup(backend, CLIENT, inlet.session, inlet.stall_s, device)
         self._threads = 1 if device == CPU else hashing_threads()
         self._posted: deque[_Landing] = deque()
@@ -170,7 +170,7 @@ class GroupReceiving:
         self._peer_group.close()
 
 
-def _device_for(backend: Backend, weights: Weights) -> torch.device:
+def _device_for(backend: Backend, weights: Store) -> torch.device:
     """The device whose memory a backend moves.
 
     Raises:

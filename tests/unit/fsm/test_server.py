@@ -119,7 +119,7 @@ def test_an_unknown_version_is_refused_with_both_sides_versions(
 
 
 def test_a_newer_client_that_still_speaks_ours_is_served() -> None:
-    assert after(replace(hello(), versions=(2, 1)))[0].state is State.VALIDATE
+    assert after(replace(hello(), versions=(3, 2)))[0].state is State.VALIDATE
 
 
 def test_another_model_is_refused_with_every_differing_field() -> None:

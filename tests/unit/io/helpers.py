@@ -15,8 +15,8 @@ from netloader.fsm.manifest import Manifest, root_digest, segments_of
 from netloader.fsm.messages import PROTOCOL_VERSION, Hello, Offer, Purpose
 from netloader.io import ClientOptions, Server, ServerOptions
 from netloader.io.clock import monotonic
-from netloader.io.digests import digest_of
-from netloader.io.weights import Weights, named_tensors
+from netloader.io.store.digests import digest_of
+from netloader.io.store.module import ModuleStore, named_tensors
 from netloader.wire.frames import Decoder, Heard, Spoken, encode
 from tests.unit.io.drivers import serve
 
@@ -215,7 +215,7 @@ class Source:
     """What one server has: an offer, over tcp, and the bytes of each segment."""
 
     def __init__(self, module: nn.Module, segment_bytes: int) -> None:
-        weights = Weights.of(module)
+        weights = ModuleStore.of(module)
         segments = segments_of(weights.manifest, segment_bytes)
         self.blocks = [b"".join(map(bytes, weights.views(segment))) for segment in segments]
         digests = tuple(digest_of("blake3", [memoryview(block)]) for block in self.blocks)

@@ -8,8 +8,9 @@ import pytest
 
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io import digests, fill
+from netloader.io import fill
 from netloader.io.background import in_background
+from netloader.io.store import digests
 from tests.unit.io.helpers import FAST, IDENTITY, SOON_S, asking, contents, eventually, serving, zoo
 
 Lines = list[dict[str, Any]]

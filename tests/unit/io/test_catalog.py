@@ -16,9 +16,9 @@ from netloader.io import Endpoint, Outcome, ServerOptions, fill, serve, transpor
 from netloader.io.listener import Listener, bind
 from netloader.io.published import Catalog, PublishedModel
 from netloader.io.server import publish
+from netloader.io.store.module import ModuleStore
 from netloader.io.transports import Transport
 from netloader.io.transports.tcp import TCP, TcpSending
-from netloader.io.weights import Weights
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -53,7 +53,7 @@ def named(role: str) -> dict[str, str]:
 def published(role: str, model: nn.Module) -> PublishedModel:
     """A model on offer, its digests sealed; any transport that a test has made known."""
     options = ServerOptions((*BOTH, "stubborn"), segment_bytes=256 * KIB)
-    published = publish(Weights.of(model), Identity(named(role)), options)
+    published = publish(ModuleStore.of(model), Identity(named(role)), options)
     published.seal()
     return published
 
@@ -236,7 +236,7 @@ def test_evict_ends_who_was_offered_it_or_waits_for_it_and_nobody_who_has_not_ch
     opened: Callable[..., Shop],
 ) -> None:
     shop = opened()
-    unsealed = publish(Weights.of(zoo(4)), Identity(named("draft")), ServerOptions())
+    unsealed = publish(ModuleStore.of(zoo(4)), Identity(named("draft")), ServerOptions())
     with shop.call() as undecided, shop.call() as offered:
         offered.say(hello(identity=named("draft")))
         assert isinstance(offered.hear(), Offer)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from netloader.io.cores import cores
-from netloader.io.digests import ALGORITHMS, STEP_BYTES, digest_of, digests_of
+from netloader.io.store.digests import ALGORITHMS, STEP_BYTES, digest_of, digests_of
 
 # From the test vectors of the BLAKE3 specification: no input, and the three bytes 0, 1, 2.
 EMPTY = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"

@@ -6,9 +6,9 @@ import pytest
 from torch import nn
 
 from netloader.fsm.reasons import Reason
-from netloader.io.intake import Intake, Ledger
+from netloader.io.store.ledger import Intake, Ledger
+from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TransferError
-from netloader.io.weights import Weights
 from tests.unit.io import helpers
 from tests.unit.io.helpers import contents, module_of, random
 
@@ -40,7 +40,7 @@ class Source(helpers.Source):
 
 
 def ledger_of(target: nn.Module) -> Ledger:
-    return Ledger(Weights.of(target), lambda done, total: None)
+    return Ledger(ModuleStore.of(target), lambda done, total: None)
 
 
 def test_a_segment_counts_when_its_digest_matched() -> None:
@@ -127,7 +127,7 @@ def test_a_segment_that_failed_may_come_again() -> None:
 
 def test_progress_is_reported_with_every_segment_from_whatever_thread() -> None:
     source, told = Source(1), list[tuple[int, int]]()
-    ledger = Ledger(Weights.of(model(2)), lambda done, total: told.append((done, total)))
+    ledger = Ledger(ModuleStore.of(model(2)), lambda done, total: told.append((done, total)))
     intake = ledger.follow(source.offer)
     threads = [threading.Thread(target=source.deliver, args=(intake, i)) for i in range(4)]
     for thread in threads:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from netloader.fsm.reasons import Reason
 from netloader.io import WeightsError, fill
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 from tests.unit.io.helpers import IDENTITY, asking, random, sealed, serving
 
 X = torch.arange(12.0).reshape(3, 4)
@@ -203,7 +203,7 @@ class Odd(Layer):
 @pytest.mark.parametrize("state", [{"a": [object()]}, {1.5: 2}, weight(1).expand(9999, 4, 4)[:, 0]])
 def test_extra_state_that_cannot_travel_is_refused_by_name(state: Any) -> None:
     with pytest.raises(WeightsError, match=r"^_extra_state in the state_dict cannot travel: "):
-        Weights.of(Odd(1, state))
+        ModuleStore.of(Odd(1, state))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_extra_state_that_cannot_travel_is_refused_by_name(state: Any) -> None:
 )
 def test_what_cannot_be_read_is_refused_by_name(hide: Callable[[Tensor], Any], named: str) -> None:
     with pytest.raises(WeightsError, match=named):
-        Weights.of(Hiding(1, hide, lambda p: p))
+        ModuleStore.of(Hiding(1, hide, lambda p: p))
 
 
 def test_a_module_that_does_not_take_its_extra_state_is_not_filled() -> None:
@@ -260,7 +260,7 @@ def test_optimizers_and_classes_are_not_entered() -> None:
     layer(X).sum().backward()
     optimizer.step()
 
-    assert [spec.name for spec in Weights.of(layer).manifest.tensors] == ["weight"]
+    assert [spec.name for spec in ModuleStore.of(layer).manifest.tensors] == ["weight"]
 
 
 def test_objects_that_refer_to_each_other_are_entered_once() -> None:
@@ -268,4 +268,4 @@ def test_objects_that_refer_to_each_other_are_entered_once() -> None:
     layer.place.append(layer.place)
     layer.place.append(Box(layer))
 
-    assert [s.name for s in Weights.of(layer).manifest.tensors] == ["weight", "place[0]"]
+    assert [s.name for s in ModuleStore.of(layer).manifest.tensors] == ["weight", "place[0]"]

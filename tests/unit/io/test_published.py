@@ -9,18 +9,18 @@ from torch import nn
 from netloader.config import Secret
 from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
-from netloader.io import digests
 from netloader.io.background import in_background
-from netloader.io.digests import digest_of
 from netloader.io.published import Catalog, PublishedModel, WithdrawnError
 from netloader.io.server import ServerOptions, publish
-from netloader.io.weights import Weights
+from netloader.io.store import digests
+from netloader.io.store.digests import digest_of
+from netloader.io.store.module import ModuleStore
 from tests.unit.io.helpers import IDENTITY, KIB, SOON_S, module_of, random
 
 
 def published_of(model: nn.Module, max_clients: int = 2) -> PublishedModel:
     options = ServerOptions(segment_bytes=64 * KIB, max_clients=max_clients)
-    return publish(Weights.of(model), Identity(IDENTITY), options)
+    return publish(ModuleStore.of(model), Identity(IDENTITY), options)
 
 
 def model() -> nn.Module:
@@ -189,7 +189,7 @@ def test_a_published_is_not_quiet_before_its_last_segment_is_hashed(
 
 def published(role: str, token: str | None = None) -> PublishedModel:
     options = ServerOptions(token=None if token is None else Secret(token))
-    return publish(Weights.of(model()), Identity({"role": role}), options)
+    return publish(ModuleStore.of(model()), Identity({"role": role}), options)
 
 
 def test_a_published_takes_the_place_of_the_one_with_its_role() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from netloader.io.intake import Intake, Ledger
-from netloader.io.weights import Weights
+from netloader.io.store.ledger import Intake, Ledger
+from netloader.io.store.module import ModuleStore
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     IDENTITY,
@@ -61,7 +61,7 @@ def four(seed: int) -> Any:
 
 def intake_of(report: Any) -> tuple[Ledger, Intake, Source]:
     source = Source(four(1), 1000)
-    ledger = Ledger(Weights.of(four(50)), report)
+    ledger = Ledger(ModuleStore.of(four(50)), report)
     return ledger, ledger.follow(source.offer), source
 
 

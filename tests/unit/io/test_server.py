@@ -30,9 +30,10 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
-from netloader.io import ServerOptions, WeightsError, digests
+from netloader.io import ServerOptions, WeightsError
 from netloader.io.clock import monotonic
-from netloader.io.digests import Hasher
+from netloader.io.store import digests
+from netloader.io.store.digests import Hasher
 from netloader.wire.frames import Decoder
 from tests.unit.io.drivers import fill, serve
 from tests.unit.io.helpers import (
@@ -209,7 +210,8 @@ def test_closing_while_a_client_waits_for_digests_ends_its_thread() -> None:
 
 LEAVES = """
 import threading
-from netloader.io import ServerOptions, digests, serve
+from netloader.io import ServerOptions, serve
+from netloader.io.store import digests
 from tests.unit.io import test_server
 
 digests.ALGORITHMS["blake3"] = test_server.SlowHasher

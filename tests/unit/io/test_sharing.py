@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
 from netloader.io.sharing import MAX_PAIRS_OF
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 from tests.unit.io.helpers import IDENTITY, asking, contents, module_of, random, sealed, serving
 
 Make = Callable[[int], dict[str, Tensor]]
@@ -51,7 +51,7 @@ def partly(seed: int) -> dict[str, Tensor]:
 
 
 def shares(tensors: dict[str, Tensor]) -> list[int]:
-    return [spec.shares for spec in Weights.of(module_of(**tensors)).manifest.tensors]
+    return [spec.shares for spec in ModuleStore.of(module_of(**tensors)).manifest.tensors]
 
 
 def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

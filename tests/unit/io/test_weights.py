@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from netloader.fsm.manifest import Segment, segments_of
 from netloader.fsm.reasons import Reason
-from netloader.io import weights as weights_module
 from netloader.io.clock import monotonic
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign
 from netloader.io.memory import memory_of
-from netloader.io.weights import Weights, WeightsError, manifest_of, named_tensors
+from netloader.io.store import module as store_module
+from netloader.io.store.module import ModuleStore, WeightsError, manifest_of, named_tensors
 from tests.unit.io.helpers import KIB, bytes_of, contents, module_of, places, random, zoo
 
 DTYPES = (
@@ -46,7 +46,7 @@ DTYPES = (
 
 def carry(source: nn.Module, target: nn.Module, segment_bytes: int = 64 * KIB) -> None:
     """Move everything between two modules as a transport does, without one."""
-    giving, taking = Weights.of(source), Weights.of(target)
+    giving, taking = ModuleStore.of(source), ModuleStore.of(target)
     assert giving.manifest == taking.manifest
     for segment in segments_of(giving.manifest, segment_bytes):
         for view, extent in zip(giving.views(segment), segment.extents, strict=True):
@@ -76,7 +76,7 @@ def test_tied_tensors_and_shared_modules_appear_under_each_name_and_travel_once(
     module.add_module("one", block)
     module.add_module("two", block)
 
-    manifest = Weights.of(module).manifest
+    manifest = ModuleStore.of(module).manifest
 
     assert [t.name for t in manifest.tensors] == ["embed", "head", "one.weight", "two.weight"]
     assert [manifest.tensors[i].name for i in manifest.payload] == ["embed", "one.weight"]
@@ -87,7 +87,7 @@ def test_a_tensor_without_memory_is_refused_by_name() -> None:
     module = module_of(good=random(2), ghost=torch.empty(3, device="meta"))
 
     with pytest.raises(WeightsError, match=r"^ghost has no plain memory: it is on the meta"):
-        Weights.of(module)
+        ModuleStore.of(module)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # torch means to drop it
@@ -195,7 +195,7 @@ def test_an_expanded_tensor_arrives() -> None:
 
 def test_a_staged_tensor_is_written_only_when_all_of_it_is_verified() -> None:
     target = module_of(holes=random(100, 10, seed=1)[:, ::2])
-    weights = Weights.of(target)
+    weights = ModuleStore.of(target)
     before = contents(target)
     first, second = segments_of(weights.manifest, 1000)
 
@@ -212,7 +212,7 @@ def test_what_did_not_move_in_is_put_together_of_all_that_was_verified(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, target = (module_of(holes=random(512, 512, seed=s)[:, ::2]) for s in (1, 2))
-    giving, taking = Weights.of(source), Weights.of(target)
+    giving, taking = ModuleStore.of(source), ModuleStore.of(target)
     first, second = segments_of(giving.manifest, 512 * KIB // 2)
     failures = [TransferError(Reason.TRANSFER_FAILED, "no memory for the cast")]
 
@@ -221,7 +221,7 @@ def test_what_did_not_move_in_is_put_together_of_all_that_was_verified(
             raise failures.pop()
         assign(*tensors)
 
-    monkeypatch.setattr(weights_module, "assign", fails_once)
+    monkeypatch.setattr(store_module, "assign", fails_once)
 
     def receive(segment: Segment) -> None:
         (extent,), (view,) = segment.extents, giving.views(segment)
@@ -241,7 +241,7 @@ def test_what_has_to_come_again_is_not_here_until_it_has(monkeypatch: pytest.Mon
         return module_of(small=random(64, 64, seed=seed)[:, ::2], large=random(99, 99)[:, ::2])
 
     source, target = build(1), build(2)
-    giving, taking = Weights.of(source), Weights.of(target)
+    giving, taking = ModuleStore.of(source), ModuleStore.of(target)
     first, second, *_ = segments = segments_of(giving.manifest, 2 * giving.manifest.nbytes // 3)
     assert [len(segment.extents) for segment in segments] == [2, 1]
 
@@ -254,7 +254,7 @@ def test_what_has_to_come_again_is_not_here_until_it_has(monkeypatch: pytest.Mon
         raise TransferError(Reason.TRANSFER_FAILED, "no memory for the cast")
 
     with monkeypatch.context() as patched:
-        patched.setattr(weights_module, "assign", fails)
+        patched.setattr(store_module, "assign", fails)
         with pytest.raises(TransferError):
             receive(first)  # with the beginning of `large`
     for extent in first.extents:  # the next source has begun to send it
@@ -268,7 +268,7 @@ def test_what_has_to_come_again_is_not_here_until_it_has(monkeypatch: pytest.Mon
 def test_in_place_targets_are_the_tensors_own_memory() -> None:
     tensor = random(30, 70).t()
     (segment,) = segments_of(manifest_of([("w", tensor)]), 1 << 20)
-    weights = Weights([("w", tensor)])
+    weights = ModuleStore([("w", tensor)])
 
     assert weights.place(segment.extents[0]).data_ptr() == tensor.data_ptr()
     assert weights.reader()(segment.extents[0]).data_ptr() == tensor.data_ptr()
@@ -295,7 +295,7 @@ def test_memory_keeps_its_tensor_alive() -> None:
 
 def test_reading_many_tensors_is_not_slow_beside_a_busy_thread() -> None:
     # A torch operation gives up the interpreter lock, and a busy thread gives it back after 5 ms.
-    weights = Weights.of(module_of(**{f"t{i}": random(16, seed=i) for i in range(2000)}))
+    weights = ModuleStore.of(module_of(**{f"t{i}": random(16, seed=i) for i in range(2000)}))
     (segment,) = segments_of(weights.manifest, 1 << 20)
 
     def seconds() -> float:

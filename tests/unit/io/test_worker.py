@@ -21,11 +21,11 @@ from netloader.fsm.events import (
 )
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
-from netloader.io.intake import Ledger
 from netloader.io.published import PublishedModel
 from netloader.io.server import ServerOptions, publish
+from netloader.io.store.ledger import Ledger
+from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TransferError
-from netloader.io.weights import Weights
 from netloader.io.worker import ClientWorker, IdleWorker, Order, ServerWorker, SessionWorker
 from tests.unit.io.helpers import (
     FAST,
@@ -153,7 +153,7 @@ def test_a_worker_for_questions_carries_out_nothing() -> None:
 @pytest.fixture
 def published() -> PublishedModel:
     options = ServerOptions(segment_bytes=64 * KIB, max_clients=1)
-    made = publish(Weights.of(zoo(1)), Identity(IDENTITY), options)
+    made = publish(ModuleStore.of(zoo(1)), Identity(IDENTITY), options)
     made.seal()
     return made
 
@@ -201,7 +201,7 @@ def test_withdrawn_weights_are_not_offered(published: PublishedModel) -> None:
 
 
 def test_weights_withdrawn_while_a_client_waits_for_digests_are_not_offered() -> None:
-    made = publish(Weights.of(zoo(1)), Identity(IDENTITY), ServerOptions())
+    made = publish(ModuleStore.of(zoo(1)), Identity(IDENTITY), ServerOptions())
     worker = ServerWorker((made,), SESSION, FAST)
     heard = Heard(worker)
     worker.begin(PREPARE)
@@ -223,7 +223,7 @@ def test_a_session_that_ended_before_its_place_takes_none(published: PublishedMo
 def test_the_published_that_was_asked_for_is_the_one_that_is_prepared(
     published: PublishedModel,
 ) -> None:
-    other = publish(Weights.of(zoo(2)), Identity(IDENTITY), ServerOptions())
+    other = publish(ModuleStore.of(zoo(2)), Identity(IDENTITY), ServerOptions())
     other.seal()
     worker = ServerWorker((published, other), SESSION, FAST)
     ready = Heard(worker).after(PrepareOffer("tcp", "blake3", 1))
@@ -283,7 +283,7 @@ class Two:
         assert isinstance(self.ready, OfferReady)
         entry = published.entry
         self.offer = offer_of(entry.manifest, self.ready.segment_digests, entry.segment_bytes)
-        ledger = Ledger(Weights.of(target), lambda done, total: None)
+        ledger = Ledger(ModuleStore.of(target), lambda done, total: None)
         self.client = ClientWorker(ledger, lanes, self._connect, SOON_S)
         self.far: list[socket.socket] = []
 

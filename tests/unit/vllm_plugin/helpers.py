@@ -12,7 +12,7 @@ from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Progress
 from netloader.io import Outcome, fill
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 from netloader.vllm_plugin import publish
 from netloader.vllm_plugin.identity import RAW, TARGET
 from netloader.vllm_plugin.load_plan import LoadPlan
@@ -140,7 +140,7 @@ def where() -> Endpoint:
 
 
 def receive(
-    into: nn.Module | Weights, role: str = TARGET, layout: str = RAW, **options: Any
+    into: nn.Module | ModuleStore, role: str = TARGET, layout: str = RAW, **options: Any
 ) -> Outcome:
     """Be a client of this process."""
     chosen = asking(layouts=(layout,), **options)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from netloader.fsm.manifest import Progress
-from netloader.io.weights import Weights, WeightsError
+from netloader.io.store.module import ModuleStore, WeightsError
 from netloader.vllm_plugin.goods import Changed, Goods, watched
 from netloader.vllm_plugin.offer import _goods, taken
 from tests.unit.io.helpers import bytes_of, contents
@@ -41,7 +41,7 @@ def goods_of(model: nn.Module) -> Goods:
     return goods
 
 
-def held(weights: Weights) -> dict[str, bytes]:
+def held(weights: ModuleStore) -> dict[str, bytes]:
     """What is on offer, by name."""
     specs, tensors = weights.manifest.tensors, weights._tensors
     return {spec.name: bytes_of(tensor) for spec, tensor in zip(specs, tensors, strict=True)}
@@ -168,7 +168,7 @@ def test_one_layer_under_two_names_stays_one_tensor() -> None:
     with changing(goods) as changed:
         reload(model.embed, Tied(2).embed)
     renewed = goods.renew(changed)
-    assert renewed.manifest == Weights.of(Tied(2)).manifest
+    assert renewed.manifest == ModuleStore.of(Tied(2)).manifest
     assert held(renewed) == contents(Tied(2))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from netloader.fsm.manifest import segments_of
 from netloader.io.published import segment_digests
-from netloader.io.weights import Weights, WeightsError, named_tensors
+from netloader.io.store.module import ModuleStore, WeightsError, named_tensors
 from netloader.vllm_plugin.layout import Backup, GoneError, RawSnapshot, policy_for
 from netloader.vllm_plugin.settings import CachePolicy, Settings
 
@@ -42,7 +42,7 @@ def snapshot_of(
     return RawSnapshot(named_tensors(module), settings, known)
 
 
-def content(weights: Weights) -> tuple[str, ...]:
+def content(weights: ModuleStore) -> tuple[str, ...]:
     return segment_digests(weights, segments_of(weights.manifest, 64 << 20), "blake3", 1)
 
 

@@ -13,7 +13,7 @@ from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 from netloader.vllm_plugin import fence, register
 from netloader.vllm_plugin.loader import NetLoader
 from netloader.vllm_plugin.reload import obstacle
@@ -74,7 +74,7 @@ def test_constants_that_stand_for_experts_are_received_like_any_weight() -> None
     with torch.no_grad():
         client.experts.values.fill_(torch.nan)
     serve(server)
-    assert receive(Weights([("experts.values", client.experts.values)])).ok
+    assert receive(ModuleStore([("experts.values", client.experts.values)])).ok
     client.process_weights_after_loading()  # refuses what is still missing
     assert client.experts.values.unique().tolist() == [2.0]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from netloader.fsm.manifest import Progress
 from netloader.io import fill
-from netloader.io.weights import Weights
+from netloader.io.store.module import ModuleStore
 from netloader.log import capture
 from netloader.vllm_plugin import offer as offers
 from netloader.vllm_plugin import processed, provenance
@@ -109,7 +109,7 @@ def test_without_originals_the_processed_layout_serves_if_nothing_is_hidden(on_c
 def receive_processed(into: nn.Module) -> bool:
     mine = processed.sharpened(identity(layout=PROCESSED), processed.kernel_state(into))
     options = asking(layouts=(PROCESSED,))
-    return fill(Weights(processed.collect(into)), [where()], mine, options).ok
+    return fill(ModuleStore(processed.collect(into)), [where()], mine, options).ok
 
 
 def test_a_client_of_the_other_layout_is_refused(on_cpu: None) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netloader.io.weights import Weights, WeightsError
+from netloader.io.store.module import ModuleStore, WeightsError
 from netloader.vllm_plugin import processed
 from tests.unit.io.helpers import bytes_of
 from tests.unit.vllm_plugin.helpers import identity
@@ -115,7 +115,7 @@ def test_all_of_it_is_named_by_where_it_hangs() -> None:
 
 
 def test_views_share_their_storage_with_what_they_are_views_of() -> None:
-    manifest = Weights(processed.collect(processed_model(1))).manifest
+    manifest = ModuleStore(processed.collect(processed_model(1))).manifest
     specs = {spec.name: spec for spec in manifest.tensors}
     view = specs["layer.view"]
     assert manifest.tensors[view.shares].name == "layer.base"

@@ -10,7 +10,7 @@ import torch
 import vllm
 from torch import Tensor, nn
 
-from netloader.io.weights import WeightsError
+from netloader.io.store.module import WeightsError
 from netloader.vllm_plugin import inventory, loadstate, provenance
 from netloader.vllm_plugin.provenance import Built, Derived
 from tests.unit.io.helpers import bytes_of

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from netloader.io.weights import Named, Weights, manifest_of, named_tensors
+from netloader.io.store.module import ModuleStore, Named, manifest_of, named_tensors
 from netloader.vllm_plugin.reload import HandOver, beside, obstacle
 from tests.unit.io.helpers import bytes_of, contents, module_of, places, zoo
 
@@ -83,8 +83,8 @@ def _plain(tensor: Tensor) -> bytes:
 
 
 def test_every_tensor_that_is_hard_to_copy_is_built() -> None:
-    manifest = Weights.of(zoo(1)).manifest
-    assert Weights(beside(manifest, CPU)).manifest == manifest
+    manifest = ModuleStore.of(zoo(1)).manifest
+    assert ModuleStore(beside(manifest, CPU)).manifest == manifest
 
 
 def test_it_costs_what_the_manifest_says_and_no_more() -> None:

@@ -9,10 +9,10 @@ from typing import TypeAlias
 from torch import nn
 
 from netloader.fsm.manifest import Segment, segments_of
-from netloader.io.digests import digest_of
-from netloader.io.intake import Ledger, Report
+from netloader.io.store.digests import digest_of
+from netloader.io.store.ledger import Ledger, Report
+from netloader.io.store.module import ModuleStore
 from netloader.io.transports import Inlet, Outlet, Receiver, Sender, TransferError, named
-from netloader.io.weights import Weights
 from tests.unit.io.helpers import KIB, SOON_S, connected_pair, offer_of
 
 
@@ -44,7 +44,7 @@ class Ends:
         dial: Callable[[int], socket.socket] | None = None,
         report: Report = lambda done, total: None,
     ) -> None:
-        self.giving, taking = Weights.of(source), Weights.of(target)
+        self.giving, taking = ModuleStore.of(source), ModuleStore.of(target)
         self.segments = segments_of(self.giving.manifest, segment_bytes)
         digests = tuple(digest_of("blake3", self.giving.views(s)) for s in self.segments)
         self.ledger = Ledger(taking, report)

@@ -15,10 +15,11 @@ from netloader.fsm.manifest import Extent, Progress, Segment, segments_of
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
 from netloader.io.device import CPU
-from netloader.io.digests import ALGORITHMS, Hasher
 from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
-from netloader.io.weights import Weights, bring
+from netloader.io.store.base import Store
+from netloader.io.store.copies import bring
+from netloader.io.store.digests import ALGORITHMS, Hasher
 
 Report = Callable[[int, int], None]
 """Called with bytes verified so far and bytes in all, from whatever thread moved them."""
@@ -69,9 +70,9 @@ class Ledger:
     `verified_bytes` are held now; `counted_bytes` were ever verified, also those given up since.
     """
 
-    def __init__(self, weights: Weights, report: Report) -> None:
-        self.weights = weights
-        self.total = weights.manifest.nbytes
+    def __init__(self, store: Store, report: Report) -> None:
+        self.store = store
+        self.total = store.manifest.nbytes
         self.verified_bytes = 0
         self.counted_bytes = 0
         self._reporter = Reporter(report, self.total)
@@ -90,9 +91,9 @@ class Ledger:
         held = self.progress.continued(
             offer.digest_algorithm, offer.segment_bytes, offer.segment_digests
         )
-        segments = segments_of(self.weights.manifest, offer.segment_bytes)
+        segments = segments_of(self.store.manifest, offer.segment_bytes)
         if not held.verified:
-            self.weights.restart()
+            self.store.restart()
         with self._lock:
             self._against, self._verified = held, set(held.verified)
             self.verified_bytes = sum(segments[i].nbytes for i in held.verified)
@@ -141,7 +142,7 @@ class SegmentWriter:
 
     def target(self, extent: Extent, device: torch.device = CPU) -> Tensor:
         """Where a transport that writes on `device` puts an extent of it (uint8, 1-d)."""
-        place = self._ledger.weights.place(extent)
+        place = self._ledger.store.place(extent)
         if place.device == device:
             return place
         room = torch.empty(extent.length, dtype=torch.uint8, device=device)
@@ -170,5 +171,5 @@ class SegmentWriter:
         for place, room in self._apart:
             bring(place, room)
         self._apart.clear()
-        self._ledger.weights.arrived(self._segment)
+        self._ledger.store.arrived(self._segment)
         self._ledger.record(self._segment)
