@@ -225,7 +225,8 @@ test-ascend: setup  ## the real vllm-ascend on the real torch_npu, over the same
 test-ascend-pinned: setup  ## the same with the torch that vllm-ascend pins (8 GB on x86_64)
 	@$(MAKE) NPU=2.10 ascend-suite
 
-# TABLE=file writes there what ran. Packages that are not in $(VENV) are taken from vLLM's .venv.
+# TABLE=file writes there what ran, beside what ran with another torch. Packages that are not in
+# $(VENV) are taken from vLLM's .venv.
 .PHONY: ascend-suite
 ascend-suite: $(READY) $(ASCENDS:%=$(ASCEND)/%/.installed)
 	@$(SHELL_TOOLS)

@@ -1,12 +1,15 @@
 """Write the generated parts of the docs, or check that they are fresh.
 
-`python docs/generate.py` writes docs/protocol/states.md whole and the tables between
-`<!-- generated: X -->` and `<!-- end -->` of the other pages; with `--check` it only compares.
+`python docs/generate.py` writes docs/protocol/states.md and docs/embed/reference.md whole, and the
+tables between `<!-- generated: X -->` and `<!-- end -->` of the other pages; with `--check` it only
+compares.
 """
 
 import re
 import sys
 from pathlib import Path
+
+import reference
 
 from netloader.fsm.render import page
 from netloader.log import render_catalogue
@@ -21,7 +24,10 @@ PARTS = {
 
 def pages() -> dict[Path, str]:
     """Every page with a generated part, as it should be."""
-    wanted = {HERE / "protocol" / "states.md": page()}
+    wanted = {
+        HERE / "protocol" / "states.md": page(),
+        HERE / "embed" / "reference.md": reference.page(),
+    }
     for name, (file, render) in PARTS.items():
         path = HERE / file
         marks = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -44,6 +44,17 @@ def trace_threads_in_turn() -> None:
 
 
 trace_threads_in_turn()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what UTF-8 cannot express in captured output: a worker of pytest-xdist dies of it."""
+    report = yield
+    report.sections = [
+        (heading, text.encode(errors="backslashreplace").decode())
+        for heading, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture

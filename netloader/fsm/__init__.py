@@ -7,6 +7,7 @@ the effects of the answer, in order, before the next event. docs/embed/driver.md
 from netloader.fsm.client import ClientSession, FetchSpec
 from netloader.fsm.effects import Effect, Verdict
 from netloader.fsm.events import Event
+from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest, Progress, Segment, TensorSpec, segments_of
 from netloader.fsm.messages import Message, Purpose
@@ -21,6 +22,8 @@ __all__ = [
     "Difference",
     "Effect",
     "Event",
+    "Fetch",
+    "FetchOptions",
     "FetchSpec",
     "Identity",
     "Manifest",

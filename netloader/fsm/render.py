@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from netloader.fsm import client, server
+from netloader.fsm import client, server, source
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import violation
 from netloader.fsm.table import SESSIONS, Alphabet, Row, Table, absorb
@@ -17,6 +17,8 @@ from netloader.fsm.table import SESSIONS, Alphabet, Row, Table, absorb
 FILE = "states.md"
 TOTAL = """Any peer event that a table does not name in a living state is a violation: the session
 ends in FALLBACK with reason `protocol_violation`. DONE and FALLBACK absorb everything."""
+FETCH = """A fetch has one of these machines for each source. `Chosen`, `Assigned`, `Dismissed`,
+`Recalled` and `Due` are what the fetch decides; the other events are what its driver reports."""
 
 
 def hand_written(table: Table[Any]) -> list[Row[Any]]:
@@ -59,7 +61,14 @@ def page() -> str:
     ]
     for title, table in (("Client", client.TABLE), ("Server", server.TABLE)):
         parts += [f"## {title}", f"```mermaid\n{to_mermaid(table)}\n```", to_markdown(table)]
-    parts += ["## Reasons", _reasons()]
+    parts += [
+        "## One source of a fetch",
+        FETCH,
+        f"```mermaid\n{to_mermaid(source.TABLE, source.SOURCES)}\n```",
+        to_markdown(source.TABLE),
+        "## Reasons",
+        _reasons(),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -123,7 +123,9 @@ def complete(rows: Table[S], violation: Callable[[S, Any], Iterable[Any]]) -> Ta
     return (*rows, *violations, *absorbing)
 
 
-def check(table: Table[S], limits: Mapping[State, Limit], of: Alphabet = SESSIONS) -> None:
+def check(
+    table: Table[S], limits: Mapping[Any, Callable[..., float]], of: Alphabet = SESSIONS
+) -> None:
     """Refuse a wrong table at import. `limits` are the deadlines of its states.
 
     Raises:

@@ -43,7 +43,7 @@ from netloader.io.stopping import CancelToken, Stop
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger, Report
 from netloader.io.store.module import ModuleStore
-from netloader.io.transports import suited
+from netloader.io.transports import Attachments, suited
 from netloader.io.transports.tcp import TCP
 from netloader.io.worker import ClientWorker, IdleWorker
 from netloader.log import Logger, emit, get_logger
@@ -191,6 +191,7 @@ class Filling:
         self._over_tcp: set[Endpoint] = set()
         """Sources with which another transport could not begin."""
         self._dirty = False
+        self._attachments = Attachments(ledger.store)
 
     def run(self) -> Outcome:
         """Do all of it on this thread."""
@@ -257,7 +258,9 @@ class Filling:
             spec = replace(spec, transports=(TCP.name,))
         deadlines = self._options.deadlines
         dialer = Dialer(endpoint, deadlines.connect_s)
-        worker = ClientWorker(self._ledger, spec.lanes, dialer.dial, deadlines.stall_s)
+        worker = ClientWorker(
+            self._ledger, spec.lanes, dialer.dial, deadlines.stall_s, self._attachments
+        )
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
         conversation = Conversation(dialer, spec, worker, observer, deadlines, self.stop)
@@ -280,6 +283,7 @@ class Filling:
         emit(self._options.logger, "netloader.source.waiting", fields)
 
     def _outcome(self, state: State, reason: Reason) -> Outcome:
+        self._attachments.detach()
         return Outcome(
             state=state,
             reason=reason,

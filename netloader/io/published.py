@@ -23,6 +23,7 @@ from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
 from netloader.io.store.base import Store
 from netloader.io.store.digests import digests_of
+from netloader.io.transports import Attachments
 from netloader.log import Logger
 
 SHOWN_NAMES = 5
@@ -92,6 +93,7 @@ class PublishedModel:
         self._renewed = False
         self._answered = threading.Event()
         self.weights = weights
+        self.attachments = Attachments(weights)
         self.entry = entry
         self.segments: tuple[Segment, ...] = segments_of(entry.manifest, entry.segment_bytes)
         self.max_clients = max_clients
@@ -251,7 +253,10 @@ class PublishedModel:
     def quiet(self, timeout_s: float) -> bool:
         """Wait until no client has a place and nobody reads; False when that takes longer."""
         with self._change:
-            return self._change.wait_for(lambda: not (self._clients or self._readers), timeout_s)
+            quiet = self._change.wait_for(lambda: not (self._clients or self._readers), timeout_s)
+        if quiet and self.withdrawn:  # then no session begins any more
+            self.attachments.detach()
+        return quiet
 
     @contextlib.contextmanager
     def _still_wanted(self) -> Iterator[None]:

@@ -1,6 +1,12 @@
-"""Work that takes long, on a thread of its own. Law: an order in, one event out, abort anywhere."""
+"""The long work of one session, on a thread of its own. Law: an order in, one event out.
+
+The thread starts with the first order and carries out all of them, one after the other. When the
+session is over, it ends what they made: a transport's library may want to be left on the thread on
+which it was entered.
+"""
 
 import contextlib
+import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -26,18 +32,22 @@ from netloader.io.published import PublishedModel
 from netloader.io.settling import settle
 from netloader.io.store.ledger import Intake, Ledger
 from netloader.io.transports import (
+    TRANSPORTS,
+    Attachments,
     BusyError,
     Inlet,
     Outlet,
     Receiver,
+    Registry,
     Sender,
     TransferError,
-    named,
 )
 from netloader.wire import tasks
 from netloader.wire.frames import encode
 
 Order: TypeAlias = tasks.Order
+
+THREAD_NAME = "netloader-worker"
 
 RETRY_AFTER_S = 2.0
 """When a client that was turned away may come again: a few gigabytes from now."""
@@ -50,53 +60,63 @@ HASHED_PER_S = 4 << 30
 
 
 class SessionWorker(ABC):
-    """Carries out one session's orders, one at a time, and posts what became of each."""
+    """Carries out one session's orders, one at a time, and posts what became of each.
+
+    `begin` and `close` are called on the loop's thread, `begin` not after `close`.
+    """
 
     def __init__(self) -> None:
         self.post: Callable[[Event], None] = lambda _: None
         self.trouble: Callable[[Exception], None] = lambda _: None
+        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        """None: the session is over."""
         self._thread: threading.Thread | None = None
         self._unsafe = False
 
     def begin(self, order: Order) -> None:
         """Start on an order; its event is posted when it is done or has failed."""
-        name = f"netloader-{type(order).__name__.lower()}"
-        thread = threading.Thread(target=self._work, args=(order,), name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:  # the process may have no more threads
-            self.post(self.refused(order, f"no thread can be started ({error}); raise pids.max"))
-        else:
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process may have no more threads
+                why = f"no thread can be started ({error}); raise pids.max"
+                self.post(self.refused(order, why))
+                return
             self._thread = thread
+        self._orders.put(order)
 
     def refused(self, order: Order, why: str) -> Event:
         """What the session hears of an order that cannot even be begun."""
         del order
         return TransferFailed(Reason.TRANSFER_FAILED, why)
 
-    def _work(self, order: Order) -> None:
-        event: Event
+    def _work(self) -> None:
+        while (order := self._orders.get()) is not None:
+            self.post(self._carried_out(order))
+            del order  # it may be an offer with a large manifest
         try:
-            event = self.do(order)
-        except TransferError as error:
-            event = TransferFailed(error.reason, error.detail)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the session must hear of it
-            self.trouble(error)
-            event = TransferFailed(Reason.TRANSFER_FAILED, f"internal: {type(error).__name__}")
-        self.post(event)
-        try:
-            self.tidy(order)
-        except Exception as error:  # noqa: BLE001 - as above; nobody can say what still moves
+            self.end()
+        except Exception as error:  # noqa: BLE001 - whatever it is, something may still move
             self._unsafe = True
             self.trouble(error)
+
+    def _carried_out(self, order: Order) -> Event:
+        try:
+            return self.do(order)
+        except TransferError as error:
+            return TransferFailed(error.reason, error.detail)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the session must hear of it
+            self.trouble(error)
+            return TransferFailed(Reason.TRANSFER_FAILED, f"internal: {type(error).__name__}")
 
     @abstractmethod
     def do(self, order: Order) -> Event:
         """Carry out one order, on the worker thread."""
 
     @abstractmethod
-    def tidy(self, order: Order) -> None:
-        """Let go of what an order left, on the worker thread, after its event was posted."""
+    def end(self) -> None:
+        """End what the orders made, on the worker thread, when the session is over."""
 
     @abstractmethod
     def abort(self) -> None:
@@ -106,11 +126,15 @@ class SessionWorker(ABC):
         """Have the published weights compared with their digests again, on another thread."""
 
     def close(self) -> None:
-        """The session is over: let go of everything."""
+        """The session is over: abort, and have everything freed on the worker thread."""
         self.abort()
+        self._orders.put(None)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the worker to be gone; False when something of it is still there."""
+        """Wait for the worker to be gone, after `close`; False when it is not, or left something.
+
+        Then memory of the session may still be read or written.
+        """
         if self._thread is not None:
             self._thread.join(timeout_s)
         alive = self._thread is not None and self._thread.is_alive()
@@ -124,7 +148,7 @@ class IdleWorker(SessionWorker):
         """Refuse: no order can come."""
         raise LocalProtocolError(f"nobody carries out {type(order).__name__} here")
 
-    def tidy(self, order: Order) -> None:
+    def end(self) -> None:
         """Do nothing: nothing was done."""
 
     def abort(self) -> None:
@@ -135,19 +159,24 @@ class ServerWorker(SessionWorker):
     """Prepares offers and sends, of the published model that the client chose among some."""
 
     def __init__(
-        self, published_models: tuple[PublishedModel, ...], session: str, deadlines: Deadlines
+        self,
+        published_models: tuple[PublishedModel, ...],
+        session: str,
+        deadlines: Deadlines,
+        transports: Registry = TRANSPORTS,
     ) -> None:
         super().__init__()
         self.published: PublishedModel | None = None
         """The client's choice: known, to whoever gives the orders, from the first one on."""
         self._published_models = published_models
-        self._session = session
-        self._stall_s = deadlines.stall_s
+        self._transports = transports
+        self._outlet = Outlet(session, deadlines.stall_s)
         # The client waits in its handshake, this side in VALIDATE: answer before either is over.
         self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
         self._sending: Sender | None = None
         self._leaving = contextlib.ExitStack()
         self._reading = contextlib.ExitStack()
+        """Guards the memory from before there is a sender until it has ended."""
         self._closed = False
         self._lock = threading.Lock()
 
@@ -172,11 +201,14 @@ class ServerWorker(SessionWorker):
             return self._send(published, sending, order)
         raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
 
-    def tidy(self, order: Order) -> None:
-        """Close the sending end: until then it may read the weights."""
-        if isinstance(order, StartTransfer) and self._sending is not None:
-            with self._reading:
-                self._sending.close()
+    def end(self) -> None:
+        """End the sender: until then it, or the client, may read the weights.
+
+        When that fails, they may be read for ever: so they stay guarded.
+        """
+        if self._sending is not None:
+            self._sending.end()
+        self._reading.close()
 
     def _prepare(self, published: PublishedModel, transport: str) -> Event:
         entered = self._enter(published)
@@ -191,9 +223,10 @@ class ServerWorker(SessionWorker):
         if digests is None:
             detail = "digests are being computed or checked"
             return OfferRefused(Reason.NOT_READY, detail, _soon(published))
-        outlet = Outlet(published.weights, self._session, self._stall_s)
+        self._reading.enter_context(published.reading())
+        attachment = published.attachments.to(self._transports.named(transport))
         try:
-            sending = named(transport).sending(outlet)
+            sending = attachment.sender(self._outlet)
         except BusyError as error:
             return OfferRefused(error.reason, error.detail, RETRY_AFTER_S)
         with self._lock:
@@ -208,9 +241,9 @@ class ServerWorker(SessionWorker):
         asked = set(order.segments)
         segments = [published.segments[i] for i in order.segments]
         unasked = [segment for segment in published.segments if segment.index not in asked]
-        self._reading.enter_context(published.reading())
-        found = _beside(partial(published.examine, unasked))
-        sent = sending.run(segments, order.lanes)
+        with published.reading():  # not when it was withdrawn since the offer
+            found = _beside(partial(published.examine, unasked))
+            sent = sending.run(segments, order.lanes)
         if why := found():
             published.changed(why)
         if why or not published.still_used():
@@ -250,7 +283,7 @@ class ServerWorker(SessionWorker):
         """Stop, and give the place back."""
         with self._lock:
             self._closed = True
-        self.abort()
+        super().close()
         self._leaving.close()
 
 
@@ -287,16 +320,28 @@ def _beside(work: Callable[[], str]) -> Callable[[], str]:
 
 
 class ClientWorker(SessionWorker):
-    """Opens transports and receives. `connect` makes one more connection to the server's port."""
+    """Opens transports and receives.
+
+    `connect` makes one more connection to the server's port. `attachments` are those of the
+    ledger's weights, where they outlive the session.
+    """
 
     def __init__(
-        self, ledger: Ledger, lanes: int, connect: Callable[[], socket], stall_s: float
+        self,
+        ledger: Ledger,
+        lanes: int,
+        connect: Callable[[], socket],
+        stall_s: float,
+        attachments: Attachments | None = None,
+        transports: Registry = TRANSPORTS,
     ) -> None:
         super().__init__()
         self._ledger = ledger
+        self._attachments = attachments or Attachments(ledger.store)
         self._lanes = lanes
         self._connect = connect
         self._stall_s = stall_s
+        self._transports = transports
         self._intake: Intake | None = None
         self._receiving: Receiver | None = None
         self._aborted = False
@@ -315,10 +360,10 @@ class ClientWorker(SessionWorker):
             case _:
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
 
-    def tidy(self, order: Order) -> None:
-        """Close the receiving end: until then it may write into the model."""
-        if isinstance(order, StartTransfer) and self._receiving is not None:
-            self._receiving.close()
+    def end(self) -> None:
+        """End the receiver: until then it may write into the model."""
+        if self._receiving is not None:
+            self._receiving.end()
 
     def _open(self, offer: Offer) -> Event:
         def dial(index: int) -> socket:
@@ -332,12 +377,13 @@ class ClientWorker(SessionWorker):
 
         self._intake = self._ledger.follow(offer)
         inlet = Inlet(self._intake, offer.session, self._stall_s, dial, self._lanes)
-        receiving = named(offer.transport).receiving(inlet)
+        attachment = self._attachments.to(self._transports.named(offer.transport))
+        receiving = attachment.receiver(inlet)
         with self._lock:
             self._receiving = receiving
             if self._aborted:
                 raise TransferError(Reason.TRANSFER_FAILED, "aborted")
-        receiving.open()
+        receiving.open(offer.rendezvous)
         return TransportReady()
 
     def abort(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.ascend.table import Table
+from tests.ascend.table import Table, merged
 
 if TYPE_CHECKING:
     from tests.ascend.topology import Cast, ForkServer
@@ -92,4 +92,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_sep("=", "the real vllm-ascend")
         terminalreporter.write_line(text)
         if path := os.environ.get("ASCEND_TABLE"):
-            Path(path).write_text(text)
+            page = Path(path)
+            page.write_text(merged(page.read_text() if page.exists() else "", text))

@@ -1,13 +1,17 @@
-"""What ran, as a table. Law: one row for a scenario, one column for a release."""
+"""What ran, as tables. Law: a row for a scenario, a column for a release, a table for a torch."""
 
+import re
+import time
 from importlib.metadata import version
 from typing import Any
 
 HEAD = """# What ran with the real vllm-ascend
 
-Written by `make test-ascend`. The real vllm-ascend and the real torch_npu, on the simulated CANN
-runtime of `tests/ascend_sim`; arithmetic on the host. A server loads its model from files, a client
-has no weight files, and all their tensors are compared. Nothing here ran on an NPU.
+Written by `make test-ascend` and `make test-ascend-pinned`, with `TABLE=file`. The real
+vllm-ascend and the real torch_npu, on the simulated CANN runtime of `tests/ascend_sim`;
+arithmetic on the host. A server loads its model from files, a client has no weight files, and all
+their tensors are compared. Nothing here ran on an NPU.
+
 """
 
 
@@ -17,6 +21,7 @@ class Table:
     def __init__(self) -> None:
         self._cells: dict[str, dict[str, str]] = {}
         self._seconds: dict[tuple[str, str], float] = {}
+        self._begun = time.monotonic()
         self.releases: list[str] = []
 
     def note(self, scenario: str, release: str, report: Any) -> None:
@@ -36,13 +41,15 @@ class Table:
             row[release] = f"{'; '.join(['passed', *seen])}; {self._seconds[at]:.1f} s"
 
     def text(self) -> str:
-        """The table in Markdown, '' when nothing ran."""
+        """The table in Markdown below a heading with this torch, '' when nothing ran."""
         if not self._cells:
             return ""
         columns = [f"vllm-ascend {release}" for release in self.releases]
+        cells = [cell for row in self._cells.values() for cell in row.values()]
+        passed = sum(cell.startswith("passed") for cell in cells)
         lines = [
-            HEAD,
-            f"torch {version('torch')}, torch_npu {version('torch_npu')}.\n",
+            f"## torch {version('torch')}, torch_npu {version('torch_npu')}\n",
+            f"{passed} of {len(cells)} passed, in {time.monotonic() - self._begun:.0f} s.\n",
             " | ".join(["| scenario", *columns]) + " |",
             "| --- " * (len(columns) + 1) + "|",
         ]
@@ -50,3 +57,10 @@ class Table:
             cells = [row.get(release, "not run") for release in self.releases]
             lines.append(" | ".join([f"| {scenario}", *cells]) + " |")
         return "\n".join(lines) + "\n"
+
+
+def merged(page: str, table: str) -> str:
+    """The page with the table in place of the one that has the same heading, if there is one."""
+    _, *tables = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    by_heading = {text.partition("\n")[0]: text.rstrip("\n") + "\n" for text in [*tables, table]}
+    return HEAD + "\n".join(by_heading[heading] for heading in sorted(by_heading))

@@ -8,11 +8,6 @@ from netloader.io import transports
 from netloader.log import get_logger
 
 
-@pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transports, "_REGISTRY", {"tcp": transports.named("tcp")})
-
-
 def test_an_npu_gets_hccl() -> None:
     assert transports.suited("npu", get_logger("client")) == ("hccl", "tcp", "gloo")
 

@@ -6,6 +6,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L0 check at import": (),
     "L1 pairs": ("tests/property/test_pairs.py",),
     "L2 exhaustive search": ("tests/property/test_search.py",),
+    "L2 a fetch": ("tests/property/test_fetch.py",),
     "L3 bytes and time": (
         "tests/property/test_framing.py",
         "tests/property/test_connection.py",
@@ -38,7 +39,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/test_vigil.py",
     ),
 }
-L0, L1, L2, L3, L4, SERVED, AIO, L5 = LAYERS
+L0, L1, L2, FETCHES, L3, L4, SERVED, AIO, L5 = LAYERS
 
 
 class Mutant(NamedTuple):

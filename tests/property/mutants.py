@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.planting import copied, planted
+from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.template import Template
 from tests.property.wire_mutants import WIRE_MUTANTS
@@ -45,6 +46,7 @@ FILLING: Final = "netloader/io/client.py"
 REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\n"
 
 MUTANTS: Final[dict[str, Mutant]] = {
+    **FETCH_MUTANTS,
     **WIRE_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(

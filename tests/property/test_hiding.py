@@ -14,7 +14,7 @@ from torch import nn
 
 from netloader.fsm.reasons import Reason
 from netloader.io import Deadlines, fill
-from netloader.io.transports.tcp import TcpSending
+from netloader.io.transports.tcp import TcpSender
 from tests.unit.io.helpers import IDENTITY, asking, sealed, serving
 from tests.unit.io.test_changes import in_place, new_parameter, rebind
 from tests.unit.io.test_module_state import HIDING, X
@@ -106,9 +106,9 @@ Moment = Enum("Moment", ["BEFORE", "OFFERED", "SENT"])
 @contextmanager
 def happening(moment: Moment, change: Callable[[], None]) -> Iterator[None]:
     """A change before a client comes, after it had its offer, or after all bytes were sent."""
-    run, left = TcpSending.run, [change]
+    run, left = TcpSender.run, [change]
 
-    def run_and_change(self: TcpSending, *args: Any) -> int:
+    def run_and_change(self: TcpSender, *args: Any) -> int:
         if left and moment is Moment.OFFERED:
             left.pop()()
         sent = run(self, *args)
@@ -119,7 +119,7 @@ def happening(moment: Moment, change: Callable[[], None]) -> Iterator[None]:
     if moment is Moment.BEFORE:
         left.pop()()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TcpSending, "run", run_and_change)
+        patch.setattr(TcpSender, "run", run_and_change)
         yield
 
 

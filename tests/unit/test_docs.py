@@ -1,5 +1,6 @@
 """The docs say what the code says: generated parts are current, examples run, links resolve."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -105,3 +106,46 @@ def test_files_that_name_a_page_name_one_that_exists() -> None:
     ]
     assert len(named) > 20
     assert [entry for entry in named if not (ROOT / entry[1]).exists()] == []
+
+
+REPLACED = ("errand", "wish", "shelf", "crew", "berth", "nursery", "siege", "survey")
+"""Words that the glossary has replaced."""
+REMAINING = {"goods": 136, "shop": 70, "vigil": 12, "outlet": 23, "inlet": 31, "parcel": 1}
+"""Those that are being replaced, and how often they may stand in the code. Only lower these."""
+
+
+def defined() -> set[str]:
+    """The names of every class and function of netloader."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "netloader").rglob("*.py")]
+    return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def test_the_glossary_names_what_there_is() -> None:
+    page = (DOCS / "glossary.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \|([^|]*)\|$", page, re.MULTILINE)
+    named = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
+    assert len(named) > 40
+    assert named - defined() == set()
+
+
+def spelled(word: str) -> dict[str, int]:
+    """How often a word stands in the code, alone or in a name such as `_goods` or `WishList`."""
+    pattern = re.compile(
+        rf"(?<![a-z]){word}s?(?![a-z])|{word.capitalize()}s?(?![a-z])|{word.upper()}"
+    )
+    found = {}
+    for path in (ROOT / "netloader").rglob("*.py"):
+        if count := len(pattern.findall(path.read_text())):
+            found[str(path.relative_to(ROOT))] = count
+    return found
+
+
+@pytest.mark.parametrize("word", REPLACED)
+def test_a_word_that_was_replaced_is_gone(word: str) -> None:
+    assert spelled(word) == {}
+
+
+@pytest.mark.parametrize("word", REMAINING)
+def test_a_word_that_is_being_replaced_does_not_spread(word: str) -> None:
+    assert sum(spelled(word).values()) <= REMAINING[word]

@@ -1,68 +1,78 @@
-"""Transports by name. Law: adding one is one file and one call of `register`."""
+"""Transports by name. Law: adding one is one file and one call of `register`.
+
+`TRANSPORTS` holds those of this process: the built-in ones, those of installed packages, which name
+them as entry points of the group `netloader.transports`, and those that a host has registered.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 
 from netloader.io.failure import TransferError
-from netloader.io.transports.base import BusyError, Inlet, Outlet, Receiver, Sender, Transport
+from netloader.io.transports.attachments import Attachments
+from netloader.io.transports.base import (
+    Attachment,
+    BusyError,
+    Capabilities,
+    Direction,
+    Inlet,
+    Outlet,
+    Receiver,
+    Sender,
+    Transport,
+)
+from netloader.io.transports.registry import Load, Registry
 from netloader.io.transports.tcp import TCP
-from netloader.log import Logger, emit
 
-_REGISTRY: dict[str, Transport] = {TCP.name: TCP}
-_GROUPS = ("gloo", "hccl", "nccl")
-"""Made when they are first asked for: they import torch.distributed."""
-_SUITED = {"npu": ("hccl", "tcp", "gloo"), "cuda": ("nccl", "tcp", "gloo")}
+ENTRY_POINTS = "netloader.transports"
 
 
-def register(transport: Transport) -> None:
-    """Make a transport known; a name that is taken is replaced (a host's own tcp, say)."""
-    _REGISTRY[transport.name] = transport
+def _group(name: str) -> Transport:
+    from netloader.io.transports import process_group  # it imports torch.distributed
+
+    return process_group.named(name)
 
 
-def known() -> tuple[str, ...]:
-    """The names of all transports there are, whether they can be used here or not."""
-    return tuple(sorted({*_REGISTRY, *_GROUPS}))
+def _installed() -> Mapping[str, Load]:
+    return {found.name: partial(_imported, found) for found in entry_points(group=ENTRY_POINTS)}
 
 
-def named(name: str) -> Transport:
-    """The transport of a name.
-
-    Raises:
-        ValueError: no such transport (names those there are), or what it needs is missing here.
-    """
-    if name in _REGISTRY:
-        return _REGISTRY[name]
-    if name not in _GROUPS:
-        msg = f"no transport named {name!r}; there are: {', '.join(known())}"
-        raise ValueError(msg)
-    from netloader.io.transports import backends, process_group
-
-    backend = backends.BACKENDS[name]
-    if why := backend.obstacle():
-        msg = f"the transport {name} cannot be used here: {why}"
-        raise ValueError(msg)
-    register(process_group.transport(backend))
-    return _REGISTRY[name]
-
-
-def suited(device_type: str, logger: Logger) -> tuple[str, ...]:
-    """Names of transports for memory of a type of device, best first; logs those left out."""
-    names = _SUITED.get(device_type, ("tcp", "gloo"))
-    return tuple(name for name in names if _usable(name, logger))
-
-
-def _usable(name: str, logger: Logger) -> bool:
+def _imported(found: EntryPoint) -> Transport:
     try:
-        named(name)
-    except ValueError as error:
-        fields = {"netloader.transport": name, "netloader.detail": str(error)}
-        emit(logger, "netloader.transport.left_out", fields)
-        return False
-    return True
+        transport = found.load()
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the transport {found.name} cannot be imported: {why}") from error
+    if not isinstance(transport, Transport) or transport.name != found.name:
+        raise ValueError(f"the entry point {found.value} is no transport named {found.name}")
+    return transport
 
+
+TRANSPORTS = Registry(
+    {
+        "hccl": partial(_group, "hccl"),
+        "nccl": partial(_group, "nccl"),
+        "tcp": lambda: TCP,
+        "gloo": partial(_group, "gloo"),
+    },
+    _installed,
+)
+register = TRANSPORTS.register
+known = TRANSPORTS.known
+named = TRANSPORTS.named
+suited = TRANSPORTS.suited
 
 __all__ = [
+    "TRANSPORTS",
+    "Attachment",
+    "Attachments",
     "BusyError",
+    "Capabilities",
+    "Direction",
     "Inlet",
     "Outlet",
     "Receiver",
+    "Registry",
     "Sender",
     "TransferError",
     "Transport",

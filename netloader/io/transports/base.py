@@ -1,13 +1,36 @@
-"""What a transport is. Law: it moves the bytes of given segments, and nothing else.
+"""The transport contract. Law: a transport moves the bytes of given segments, and nothing else.
 
-A transport is a pair of ends for one session. Each end runs on a worker thread, may be aborted
-from any other thread, and raises only TransferError.
+The objects of a transport, from the longest lived to the shortest:
+
+    Transport    one per process: a name, what it can do, whether it can be used here
+    Attachment   one per store (a model's memory): what outlives a session, such as registrations
+    Sender       one per session on the server, made by the attachment of what it serves
+    Receiver     one per session on the client, made by the attachment of what it fills
+
+One session makes these calls:
+
+    server                                    client
+    attachment.sender(outlet)
+    sender.rendezvous()    --- offer --->     attachment.receiver(inlet)
+                                              receiver.open(rendezvous) -> answer
+    sender.answered(answer)  <-- request ---
+    sender.run(segments, lanes)               receiver.run(segments)
+    ...                                       ...            once for each request
+    sender.end()                              receiver.end()
+
+`run` and `end` are called on one worker thread of the session, and `end` exactly once. `abort` may
+be called at any time, from any thread. A transport reports every failure of its own as a
+TransferError; any other exception is logged as a bug, and ends the session too.
+
+The server keeps its weights from being changed or freed from before the sender is made until
+`Sender.end` has returned. So a client may read them at any time in between, and not afterwards.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from socket import socket
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
@@ -17,24 +40,51 @@ from netloader.io.store.ledger import Intake
 
 
 class BusyError(TransferError):
-    """One more session finds no room now; later it may."""
+    """There is no room for one more session now; the client is told to come again."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(Reason.BUSY, detail)
 
 
+class Direction(Enum):
+    """Which side moves the bytes."""
+
+    PUSH = "push"
+    """The sender's `run` moves them, and returns when they are sent."""
+    PULL = "pull"
+    """The receiver's `run` reads them. The sender's `run` returns when they have been read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a transport can do. `auto` decides by it, before there is a session."""
+
+    direction: Direction = Direction.PUSH
+    devices: frozenset[str] | None = None
+    """The torch device types of the memory that it moves, such as {"npu"}; None: any, because it
+    reads and writes through host memory."""
+    same_host: bool = False
+    """Whether it works only between processes of one host. Two host names that are equal prove
+    nothing: both ends must see the same object of the kernel, see `Receiver.open`."""
+    repeatable: bool = True
+    """Whether `run` may be called again after it has returned, for another request."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outlet:
-    """What a sending end is given."""
+    """What a sender is given: the id of its session, and how long a peer may do nothing."""
 
-    weights: Store
     session: str
     stall_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Inlet:
-    """What a receiving end is given. `dial(i)` opens data lane i to the server's one port."""
+    """What a receiver is given. `intake` says where bytes go, and verifies them.
+
+    `dial(i)` opens data lane i, a TCP connection to the server's one port, which the sender gets by
+    its `attach`. It blocks, and raises OSError. `lanes` is how many the client would like.
+    """
 
     intake: Intake
     session: str
@@ -44,55 +94,132 @@ class Inlet:
 
 
 class Sender(Protocol):
-    """The server's end."""
+    """The server's end of one session."""
 
     def rendezvous(self) -> Mapping[str, str]:
-        """What the client must know to open its end; goes into the offer."""
+        """What the receiver must know to open its end: texts, at most a few hundred bytes.
 
-    def attach(self, index: int, lane: socket) -> None:
-        """Take a data lane that the client opened (from the listener's thread)."""
+        Part of the offer, so a token protects it from change on the way, but not from being read.
+        Called once, on the worker thread. Must not block.
+        """
 
-    def run(self, segments: Sequence[Segment], lanes: int) -> int:
-        """Send; returns the bytes sent."""
-
-    def abort(self) -> None:
-        """Make `run` end within a second (from any thread; twice does no harm)."""
-
-    def close(self) -> None:
-        """After `run`, on its thread, when the session knows how it ended: let go of the rest.
+    def answered(self, answer: Mapping[str, str]) -> None:
+        """Take what `Receiver.open` returned, before the first `run`. The peer is not trusted.
 
         Raises:
-            TransferError: it cannot; something may still move.
+            TransferError: no receiver of this transport would answer so.
+        """
+
+    def attach(self, index: int, lane: socket) -> None:
+        """Take data lane `index`, or close it. Called on the listener's thread; must not block.
+
+        A lane may come late, twice, after `abort`, after `end`, or never.
+        """
+
+    def run(self, segments: Sequence[Segment], lanes: int) -> int:
+        """Have these segments moved; returns how many bytes that were.
+
+        On the worker thread. Blocks, but never longer than `stall_s` while nothing moves.
+
+        Raises:
+            TransferError: it failed, stalled or was aborted.
+        """
+
+    def abort(self) -> None:
+        """Make `run` raise TransferError within a second, now or when it is called.
+
+        From any thread, any number of times, before, while and after `run`. Must not block.
+        """
+
+    def end(self) -> None:
+        """Free everything. The session is over, and `abort` was called.
+
+        On the worker thread, exactly once, also when `run` was never called. When it has returned,
+        neither this process nor the peer touches the weights by means of this session any more. May
+        block for a few seconds.
+
+        Raises:
+            TransferError: something may still be read. The weights stay protected for good.
         """
 
 
 class Receiver(Protocol):
-    """The client's end."""
+    """The client's end of one session."""
 
-    def open(self) -> None:
-        """Be ready to receive before the server is told to send."""
+    def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
+        """Be ready to receive, before the server is asked to send; returns an answer for it.
 
-    def run(self, segments: Sequence[Segment]) -> int:
-        """Receive and verify; returns the bytes received."""
-
-    def abort(self) -> None:
-        """Make `run` end within a second (from any thread; twice does no harm)."""
-
-    def close(self) -> None:
-        """After `run`, on its thread, when the session knows how it ended: let go of the rest.
+        On the worker thread. Blocks for at most `stall_s`. The rendezvous comes from the peer and
+        is not trusted. A transport for one host finds out here whether the peer is on it.
 
         Raises:
-            TransferError: it cannot; something may still be written into the model.
+            TransferError: it cannot begin with this peer. Nothing was written; another transport
+                may be tried.
+        """
+
+    def run(self, segments: Sequence[Segment]) -> int:
+        """Receive and verify these segments; returns how many bytes that were.
+
+        On the worker thread. Blocks, but never longer than `stall_s` while nothing moves.
+
+        Raises:
+            TransferError: it failed, stalled or was aborted, or bytes did not match their digest.
+        """
+
+    def abort(self) -> None:
+        """Make `open` and `run` raise TransferError within a second; as `Sender.abort`."""
+
+    def end(self) -> None:
+        """Free everything. The session is over, and `abort` was called.
+
+        On the worker thread, exactly once, also when `open` or `run` was never called. When it has
+        returned, nothing is written into the weights any more. May block for a few seconds.
+
+        Raises:
+            TransferError: something may still be written. The caller of `fill` gets an UnsafeError.
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Transport:
-    """A way to move bytes, by name.
+class Attachment(Protocol):
+    """A transport's hold on one store. Its methods may be called from any thread."""
 
-    `sending` may raise BusyError: the client is told to ask again.
-    """
+    def sender(self, outlet: Outlet) -> Sender:
+        """Make the server's end for one session.
 
-    name: str
-    sending: Callable[[Outlet], Sender]
-    receiving: Callable[[Inlet], Receiver]
+        Raises:
+            BusyError: there is no room now.
+            TransferError: it cannot be made, for instance for memory of this device.
+        """
+
+    def receiver(self, inlet: Inlet) -> Receiver:
+        """Make the client's end for one session. Must not block.
+
+        Raises:
+            TransferError: it cannot be made, for instance for memory of this device.
+        """
+
+    def detach(self) -> None:
+        """Free what was made for the store. Every sender and receiver has ended; called once."""
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """A way to move bytes. Its methods may be called from any thread."""
+
+    @property
+    def name(self) -> str:
+        """What settings, hellos, offers and logs call it."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; always the same."""
+
+    def obstacle(self) -> str:
+        """Why it cannot be used in this process, as one sentence; empty if it can."""
+
+    def attach(self, store: Store) -> Attachment:
+        """Get ready for the memory of one store, which stays where it is until `detach`.
+
+        Raises:
+            TransferError: it cannot.
+        """

@@ -50,10 +50,11 @@ class Lanes:
             return [self._lanes[i] for i in range(count)]
 
     def work(self, count: int, timeout_s: float, job: Callable[[int, socket.socket], int]) -> int:
-        """Take lanes, run `job(k, lane)` on each side by side, close them; the sum of the answers.
+        """Take lanes and run `job(k, lane)` on each side by side; returns the sum of the answers.
 
-        After a failure the lanes stay open until `abort`: the session is to hear of the cause
-        before the peer notices anything, or the peer's complaint would arrive first.
+        The lanes stay open until `close`, for another call, or until `abort`. After a failure, too:
+        the session is to hear of the cause before the peer notices anything, or the peer's
+        complaint would arrive first.
 
         Raises:
             TransferError: as `take`, or what the first job to fail raised; the rest are stopped.
@@ -61,12 +62,9 @@ class Lanes:
         try:
             lanes = self.take(count, timeout_s)
             jobs = [partial(job, k, lane) for k, lane in enumerate(lanes)]
-            total = side_by_side(jobs, self._interrupt)
-        except BaseException:
+            return side_by_side(jobs, self._interrupt)
+        finally:
             self.release()
-            raise
-        self.close()
-        return total
 
     def release(self) -> None:
         """Whoever took the lanes uses them no more; they stay open until `abort`."""

@@ -1,11 +1,12 @@
 """The two members of one group, seen from one of them. Law: joined once, aborted from anywhere.
 
-One thread joins, posts and waits; after it has told how that ended it calls `close`, which ends the
-group when the session is over: a peer is to hear the cause from the session first, and not from a
-communicator that broke. A group is never used again: its store still knows the addresses of old.
+One thread joins, posts and waits, for one request after the other. When the session is over it
+calls `end`: a peer is to hear the cause from the session first, and not from a communicator that
+broke. A group is never joined again: its store still knows the addresses of old.
 """
 
 import contextlib
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +30,6 @@ from netloader.io.waiting import poll
 
 GREETING_BYTES = 64
 """What the server sends first: libraries make communicators with the first operation."""
-OVER_S = 900.0
-"""How long an end waits for the word that its session is over; sessions have deadlines."""
 DRAIN_S = 5.0
 """How long operations may still be under way after their group has ended."""
 SHOWN_CHARS = 200
@@ -116,6 +115,7 @@ class PeerGroup:
         self._dead: Callable[[], bool] = lambda: False
         self._under_way: deque[tuple[Any, Tensor]] = deque()
         self._packed = 0
+        self._runs = 0
         self._running = False
         self._lock = threading.Lock()
 
@@ -130,7 +130,12 @@ class PeerGroup:
             self._running = True
         try:
             with self._translated(), beside(self.device):
-                self._join(sizes)
+                lane = self.lanes.take(1, self._stall_s)[0]
+                self._runs += 1
+                if self._store is None:
+                    self._join(lane, sizes)
+                else:
+                    self._agree(self._store, sizes)
                 yield
         except TransferError:
             self.slot.suspect()
@@ -138,8 +143,7 @@ class PeerGroup:
         finally:
             self.lanes.release()
 
-    def _join(self, sizes: str) -> None:
-        lane = self.lanes.take(1, self._stall_s)[0]
+    def _join(self, lane: socket.socket, sizes: str) -> None:
         store = _Rendezvous(lane, self._stall_s)
         with self._lock:
             self._store = store
@@ -170,8 +174,8 @@ class PeerGroup:
         A library may end the whole process (gloo) or hang (HCCL) when a buffer is smaller than what
         arrives in it, so two sides that disagree must not even form a group.
         """
-        store.set(f"sizes of {self._rank}", sizes)
-        theirs = store.get(f"sizes of {1 - self._rank}").decode(errors="replace")
+        store.set(f"sizes of {self._rank}, run {self._runs}", sizes)
+        theirs = store.get(f"sizes of {1 - self._rank}, run {self._runs}").decode(errors="replace")
         if theirs != sizes:
             detail = "the two sides would move chunks of different sizes"
             remedy = "run the same netloader on both sides"
@@ -220,8 +224,8 @@ class PeerGroup:
         self._backend.wait(self._under_way[0][0], self._stall_s, self.stop)
         self._under_way.popleft()
 
-    def close(self) -> None:
-        """End the group when the session is over.
+    def end(self) -> None:
+        """End the group. The session is over.
 
         A client gives the staging memory back, for its engine will measure what is free; a server
         keeps it, for emptying the allocator would slow its engine down.
@@ -229,8 +233,9 @@ class PeerGroup:
         Raises:
             TransferError: something may still be written into the model.
         """
-        self.stop.wait(OVER_S)
         self.abort()
+        if not self._running:
+            return
         launched(self.device)
         self._drained()  # asks each work for its error, which it has from the group
         with self._lock:

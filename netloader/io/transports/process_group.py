@@ -10,7 +10,6 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 
 import torch
@@ -25,26 +24,29 @@ from netloader.io.memory import memory_of
 from netloader.io.store.base import Store
 from netloader.io.store.digests import hashing_threads
 from netloader.io.store.ledger import SegmentWriter
-from netloader.io.transports.backends import CLIENT, SERVER, Backend
-from netloader.io.transports.base import Inlet, Outlet, Transport
+from netloader.io.transports.backends import BACKENDS, CLIENT, SERVER, Backend
+from netloader.io.transports.base import Capabilities, Inlet, Outlet
 from netloader.io.transports.peer_group import PeerGroup
 
 READ_BACK = 2
 """Parcels on their way from the device to the host at once, to be verified."""
 
 
-class GroupSending:
+class GroupSender:
     """The server's end."""
 
-    def __init__(self, outlet: Outlet, backend: Backend) -> None:
-        self._weights = outlet.weights
-        device = _device_for(backend, outlet.weights)
+    def __init__(self, store: Store, outlet: Outlet, backend: Backend) -> None:
+        self._store = store
+        device = _device_for(backend, store)
         self._peer_group = PeerGroup(backend, SERVER, outlet.session, outlet.stall_s, device)
         self._peer_group.slot.claim(self._peer_group)
 
     def rendezvous(self) -> Mapping[str, str]:
         """Nothing: the store travels over lane 0."""
         return {}
+
+    def answered(self, answer: Mapping[str, str]) -> None:
+        """Do nothing: there is nothing to answer."""
 
     def attach(self, index: int, lane: socket.socket) -> None:
         """Take the lane of the store."""
@@ -55,7 +57,7 @@ class GroupSending:
         """Send chunk by chunk, as many at a time as may be under way."""
         del lanes
         peer_group = self._peer_group
-        read = self._weights.reader(peer_group.device)
+        read = self._store.reader(peer_group.device)
         with peer_group.joined(sizes_digest(segments)):
             for chunk in chain.from_iterable(map(chunks, segments)):
                 if peer_group.full:
@@ -78,9 +80,9 @@ class GroupSending:
         """Fail whatever runs."""
         self._peer_group.abort()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End the group."""
-        self._peer_group.close()
+        self._peer_group.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +100,21 @@ class _Landing:
                 copy_bytes(place, room)
 
 
-class GroupReceiving:
+class GroupReceiver:
     """The client's end."""
 
-    def __init__(self, inlet: Inlet, backend: Backend) -> None:
+    def __init__(self, store: Store, inlet: Inlet, backend: Backend) -> None:
         self._inlet = inlet
         self._stall_s = inlet.stall_s
-        device = _device_for(backend, inlet.intake.ledger.store)
+        device = _device_for(backend, store)
         self._peer_group = PeerGroup(backend, CLIENT, inlet.session, inlet.stall_s, device)
         self._threads = 1 if device == CPU else hashing_threads()
         self._posted: deque[_Landing] = deque()
         self._reading: deque[tuple[SegmentWriter, Readback]] = deque()
 
-    def open(self) -> None:
+    def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
         """Have the device for this transfer, and open the lane of the store."""
+        del rendezvous
         peer_group = self._peer_group
         peer_group.slot.wait_for(peer_group, self._stall_s, peer_group.stop)
         try:
@@ -121,6 +124,7 @@ class GroupReceiving:
             raise TransferError(Reason.TRANSFER_FAILED, "no lane for the store") from error
         lane.settimeout(None)
         peer_group.lanes.attach(0, lane)
+        return {}
 
     def run(self, segments: Sequence[Segment]) -> int:
         """Receive and verify chunk by chunk, as many posted as may be under way."""
@@ -165,9 +169,9 @@ class GroupReceiving:
         """Fail whatever runs."""
         self._peer_group.abort()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End the group, and give its memory back."""
-        self._peer_group.close()
+        self._peer_group.end()
 
 
 def _device_for(backend: Backend, weights: Store) -> torch.device:
@@ -183,10 +187,51 @@ def _device_for(backend: Backend, weights: Store) -> torch.device:
     return CPU if backend.device == CPU.type else weights.device
 
 
-def transport(backend: Backend) -> Transport:
+@dataclass(frozen=True, slots=True)
+class GroupAttachment:
+    """Some weights, and the library that moves them."""
+
+    store: Store
+    backend: Backend
+
+    def sender(self, outlet: Outlet) -> GroupSender:
+        """Make the server's end; on an accelerator it takes the device's slot."""
+        return GroupSender(self.store, outlet, self.backend)
+
+    def receiver(self, inlet: Inlet) -> GroupReceiver:
+        """Make the client's end."""
+        return GroupReceiver(self.store, inlet, self.backend)
+
+    def detach(self) -> None:
+        """Do nothing: what stays between sessions belongs to the device, see DeviceSlot."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTransport:
     """The transport of a backend."""
-    return Transport(
-        backend.name,
-        partial(GroupSending, backend=backend),
-        partial(GroupReceiving, backend=backend),
-    )
+
+    backend: Backend
+
+    @property
+    def name(self) -> str:
+        """The backend's."""
+        return self.backend.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Memory of the backend's device; one for the CPU moves that of any device."""
+        device = self.backend.device
+        return Capabilities(devices=None if device == CPU.type else frozenset({device}))
+
+    def obstacle(self) -> str:
+        """Why the library cannot be used in this process."""
+        return self.backend.obstacle()
+
+    def attach(self, store: Store) -> GroupAttachment:
+        """Keep the weights at hand."""
+        return GroupAttachment(store, self.backend)
+
+
+def named(name: str) -> GroupTransport:
+    """The transport of a backend's name."""
+    return GroupTransport(BACKENDS[name])

@@ -7,13 +7,15 @@ both sides know the plan.
 import errno
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.clock import monotonic
 from netloader.io.failure import TransferError
-from netloader.io.transports.base import Inlet, Outlet, Transport
+from netloader.io.store.base import Store
+from netloader.io.transports.base import Capabilities, Inlet, Outlet
 from netloader.io.transports.lanes import Lanes, is_stall, set_stall
 from netloader.io.transports.refusal import check
 
@@ -98,32 +100,35 @@ def _failed(error: OSError, how: str) -> TransferError:
     return TransferError(Reason.TRANSFER_FAILED, f"the data connection {how} ({name})")
 
 
-class TcpSending:
+class TcpSender:
     """The server's end."""
 
-    def __init__(self, outlet: Outlet) -> None:
-        self._outlet = outlet
+    def __init__(self, store: Store, outlet: Outlet) -> None:
+        self._store = store
+        self._stall_s = outlet.stall_s
         self._lanes = Lanes()
 
     def rendezvous(self) -> Mapping[str, str]:
-        """Nothing: lanes come to the port the client already knows."""
+        """Nothing: lanes come to the port that the client knows."""
         return {}
+
+    def answered(self, answer: Mapping[str, str]) -> None:
+        """Do nothing: there is nothing to answer."""
 
     def attach(self, index: int, lane: socket.socket) -> None:
         """Take a data lane."""
-        set_stall(lane, self._outlet.stall_s)
+        set_stall(lane, self._stall_s)
         self._lanes.attach(index, lane)
 
     def run(self, segments: Sequence[Segment], lanes: int) -> int:
         """Send, one thread a lane."""
-        job = partial(self._lane, segments, lanes)
-        return self._lanes.work(lanes, self._outlet.stall_s, job)
+        return self._lanes.work(lanes, self._stall_s, partial(self._lane, segments, lanes))
 
     def _lane(self, segments: Sequence[Segment], lanes: int, k: int, lane: socket.socket) -> int:
         own, flags = segments[k::lanes], 0
         try:
             for segment in own:
-                for batch in batches(self._outlet.weights.views(segment), SEND_BYTES):
+                for batch in batches(self._store.views(segment), SEND_BYTES):
                     go_on(self._lanes)
                     flags = send_batch(lane, batch, flags)
         except OSError as error:
@@ -134,19 +139,21 @@ class TcpSending:
         """Shut the lanes down; blocked calls return at once."""
         self._lanes.abort()
 
-    def close(self) -> None:
-        """Do nothing: `abort` closes what a failure left open."""
+    def end(self) -> None:
+        """Close the lanes."""
+        self._lanes.close()
 
 
-class TcpReceiving:
+class TcpReceiver:
     """The client's end."""
 
     def __init__(self, inlet: Inlet) -> None:
         self._inlet = inlet
         self._lanes = Lanes()
 
-    def open(self) -> None:
+    def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
         """Open every lane to the server's port."""
+        del rendezvous
         for index in range(self._inlet.lanes):
             try:
                 lane = self._inlet.dial(index)
@@ -154,6 +161,7 @@ class TcpReceiving:
                 raise _failed(error, "could not be opened") from error
             set_stall(lane, self._inlet.stall_s)
             self._lanes.attach(index, lane)
+        return {}
 
     def run(self, segments: Sequence[Segment]) -> int:
         """Receive and verify, one thread a lane."""
@@ -180,8 +188,42 @@ class TcpReceiving:
         """Shut the lanes down; blocked calls return at once."""
         self._lanes.abort()
 
-    def close(self) -> None:
-        """Do nothing: `abort` closes what a failure left open."""
+    def end(self) -> None:
+        """Close the lanes."""
+        self._lanes.close()
 
 
-TCP = Transport("tcp", TcpSending, TcpReceiving)
+@dataclass(frozen=True, slots=True)
+class TcpAttachment:
+    """Some weights, as they are: sockets need no preparation of memory."""
+
+    store: Store
+
+    def sender(self, outlet: Outlet) -> TcpSender:
+        """Make the server's end."""
+        return TcpSender(self.store, outlet)
+
+    def receiver(self, inlet: Inlet) -> TcpReceiver:
+        """Make the client's end."""
+        return TcpReceiver(inlet)
+
+    def detach(self) -> None:
+        """Do nothing."""
+
+
+class Tcp:
+    """Plain connections to the server's one port."""
+
+    name = "tcp"
+    capabilities = Capabilities()
+
+    def obstacle(self) -> str:
+        """Nothing stands in the way."""
+        return ""
+
+    def attach(self, store: Store) -> TcpAttachment:
+        """Keep the weights at hand."""
+        return TcpAttachment(store)
+
+
+TCP = Tcp()

@@ -12,13 +12,14 @@ from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Segment
 from netloader.fsm.messages import Begin, Lane, Offer, Reject, Request
-from netloader.io import Endpoint, Outcome, ServerOptions, fill, serve, transports
+from netloader.io import Endpoint, Outcome, ServerOptions, fill, serve
 from netloader.io.listener import Listener, bind
 from netloader.io.published import Catalog, PublishedModel
 from netloader.io.server import publish
+from netloader.io.store.base import Store
 from netloader.io.store.module import ModuleStore
-from netloader.io.transports import Transport
-from netloader.io.transports.tcp import TCP, TcpSending
+from netloader.io.transports import TRANSPORTS, Outlet
+from netloader.io.transports.tcp import Tcp, TcpAttachment, TcpSender
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -256,11 +257,11 @@ def test_evict_ends_who_was_offered_it_or_waits_for_it_and_nobody_who_has_not_ch
 
 
 def test_evict_is_true_only_when_nobody_reads_any_more(
-    opened: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+    opened: Callable[..., Shop],
 ) -> None:
     reading, let_go = threading.Event(), threading.Event()
 
-    class Stubborn(TcpSending):
+    class Stubborn(TcpSender):
         """Reads on, whatever happens to its session."""
 
         def run(self, segments: Sequence[Segment], lanes: int) -> int:
@@ -268,10 +269,18 @@ def test_evict_is_true_only_when_nobody_reads_any_more(
             let_go.wait(SOON_S)
             return 0
 
-    stubborn = Transport("stubborn", Stubborn, TCP.receiving)
-    monkeypatch.setitem(transports._REGISTRY, "stubborn", stubborn)
+    class StubbornTcp(Tcp):
+        name = "stubborn"
+
+        def attach(self, store: Store) -> TcpAttachment:
+            return Sending(store)
+
+    class Sending(TcpAttachment):
+        def sender(self, outlet: Outlet) -> TcpSender:
+            return Stubborn(self.store, outlet)
+
     shop = opened()
-    with shop.call() as peer:
+    with TRANSPORTS.registered(StubbornTcp()), shop.call() as peer:
         peer.say(hello("stubborn", named("draft")))
         assert isinstance(peer.hear(), Offer)
         peer.say(Request((0,)))

@@ -16,7 +16,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io import Deadlines
 from netloader.io.module_state import ModuleState
 from netloader.io.published import PublishedModel
-from netloader.io.transports.tcp import TcpSending
+from netloader.io.transports.tcp import TcpSender
 from netloader.io.watch import ModuleUsage
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
@@ -171,17 +171,17 @@ def test_weights_that_were_changed_are_not_even_offered(change: Callable[[Model]
 def test_a_change_during_a_transfer_ends_that_session(
     change: Callable[[Model], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served, run = Model(1), TcpSending.run
+    served, run = Model(1), TcpSender.run
     changed = threading.Event()
 
-    def run_and_change(self: TcpSending, *args: Any) -> int:
+    def run_and_change(self: TcpSender, *args: Any) -> int:
         sent = run(self, *args)
         if not changed.is_set():
             change(served)
             changed.set()
         return sent
 
-    monkeypatch.setattr(TcpSending, "run", run_and_change)
+    monkeypatch.setattr(TcpSender, "run", run_and_change)
     with serving(served) as server:
         target = Model(2)
         outcome = fill(target, [sealed(server).endpoint], IDENTITY, asking(deadlines=PATIENT))

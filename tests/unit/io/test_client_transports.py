@@ -1,14 +1,16 @@
 """Filling over another transport than the best one, when that one cannot even begin."""
 
 import socket
+from collections.abc import Iterator
+from typing import Self
 
 import pytest
 from torch import nn
 
 from netloader.fsm.reasons import Reason
-from netloader.io import fill, transports
+from netloader.io import fill
 from netloader.io.failure import TransferError
-from netloader.io.transports import Transport
+from netloader.io.transports import TRANSPORTS, Capabilities
 from tests.unit.io.helpers import IDENTITY, asking, contents, module_of, random, serving
 
 
@@ -19,17 +21,18 @@ def model(seed: int) -> nn.Module:
 class Refusing:
     """Either end of a transport whose library refuses this pair of processes."""
 
-    def __init__(self, given: object) -> None:
-        del given
-
     def rendezvous(self) -> dict[str, str]:
         return {}
+
+    def answered(self, answer: object) -> None:
+        del answer
 
     def attach(self, index: int, lane: socket.socket) -> None:
         del index, lane
 
-    def open(self) -> None:
-        pass
+    def open(self, rendezvous: object) -> dict[str, str]:
+        del rendezvous
+        return {}
 
     def run(self, segments: object, lanes: int = 0) -> int:
         del segments, lanes
@@ -38,15 +41,39 @@ class Refusing:
     def abort(self) -> None:
         pass
 
-    def close(self) -> None:
+    def end(self) -> None:
+        pass
+
+
+class RefusingTransport:
+    """A transport of such ends, and its attachment."""
+
+    name = "refusing"
+    capabilities = Capabilities()
+
+    def obstacle(self) -> str:
+        return ""
+
+    def attach(self, weights: object) -> Self:
+        del weights
+        return self
+
+    def sender(self, outlet: object) -> Refusing:
+        del outlet
+        return Refusing()
+
+    def receiver(self, inlet: object) -> Refusing:
+        del inlet
+        return Refusing()
+
+    def detach(self) -> None:
         pass
 
 
 @pytest.fixture
-def refusing(monkeypatch: pytest.MonkeyPatch) -> str:
-    known: dict[str, Transport] = transports._REGISTRY
-    monkeypatch.setitem(known, "refusing", Transport("refusing", Refusing, Refusing))
-    return "refusing"
+def refusing() -> Iterator[str]:
+    with TRANSPORTS.registered(RefusingTransport()):
+        yield "refusing"
 
 
 def test_what_a_library_refuses_goes_over_tcp(refusing: str) -> None:
@@ -73,7 +100,10 @@ def test_tcp_is_not_tried_when_it_was_not_asked_for_or_has_failed(
 def test_a_source_without_tcp_is_left_for_the_next_one(refusing: str) -> None:
     source, target = model(1), model(50)
     options = asking(transports=(refusing, "tcp"))
-    with serving(source, transports=(refusing,)) as first, serving(source) as second:
+    with (
+        serving(source, transports=(refusing,)) as first,
+        serving(source, transports=("tcp",)) as second,
+    ):
         outcome = fill(target, [first.endpoint, second.endpoint], IDENTITY, options)
     assert contents(target) == contents(source)
     reasons = [Reason.TRANSFER_FAILED, Reason.NOTHING_IN_COMMON, Reason.VERIFIED]

@@ -49,7 +49,7 @@ class Idle(SessionWorker):
     def do(self, order: Order) -> Event:
         raise NotImplementedError
 
-    def tidy(self, order: Order) -> None:
+    def end(self) -> None:
         raise NotImplementedError
 
     def abort(self) -> None:

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 from torch import nn
@@ -49,8 +50,10 @@ class Heard:
     worker: SessionWorker
     events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
     troubles: list[Exception] = field(default_factory=list)
+    made: ClassVar[list[SessionWorker]] = []
 
     def __post_init__(self) -> None:
+        self.made.append(self.worker)
         self.worker.post = self.events.put
         self.worker.trouble = self.troubles.append
 
@@ -58,9 +61,18 @@ class Heard:
         """Give an order and wait for its event."""
         self.worker.begin(order)
         event = self.events.get(timeout=SOON_S)
-        assert self.worker.join(SOON_S)
         assert self.events.empty()
         return event
+
+
+@pytest.fixture(autouse=True)
+def sessions_end() -> Iterator[None]:
+    """Ends the session of every worker of a test."""
+    yield
+    while Heard.made:
+        worker = Heard.made.pop()
+        worker.close()
+        worker.join(SOON_S)
 
 
 class Scripted(SessionWorker):
@@ -70,12 +82,14 @@ class Scripted(SessionWorker):
         super().__init__()
         self._work_of_test = work
         self.left: Exception | None = None
+        self.ends: list[str] = []
         self.aborts = 0
 
     def do(self, order: Order) -> Event:
         return self._work_of_test()
 
-    def tidy(self, order: Order) -> None:
+    def end(self) -> None:
+        self.ends.append(threading.current_thread().name)
         if self.left is not None:
             raise self.left
 
@@ -86,15 +100,31 @@ class Scripted(SessionWorker):
 # -- every worker ----------------------------------------------------------------------------------
 
 
-def test_an_order_is_carried_out_on_a_thread_named_after_it() -> None:
-    names: list[str] = []
+def test_all_orders_and_the_end_are_carried_out_on_one_thread() -> None:
+    threads: list[threading.Thread] = []
 
     def work() -> Event:
-        names.append(threading.current_thread().name)
+        threads.append(threading.current_thread())
         return Transferred(7)
 
-    assert Heard(Scripted(work)).after(PREPARE) == Transferred(7)
-    assert names == ["netloader-prepareoffer"]
+    worker = Scripted(work)
+    heard = Heard(worker)
+    assert [heard.after(PREPARE), heard.after(PREPARE)] == [Transferred(7)] * 2
+    assert worker.ends == []
+    worker.close()
+
+    assert worker.join(SOON_S)
+    assert len(set(threads)) == 1
+    assert worker.ends == [threads[0].name] == ["netloader-worker"]
+    assert worker.aborts == 1
+
+
+def test_a_worker_that_had_nothing_to_do_ends_nothing() -> None:
+    worker = Scripted(lambda: Transferred(7))
+    worker.close()
+
+    assert worker.join(0)
+    assert worker.ends == []
 
 
 def test_a_failed_transfer_is_reported_with_its_reason() -> None:
@@ -214,9 +244,10 @@ def test_weights_withdrawn_while_a_client_waits_for_digests_are_not_offered() ->
 
 def test_a_session_that_ended_before_its_place_takes_none(published: PublishedModel) -> None:
     worker = ServerWorker((published,), SESSION, FAST)
+    worker.published = published
     worker.close()
-    Heard(worker).after(PREPARE)
 
+    assert isinstance(worker.do(PREPARE), OfferRefused)
     assert published.admit()
 
 
@@ -233,7 +264,7 @@ def test_the_published_that_was_asked_for_is_the_one_that_is_prepared(
     assert published.quiet(0)
     assert not other.quiet(0)
     worker.close()
-    assert other.quiet(0)
+    assert other.quiet(SOON_S)
 
 
 def test_nothing_is_read_for_a_transfer_that_starts_after_the_fence(
@@ -377,5 +408,6 @@ def test_what_cannot_be_let_go_of_makes_the_tensors_unsafe() -> None:
     worker.begin(PREPARE)
 
     assert events.get(timeout=SOON_S) == Transferred(7)
+    worker.close()
     assert not worker.join(SOON_S)
     assert troubles == [worker.left]

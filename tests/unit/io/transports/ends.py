@@ -12,7 +12,15 @@ from netloader.fsm.manifest import Segment, segments_of
 from netloader.io.store.digests import digest_of
 from netloader.io.store.ledger import Ledger, Report
 from netloader.io.store.module import ModuleStore
-from netloader.io.transports import Inlet, Outlet, Receiver, Sender, TransferError, named
+from netloader.io.transports import (
+    Attachments,
+    Inlet,
+    Outlet,
+    Receiver,
+    Sender,
+    TransferError,
+    named,
+)
 from tests.unit.io.helpers import KIB, SOON_S, connected_pair, offer_of
 
 
@@ -53,10 +61,19 @@ class Ends:
         self.near: list[socket.socket] = []
         self.far: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self.sending: Sender = named(transport).sending(Outlet(self.giving, "session", stall_s))
-        self.receiving: Receiver = named(transport).receiving(
+        self._over = threading.Event()
+        chosen = named(transport)
+        self.attachments = (Attachments(self.giving), Attachments(taking))
+        giving, filling = (attachments.to(chosen) for attachments in self.attachments)
+        self.sending: Sender = giving.sender(Outlet("session", stall_s))
+        self.receiving: Receiver = filling.receiver(
             Inlet(intake, "session", stall_s, dial or self.dial, lanes)
         )
+        self._ended: list[Sender | Receiver] = []
+
+    def open(self) -> None:
+        """Open the receiving end with what the sending end offers, and answer it."""
+        self.sending.answered(self.receiving.open(self.sending.rendezvous()))
 
     def dial(self, index: int) -> socket.socket:
         """Open a lane between the two ends."""
@@ -83,9 +100,11 @@ class Ends:
             except TransferError as error:
                 ending.failure.append(error)
             ending.over.set()
-            end.close()
+            self._over.wait(SOON_S)
+            end.end()
 
         ending = Ending()
+        self._ended.append(end)
         thread = threading.Thread(target=work, daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -95,8 +114,15 @@ class Ends:
         """Stop whatever still runs and close every lane."""
         self.sending.abort()
         self.receiving.abort()
+        self._over.set()
         for thread in self._threads:
             thread.join(SOON_S)
+        for end in (self.sending, self.receiving):
+            if end not in self._ended:
+                end.end()
+        self._ended = [self.sending, self.receiving]
+        for attachments in self.attachments:
+            attachments.detach()
         for lane in (*self.near, *self.far):
             lane.close()
 

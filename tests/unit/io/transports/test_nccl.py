@@ -8,6 +8,7 @@ only a GPU can tell is listed in docs/contribute/ascend-dev.md.
 import gc
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
@@ -17,9 +18,9 @@ import pytest
 import torch.distributed as dist
 
 from netloader.fsm.reasons import Reason
-from netloader.io import transports
+from netloader.io.transports import TRANSPORTS
 from netloader.io.transports.backends import BACKENDS
-from netloader.io.transports.process_group import transport
+from netloader.io.transports.process_group import GroupTransport
 from tests.unit.io.helpers import MIB, contents, module_of, random, zoo
 from tests.unit.io.transports.ends import Ends, Join
 
@@ -92,18 +93,18 @@ class NcclSimulator:
 
 
 @pytest.fixture(autouse=True)
-def nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+def nccl(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The real row of the table, on the memory of the CPU."""
     monkeypatch.setattr(dist, "ProcessGroupNCCL", NcclSimulator, raising=False)
     monkeypatch.setattr(NcclSimulator, "made", [])
     monkeypatch.setattr(NcclSimulator, "aborted", 0)
-    here = replace(BACKENDS["nccl"], name="nccl on a cpu", device="cpu")
-    monkeypatch.setattr(transports, "_REGISTRY", dict(transports._REGISTRY))
-    transports.register(transport(here))
+    here = replace(BACKENDS["nccl"], name="nccl on a cpu", device="cpu", obstacle=lambda: "")
+    with TRANSPORTS.registered(GroupTransport(here)):
+        yield
 
 
 def moved(ends: Ends) -> None:
-    ends.receiving.open()
+    ends.open()
     sent, received = ends.send(), ends.receive()
     assert sent.wait()
     assert received.wait()
@@ -163,7 +164,7 @@ def test_a_group_ends_with_its_session(join: Join) -> None:
 def test_an_error_of_the_library_is_the_reason(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NcclWork, "exception", lambda self: RuntimeError("ncclRemoteError: gone"))
     ends = join("nccl on a cpu", module_of(w=random(MIB)), module_of(w=random(MIB)))
-    ends.receiving.open()
+    ends.open()
     ends.send()
     received = ends.receive()
 

@@ -39,7 +39,7 @@ def big() -> nn.Module:
 
 def moved(ends: Ends) -> None:
     """Run both ends to their end."""
-    ends.receiving.open()
+    ends.open()
     sent, received = ends.send(), ends.receive()
     assert sent.wait()
     assert received.wait()
@@ -70,7 +70,7 @@ def test_only_the_segments_asked_for_are_sent(join: Join) -> None:
     source, target = module_of(w=random(MIB)), module_of(w=random(MIB, seed=9))
     ends = join("gloo", source, target)
     some = ends.segments[3:40:5]
-    ends.receiving.open()
+    ends.open()
 
     sent, received = ends.send(some), ends.receive(some)
 
@@ -84,7 +84,7 @@ def test_a_byte_changed_on_the_way_is_refused(join: Join) -> None:
     source, target = module_of(w=random(MIB)), module_of(w=random(MIB, seed=1))
     ends = join("gloo", source, target)
     source.get_parameter("w").data[500_000] += 1
-    ends.receiving.open()
+    ends.open()
     ends.send()
     received = ends.receive()
 
@@ -141,7 +141,7 @@ def test_two_transfers_at_once_do_not_meet(join: Join) -> None:
     pairs = [(zoo(seed), zoo(seed + 10)) for seed in (1, 2)]
     all_ends = [join("gloo", source, target) for source, target in pairs]
     for ends in all_ends:
-        ends.receiving.open()
+        ends.open()
     endings = [e for ends in all_ends for e in (ends.send(), ends.receive())]
 
     assert all(ending.wait() and not ending.failure for ending in endings)
@@ -208,7 +208,7 @@ def pause() -> Iterator[Pause]:
 
 def test_an_abort_ends_a_sender_whose_peer_receives_nothing_more(join: Join, pause: Pause) -> None:
     ends = join("gloo", big(), big(), segment_bytes=MIB, report=pause)
-    ends.receiving.open()
+    ends.open()
     sent = ends.send()
     ends.receive()
     assert pause.reached.wait(SOON_S)
@@ -227,7 +227,7 @@ def test_an_abort_ends_a_receiver_whose_peer_sends_nothing_more(
 ) -> None:
     ends = join("gloo", big(), big(), segment_bytes=MIB)
     monkeypatch.setattr(ends.giving, "reader", after(pause, ends.giving.reader))
-    ends.receiving.open()
+    ends.open()
     received = ends.receive()
     ends.send()
     assert pause.reached.wait(SOON_S)
@@ -249,7 +249,7 @@ def test_a_peer_that_falls_silent_is_noticed_after_one_stall_deadline(
     ends = join("gloo", big(), big(), segment_bytes=MIB, stall_s=3.0, report=report)
     if silent == "sender":
         monkeypatch.setattr(ends.giving, "reader", after(pause, ends.giving.reader))
-    ends.receiving.open()
+    ends.open()
     sent, received = ends.send(), ends.receive()
     assert pause.reached.wait(SOON_S)
     start = monotonic()
@@ -262,7 +262,7 @@ def test_a_peer_that_falls_silent_is_noticed_after_one_stall_deadline(
 
 def test_an_abort_ends_a_rendezvous_that_nobody_joins(join: Join) -> None:
     ends = join("gloo", big(), big())
-    ends.receiving.open()
+    ends.open()
     received = ends.receive()
     ends.receiving.abort()
 
@@ -272,7 +272,7 @@ def test_an_abort_ends_a_rendezvous_that_nobody_joins(join: Join) -> None:
 
 def test_a_rendezvous_that_nobody_joins_ends_with_the_stall_deadline(join: Join) -> None:
     ends = join("gloo", big(), big(), stall_s=0.5)
-    ends.receiving.open()
+    ends.open()
     received = ends.receive()
 
     assert received.wait()
@@ -281,7 +281,7 @@ def test_a_rendezvous_that_nobody_joins_ends_with_the_stall_deadline(join: Join)
 
 def test_the_end_of_one_side_ends_the_other(join: Join) -> None:
     ends = join("gloo", big(), big(), segment_bytes=MIB)
-    ends.receiving.open()
+    ends.open()
     sent, received = ends.send(), ends.receive(ends.segments[:3])
     assert received.wait()
 
@@ -296,4 +296,4 @@ def test_a_lane_that_cannot_be_opened_is_a_failure(join: Join) -> None:
     ends = join("gloo", big(), big(), dial=refused)
 
     with pytest.raises(TransferError, match="no lane for the store"):
-        ends.receiving.open()
+        ends.open()

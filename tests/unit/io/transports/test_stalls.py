@@ -24,7 +24,7 @@ def test_a_receiver_that_reads_no_more_is_noticed_after_one_stall_deadline(
     # A send call that moved some of its bytes returns when its time is up. What is left may fit
     # into the buffers all the same; the next call must not wait for the whole deadline again.
     ends = join("tcp", large(), large(), stall_s=STALL_S, segment_bytes=4 * MIB)
-    ends.receiving.open()
+    ends.open()
     sent = ends.send()
     room = bytearray(64 << 10)
     while taken > 0:

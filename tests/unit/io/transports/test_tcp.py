@@ -152,7 +152,7 @@ def test_every_kind_of_tensor_arrives_over_any_number_of_lanes(join: Join, lanes
     source, target = zoo(1), zoo(100)
     before = places(target)
     ends = join("tcp", source, target, lanes=lanes)
-    ends.receiving.open()
+    ends.open()
 
     sent, received = ends.send(), ends.receive()
 
@@ -170,7 +170,7 @@ def test_ten_thousand_tiny_tensors_arrive(join: Join) -> None:
 
     source, target = build(1), build(2)
     ends = join("tcp", source, target)
-    ends.receiving.open()
+    ends.open()
     ends.send()
 
     assert ends.receive().wait()
@@ -182,7 +182,7 @@ def test_only_the_segments_asked_for_are_sent(join: Join) -> None:
     kept = contents(target)["w"]
     ends = join("tcp", source, target, lanes=2)
     some = ends.segments[3:40:5]
-    ends.receiving.open()
+    ends.open()
 
     sent, received = ends.send(some), ends.receive(some)
 
@@ -205,7 +205,7 @@ def big() -> nn.Module:
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_an_abort_ends_a_sender_that_nobody_reads_from(join: Join, lanes: int) -> None:
     ends = join("tcp", big(), big(), lanes=lanes)
-    ends.receiving.open()
+    ends.open()
     sent = ends.send()
     start = monotonic()
     ends.sending.abort()
@@ -219,7 +219,7 @@ def test_an_abort_ends_a_sender_that_nobody_reads_from(join: Join, lanes: int) -
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_an_abort_ends_a_receiver_that_nobody_sends_to(join: Join, lanes: int) -> None:
     ends = join("tcp", big(), big(), lanes=lanes)
-    ends.receiving.open()
+    ends.open()
     received = ends.receive()
     ends.receiving.abort()
 
@@ -229,7 +229,7 @@ def test_an_abort_ends_a_receiver_that_nobody_sends_to(join: Join, lanes: int) -
 
 def test_the_end_of_one_side_ends_the_other(join: Join) -> None:
     ends = join("tcp", big(), big(), lanes=2)
-    ends.receiving.open()
+    ends.open()
     sent = ends.send()
     ends.receiving.abort()
 
@@ -239,7 +239,7 @@ def test_the_end_of_one_side_ends_the_other(join: Join) -> None:
 
 def test_a_silent_sender_is_noticed_after_the_stall_deadline(join: Join) -> None:
     ends = join("tcp", big(), big(), stall_s=0.3)
-    ends.receiving.open()
+    ends.open()
     received = ends.receive()
 
     assert received.wait()
@@ -248,7 +248,7 @@ def test_a_silent_sender_is_noticed_after_the_stall_deadline(join: Join) -> None
 
 def test_a_reader_that_stops_is_noticed_after_the_stall_deadline(join: Join) -> None:
     ends = join("tcp", big(), big(), stall_s=0.3)
-    ends.receiving.open()
+    ends.open()
     sent = ends.send()
 
     assert sent.wait()
@@ -259,7 +259,7 @@ def test_a_sender_that_stops_inside_a_call_is_noticed_after_one_stall_deadline(j
     # A receive call that has some of its bytes returns them when its time is up; the next call
     # must not wait for the whole deadline again.
     ends = join("tcp", big(), big(), stall_s=3.0)
-    ends.receiving.open()
+    ends.open()
     received = ends.receive()
     start = monotonic()
     ends.far[0].sendall(bytes(100_001))
@@ -294,5 +294,5 @@ def test_a_lane_that_cannot_be_opened_is_a_failure_not_a_stall(
     ends = join("tcp", big(), big(), dial=fail)
 
     with pytest.raises(TransferError, match=f"could not be opened .{name}") as caught:
-        ends.receiving.open()
+        ends.open()
     assert caught.value.reason is Reason.TRANSFER_FAILED

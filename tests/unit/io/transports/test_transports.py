@@ -4,8 +4,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from netloader.io.transports import Transport, named, register, suited
-from netloader.io.transports.tcp import TCP
+from netloader.io.transports import TRANSPORTS, named, suited
+from netloader.io.transports.tcp import TCP, Tcp
 from netloader.log import get_logger
 
 Lines: TypeAlias = list[dict[str, Any]]
@@ -28,12 +28,10 @@ def test_a_library_that_is_not_here_is_named() -> None:
 
 
 def test_a_host_may_replace_a_transport() -> None:
-    own = Transport("tcp", TCP.sending, TCP.receiving)
-    register(own)
-    try:
+    own = Tcp()
+    with TRANSPORTS.registered(own):
         assert named("tcp") is own
-    finally:
-        register(TCP)
+    assert named("tcp") is TCP
 
 
 def test_what_suits_a_cpu_needs_no_word(captured: Lines) -> None:

@@ -1,0 +1,241 @@
+"""One store filled from many sources. Law: it decides who is asked for what; drivers perform it.
+
+The driver reports what happens (`step`) and what time it is (`handle_timeout`), and performs the
+effects of each answer in order. What may happen to one source is a table, see `source`. This is
+what concerns all of them:
+
+* At most `parallel` sources are asked at a time. A source that fails is not asked again; one that
+  answered busy is, until `queue_s` seconds after the fetch began.
+* Each is asked only for what it has, is not verified, and was not asked of another. One source at a
+  time is asked for all that is missing; several are asked for a share, and for the next one later.
+* When one waits for work while another is slow, the slow one is dropped, and what is missing of its
+  share is asked of the one that waits. No segment is asked of two sources at once, also not at the
+  end: both would write to the same place.
+* Bytes of two roots are never mixed. A source with another root than the one that is being fetched
+  is set aside, and asked when nothing else is left; then all starts over with its root.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final, Self
+
+from netloader.errors import LocalProtocolError
+from netloader.fsm.fetch_events import (
+    Assigned,
+    CancelRequested,
+    Chosen,
+    Decided,
+    Dismissed,
+    Due,
+    FetchEffect,
+    FetchEvent,
+    Finish,
+    Recalled,
+    Reported,
+    Root,
+    SourcesFound,
+    Wait,
+)
+from netloader.fsm.reasons import Reason
+from netloader.fsm.source import OCCUPIED, SESSIONS, Source, Stage
+from netloader.fsm.states import State
+
+SHARES: Final = 2
+"""A request is this part of an even share of what is left, so shares get smaller towards the end:
+then all sources end at about the same time, whatever their speed."""
+SLOW: Final = 2.0
+"""A source that needs this many times as long for a segment as one that waits for work is slow:
+then asking the other one again for what is missing is faster, its loss in flight included."""
+GRACE_S: Final = 0.25
+"""What a request may take beside its segments, so that a short one is not called slow by chance."""
+ROUND_S: Final = 0.5
+"""Sources that are to be asked again within this time of each other are asked in one round."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """How a fetch goes about it; seconds."""
+
+    parallel: int = 1
+    """Sources that are asked at the same time."""
+    queue_s: float = 120.0
+    """How long sources that answered busy are asked again, from the beginning of the fetch."""
+    stall_s: float = 15.0
+    """How long the fetch waits for sources that have nothing (more) to give."""
+
+
+class Fetch:
+    """The decisions of one fetch. Not thread-safe: one event at a time."""
+
+    def __init__(self, options: FetchOptions, now: float) -> None:
+        self.options = options
+        self.now = now
+        self.patience_end = now + options.queue_s
+        self.root: Root | None = None
+        self.verified: set[int] = set()
+        """Segments of the root."""
+        self.filled = False
+        """Whether all is verified and a source has completed the fetch."""
+        self.outcome: Finish | None = None
+        """How the fetch ends, as soon as that is decided."""
+        self.over = False
+        self.sources: dict[int, Source] = {}
+        self.rows: list[object] = []
+        """The rows of the table that the last step fired, for tests."""
+        self._effects: list[FetchEffect] = []
+        self._progressed_at = now
+        self._waits: Wait | None = None
+
+    def step(self, event: FetchEvent, now: float) -> tuple[FetchEffect, ...]:
+        """Take one event; perform every effect of the answer before the next call.
+
+        Raises:
+            LocalProtocolError: an event that cannot happen here: the driver's bug.
+        """
+        self.now, self.rows = now, []
+        match event:
+            case SourcesFound():
+                new = [key for key in event.sources if key not in self.sources]
+                self.sources |= {key: Source(key, self) for key in new}
+            case CancelRequested():
+                self._decide(State.FALLBACK, event.reason)
+                self._dismiss(Stage.RECEIVING)
+            case _:
+                self._progressed_at = now
+                self._tell(self._source(event), event)
+        return self._answer()
+
+    def next_timeout(self) -> float | None:
+        """When to call `handle_timeout`, in seconds of the caller's clock; None for never."""
+        due = min((source.due() for source in self.sources.values()), default=math.inf)
+        return None if self.over or self.outcome or due == math.inf else due
+
+    def handle_timeout(self, now: float) -> tuple[FetchEffect, ...]:
+        """Tell the fetch what time it is; answers with what is to be done now."""
+        self.now, self.rows = now, []
+        waking = any(source.due() <= now for source in self._in(Stage.RESTING))
+        for source in self.sources.values():
+            early = ROUND_S if waking and source.state is Stage.RESTING else 0.0
+            if source.due() <= now + early and self.outcome is None:
+                self._tell(source, Due())
+        return self._answer()
+
+    # -- what a source may know of the others ----------------------------------------------------
+
+    def missing(self) -> frozenset[int]:
+        """Segments of the root that are not verified."""
+        return frozenset(range(self.root.segments if self.root else 0)) - self.verified
+
+    def kept_by(self, source: Source) -> bool:
+        """Whether another source may write bytes of the present root, or is ready to."""
+        others = (other for other in self._in(*SESSIONS) if other is not source)
+        return any(o.lease.left or o.state in (Stage.READY, Stage.RECEIVING) for o in others)
+
+    def starved_at(self, source: Source) -> float:
+        """When a source with nothing to give is dropped: it must be all that the fetch has."""
+        del source
+        going_on = (Stage.CANDIDATE, *OCCUPIED)
+        return math.inf if self._in(*going_on) else self._progressed_at + self.options.stall_s
+
+    def overdue_at(self, source: Source) -> float:
+        """When what a source was asked for is taken back; infinite while no other one waits."""
+        lease = source.lease
+        waiting = [o for o in self._in(Stage.READY) if o.available & lease.left]
+        pace_s = min((other.pace_s for other in waiting), default=math.inf)
+        return lease.since + SLOW * pace_s * max(lease.verified, 1) + GRACE_S
+
+    # -- the plan --------------------------------------------------------------------------------
+
+    def _answer(self) -> tuple[FetchEffect, ...]:
+        if not self.over:
+            self._plan()
+        effects, self._effects = tuple(self._effects), []
+        return effects
+
+    def _plan(self) -> None:
+        if self.filled:
+            self._decide(State.DONE, Reason.VERIFIED)
+        if self.outcome is None:
+            self._assign()
+            self._choose()
+            self._look_ahead()
+        if self.outcome is not None:
+            self._dismiss(Stage.DIALLED, Stage.READY)
+            if not self._in(*SESSIONS):
+                self._effects.append(self.outcome)
+                self.over = True
+
+    def _assign(self) -> None:
+        """Ask sources that are ready, the fastest first."""
+        for source in sorted(self._in(Stage.READY), key=lambda source: source.pace_s):
+            share = self._share(source)
+            if (share or self._unconfirmed()) and self._has_room():
+                self._tell(source, Assigned(share))
+
+    def _share(self, source: Source) -> tuple[int, ...]:
+        unasked = self._unasked()
+        parts = SHARES * self.options.parallel if self.options.parallel > 1 else 1
+        return tuple(sorted(unasked & source.available))[: math.ceil(len(unasked) / parts)]
+
+    def _unasked(self) -> frozenset[int]:
+        """Segments that are not verified, and that no source was asked for."""
+        asked = (source.lease.left for source in self._in(*SESSIONS))
+        return self.missing().difference(*asked)
+
+    def _choose(self) -> None:
+        """Dial candidates while there is something to ask of them."""
+        if not self._in(Stage.CANDIDATE, *SESSIONS):
+            for source in self._in(Stage.ASIDE):
+                self._tell(source, Recalled())
+        for source in self._in(Stage.CANDIDATE):
+            if self._has_room() and (self.root is None or self._unasked() or self._unconfirmed()):
+                self._tell(source, Chosen())
+
+    def _unconfirmed(self) -> bool:
+        """Whether all is verified, but the source that was to complete the fetch failed."""
+        return not self.missing() and not self._in(*OCCUPIED)
+
+    def _has_room(self) -> bool:
+        return len(self._in(*OCCUPIED)) < self.options.parallel
+
+    def _look_ahead(self) -> None:
+        """Without a session, all that can be done is to wait for sources that were busy."""
+        if self._in(*SESSIONS):
+            self._waits = None
+            return
+        resting = self._in(Stage.RESTING)
+        if not resting:
+            self._decide(State.FALLBACK, Reason.NO_SOURCE)
+            return
+        until = min(source.until for source in resting)
+        waits = Wait(tuple(source.key for source in resting), until)
+        if waits != self._waits:
+            self._effects.append(waits)
+        self._waits = waits
+
+    def _decide(self, state: State, reason: Reason) -> None:
+        self.outcome = self.outcome or Finish(state, reason)
+
+    def _dismiss(self, *stages: Stage) -> None:
+        for source in self._in(*stages):
+            self._tell(source, Dismissed())
+
+    def _in(self, *stages: Stage) -> list[Source]:
+        return [source for source in self.sources.values() if source.state in stages]
+
+    def _tell(self, source: Source, event: Reported | Decided) -> None:
+        row, effects = source.step(event)
+        self.rows.append(row)
+        self._effects += effects
+
+    def _source(self, event: Reported) -> Source:
+        if event.source not in self.sources:
+            raise LocalProtocolError(f"there is no source {event.source}")
+        return self.sources[event.source]
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        twin.verified, twin._effects = set(self.verified), []
+        twin.sources = {key: source.twin(twin) for key, source in self.sources.items()}
+        return twin

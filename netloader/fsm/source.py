@@ -1,0 +1,380 @@
+"""One source of a fetch, as the fetch sees it. Law: the table is the program.
+
+Two kinds of events: what the driver reports, and what the fetch decides. Transports write received
+bytes in place, so the segments that a source was asked for stay its own until the driver reports
+`SourceEnded`: only then nothing of the session writes any more, and another source may be asked for
+what is missing.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Protocol
+
+from netloader.errors import LocalProtocolError
+from netloader.fsm.fetch_events import (
+    DECIDED,
+    REPORTED,
+    Assigned,
+    Available,
+    Busy,
+    Chosen,
+    Completed,
+    Conclude,
+    Decided,
+    Dial,
+    Dismissed,
+    Drop,
+    Due,
+    FetchEffect,
+    Offered,
+    Recalled,
+    Reported,
+    Request,
+    Root,
+    SegmentVerified,
+    SourceEnded,
+    SourceFailed,
+)
+from netloader.fsm.reasons import Reason
+from netloader.fsm.table import Alphabet, Program, Row, Table, absorb, build, check, fire, row
+
+MAX_RETRY_AFTER_S: Final = 30.0
+"""Longest pause a server may ask for between two tries."""
+MIN_RETRY_AFTER_S: Final = 0.1
+
+
+class Stage(Enum):
+    """Where one source of a fetch is."""
+
+    CANDIDATE = "candidate"
+    """It may be asked."""
+    DIALLED = "dialled"
+    """A session with it begins."""
+    READY = "ready"
+    """It has offered the root that is fetched, and nothing is asked of it."""
+    RECEIVING = "receiving"
+    """Some segments are asked of it."""
+    ENDING = "ending"
+    """Its session is over, but may still write what it was asked for."""
+    RESTING = "resting"
+    """It was busy, and will be asked again."""
+    ASIDE = "aside"
+    """It has another root, or was slow: it is asked again when nothing else is left."""
+    GONE = "gone"
+    """It failed, and is not asked any more."""
+
+
+# -- a source, and what it shares with the others ------------------------------------------------
+
+
+class Holding(Protocol):
+    """What all sources of a fetch fill, and what one source may know of the others."""
+
+    now: float
+    patience_end: float
+    root: Root | None
+    verified: set[int]
+    filled: bool
+    """Whether all is verified and a source has completed the fetch."""
+
+    def missing(self) -> frozenset[int]:
+        """Segments of the root that are not verified."""
+
+    def kept_by(self, source: "Source") -> bool:
+        """Whether another source holds the root that is fetched, with a session."""
+
+    def starved_at(self, source: "Source") -> float:
+        """When a source that has nothing to give has kept the fetch from going on too long."""
+
+    def overdue_at(self, source: "Source") -> float:
+        """When what a source was asked for is taken back; infinite while no other one waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Segments that only one source may write, since when, and how many of them were verified."""
+
+    left: frozenset[int] = frozenset()
+    since: float = 0.0
+    verified: int = 0
+
+
+class Source:
+    """One source; `key` is the driver's number for it."""
+
+    __slots__ = (
+        "_effects",
+        "_row",
+        "available",
+        "delivered",
+        "holding",
+        "key",
+        "lease",
+        "pace_s",
+        "state",
+        "stepped_down",
+        "then",
+        "until",
+    )
+
+    def __init__(self, key: int, holding: Holding) -> None:
+        self.key = key
+        self.holding = holding
+        self.state = Stage.CANDIDATE
+        self.then = Stage.GONE
+        """Where it goes when its session has ended."""
+        self.stepped_down = False
+        self.until = 0.0
+        """When it may be asked again."""
+        self.pace_s = math.inf
+        """Seconds for a segment, as its last request took; infinite while not known."""
+        self._clear()
+        self._effects: tuple[FetchEffect, ...] = ()
+        self._row: Row[Any] | None = None
+
+    def _clear(self) -> None:
+        """Forget what only a session has."""
+        self.available: frozenset[int] = frozenset()
+        self.lease = Lease()
+        self.delivered = 0
+
+    def step(self, event: Reported | Decided) -> tuple[Row[Any], tuple[FetchEffect, ...]]:
+        """Take one event; answers with the row that fired and what is to be done.
+
+        Raises:
+            LocalProtocolError: an event that cannot happen here.
+        """
+        fire(MACHINE, self, event)
+        if self._row is None:
+            raise AssertionError("a fired row always collects")
+        return self._row, self._effects
+
+    def collect(self, row: Row[Any], effects: tuple[FetchEffect, ...]) -> None:
+        """For the table only: take what the fired row yielded."""
+        self._row, self._effects = row, effects
+
+    def due(self) -> float:
+        """When the deadline of its stage passes, in seconds of the fetch's clock."""
+        limit = LIMITS.get(self.state)
+        return math.inf if limit is None else limit(self)
+
+    def twin(self, holding: Holding) -> "Source":
+        """A copy that shares `holding` with others."""
+        twin = object.__new__(Source)
+        for name in Source.__slots__:
+            setattr(twin, name, getattr(self, name))
+        twin.holding = holding
+        return twin
+
+
+# -- guards --------------------------------------------------------------------------------------
+
+
+def _other_root(source: Source, event: Offered) -> bool:
+    """Whether the bytes of two roots would be mixed."""
+    return event.root != source.holding.root and source.holding.kept_by(source)
+
+
+def _could_not_begin(source: Source, event: SourceFailed) -> bool:
+    """Whether the transport failed before a segment came, and another one is left.
+
+    A library may refuse what a connection can do, HCCL for instance two processes on one device.
+    """
+    failed = event.reason is Reason.TRANSFER_FAILED and not source.delivered
+    return failed and event.another_transport and not source.stepped_down
+
+
+def _too_late(source: Source, event: Busy) -> bool:
+    del event
+    return source.holding.now >= source.holding.patience_end
+
+
+def _filled(source: Source, event: Dismissed) -> bool:
+    del event
+    return source.holding.filled
+
+
+def _may_retry(source: Source, event: SourceEnded) -> bool:
+    del event
+    return source.then is Stage.CANDIDATE
+
+
+def _was_busy(source: Source, event: SourceEnded) -> bool:
+    del event
+    return source.then is Stage.RESTING
+
+
+def _is_spare(source: Source, event: SourceEnded) -> bool:
+    del event
+    return source.then is Stage.ASIDE
+
+
+# -- actions -------------------------------------------------------------------------------------
+
+
+def _dial(source: Source, event: Chosen) -> Iterable[FetchEffect]:
+    del event
+    yield Dial(source.key, source.stepped_down)
+
+
+def _take_offer(source: Source, event: Offered) -> Iterable[FetchEffect]:
+    """With another root than before all starts over: nothing of the old one is fetched any more."""
+    holding = source.holding
+    if event.root != holding.root:
+        holding.root = event.root
+        holding.verified.clear()
+    source.available = event.available
+    return ()
+
+
+def _set_aside(source: Source, event: Offered) -> Iterable[FetchEffect]:
+    del event
+    source.then = Stage.ASIDE
+    yield Drop(source.key)
+
+
+def _learn(source: Source, event: Available) -> Iterable[FetchEffect]:
+    source.available |= event.segments
+    return ()
+
+
+def _ask(source: Source, event: Assigned) -> Iterable[FetchEffect]:
+    source.lease = Lease(frozenset(event.segments), source.holding.now)
+    yield Request(source.key, event.segments)
+
+
+def _count(source: Source, event: SegmentVerified) -> Iterable[FetchEffect]:
+    lease = source.lease
+    if event.segment not in lease.left:
+        raise LocalProtocolError(f"segment {event.segment} was not asked of source {source.key}")
+    source.lease = Lease(lease.left - {event.segment}, lease.since, lease.verified + 1)
+    source.delivered += 1
+    source.holding.verified.add(event.segment)
+    return ()
+
+
+def _free(source: Source, event: Completed) -> Iterable[FetchEffect]:
+    """Ready for the next request; how long this one took is what the next may be expected to."""
+    del event
+    lease, holding = source.lease, source.holding
+    if lease.left:
+        raise LocalProtocolError(f"source {source.key} did not send all that it was asked for")
+    if lease.verified:
+        source.pace_s = (holding.now - lease.since) / lease.verified
+    source.lease = Lease()
+    holding.filled = not holding.missing()
+    return ()
+
+
+def _step_down(source: Source, event: SourceFailed) -> Iterable[FetchEffect]:
+    del event
+    source.stepped_down = True
+    source.then = Stage.CANDIDATE
+    return ()
+
+
+def _give_up(source: Source, event: SourceFailed | Busy) -> Iterable[FetchEffect]:
+    del event
+    source.then = Stage.GONE
+    return ()
+
+
+def _rest(source: Source, event: Busy) -> Iterable[FetchEffect]:
+    """Ask again when the source says, but once more when patience ends."""
+    holding = source.holding
+    source.until = min(holding.now + _sane(event.retry_after_s), holding.patience_end)
+    source.then = Stage.RESTING
+    return ()
+
+
+def _drop(source: Source, event: Dismissed | Due) -> Iterable[FetchEffect]:
+    del event
+    source.then = Stage.GONE
+    yield Drop(source.key)
+
+
+def _take_back(source: Source, event: Due) -> Iterable[FetchEffect]:
+    del event
+    source.then = Stage.ASIDE
+    yield Drop(source.key)
+
+
+def _conclude(source: Source, event: Dismissed) -> Iterable[FetchEffect]:
+    del event
+    source.then = Stage.GONE
+    yield Conclude(source.key)
+
+
+def _release(source: Source, event: SourceEnded) -> Iterable[FetchEffect]:
+    """What is still missing of its lease may be asked of another source."""
+    del event
+    source._clear()  # noqa: SLF001 - the table's own
+    return ()
+
+
+def _nothing(source: Source, event: object) -> Iterable[FetchEffect]:
+    del source, event
+    return ()
+
+
+def _sane(seconds: float) -> float:
+    """A pause that a peer asked for, made harmless."""
+    if not math.isfinite(seconds):
+        return MAX_RETRY_AFTER_S
+    return min(max(seconds, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+C, D, Y, R, E, T, A, G = Stage
+SESSIONS: Final = (D, Y, R, E)
+"""Stages in which there is a session."""
+OCCUPIED: Final = (D, R, E)
+"""Stages in which a session counts against `parallel`: a source that is ready costs nothing."""
+
+ROWS: Table[Source] = (
+    #   in  on               to  do           when
+    row(C, Chosen,           D, _dial),
+    row(D, Offered,          E, _set_aside,  when=_other_root),
+    row(D, Offered,          Y, _take_offer),
+    row(Y, Available,        Y, _learn),
+    row(R, Available,        R, _learn),
+    row(Y, Assigned,         R, _ask),
+    row(R, SegmentVerified,  R, _count),
+    row(R, Completed,        Y, _free),
+    *(each for stage in (D, Y, R) for each in (
+    row(stage, Busy,         E, _give_up,    when=_too_late),
+    row(stage, Busy,         E, _rest),
+    row(stage, SourceFailed, E, _step_down,  when=_could_not_begin),
+    row(stage, SourceFailed, E, _give_up),
+    row(stage, SourceEnded,  G, _release),
+    )),
+    row(D, Dismissed,        E, _drop),
+    row(Y, Dismissed,        E, _conclude,   when=_filled),
+    row(Y, Dismissed,        E, _drop),
+    row(Y, Due,              E, _drop),
+    row(R, Dismissed,        E, _drop),
+    row(R, Due,              E, _take_back),
+    row(E, SegmentVerified,  E, _count),
+    row(E, SourceEnded,      C, _release,    when=_may_retry),
+    row(E, SourceEnded,      T, _release,    when=_was_busy),
+    row(E, SourceEnded,      A, _release,    when=_is_spare),
+    row(E, SourceEnded,      G, _release),
+    *(row(E, late, E, _nothing) for late in (Offered, Available, Completed, Busy, SourceFailed)),
+    row(T, Due,              C, _nothing),
+    row(A, Recalled,         C, _nothing),
+)  # fmt: skip
+SOURCES: Final = Alphabet(Stage, C, (*REPORTED, *DECIDED), (), timed=(Y, R, T), ends=(G,))
+"""The alphabet of this table."""
+TABLE: Table[Source] = (*ROWS, *(Row(G, event, G, absorb) for event in SOURCES.events))
+
+LIMITS: Mapping[Stage, Callable[[Source], float]] = {
+    Stage.READY: lambda source: source.holding.starved_at(source),
+    Stage.RECEIVING: lambda source: source.holding.overdue_at(source),
+    Stage.RESTING: lambda source: source.until,
+}
+
+check(TABLE, LIMITS, SOURCES)
+MACHINE: Program = build(TABLE, SOURCES)
