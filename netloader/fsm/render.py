@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from netloader.fsm import client, server, source
+from netloader.fsm import client, published, server, source
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import violation
 from netloader.fsm.table import SESSIONS, Alphabet, Row, Table, absorb
@@ -19,6 +19,9 @@ TOTAL = """Any peer event that a table does not name in a living state is a viol
 ends in FALLBACK with reason `protocol_violation`. DONE and FALLBACK absorb everything."""
 FETCH = """A fetch has one of these machines for each source. `Chosen`, `Assigned`, `Dismissed`,
 `Recalled` and `Due` are what the fetch decides; the other events are what its driver reports."""
+
+LIFE = """Events that change nothing are left out, and the arrows of events that stay in a state.
+`Quiet` comes with the event after which no session has a place and nothing reads the weights."""
 
 
 def hand_written(table: Table[Any]) -> list[Row[Any]]:
@@ -66,10 +69,18 @@ def page() -> str:
         FETCH,
         f"```mermaid\n{to_mermaid(source.TABLE, source.SOURCES)}\n```",
         to_markdown(source.TABLE),
+        *_published(),
         "## Reasons",
         _reasons(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _published() -> list[str]:
+    table = tuple(r for r in published.TABLE if r.action != "nothing")
+    moves = tuple(r for r in table if r.dest is not r.source)
+    diagram = to_mermaid(moves, published.ALPHABET)
+    return ["## Published model", LIFE, f"```mermaid\n{diagram}\n```", to_markdown(table)]
 
 
 def _reasons() -> str:

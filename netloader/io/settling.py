@@ -6,10 +6,10 @@ This comes after every byte was verified, and before the client says so.
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.published import segment_digests
-from netloader.io.store.ledger import Intake
+from netloader.io.store.ledger import Lease
 
 
-def settle(intake: Intake) -> None:
+def settle(intake: Lease) -> None:
     """Give the store the offer's values, compare all that it holds with the offer, and keep it.
 
     A module may do as it likes with what it is given, so its tensors are hashed once more. Without

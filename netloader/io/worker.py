@@ -30,7 +30,7 @@ from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
 from netloader.io.published import PublishedModel
 from netloader.io.settling import settle
-from netloader.io.store.ledger import Intake, Ledger
+from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.transports import (
     TRANSPORTS,
     Attachments,
@@ -342,7 +342,7 @@ class ClientWorker(SessionWorker):
         self._connect = connect
         self._stall_s = stall_s
         self._transports = transports
-        self._intake: Intake | None = None
+        self._intake: Lease | None = None
         self._receiving: Receiver | None = None
         self._aborted = False
         self._lock = threading.Lock()
@@ -361,9 +361,11 @@ class ClientWorker(SessionWorker):
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
 
     def end(self) -> None:
-        """End the receiver: until then it may write into the model."""
+        """End the receiver: until then it may write into the model. Then others may."""
         if self._receiving is not None:
             self._receiving.end()
+        if self._intake is not None:
+            self._ledger.release(self._intake)
 
     def _open(self, offer: Offer) -> Event:
         def dial(index: int) -> socket:
@@ -375,7 +377,7 @@ class ClientWorker(SessionWorker):
                 raise
             return lane
 
-        self._intake = self._ledger.follow(offer)
+        self._intake = self._ledger.lease(offer)
         inlet = Inlet(self._intake, offer.session, self._stall_s, dial, self._lanes)
         attachment = self._attachments.to(self._transports.named(offer.transport))
         receiving = attachment.receiver(inlet)

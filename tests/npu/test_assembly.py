@@ -22,7 +22,7 @@ from netloader.io.memory import memory_of
 from netloader.io.store import ledger as ledger_module
 from netloader.io.store import module as store_module
 from netloader.io.store.copies import bring
-from netloader.io.store.ledger import Intake, Ledger, SegmentWriter
+from netloader.io.store.ledger import Lease, Ledger, SegmentWriter
 from netloader.io.store.module import ModuleStore
 from tests.npu.models import digest, every_kind, fractal
 from tests.unit.io.helpers import Source
@@ -50,7 +50,7 @@ MODELS: Final = (every_kind, fractal, on_both)
 class Lane:
     """One segment on its way; until its bytes come, its targets hold anything."""
 
-    def __init__(self, intake: Intake, index: int, device: torch.device) -> None:
+    def __init__(self, intake: Lease, index: int, device: torch.device) -> None:
         segment = intake.segments[index]
         self.writer: SegmentWriter = intake.expect(segment)
         self.index = index
@@ -95,7 +95,7 @@ def test_what_is_verified_is_here_whatever_failed(
     content = 0
 
     for _ in range(TRIES):
-        intake = ledger.follow(sources[content].offer)
+        intake = ledger.lease(sources[content].offer)
         missing = [*ledger.progress.missing()]
         if not missing:
             break
@@ -113,6 +113,7 @@ def test_what_is_verified_is_here_whatever_failed(
             except TransferError as error:
                 failed = error.detail
             assert ("out of sorts" in failed) or bool(failed) == spoilt
+        ledger.release(intake)
         if chance.random() < 0.1:
             content = 1 - content
 

@@ -7,6 +7,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L1 pairs": ("tests/property/test_pairs.py",),
     "L2 exhaustive search": ("tests/property/test_search.py",),
     "L2 a fetch": ("tests/property/test_fetch.py",),
+    "L2 published models": ("tests/property/test_published_search.py",),
     "L3 bytes and time": (
         "tests/property/test_framing.py",
         "tests/property/test_connection.py",
@@ -20,6 +21,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/fsm",
         "tests/unit/wire",
         "tests/unit/io/test_intake.py",
+        "tests/unit/io/store",
         "tests/unit/io/test_observe.py",
         "tests/unit/io/test_published.py",
         "tests/unit/io/test_doubts.py",
@@ -39,7 +41,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/test_vigil.py",
     ),
 }
-L0, L1, L2, FETCHES, L3, L4, SERVED, AIO, L5 = LAYERS
+L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, AIO, L5 = LAYERS
 
 
 class Mutant(NamedTuple):

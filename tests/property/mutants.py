@@ -15,6 +15,8 @@ from typing import Final
 from tests.planting import copied, planted
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
+from tests.property.published_mutants import PUBLISHED_MUTANTS
+from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
 from tests.property.wire_mutants import WIRE_MUTANTS
 
@@ -48,6 +50,8 @@ REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\
 MUTANTS: Final[dict[str, Mutant]] = {
     **FETCH_MUTANTS,
     **WIRE_MUTANTS,
+    **STORE_MUTANTS,
+    **PUBLISHED_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
         L0, TABLE, r"for state in ENDS for", "for state in ENDS[:1] for"
@@ -155,7 +159,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L2, MANIFEST, r"    if extents:\n", "    if room == 0:\n"
     ),
     "a segment is counted twice on resume": Mutant(
-        L4, INTAKE, r"self\.verified_bytes = sum", "self.verified_bytes += sum"
+        L4, INTAKE, r"clear\(\)\n        self\.verified_bytes = 0", "clear()"
     ),
     "a segment's digest is not compared": Mutant(
         L4, INTAKE, r"if self\._hasher\.hexdigest\(\) != .*:", "if not self._hasher.hexdigest():"

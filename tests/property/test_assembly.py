@@ -23,7 +23,7 @@ from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
 from netloader.io.store import ledger as ledger_module
 from netloader.io.store import module as store_module
-from netloader.io.store.ledger import Ledger, SegmentWriter
+from netloader.io.store.ledger import Lease, Ledger, SegmentWriter
 from netloader.io.store.module import ModuleStore
 from tests.property.modules import OLD, OTHER, SAME, Model, build, filled, memory, models
 from tests.unit.io.helpers import Source, contents
@@ -99,6 +99,7 @@ class Assembly:
         self.moving: list[Lane] = []
         self.armed: set[str] = set()
         self.held_up = False
+        self.leases: list[Lease] = []
         self.follow(SAME, self.sizes[0])
 
     # -- what happens ----------------------------------------------------------------------------
@@ -109,7 +110,10 @@ class Assembly:
         if key not in self.sources:
             self.sources[key] = Source(build(self.model, content), segment_bytes)
         self.source, self.lanes, self.failed = self.sources[key], list[Lane](), False
-        self.intake = self.ledger.follow(self.source.offer)
+        for lease in self.leases:
+            self.ledger.release(lease)
+        self.intake = self.ledger.lease(self.source.offer)
+        self.leases = [self.intake]
 
     @property
     def missing(self) -> list[int]:

@@ -1,11 +1,14 @@
-"""Verifying while receiving. Law: a segment counts only after its digest matched.
+"""What is verified, and who may write the rest. Law: one writer a place, one root at a time.
 
-The ledger outlives a source: what one source delivered and verified is not asked of the next,
-unless the next offers other digests, because bytes of two checkpoints are never mixed.
+Several sources may send at once, and a dropped one may write until its receiver has ended. So the
+place of a segment belongs to the first writer that begins to fill it, until that writer is done or
+its lease is released. Whatever else arrives for the segment goes to scratch memory, and is copied
+to the place when that is free. A segment counts when its digest matched and it is in its place.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -65,64 +68,186 @@ class Reporter:
 
 
 class Ledger:
-    """Which segments are verified, against which digests.
+    """Which segments of a store are verified, against which digests. Safe for many threads.
 
-    `verified_bytes` are held now; `counted_bytes` were ever verified, also those given up since.
+    `held` is progress that was made before, which the store still holds (see `resume`).
     """
 
-    def __init__(self, store: Store, report: Report) -> None:
+    def __init__(self, store: Store, report: Report, held: Progress | None = None) -> None:
+        held = held or Progress()
         self.store = store
         self.total = store.manifest.nbytes
-        self.verified_bytes = 0
         self.counted_bytes = 0
+        """Ever verified, also those given up since; not what was held before."""
         self._reporter = Reporter(report, self.total)
-        self._against = Progress()
-        self._verified: set[int] = set()
-        self._lock = threading.Lock()
+        self._against = replace(held, verified=frozenset())
+        self._segments = segments_of(store.manifest, held.segment_bytes) if held.verified else ()
+        self._verified = {*held.verified}
+        self.verified_bytes = sum(self._segments[i].nbytes for i in held.verified)
+        """Held now."""
+        self._leases: set[Lease] = set()
+        self._places: dict[int, SegmentWriter] = {}
+        """The writer that may write to the place of a segment."""
+        self._spares: dict[int, SegmentWriter] = {}
+        """One that has a verified segment in scratch memory, while another one has the place."""
+        self._change = threading.Condition()
 
     @property
     def progress(self) -> Progress:
         """What is held so far."""
-        with self._lock:
+        with self._change:
             return replace(self._against, verified=frozenset(self._verified))
 
-    def follow(self, offer: Offer) -> "Intake":
-        """Take an offer: keep what was verified against the same digests, else start over."""
-        held = self.progress.continued(
-            offer.digest_algorithm, offer.segment_bytes, offer.segment_digests
-        )
-        segments = segments_of(self.store.manifest, offer.segment_bytes)
-        if not held.verified:
-            self.store.restart()
-        with self._lock:
-            self._against, self._verified = held, set(held.verified)
-            self.verified_bytes = sum(segments[i].nbytes for i in held.verified)
-        return Intake(self, offer, segments)
+    def lease(self, offer: Offer) -> "Lease":
+        """Let one source bring segments, until `release`.
 
-    def record(self, segment: Segment) -> None:
-        """Count a verified segment, then report it, holding no lock."""
-        with self._lock:
+        What was verified against the same digests is kept. With other digests all begins anew,
+        which is only possible when every other lease is released: bytes of two checkpoints must not
+        meet in one store.
+
+        Raises:
+            TransferError: another source still brings segments with other digests.
+        """
+        offered = Progress(offer.digest_algorithm, offer.segment_bytes, offer.segment_digests)
+        with self._change:
+            if offered != self._against:
+                if self._leases:
+                    detail = "the source offers other weights than those that are being received"
+                    raise TransferError(Reason.TRANSFER_FAILED, detail)
+                self._start_over(offered)
+            lease = Lease(self, offer, self._segments)
+            self._leases.add(lease)
+            return lease
+
+    def _start_over(self, offered: Progress) -> None:
+        self.store.restart()
+        self._against = offered
+        self._segments = segments_of(self.store.manifest, offered.segment_bytes)
+        self._verified.clear()
+        self.verified_bytes = 0
+
+    def release(self, lease: "Lease") -> None:
+        """Take a lease back: its receiver has ended, and writes nothing any more. Idempotent.
+
+        Segments that another source has brought to scratch memory meanwhile move in.
+        """
+        lease.revoke()
+        with self._change:
+            mine = [i for i, writer in self._places.items() if writer.lease is lease]
+        for index in mine:
+            self._free(index)
+        with self._change:
+            self._leases.discard(lease)
+            self._change.notify_all()
+
+    def begin(self, writer: "SegmentWriter") -> bool:
+        """Whether a writer may write to the place of its segment; else to scratch memory."""
+        index = writer.segment.index
+        with self._change:
+            if index in self._verified or index in self._places:
+                return False
+            self._places[index] = writer
+            return True
+
+    def commit(self, writer: "SegmentWriter") -> None:
+        """Count a segment that matched its digest, once its bytes are in their place.
+
+        Raises:
+            TransferError: the source was dropped, or the store does not take the bytes.
+        """
+        index = writer.segment.index
+        with self._change:
+            writer.lease.check()
+            if index in self._verified:
+                return
+            if self._places.setdefault(index, writer) is not writer:
+                self._spares.setdefault(index, writer)
+                return
+        self._take(writer)
+
+    def discard(self, writer: "SegmentWriter") -> None:
+        """All bytes of a writer have come, and are not those of the digest: free its place."""
+        index = writer.segment.index
+        if self._places.get(index) is writer:
+            self._free(index)
+
+    def _free(self, index: int) -> None:
+        """Free a place that is written no more; what waits for it in scratch memory moves in."""
+        with self._change:
+            self._places.pop(index, None)
+            spare = self._spares.pop(index, None)
+            if spare is not None:
+                self._places[index] = spare
+        if spare is not None:
+            with contextlib.suppress(TransferError):  # then it is missing, and is asked for again
+                self._take(spare)
+
+    def _take(self, writer: "SegmentWriter") -> None:
+        segment = writer.segment
+        try:
+            writer.bring()
+            self.store.arrived(segment)
+        except BaseException:
+            self._free(segment.index)
+            raise
+        with self._change:
             self._verified.add(segment.index)
+            self._places.pop(segment.index, None)
+            self._spares.pop(segment.index, None)
             self.verified_bytes += segment.nbytes
             self.counted_bytes += segment.nbytes
+            writer.lease.verified_bytes += segment.nbytes
             self._reporter.note(self.verified_bytes)
+            self._change.notify_all()
         self._reporter.call()
 
+    # -- for those that read what is verified, while the rest arrives ------------------------------
 
-class Intake:
-    """The receiving end of one source."""
+    def available(self, root: Progress) -> frozenset[int]:
+        """The segments that are verified against the digests of `root`: none after a new start."""
+        with self._change:
+            same = replace(root, verified=frozenset()) == self._against
+            return frozenset(self._verified) if same else frozenset()
 
-    def __init__(self, ledger: Ledger, offer: Offer, segments: Sequence[Segment]) -> None:
+    def wait_for_more(self, count: int, timeout_s: float) -> bool:
+        """Wait until the number of verified segments is not `count`; False after `timeout_s`."""
+        with self._change:
+            return self._change.wait_for(lambda: len(self._verified) != count, timeout_s)
+
+
+class Lease:
+    """What one source may bring. Keep it until the receiver has ended; then `Ledger.release`."""
+
+    def __init__(self, ledger: Ledger, offer: Offer, segments: tuple[Segment, ...]) -> None:
         self.ledger = ledger
         self.offer = offer
         self.segments = segments
+        self.verified_bytes = 0
+        """What this source has brought."""
+        self._revoked = threading.Event()
 
     def expect(self, segment: Segment, hashing_threads: int = 1) -> "SegmentWriter":
-        """Where the bytes of one segment go."""
+        """Where the bytes of one segment go.
+
+        Raises:
+            TransferError: the source was dropped.
+        """
+        self.check()
         hasher = ALGORITHMS[self.offer.digest_algorithm](hashing_threads)
-        return SegmentWriter(
-            self.ledger, segment, hasher, self.offer.segment_digests[segment.index]
-        )
+        return SegmentWriter(self, segment, hasher, self.offer.segment_digests[segment.index])
+
+    def revoke(self) -> None:
+        """Drop the source, from any thread: nothing it brings from now on counts.
+
+        No place is handed out any more, but memory that was may still be written, until the
+        receiver has ended.
+        """
+        self._revoked.set()
+
+    def check(self) -> None:
+        """Raise TransferError when the source was dropped."""
+        if self._revoked.is_set():
+            raise TransferError(Reason.TRANSFER_FAILED, "the source was dropped")
 
 
 class SegmentWriter:
@@ -131,45 +256,58 @@ class SegmentWriter:
     With its last byte a segment is compared, and counts.
     """
 
-    def __init__(self, ledger: Ledger, segment: Segment, hasher: Hasher, digest: str) -> None:
-        self._ledger = ledger
-        self._segment = segment
+    def __init__(self, lease: Lease, segment: Segment, hasher: Hasher, digest: str) -> None:
+        self.lease = lease
+        self.segment = segment
+        self._ledger = lease.ledger
         self._hasher = hasher
         self._digest = digest
         self._left = segment.nbytes
-        self._apart: list[tuple[Tensor, Tensor]] = []
-        """Places that the transport cannot write to, and what it fills instead."""
+        self._in_place = self._ledger.begin(self)
+        self._apart: list[tuple[Extent, Tensor]] = []
+        """What is filled in the place of extents that this writer cannot write to."""
 
     def target(self, extent: Extent, device: torch.device = CPU) -> Tensor:
-        """Where a transport that writes on `device` puts an extent of it (uint8, 1-d)."""
-        place = self._ledger.store.place(extent)
-        if place.device == device:
-            return place
+        """Where a transport that writes on `device` puts an extent of it (uint8, 1-d).
+
+        Raises:
+            TransferError: the source was dropped.
+        """
+        self.lease.check()
+        if self._in_place:
+            place = self._ledger.store.place(extent)
+            if place.device == device:
+                return place
         room = torch.empty(extent.length, dtype=torch.uint8, device=device)
-        self._apart.append((place, room))
+        self._apart.append((extent, room))
         return room
 
     def views(self) -> list[memoryview]:
         """The targets, for a transport that writes to memory of the host."""
-        return [memory_of(self.target(extent)) for extent in self._segment.extents]
+        return [memory_of(self.target(extent)) for extent in self.segment.extents]
 
     def update(self, view: memoryview) -> None:
         """Take the next bytes into the digest.
 
         Raises:
-            TransferError: DIGEST_MISMATCH, with the last bytes; the segment does not count.
+            TransferError: DIGEST_MISMATCH, with the last bytes; the segment does not count. Or the
+                source was dropped.
         """
+        self.lease.check()
         self._hasher.update(view)
         self._left -= len(view)
         if not self._left:
             self._finish()
 
+    def bring(self) -> None:
+        """Copy what was received apart to its place."""
+        for extent, room in self._apart:
+            bring(self._ledger.store.place(extent), room)
+        self._apart.clear()
+
     def _finish(self) -> None:
         if self._hasher.hexdigest() != self._digest:
-            detail = f"segment {self._segment.index} does not match its published digest"
+            self._ledger.discard(self)
+            detail = f"segment {self.segment.index} does not match its published digest"
             raise TransferError(Reason.DIGEST_MISMATCH, detail)
-        for place, room in self._apart:
-            bring(place, room)
-        self._apart.clear()
-        self._ledger.store.arrived(self._segment)
-        self._ledger.record(self._segment)
+        self._ledger.commit(self)

@@ -36,7 +36,7 @@ from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.store.base import Store
-from netloader.io.store.ledger import Intake
+from netloader.io.store.ledger import Lease
 
 
 class BusyError(TransferError):
@@ -86,7 +86,7 @@ class Inlet:
     its `attach`. It blocks, and raises OSError. `lanes` is how many the client would like.
     """
 
-    intake: Intake
+    intake: Lease
     session: str
     stall_s: float
     dial: Callable[[int], socket]

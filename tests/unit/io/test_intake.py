@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from netloader.fsm.reasons import Reason
-from netloader.io.store.ledger import Intake, Ledger
+from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TransferError
 from tests.unit.io import helpers
@@ -27,7 +27,7 @@ class Source(helpers.Source):
         self.model = model(seed)
         super().__init__(self.model, segment_bytes)
 
-    def deliver(self, intake: Intake, index: int, flip: int = 0) -> None:
+    def deliver(self, intake: Lease, index: int, flip: int = 0) -> None:
         """Put one segment where it belongs, one bit of it changed or not."""
         block = bytearray(self.blocks[index])
         block[0] ^= flip
@@ -39,6 +39,14 @@ class Source(helpers.Source):
             writer.update(view)
 
 
+def bring(ledger: Ledger, source: Source, *indices: int) -> None:
+    """Deliver segments in a session of their own."""
+    lease = ledger.lease(source.offer)
+    for index in indices:
+        source.deliver(lease, index)
+    ledger.release(lease)
+
+
 def ledger_of(target: nn.Module) -> Ledger:
     return Ledger(ModuleStore.of(target), lambda done, total: None)
 
@@ -46,7 +54,7 @@ def ledger_of(target: nn.Module) -> Ledger:
 def test_a_segment_counts_when_its_digest_matched() -> None:
     source, target = Source(1), model(2)
     ledger = ledger_of(target)
-    intake = ledger.follow(source.offer)
+    intake = ledger.lease(source.offer)
 
     for index in (0, 2, 3, 1):
         assert index not in ledger.progress.verified
@@ -60,7 +68,7 @@ def test_a_segment_counts_when_its_digest_matched() -> None:
 def test_a_changed_bit_is_refused_and_does_not_count() -> None:
     source = Source(1)
     ledger = ledger_of(model(2))
-    intake = ledger.follow(source.offer)
+    intake = ledger.lease(source.offer)
 
     with pytest.raises(TransferError, match="segment 1 does not match") as caught:
         source.deliver(intake, 1, flip=1)
@@ -73,10 +81,10 @@ def test_a_changed_bit_is_refused_and_does_not_count() -> None:
 def test_what_one_source_delivered_is_kept_for_the_next_with_the_same_digests() -> None:
     first, second = Source(1), Source(1)
     ledger = ledger_of(model(2))
-    first.deliver(ledger.follow(first.offer), 0)
-    first.deliver(ledger.follow(first.offer), 2)
+    bring(ledger, first, 0)
+    bring(ledger, first, 2)
 
-    ledger.follow(second.offer)
+    ledger.lease(second.offer)
 
     assert ledger.progress.missing() == (1, 3)
     assert ledger.verified_bytes == 2000
@@ -86,9 +94,9 @@ def test_what_one_source_delivered_is_kept_for_the_next_with_the_same_digests() 
 def test_other_digests_start_over(other: Source) -> None:
     first, target = Source(1), model(2)
     ledger = ledger_of(target)
-    first.deliver(ledger.follow(first.offer), 0)
+    bring(ledger, first, 0)
 
-    intake = ledger.follow(other.offer)
+    intake = ledger.lease(other.offer)
     assert ledger.verified_bytes == 0
     assert len(ledger.progress.missing()) == len(other.blocks)
 
@@ -103,9 +111,9 @@ def test_half_a_staged_tensor_of_one_checkpoint_is_never_mixed_with_another(deli
     # tensor was written before it was whole and the client reported success with wrong weights.
     first, second, target = Source(1), Source(50), model(2)
     ledger = ledger_of(target)
-    first.deliver(ledger.follow(first.offer), delivered)
+    bring(ledger, first, delivered)
 
-    intake = ledger.follow(second.offer)
+    intake = ledger.lease(second.offer)
     for index in range(4):
         second.deliver(intake, index)
 
@@ -116,7 +124,7 @@ def test_half_a_staged_tensor_of_one_checkpoint_is_never_mixed_with_another(deli
 def test_a_segment_that_failed_may_come_again() -> None:
     source, target = Source(1), model(2)
     ledger = ledger_of(target)
-    intake = ledger.follow(source.offer)
+    intake = ledger.lease(source.offer)
     for index in range(4):
         with pytest.raises(TransferError):
             source.deliver(intake, index, flip=1)
@@ -128,7 +136,7 @@ def test_a_segment_that_failed_may_come_again() -> None:
 def test_progress_is_reported_with_every_segment_from_whatever_thread() -> None:
     source, told = Source(1), list[tuple[int, int]]()
     ledger = Ledger(ModuleStore.of(model(2)), lambda done, total: told.append((done, total)))
-    intake = ledger.follow(source.offer)
+    intake = ledger.lease(source.offer)
     threads = [threading.Thread(target=source.deliver, args=(intake, i)) for i in range(4)]
     for thread in threads:
         thread.start()

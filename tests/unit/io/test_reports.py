@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from netloader.io.store.ledger import Intake, Ledger
+from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.store.module import ModuleStore
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
@@ -59,13 +59,13 @@ def four(seed: int) -> Any:
     return module_of(**{f"w{i}": random(250, seed=seed + i) for i in range(4)})
 
 
-def intake_of(report: Any) -> tuple[Ledger, Intake, Source]:
+def intake_of(report: Any) -> tuple[Ledger, Lease, Source]:
     source = Source(four(1), 1000)
     ledger = Ledger(ModuleStore.of(four(50)), report)
-    return ledger, ledger.follow(source.offer), source
+    return ledger, ledger.lease(source.offer), source
 
 
-def deliver(intake: Intake, source: Source, index: int) -> None:
+def deliver(intake: Lease, source: Source, index: int) -> None:
     incoming = intake.expect(intake.segments[index])
     (view,) = incoming.views()
     view[:] = source.blocks[index]

@@ -56,7 +56,7 @@ class Ends:
         self.segments = segments_of(self.giving.manifest, segment_bytes)
         digests = tuple(digest_of("blake3", self.giving.views(s)) for s in self.segments)
         self.ledger = Ledger(taking, report)
-        intake = self.ledger.follow(offer_of(self.giving.manifest, digests, segment_bytes))
+        intake = self.ledger.lease(offer_of(self.giving.manifest, digests, segment_bytes))
         self.lanes = lanes
         self.near: list[socket.socket] = []
         self.far: list[socket.socket] = []
