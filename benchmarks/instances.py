@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.memory import resident
 from benchmarks.workload import MIB
 from demo.paths import BARE_MODEL, MODEL
-from netloader.vllm_plugin.parity.engine import ARGUMENTS, Engine, own_process
+from netloader.vllm_plugin.inspect.parity.engine import ARGUMENTS, Engine, own_process
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",

@@ -13,7 +13,7 @@ import reference
 
 from netloader.fsm.render import page
 from netloader.log import render_catalogue
-from netloader.vllm_plugin.settings import render_fields
+from netloader.vllm_plugin.config.settings import render_fields
 
 HERE = Path(__file__).parent
 PARTS = {

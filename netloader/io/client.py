@@ -7,9 +7,9 @@ may refuse what a connection can do, HCCL for instance two processes on one devi
 is left the outcome is FALLBACK with the whole history.
 """
 
-import math
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -25,9 +25,30 @@ from netloader.config import (
     texts,
 )
 from netloader.errors import WeightsError
-from netloader.fsm.client import FetchSpec
+from netloader.fsm.client import ClientSession, FetchSpec
 from netloader.fsm.effects import Verdict
+from netloader.fsm.fetch import Fetch, FetchOptions
+from netloader.fsm.fetch_events import (
+    Busy,
+    CancelRequested,
+    Completed,
+    Conclude,
+    Dial,
+    Drop,
+    FetchEffect,
+    FetchEvent,
+    Finish,
+    Offered,
+    Request,
+    Root,
+    SegmentVerified,
+    SourceEnded,
+    SourceFailed,
+    SourcesFound,
+    Wait,
+)
 from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
@@ -52,8 +73,6 @@ from netloader.wire.frames import sendable
 LANES = min(2, max(1, cores() // 2))
 """One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
 1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
-MAX_RETRY_AFTER_S = 30.0
-"""Longest pause a server may ask for between two tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +202,12 @@ class Filling:
         endpoints: Sequence[Endpoint],
     ) -> None:
         self.stop = stop
-        self._endpoints = endpoints
         self._ledger = ledger
         self._spec = spec
         self._options = options
         self._attempts = [*options.silent]
-        self._over_tcp: set[Endpoint] = set()
-        """Sources with which another transport could not begin."""
+        silent = {attempt.source for attempt in self._attempts}
+        self._sources = [endpoint for endpoint in endpoints if endpoint not in silent]
         self._dirty = False
         self._attachments = Attachments(ledger.store)
 
@@ -209,52 +227,81 @@ class Filling:
 
     def steps(self) -> Generator[Conversation | float, None, Outcome]:
         """Yield what a driver has to do next: run a conversation, or wait some seconds."""
-        patience = monotonic() + self._options.deadlines.queue_s
-        silent = {attempt.source for attempt in self._attempts}
-        round_ = [endpoint for endpoint in self._endpoints if endpoint not in silent]
+        deadlines = self._options.deadlines
+        fetch = Fetch(FetchOptions(1, deadlines.queue_s, deadlines.stall_s), monotonic())
+        todo = deque(self._begin(fetch))
         waits = 0
-        while round_:
-            again: list[Endpoint] = []
-            pause = MAX_RETRY_AFTER_S
-            for endpoint in round_:
-                if self.stop.request() is not None:
-                    break
-                verdict = yield from self._ask(endpoint)
-                if self._could_not_begin(endpoint, verdict):
-                    self._over_tcp.add(endpoint)
-                    verdict = yield from self._ask(endpoint)
-                if verdict.state is State.DONE:
-                    return self._outcome(State.DONE, Reason.VERIFIED)
-                if verdict.reason in RETRYABLE:
-                    again.append(endpoint)
-                    pause = min(pause, _sane(verdict.retry_after_s))
-            left = patience - monotonic()
-            if not again or left <= 0:
-                break
-            round_ = again
-            waits += 1
-            self._say_waiting(min(pause, left), again, waits, left)
-            yield min(pause, left)
-        stopped = self.stop.request()
-        return self._outcome(State.FALLBACK, stopped.reason if stopped else Reason.NO_SOURCE)
+        while True:
+            match todo.popleft():
+                case Dial(key, stepped_down):
+                    if stopped := self._stopped():
+                        todo += self._tell(fetch, stopped, SourceEnded(key))
+                    else:
+                        ended = yield from self._ask(self._sources[key], stepped_down)
+                        todo += self._report(fetch, key, ended)
+                case Wait() as wait:
+                    waits += 1
+                    yield self._say_waiting(wait, waits, fetch.patience_end)
+                    if stopped := self._stopped():
+                        todo += self._tell(fetch, stopped)
+                    else:
+                        todo += fetch.handle_timeout(max(monotonic(), wait.until))
+                case Finish(state, reason):
+                    return self._outcome(state, reason)
+                case Request() | Conclude() | Drop():
+                    pass  # a session asks for all that is missing, and ends, by itself
 
-    def _could_not_begin(self, endpoint: Endpoint, verdict: Verdict) -> bool:
-        """Whether the last attempt failed in another transport than tcp, which is left to try.
+    def _begin(self, fetch: Fetch) -> Iterable[FetchEffect]:
+        if stopped := self._stopped():
+            return self._tell(fetch, stopped)
+        return self._tell(fetch, SourcesFound(tuple(range(len(self._sources)))))
 
-        The source chooses the first transport that both sides have, so tcp is left where it is not
-        the first that was asked for.
-        """
-        failed = verdict.reason is Reason.TRANSFER_FAILED and not self._attempts[-1].nbytes
-        left = TCP.name in self._spec.transports[1:] and endpoint not in self._over_tcp
-        return failed and left
+    def _stopped(self) -> CancelRequested | None:
+        """The end that the caller wants, if it is time."""
+        request = self.stop.request()
+        return None if request is None else CancelRequested(request.reason)
 
-    def _ask(self, endpoint: Endpoint) -> Generator[Conversation, None, Verdict]:
+    def _tell(self, fetch: Fetch, *events: FetchEvent) -> list[FetchEffect]:
+        return [effect for event in events for effect in fetch.step(event, monotonic())]
+
+    def _report(self, fetch: Fetch, key: int, session: ClientSession) -> list[FetchEffect]:
+        """Tell the fetch how a session went, which has ended."""
+        effects: list[FetchEffect] = []
+        held, offer, verdict = self._ledger.progress, session.offer, verdict_of(session)
+        if (
+            offer is not None
+            and held.continued(offer.digest, offer.segment_bytes, offer.digests) is held
+        ):
+            count = len(held.digests)
+            root = Root(held.algorithm, held.segment_bytes, root_digest(held.digests), count)
+            effects += self._tell(fetch, Offered(key, root, frozenset(range(count))))
+            new = sorted(held.verified - fetch.verified)
+            effects += self._tell(fetch, *(SegmentVerified(key, i) for i in new))
+        stopped = self._stopped()
+        if verdict.state is State.DONE:
+            effects += self._tell(fetch, Completed(key))
+        elif stopped:
+            effects += self._tell(fetch, stopped)
+        elif verdict.reason in RETRYABLE:
+            effects += self._tell(fetch, Busy(key, verdict.retry_after_s))
+        else:
+            # A source chooses the first transport that both sides have: tcp is left to try where it
+            # is not the first that was asked for.
+            left = TCP.name in self._spec.transports[1:]
+            effects += self._tell(fetch, SourceFailed(key, verdict.reason, left))
+        return effects + self._tell(fetch, SourceEnded(key))
+
+    def _ask(
+        self,
+        endpoint: Endpoint,
+        over_tcp: bool,  # noqa: FBT001
+    ) -> Generator[Conversation, None, ClientSession]:
         number = len(self._attempts) + 1
         fields = {"netloader.source.attempt": number}
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
         emit(self._options.logger, "netloader.source.tried", {**fields, **where})
         spec = replace(self._spec, progress=self._ledger.progress)
-        if endpoint in self._over_tcp:
+        if over_tcp:
             spec = replace(spec, transports=(TCP.name,))
         deadlines = self._options.deadlines
         dialer = Dialer(endpoint, deadlines.connect_s)
@@ -269,18 +316,20 @@ class Filling:
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
         self._attempts.append(_attempt(endpoint, verdict, moved, observer))
-        return verdict
+        return conversation.session
 
-    def _say_waiting(
-        self, seconds: float, endpoints: Sequence[Endpoint], count: int, patience_s: float
-    ) -> None:
+    def _say_waiting(self, wait: Wait, count: int, patience_end: float) -> float:
+        """Log a pause, and return its seconds."""
+        now = monotonic()
+        seconds = max(wait.until - now, 0.0)
         fields = {
-            "netloader.sources": ", ".join(map(str, endpoints)),
+            "netloader.sources": ", ".join(str(self._sources[key]) for key in wait.sources),
             "netloader.wait_s": round(seconds, 3),
             "netloader.wait_count": count,
-            "netloader.patience_s": round(patience_s, 3),
+            "netloader.patience_s": round(patience_end - now, 3),
         }
         emit(self._options.logger, "netloader.source.waiting", fields)
+        return seconds
 
     def _outcome(self, state: State, reason: Reason) -> Outcome:
         self._attachments.detach()
@@ -338,10 +387,3 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
 def _attempt(endpoint: Endpoint, verdict: Verdict, nbytes: int, observer: Observer) -> Attempt:
     seconds = dict(observer.seconds)
     return Attempt(endpoint, verdict.reason, verdict.detail, nbytes, seconds, verdict.differences)
-
-
-def _sane(seconds: float) -> float:
-    """A pause that a peer asked for, made harmless."""
-    if not math.isfinite(seconds):
-        return MAX_RETRY_AFTER_S
-    return min(max(seconds, 0.1), MAX_RETRY_AFTER_S)

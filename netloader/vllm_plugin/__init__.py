@@ -20,7 +20,7 @@ def register() -> None:
     fields = _after_rival()
     from vllm.model_executor.model_loader import register_model_loader
 
-    from netloader.vllm_plugin.loader import NetLoader
+    from netloader.vllm_plugin.load.loader import NetLoader
 
     register_model_loader("netloader")(NetLoader)
     logger = get_logger("plugin", LOG_BASE)

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, Listener
 from typing import Any
 
 import tests.npu.simulator  # noqa: F401 - before torch is, which everything here imports
-from netloader.vllm_plugin.parity.engine import print_to
+from netloader.vllm_plugin.inspect.parity.engine import print_to
 
 EARLY = ("vllm.model_executor.model_loader", "tests.ascend.early")
 """What is imported before any plugin."""
@@ -25,7 +25,7 @@ INHERITED = (
     "vllm.model_executor.models.deepseek_v2",
     "vllm.model_executor.models.qwen3_moe",
     "vllm_ascend.worker.worker",
-    "netloader.vllm_plugin.loader",
+    "netloader.vllm_plugin.load.loader",
     "tests.ascend.worker",
 )
 """What workers import, after vLLM's plugins, whose patches come first in a worker as well."""

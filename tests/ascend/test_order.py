@@ -22,12 +22,12 @@ def test_ours_is_in_force(cast: Cast, order: tuple[str, ...]) -> None:
     registry = cast.early()
     for step in order:
         registry.tell(step)
-    assert registry.tell("winner") == "netloader.vllm_plugin.loader"
+    assert registry.tell("winner") == "netloader.vllm_plugin.load.loader"
 
 
 def test_theirs_is_left_out(cast: Cast) -> None:
     """VLLM_PLUGINS without ascend_model_loader: ours, and theirs is not called."""
     registry = cast.early({"VLLM_PLUGINS": "netloader,ascend"})
     registry.tell("plugins")
-    assert registry.tell("winner") == "netloader.vllm_plugin.loader"
+    assert registry.tell("winner") == "netloader.vllm_plugin.load.loader"
     assert not registry.said("ModelNetLoaderElastic")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from netloader.vllm_plugin.parity.rows import Row, table
+from netloader.vllm_plugin.inspect.parity.rows import Row, table
 from tests.e2e.engines import ForkServer
 
 ROWS = pytest.StashKey[list[Row]]()

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from netloader.vllm_plugin.parity import engine as parity
-from netloader.vllm_plugin.parity.rows import Held
-from netloader.vllm_plugin.parity.run import PROMPTS
+from netloader.vllm_plugin.inspect.parity import engine as parity
+from netloader.vllm_plugin.inspect.parity.rows import Held
+from netloader.vllm_plugin.inspect.parity.run import PROMPTS
 
 START_S = 240.0
 """A shared machine with two cores: an engine is up in 3 to 20 s, a first of its kind in 30 s."""

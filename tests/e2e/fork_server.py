@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from netloader.vllm_plugin.parity.engine import attend, print_to
+from netloader.vllm_plugin.inspect.parity.engine import attend, print_to
 
 INHERITED = (
     "vllm.entrypoints.llm",
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
     "vllm.model_executor.models.llama",
-    "netloader.vllm_plugin.loader",
+    "netloader.vllm_plugin.load.loader",
 )
 """What every engine imports; here it is imported once, and nothing is started."""
 

@@ -17,8 +17,8 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from netloader.vllm_plugin.parity.engine import print_to
-from netloader.vllm_plugin.parity.run import PROMPTS
+from netloader.vllm_plugin.inspect.parity.engine import print_to
+from netloader.vllm_plugin.inspect.parity.run import PROMPTS
 from tests.e2e.fork_server import INHERITED, _stay_in_process
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from netloader.vllm_plugin.parity.engine import EngineError
-from netloader.vllm_plugin.parity.run import PROMPTS
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.run import PROMPTS
 from tests.e2e.engines import ENVIRONMENT, Engine, ForkServer, _arguments
 from tests.e2e.zoo.checkpoint import Config, Recipe, write
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from netloader.vllm_plugin.parity.engine import EngineError
-from netloader.vllm_plugin.parity.run import PROMPTS
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.run import PROMPTS
 from tests.e2e.engines import (
     NEEDS_ADAPTED_RELOAD,
     NEEDS_NO_ADAPTED_RELOAD,

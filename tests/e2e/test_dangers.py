@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from netloader.vllm_plugin.parity.engine import EngineError
-from netloader.vllm_plugin.parity.run import without_weights
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.run import without_weights
 from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import Config, write

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from netloader.config import Endpoint
-from netloader.vllm_plugin.parity.controls import erase
+from netloader.vllm_plugin.inspect.parity.controls import erase
 from tests.e2e.engines import (
     NEEDS_DRAFTS,
     NEEDS_LATENT_ATTENTION,

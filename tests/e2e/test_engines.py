@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from netloader.vllm_plugin.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from tests.e2e import zoo
 from tests.e2e.engines import Engine, ForkServer
 from tests.ports import free_port

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from netloader.vllm_plugin.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from tests.e2e import zoo
 from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.source_logs import only, serving

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from netloader.config import Endpoint
-from netloader.vllm_plugin.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from tests.e2e.engines import NEEDS_LATENT_ATTENTION, NEEDS_ONLINE, NEEDS_OPEN, Engine, ForkServer
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import Config, write
@@ -18,11 +18,14 @@ from tests.unit.io.relay import Fault, Relay
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-OPEN = {"NETLOADER_PROCESSED_ON_CPU": "1"}
-"""The switch for tests, where bfloat16 linear layers hide nothing. What is left of post-processing
-then is in reach: fused experts are replaced, MLA gets new parameters."""
-if not torch.cpu._is_amx_tile_supported():  # with it, vLLM packs them into tensors that can be read
-    OPEN["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # so that oneDNN does not pack them
+OPEN: dict[str, Any] = {
+    "worker_extension_cls": "tests.e2e.processed_on_cpu.Allowed",
+    # oneDNN then packs no bfloat16 layers; with AMX, vLLM packs them into tensors that can be read
+    "environment": {} if torch.cpu._is_amx_tile_supported() else {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+}
+"""Options of an engine that uses the processed layout on a CPU, where bfloat16 linear layers hide
+nothing. What is left of post-processing then is in reach: fused experts are replaced, MLA gets new
+parameters."""
 NEVER = {"FALLBACK": "never"}
 EARLY = 100_000
 """Bytes of weights that arrive before the one that is garbled."""
@@ -67,19 +70,19 @@ def test_processed_tensors_are_received_in_place_and_served_on(
     fork_server: ForkServer, tmp_path: Path, name: str
 ) -> None:
     full, bare = folders(tmp_path, MODELS[name])
-    with serving(fork_server, full, tmp_path / "a-", {"LAYOUT": "processed"}, environment=OPEN) as (
+    with serving(fork_server, full, tmp_path / "a-", {"LAYOUT": "processed"}, **OPEN) as (
         server,
         source,
     ):
         expected, held = server.generate(), server.tell(do="inventory")
-        with serving(fork_server, bare, tmp_path / "b-", {**source, **NEVER}, environment=OPEN) as (
+        with serving(fork_server, bare, tmp_path / "b-", {**source, **NEVER}, **OPEN) as (
             client,
             onward,
         ):
             assert "netloader.layout=processed netloader.transfer.bytes" in client.log()
             assert client.generate() == expected
             assert client.tell(do="inventory") == held
-            with fork_server.engine(bare, {**onward, **NEVER}, environment=OPEN) as grandchild:
+            with fork_server.engine(bare, {**onward, **NEVER}, **OPEN) as grandchild:
                 assert grandchild.generate() == expected
 
 
@@ -88,31 +91,31 @@ def test_processed_takes_over_where_originals_are_not_kept_and_nothing_is_hidden
     fork_server: ForkServer, tmp_path: Path
 ) -> None:
     full, bare = folders(tmp_path, MODELS["mixtral"])
-    with serving(fork_server, full, tmp_path / "a-", {"WEIGHT_CACHE": "no"}, environment=OPEN) as (
+    with serving(fork_server, full, tmp_path / "a-", {"WEIGHT_CACHE": "no"}, **OPEN) as (
         server,
         source,
     ):
         assert "netloader.layout=processed" in server.log()
         assert "netloader.cached_bytes=0 netloader.cached_in=nowhere" in server.log()
-        with fork_server.engine(bare, {**source, **NEVER}, environment=OPEN) as client:
+        with fork_server.engine(bare, {**source, **NEVER}, **OPEN) as client:
             assert client.generate() == server.generate()
 
 
 @pytest.mark.parametrize(
-    ("dtype", "environment", "why"),
+    ("dtype", "options", "why"),
     [
         ("bfloat16", {}, "the processed layout is not possible on this device"),
         ("float32", OPEN, "kernels keep weights out of sight"),
     ],
-    ids=["without the switch", "packed by oneDNN"],
+    ids=["not on a CPU", "packed by oneDNN"],
 )
 def test_what_kernels_hide_is_not_offered(
-    fork_server: ForkServer, tmp_path: Path, dtype: str, environment: dict[str, str], why: str
+    fork_server: ForkServer, tmp_path: Path, dtype: str, options: dict[str, Any], why: str
 ) -> None:
     made = dense.llama(torch_dtype=dtype)
     full, _ = folders(tmp_path, (made.config, made.tensors(1, getattr(torch, dtype))))
     extra = {"LAYOUT": "processed", "OUTPUT_PREFIX": f"{tmp_path}/a-"}
-    with fork_server.engine(full, extra, environment=environment, dtype=dtype) as server:
+    with fork_server.engine(full, extra, dtype=dtype, **options) as server:
         assert "netloader.server.refused" in server.log()
         assert why in server.log()
         assert not (tmp_path / "a-0.txt").exists()
@@ -121,7 +124,7 @@ def test_what_kernels_hide_is_not_offered(
 @pytest.mark.parametrize(
     ("extra", "options"),
     [
-        pytest.param({"LAYOUT": "processed"}, {"environment": OPEN}, marks=NEEDS_OPEN),
+        pytest.param({"LAYOUT": "processed"}, OPEN, marks=NEEDS_OPEN),
         pytest.param({}, {"quantization": "fp8_per_channel"}, marks=NEEDS_ONLINE),
     ],
     ids=["processed", "quantized while loading"],

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 
-from netloader.vllm_plugin.parity.engine import EngineError
-from netloader.vllm_plugin.parity.rows import Held
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.rows import Held
 from tests.e2e import zoo
 from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.zoo import dense

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from netloader.vllm_plugin.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.source_logs import Model, latest_log, made, only, said, serving
 from tests.e2e.zoo import dense, experts
@@ -146,17 +146,17 @@ def outcome(fork_server: ForkServer, server: Engine, model: Model, at: list[str]
 
 def proven(worker: Any) -> bool:
     """Whether the first look at everything is over."""
-    from netloader.vllm_plugin import publish
+    from netloader.vllm_plugin.serve.worker import this_worker
 
-    return all(role in shop._proven for shop in publish.shops() for role in shop.roles)
+    return all(role in server._proven for server in this_worker().servers for role in server.roles)
 
 
 def look_now(worker: Any) -> None:
     """Do what the server does from time to time."""
-    from netloader.vllm_plugin import publish
+    from netloader.vllm_plugin.serve.worker import this_worker
 
-    for shop in publish.shops():
-        for published in shop._catalog.published_models if shop._catalog else ():
+    for server in this_worker().servers:
+        for published in server._catalog.published_models if server._catalog else ():
             published.audit()
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from netloader.vllm_plugin.parity.rows import Row
-from netloader.vllm_plugin.parity.run import examine
+from netloader.vllm_plugin.inspect.parity.rows import Row
+from netloader.vllm_plugin.inspect.parity.run import examine
 from tests.e2e.engines import ENVIRONMENT, MEDIA, Engine, ForkServer
 from tests.e2e.zoo import dense
 from tests.e2e.zoo.checkpoint import write
@@ -60,7 +60,7 @@ def test_the_comparison_notices_other_weights(fork_server: ForkServer, tmp_path:
 
 def test_the_command(tmp_path: Path) -> None:
     case = PLANS[0].case(tmp_path)
-    command = [sys.executable, "-m", "netloader.vllm_plugin.parity", str(case.folder)]
+    command = [sys.executable, "-m", "netloader.vllm_plugin.inspect.parity", str(case.folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=240
     )
@@ -72,7 +72,7 @@ def test_the_command(tmp_path: Path) -> None:
 def test_the_command_says_in_a_sentence_why_it_cannot_compare(tmp_path: Path) -> None:
     config = dense.llama_config(architectures=["OddForCausalLM"])
     folder = write(tmp_path / "model", config, {})
-    command = [sys.executable, "-m", "netloader.vllm_plugin.parity", str(folder)]
+    command = [sys.executable, "-m", "netloader.vllm_plugin.inspect.parity", str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=240
     )

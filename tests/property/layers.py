@@ -34,14 +34,16 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_memory.py",
     ),
     "L4 asyncio": ("tests/unit/aio", "tests/unit/io/test_driver.py"),
+    "L4 transports": ("tests/unit/io/transports/test_shm.py",),
     "L5 weights in use": (
-        "tests/unit/vllm_plugin/test_witness.py",
-        "tests/unit/vllm_plugin/test_first_use.py",
-        "tests/unit/vllm_plugin/test_goods.py",
-        "tests/unit/vllm_plugin/test_vigil.py",
+        "tests/unit/vllm_plugin/serve/test_usage_record.py",
+        "tests/unit/vllm_plugin/serve/test_first_use.py",
+        "tests/unit/vllm_plugin/serve/test_served_model.py",
+        "tests/unit/vllm_plugin/serve/test_change_monitor.py",
+        "tests/unit/vllm_plugin/serve/test_worker.py",
     ),
 }
-L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, AIO, L5 = LAYERS
+L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, AIO, TRANSPORTS, L5 = LAYERS
 
 
 class Mutant(NamedTuple):

@@ -18,6 +18,7 @@ from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
+from tests.property.transport_mutants import TRANSPORT_MUTANTS
 from tests.property.wire_mutants import WIRE_MUTANTS
 
 CLIENT: Final = "netloader/fsm/client.py"
@@ -30,11 +31,12 @@ AUTH: Final = "netloader/fsm/auth.py"
 INTAKE: Final = "netloader/io/store/ledger.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
-GOODS: Final = "netloader/vllm_plugin/goods.py"
-PLACES: Final = "netloader/vllm_plugin/places.py"
-WITNESS: Final = "netloader/vllm_plugin/witness.py"
-VIGIL: Final = "netloader/vllm_plugin/vigil.py"
-FENCE: Final = "netloader/vllm_plugin/fence.py"
+SERVED_MODEL: Final = "netloader/vllm_plugin/serve/served_model.py"
+PLACES: Final = "netloader/vllm_plugin/inspect/places.py"
+USAGE_RECORD: Final = "netloader/vllm_plugin/serve/usage_record.py"
+MONITOR: Final = "netloader/vllm_plugin/serve/change_monitor.py"
+CHANGE: Final = "netloader/vllm_plugin/serve/change.py"
+VLLM_WORKER: Final = "netloader/vllm_plugin/serve/worker.py"
 WORKER: Final = "netloader/io/worker.py"
 HIDDEN: Final = "netloader/io/hidden.py"
 MODULE: Final = "netloader/io/store/module.py"
@@ -49,6 +51,7 @@ REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\
 
 MUTANTS: Final[dict[str, Mutant]] = {
     **FETCH_MUTANTS,
+    **TRANSPORT_MUTANTS,
     **WIRE_MUTANTS,
     **STORE_MUTANTS,
     **PUBLISHED_MUTANTS,
@@ -235,38 +238,41 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L5, PLACES, r"if version_of\(tensor\) != self\.version:", "if False:"
     ),
     "what kernels hold is not looked at": Mutant(
-        L5, WITNESS, r"return self\._error or self\._compare\(\)", "return self._error"
+        L5, USAGE_RECORD, r"return self\._error or self\._compare\(\)", "return self._error"
     ),
     "tables may be overwritten": Mutant(
-        L5, WITNESS, r"if now\.tables\.get\(path\) != digest", "if False"
+        L5, USAGE_RECORD, r"if now\.tables\.get\(path\) != digest", "if False"
     ),
     "a copy of the kernels may be of another time": Mutant(
-        L5, GOODS, r"good = not stale and \(.*\)", "good = True"
+        L5, SERVED_MODEL, r"good = not stale and \(.*\)", "good = True"
     ),
     "kernels may get the original as it is": Mutant(
-        L5, GOODS, r" and not self\._unprocessed\(names, then, now\)", ""
+        L5, SERVED_MODEL, r" and not self\._unprocessed\(names, then, now\)", ""
     ),
     "a change nobody announced is the next one's ground": Mutant(
         L5,
-        GOODS,
-        r"before, now = self\._witness\.noted, self\._witness\.look\(\)",
-        "before = now = self._witness.look()",
+        SERVED_MODEL,
+        r"before, now = self\._usage\.noted, self\._usage\.look\(\)",
+        "before = now = self._usage.look()",
     ),
     "layers may exchange their memory": Mutant(
-        L5, GOODS, r"\{\*self\._lost, \*self\._replaced\(\)\}", "self._lost"
+        L5, SERVED_MODEL, r"\{\*self\._lost, \*self\._replaced\(\)\}", "self._lost"
     ),
-    "one examination is enough": Mutant(L5, VIGIL, r"now == before and ", ""),
+    "one examination is enough": Mutant(L5, MONITOR, r"now == before and ", ""),
     "what was never proven is offered anew": Mutant(
-        L5, "netloader/vllm_plugin/publish.py", r"role not in self\._proven or ", ""
+        L5, "netloader/vllm_plugin/serve/server.py", r"role not in self\._proven or ", ""
     ),
     "only the newest port is fenced": Mutant(
         L5,
-        FENCE,
-        r"for shop in publish\.shops\(\)\]\n    with",
-        "for shop in publish.shops()[-1:]]\n    with",
+        VLLM_WORKER,
+        r"return changing\(self\.servers, lambda _: roles, why\)",
+        "return changing(self.servers[-1:], lambda _: roles, why)",
+    ),
+    "a second model of a role takes the place of the first": Mutant(
+        L5, VLLM_WORKER, r" and served\.role not in s\.roles", ""
     ),
     "a call inside another offers again": Mutant(
-        L5, FENCE, r" and role not in self\.shop\.changing", ""
+        L5, CHANGE, r" and role not in self\.server\.changing", ""
     ),
 }
 """By what is wrong then."""

@@ -22,6 +22,7 @@ from netloader.io.transports.base import (
     Transport,
 )
 from netloader.io.transports.registry import Load, Registry
+from netloader.io.transports.shm import SHM
 from netloader.io.transports.tcp import TCP
 
 ENTRY_POINTS = "netloader.transports"
@@ -53,6 +54,7 @@ TRANSPORTS = Registry(
         "hccl": partial(_group, "hccl"),
         "nccl": partial(_group, "nccl"),
         "tcp": lambda: TCP,
+        "shm": lambda: SHM,
         "gloo": partial(_group, "gloo"),
     },
     _installed,

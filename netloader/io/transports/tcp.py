@@ -89,7 +89,8 @@ def receive_batch(lane: socket.socket, batch: list[memoryview]) -> None:
             flags = socket.MSG_DONTWAIT
 
 
-def _as_transfer_error(error: OSError) -> TransferError:
+def as_transfer_error(error: OSError) -> TransferError:
+    """What a failed call on a data lane means for the transfer."""
     if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ETIMEDOUT):
         return TransferError(Reason.TRANSFER_STALLED, "no byte moved within the stall deadline")
     return _failed(error, "failed")
@@ -132,7 +133,7 @@ class TcpSender:
                     go_on(self._lanes)
                     flags = send_batch(lane, batch, flags)
         except OSError as error:
-            raise _as_transfer_error(error) from error
+            raise as_transfer_error(error) from error
         return sum(segment.nbytes for segment in own)
 
     def abort(self) -> None:
@@ -181,7 +182,7 @@ class TcpReceiver:
                     for view in batch:
                         writer.update(view)
         except OSError as error:
-            raise _as_transfer_error(error) from error
+            raise as_transfer_error(error) from error
         return sum(segment.nbytes for segment in own)
 
     def abort(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from netloader.vllm_plugin.parity.run import without_weights
+from netloader.vllm_plugin.inspect.parity.run import without_weights
 from tests.e2e.zoo.checkpoint import HIDDEN, Config, write
 from tests.e2e.zoo.dense import llama, qwen3
 from tests.e2e.zoo.encoders import LABELS, labels

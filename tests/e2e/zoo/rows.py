@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netloader.vllm_plugin.parity.run import Case
+from netloader.vllm_plugin.inspect.parity.run import Case
 from tests.e2e.zoo import (
     custom,
     dense,

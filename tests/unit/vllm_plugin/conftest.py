@@ -1,4 +1,4 @@
-"""A worker process has one shop and one update at a time; each test that asks has its own."""
+"""A process is one worker; each test that asks for one has its own."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,12 @@ from tests.unit.io.helpers import eventually, our_threads
 @pytest.fixture
 def worker_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if in a new worker process; nothing of ours runs after the test."""
-    from netloader.vllm_plugin import fence, publish
+    from netloader.vllm_plugin.serve import worker
 
-    monkeypatch.setattr(publish, "_shops", [])
-    monkeypatch.setattr(fence, "_update", fence._Update())
+    monkeypatch.setattr(worker, "_PROCESS", worker.Worker())
     before = our_threads()
     yield
-    for shop in publish.shops():
-        for role in shop.roles:
-            shop._retire(role)
+    for server in worker.this_worker().servers:
+        for role in server.roles:
+            server._retire(role)
     assert eventually(lambda: our_threads() <= before), our_threads() - before

@@ -13,12 +13,14 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Progress
 from netloader.io import Outcome, fill
 from netloader.io.store.module import ModuleStore
-from netloader.vllm_plugin import publish
-from netloader.vllm_plugin.identity import RAW, TARGET
-from netloader.vllm_plugin.load_plan import LoadPlan
-from netloader.vllm_plugin.loadstate import NOTHING
-from netloader.vllm_plugin.offer import Loaded, offer, taken
-from netloader.vllm_plugin.settings import Settings
+from netloader.vllm_plugin.config.settings import Settings
+from netloader.vllm_plugin.identity.identity import RAW, TARGET
+from netloader.vllm_plugin.load.load_state import NOTHING
+from netloader.vllm_plugin.load.loaded import Loaded, taken
+from netloader.vllm_plugin.load.plan import LoadPlan
+from netloader.vllm_plugin.serve.offer import offer
+from netloader.vllm_plugin.serve.server import RankServer
+from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import asking
 
 Lines = list[dict[str, Any]]
@@ -127,14 +129,14 @@ def serve(
     return loaded
 
 
-def shop() -> publish.Shop:
-    """The shop of this process."""
-    return publish.shops()[-1]
+def newest_server() -> RankServer:
+    """The newest server of this process."""
+    return this_worker().servers[-1]
 
 
 def where() -> Endpoint:
     """Where this process serves."""
-    port = shop()._port
+    port = newest_server()._port
     assert port is not None
     return port.listener.endpoint
 

@@ -11,14 +11,14 @@ from netloader.log import get_logger
 Lines: TypeAlias = list[dict[str, Any]]
 
 
-@pytest.mark.parametrize("name", ["tcp", "gloo"])
+@pytest.mark.parametrize("name", ["tcp", "gloo", "shm"])
 def test_what_works_everywhere_is_there(name: str) -> None:
     assert named(name).name == name
     assert named(name) is named(name)
 
 
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"'pigeon'; there are: gloo, hccl, nccl, tcp"):
+    with pytest.raises(ValueError, match=r"'pigeon'; there are: gloo, hccl, nccl, shm, tcp"):
         named("pigeon")
 
 

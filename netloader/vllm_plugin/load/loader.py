@@ -1,0 +1,389 @@
+"""The load format `netloader`. Law: vLLM's own `load_model` creates, loads and post-processes.
+
+`load_weights` receives from a source or delegates to the ordinary loader; after post-processing
+this rank becomes a server itself. The constructor runs two or three times per worker and only
+reads settings. The shared LoadConfig is never changed.
+"""
+
+import gc
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config.load import LoadConfig
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+from netloader.config import Endpoint
+from netloader.errors import ConfigError, NetloaderError, UnsafeError
+from netloader.fsm.identity import Identity
+from netloader.io.client import ClientOptions, Described, describe, fill
+from netloader.io.outcome import Attempt, Outcome
+from netloader.io.store.module import ModuleStore, Named, WeightsError
+from netloader.log import configure_json, emit, get_logger
+from netloader.vllm_plugin import LOG_BASE
+from netloader.vllm_plugin.config.checks import loader_of, settings_of
+from netloader.vllm_plugin.identity import ranks
+from netloader.vllm_plugin.identity.identity import PROCESSED, RAW, TARGET, rank
+from netloader.vllm_plugin.inspect import inventory
+from netloader.vllm_plugin.load import agree, display, load_state, processed, provenance
+from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
+from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
+from netloader.vllm_plugin.load.raw import Backup
+from netloader.vllm_plugin.load.reload import HandOver, Reloadable, beside, obstacle, unreadable
+from netloader.vllm_plugin.load.standby import offer_received
+from netloader.vllm_plugin.patches import placeholders, worker_methods
+from netloader.vllm_plugin.patches.registries import Traces
+from netloader.vllm_plugin.serve import port
+from netloader.vllm_plugin.serve.offer import identity_of, offer
+from netloader.vllm_plugin.serve.worker import this_worker
+
+AUTO = "auto"
+
+
+class NoWeightsError(NetloaderError):
+    """No source delivered and FALLBACK is `never`."""
+
+
+class RebuildError(Exception):
+    """The model holds placeholders and cannot be loaded the ordinary way: build another one."""
+
+    def __init__(self, outcome: Outcome | None) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+class NetLoader(BaseModelLoader):
+    """Fill a model from a running server of the same model, else load it the ordinary way."""
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        super().__init__(load_config)
+        self._settings = settings_of(load_config)
+        self._logger = get_logger("client", LOG_BASE)
+        self._plan: LoadPlan | None = None
+        self._loaded: Loaded | None = None
+
+    def download_model(self, model_config: ModelConfig) -> None:
+        """Fetch the checkpoint for the ordinary loader."""
+        self._ordinary().download_model(model_config)
+
+    def load_model(
+        self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
+    ) -> nn.Module:
+        """Create, load and post-process as vLLM does, then serve what was loaded."""
+        self._logger = self._logger.bind(**ranks.named(rank(vllm_config.parallel_config)))
+        self._start_logging()
+        parallel = vllm_config.parallel_config
+        for name in (parallel.worker_cls, parallel.worker_extension_cls):
+            worker_methods.install_in(name)
+        plan = plan_load(vllm_config, model_config, self._settings, self._ask, self._logger)
+        if plan.refused and not plan.sources:
+            self._ordinary(plan.refused)  # FALLBACK `never` speaks up before a model is built
+        if plan.role == TARGET:
+            port.forget_address(self._settings, plan.rank)
+        model = self._build(plan, vllm_config, model_config, prefix)
+        loaded, self._plan, self._loaded = self._loaded, None, None
+        if loaded is not None and reloadable(loaded, model):
+            known = (loaded.manifest, loaded.constructed, loaded.placeholders)
+            later = replace(plan, silent=())  # by then a source may answer again
+            this_worker().reloadable.put(model, Reloadable(later, *known))
+        if loaded is not None and plan.serves:
+            offer(model, plan, loaded, self._settings, model_config)
+        return model
+
+    def _build(
+        self, plan: LoadPlan, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
+    ) -> nn.Module:
+        """Build and load; a model that cannot go on to the ordinary loader is built anew."""
+        traces = Traces(vllm_config)
+        try:
+            return self._first(plan, vllm_config, model_config, prefix)
+        except RebuildError as error:
+            outcome = error.outcome
+        # Only now, outside the handler, does no frame refer to the first model any more.
+        traces.undo()
+        gc.collect()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+        display.tell_fallback(outcome, self._settings, self._logger)
+        self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
+        self._plan = replace(plan, sources=(), ranks=(), layout=RAW)
+        with plan.building():
+            again: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        return again
+
+    def _first(
+        self, plan: LoadPlan, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
+    ) -> nn.Module:
+        self._plan = plan
+        with plan.building():
+            model: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        if plan.layout == PROCESSED:
+            self._receive_processed(model, plan)
+        return model
+
+    def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Receive the weights from a source, or have the ordinary loader read them.
+
+        Raises:
+            NoWeightsError: no source delivered and FALLBACK is `never`.
+            DisagreementError: the ranks could not agree on the loader in time.
+        """
+        plan = self._plan
+        if plan is None:  # in place, by whoever holds a loader and a model
+            self._ordinary().load_weights(model, model_config)
+            return
+        plan.files.built()
+        if plan.layout == PROCESSED:
+            self._prepare_processed(model, model_config, plan)
+            return
+        received, outcome = self._fill_raw(model, model_config, plan)
+        if received and outcome is not None:
+            self._loaded = taken(plan, model, self._settings, outcome.progress)
+        else:
+            display.tell_fallback(outcome, self._settings, self._logger)
+            loader = self._ordinary(outcome)
+            self._loaded = read(loader, plan, model, model_config, self._settings)
+
+    def get_all_weights(
+        self, model_config: ModelConfig, model: nn.Module
+    ) -> Iterable[tuple[str, Tensor]]:
+        """For vLLM's `reload_weights`: from the sources as at start, else from the checkpoint.
+
+        With another path than the one the model was started with, the checkpoint there is meant,
+        whatever FALLBACK says: it was asked for.
+
+        Raises:
+            NotImplementedError: neither can be done.
+        """
+        if problem := obstacle(model):
+            raise NotImplementedError(f"{problem}; restart this instance instead")
+        before = this_worker().reloadable.get(model)
+        outcome = None
+        elsewhere = before is not None and before.plan.path != model_config.model
+        if before and before.plan.sources and not elsewhere:
+            handed, outcome = self._receive_beside(model, before, model_config)
+            if handed is not None:
+                return handed
+            display.tell_fallback(outcome, self._settings, self._logger)
+        if problem := unreadable(model):
+            raise NotImplementedError(f"{problem}; restart this instance instead")
+        named = elsewhere and self._settings.fallback is None
+        ordinary = self._loader(AUTO, {}) if named else self._ordinary(outcome)
+        if not hasattr(ordinary, "get_all_weights"):
+            raise NotImplementedError(f"{type(ordinary).__name__} cannot reload weights")
+        weights: Iterable[tuple[str, Tensor]] = ordinary.get_all_weights(model_config, model)
+        return weights
+
+    # -- from a source ---------------------------------------------------------------------------
+
+    def _ask(self, sources: Sequence[Endpoint], known: Identity) -> Described:
+        return describe(sources, known, self._options())
+
+    def _fill_raw(
+        self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
+    ) -> tuple[bool, Outcome | None]:
+        """Fill what is between creating and post-processing; as it was, when that fails.
+
+        Raises:
+            RebuildError: layers that quantize while loading hold placeholders now.
+        """
+        if not plan.sources:
+            return self._all_received(None, plan), plan.refused
+        online = any(map(load_state.quantizes_while_loading, model.modules()))
+        if online:
+            self._placeholders(model, model_config)
+        found = inventory.take(model)
+        constructed = provenance.constructed(found)
+        outcome = None
+        named = plan.tensors(model, found)
+        backup = Backup(named), Backup(provenance.beyond_the_tree(model, named), sys.maxsize)
+        if self._fits(plan, model, constructed):
+            identity = partial(identity_of, plan, RAW, plan.state, constructed)
+            outcome = self._adopted(plan, model, self._receive(named, plan, identity))
+        received = self._all_received(outcome, plan)
+        if not received and online:
+            raise RebuildError(outcome)
+        if not received:
+            for copies in backup:
+                copies.restore()
+        return received, outcome
+
+    def _adopted(self, plan: LoadPlan, model: nn.Module, outcome: Outcome | None) -> Outcome | None:
+        """Leave a model that was filled as the server's is otherwise; None when that failed."""
+        if outcome is not None and outcome.ok:
+            try:
+                load_state.adopt(plan.state, model)
+            except load_state.StateError as error:
+                emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
+                return None
+        return outcome
+
+    def _fits(
+        self, plan: LoadPlan, model: nn.Module, constructed: Mapping[str, int] | None = None
+    ) -> bool:
+        """Whether what the server's `load_weights` left behind can be left here as well.
+
+        `constructed` is how our model was constructed, where that has to be the same.
+        """
+        try:
+            load_state.check(plan.state, model)
+            if constructed is not None:
+                provenance.check(plan.constructed, constructed)
+        except (load_state.StateError, WeightsError) as error:
+            emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
+            return False
+        return True
+
+    def _prepare_processed(
+        self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
+    ) -> None:
+        """Fill a model with placeholders, and leave it otherwise as the server's was.
+
+        Raises:
+            RebuildError: the server's is not of this kind.
+        """
+        self._placeholders(model, model_config)
+        if not self._fits(plan, model):
+            self._all_received(None, plan)
+            raise RebuildError(None)
+        load_state.adopt(plan.state, model)
+
+    def _receive_processed(self, model: nn.Module, plan: LoadPlan) -> None:
+        """Fill a post-processed model.
+
+        Raises:
+            RebuildError: it still holds placeholders, or something between.
+        """
+        outcome = None
+        try:
+            named = processed.collect(model)
+            kernels = processed.kernel_state(model)
+            outcome = self._receive(
+                named, plan, lambda: processed.sharpened(plan.identity, kernels)
+            )
+            if outcome is not None and outcome.ok:
+                processed.adopt_numbers(model, named)
+        except WeightsError as error:
+            emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
+            outcome = None
+        if not self._all_received(outcome, plan):
+            raise RebuildError(outcome)
+        self._loaded = Loaded(plan.state)
+
+    def _receive_beside(
+        self, model: nn.Module, before: Reloadable, model_config: ModelConfig
+    ) -> tuple[HandOver | None, Outcome | None]:
+        """Receive raw weights beside a running model, to be reloaded in place."""
+        plan = before.plan
+        device = next(model.parameters()).device
+        named = beside(before.manifest, device)
+        identity = partial(identity_of, plan, RAW, plan.state, before.constructed)
+        outcome = self._receive(named, plan, identity)
+        if not self._all_received(outcome, plan):
+            return None, outcome
+        if before.placeholders and plan.serves:
+            loaded = Loaded(plan.state, filled=plan.filled, constructed=before.constructed)
+            job = (model, plan, loaded, self._settings, model_config, named)
+            this_worker().after_reload.add(partial(offer_received, *job))
+            this_worker().reloadable.put(model, replace(before, placeholders=False))
+        return HandOver(model, named), outcome
+
+    def _receive(
+        self, named: Sequence[Named], plan: LoadPlan, identity: Callable[[], Identity]
+    ) -> Outcome | None:
+        """Fill tensors from the sources; None when that broke down.
+
+        Raises:
+            UnsafeError: an aborted transfer may still write, so nobody may load this model.
+        """
+        try:
+            weights = ModuleStore(named)
+            with display.bar(weights.manifest.nbytes, self._shows_progress(plan.rank)) as report:
+                outcome = fill(
+                    weights, plan.sources, identity(), self._options(report, plan.silent)
+                )
+        except UnsafeError:
+            raise
+        except WeightsError as error:
+            emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
+            return None
+        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
+            emit(self._logger, "netloader.driver.error", exc_info=error)
+            return None
+        display.tell_differences(outcome, self._logger)
+        if outcome.ok:
+            fields = {
+                "netloader.source": str(outcome.source),
+                "netloader.source.attempt": len(outcome.attempts),
+                "netloader.rank": plan.rank,
+                "netloader.role": plan.role,
+                "netloader.layout": plan.layout,
+                "netloader.transfer.bytes": outcome.nbytes,
+                "netloader.warnings": ", ".join(plan.warned) or "none",
+            }
+            emit(self._logger, "netloader.loader.received", fields)
+        return outcome
+
+    def _all_received(self, outcome: Outcome | None, plan: LoadPlan) -> bool:
+        """Whether this rank has its weights, and need not load them along with others."""
+        received = outcome is not None and outcome.ok
+        fallback = self._settings.fallback
+        asked = bool(self._settings.sources)  # by some rank, and all have the same settings
+        if asked and fallback and agree.needs_agreement(fallback.load_format, plan.ranks):
+            timeout_s = self._settings.agree_timeout_s
+            return agree.all_received(received, plan.role, plan.ranks, timeout_s)
+        return received
+
+    # -- the ordinary way ------------------------------------------------------------------------
+
+    def _ordinary(self, outcome: Outcome | None = None) -> BaseModelLoader:
+        fallback = self._settings.fallback
+        if fallback is None:
+            why = "no source is configured for this rank, or none fits this model"
+            history = outcome.history() + display.table_of(outcome) if outcome else why
+            raise NoWeightsError(f"FALLBACK is never, and no source delivered: {history}")
+        return self._loader(fallback.load_format, dict(fallback.extra))
+
+    def _placeholders(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Take a model through the steps of loading, with weights that mean nothing."""
+        self._loader(placeholders.DUMMY, {}).load_weights(model, model_config)
+
+    def _loader(self, load_format: str, extra: dict[str, object]) -> BaseModelLoader:
+        return loader_of(self.load_config, load_format, extra)
+
+    # -- settings --------------------------------------------------------------------------------
+
+    def _start_logging(self) -> None:
+        settings = self._settings
+        if settings.log_json:
+            try:
+                configure_json(settings.log_json, base=LOG_BASE)
+            except OSError as error:
+                raise ConfigError([f"LOG_JSON: cannot be written: {error.strerror}"]) from error
+        emit(self._logger, "netloader.config.loaded", display.settings_shown(settings))
+
+    def _options(
+        self,
+        report: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
+        silent: tuple[Attempt, ...] = (),
+    ) -> ClientOptions:
+        settings = self._settings
+        layout = self._plan.layout if self._plan else RAW
+        return ClientOptions(
+            transports=settings.transports,
+            layouts=(layout,),
+            lanes=settings.lanes,
+            token=settings.token,
+            deadlines=settings.deadlines,
+            report=report,
+            silent=silent,
+            logger=self._logger,
+        )
+
+    def _shows_progress(self, rank: int) -> bool:
+        """As vLLM's own loaders: rank 0, unless the operator does not want it."""
+        return bool(self.load_config.use_tqdm_on_load) and rank == 0

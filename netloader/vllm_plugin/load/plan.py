@@ -1,0 +1,275 @@
+"""What is to be done for one model, found out before it is built. Law: asked once, then fixed."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from json import loads
+
+import torch
+from torch import nn
+from vllm.config import ModelConfig, VllmConfig
+from vllm.distributed import get_tp_group, get_world_group, parallel_state
+
+from netloader.config import Endpoint, shown
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import Progress
+from netloader.fsm.messages import Description
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
+from netloader.io.client import Described
+from netloader.io.outcome import Attempt, Outcome
+from netloader.io.store.module import Named
+from netloader.log import Logger, emit, get_logger
+from netloader.vllm_plugin import LOG_BASE
+from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
+from netloader.vllm_plugin.identity import compare, resolved
+from netloader.vllm_plugin.identity import identity as identities
+from netloader.vllm_plugin.identity.files import Files
+from netloader.vllm_plugin.inspect import inventory
+from netloader.vllm_plugin.inspect.inventory import Inventory
+from netloader.vllm_plugin.load import load_state, processed, provenance
+from netloader.vllm_plugin.load.display import tell_differences, tell_warnings
+from netloader.vllm_plugin.serve import port
+from netloader.vllm_plugin.serve.refusal import refuse
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """One model to load: who we are, whom to ask, what the first source said of itself."""
+
+    role: str
+    rank: int
+    ranks: tuple[int, ...]
+    """`torch.distributed` ranks that load this model together."""
+    sources: tuple[Endpoint, ...]
+    layout: str
+    state: load_state.State
+    """What the server's `load_weights` left behind."""
+    unfilled: frozenset[str]
+    """Parameters that no checkpoint fills, so that no bytes are sent for them."""
+    identify: Callable[[str, load_state.State], Identity]
+    """Ours, in a layout and with a state; asked anew when the checkpoint has changed."""
+    serves: bool
+    """Whether this rank is to be a server itself, so that originals are kept and digested."""
+    path: str
+    """The checkpoint the model was configured with."""
+    silent: tuple[Attempt, ...] = ()
+    """Attempts with sources that let a deadline pass when they were asked what they resolved."""
+    filled: frozenset[str] = frozenset()
+    """Tensors outside parameters and buffers that the server's `load_weights` has filled."""
+    constructed: str = ""
+    """What the server says of how its model was constructed, see `provenance`."""
+    files: Files = field(default_factory=lambda: Files(None))
+    """Those of the model's folder."""
+    answers: Callable[[], Mapping[str, str]] = dict
+    """The facts that change answers but no number of the model, for clients to be warned by."""
+    refused: Outcome | None = None
+    """The sources that are another model, if there are any; they are not among `sources`."""
+    warned: tuple[str, ...] = ()
+    """In what the first source would answer otherwise to the same request."""
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """While the model is built and loaded: what is read of its folder is noted until `built`.
+
+        Bytes that no source sends may come from there.
+        """
+        with self.files.watching():
+            yield
+
+    @property
+    def identity(self) -> Identity:
+        """Ours, in the layout and with the state of the source."""
+        return self.identify(self.layout, self.state)
+
+    def tensors(self, model: nn.Module, found: Inventory | None = None) -> list[Named]:
+        """The raw tensors that travel; `found` is a walk over the model, if there was one."""
+        found = found or inventory.take(model)
+        named = provenance.travelling(model, found, self.filled, self.state)
+        return [(name, tensor) for name, tensor in named if name not in self.unfilled]
+
+
+def plan_load(
+    vllm_config: VllmConfig,
+    model_config: ModelConfig,
+    settings: Settings,
+    ask: Callable[[Sequence[Endpoint], Identity], Described],
+    logger: Logger,
+) -> LoadPlan:
+    """Ask the sources what they resolved, and have vLLM build the same parameters here."""
+    rank = identities.rank(vllm_config.parallel_config)
+    sources = tuple(settings.sources.get(rank, ()))
+    early = identities.known_early(vllm_config, model_config, settings.model)
+    side = _Side(vllm_config, model_config, early, Files.of(model_config), logger)
+    describe, refused = side.describe(sources, ask)
+    facts = describe.description.facts if describe.description else {}
+    identities.adopt(facts, model_config)
+    role = identities.role_of(model_config)
+    return LoadPlan(
+        role=role,
+        rank=rank,
+        ranks=_company(role),
+        sources=describe.sources,
+        layout=_layout(facts, settings, vllm_config),
+        state=_state(facts, logger),
+        unfilled=_names(identities.UNFILLED, facts, logger)
+        if role == identities.DRAFT
+        else frozenset(),
+        identify=partial(side.identity, describe.description),
+        serves=port.wanted(settings, rank) and not _moving(vllm_config),
+        path=str(model_config.model),
+        silent=describe.silent,
+        filled=_names(identities.FILLED, facts, logger),
+        constructed=facts.get(identities.CONSTRUCTED, ""),
+        files=side.files,
+        answers=side.answers,
+        refused=refused,
+        warned=side.warn(describe),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One side of a comparison: ours, before and after its model is built."""
+
+    vllm_config: VllmConfig
+    model_config: ModelConfig
+    early: Identity
+    files: Files
+    logger: Logger
+
+    def identity(
+        self,
+        description: Description | None,
+        layout: str,
+        state: load_state.State,
+    ) -> Identity:
+        """Ours, with the files that count for the source that described itself."""
+        files = self.files.needed()
+        if description is not None:
+            told = compare.parse(description.facts.get(compare.ANSWERS, ""))
+            files = compare.files_for(self.files, description.identity, told)
+        return identities.identity_of(
+            self.vllm_config, self.model_config, self.early, layout, state, files
+        )
+
+    def describe(
+        self,
+        sources: tuple[Endpoint, ...],
+        ask: Callable[[Sequence[Endpoint], Identity], Described],
+    ) -> tuple[Described, Outcome | None]:
+        """Ask for a description until one fits; the sources that do not fit, with the reasons.
+
+        The config is compared here, not by the source: only this side can say what to do about it.
+        """
+        asked = Identity({name: self.early.hard[name] for name in compare.ASKED})
+        refused: list[Attempt] = []
+        left, silent = sources, sources[:0]
+        describe = Described(None, ())
+        try:
+            while left:
+                describe = ask(left, asked)
+                found = self._differences(describe.description) if describe.description else ()
+                if not found:
+                    break
+                other = describe.sources[0]
+                refused.append(_refusal(other, found))
+                place = left.index(other)
+                silent, left = (*silent, *left[:place]), left[place + 1 :]
+                describe = Described(None, left)
+        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
+            emit(self.logger, "netloader.driver.error", exc_info=error)
+            describe = Described(None, left)
+        describe = replace(describe, sources=(*describe.sources, *silent))
+        if not refused:
+            return describe, None
+        none = Progress()
+        outcome = Outcome(State.FALLBACK, Reason.NO_SOURCE, tuple(refused), 0, False, none)
+        tell_differences(outcome, self.logger)
+        return describe, outcome
+
+    def _differences(self, description: Description) -> tuple[Difference, ...]:
+        mine = self.identity(description, identities.RAW, load_state.NOTHING)
+        told = compare.parse(description.facts.get(compare.ANSWERS, ""))
+        overridden = resolved.overridden(self.model_config)
+        return compare.differences(mine, description.identity, overridden, told)
+
+    def answers(self) -> Mapping[str, str]:
+        """The facts to tell clients; none when they cannot be found out."""
+        try:
+            return {compare.ANSWERS: compare.answers_of(self.model_config, self.files).render()}
+        except Exception as error:  # noqa: BLE001 - a warning less; the weights are right
+            emit(self.logger, "netloader.driver.error", exc_info=error)
+            return {}
+
+    def warn(self, describe: Described) -> tuple[str, ...]:
+        """Log in what a source would answer otherwise to the same request; the names of that."""
+        facts = describe.description.facts if describe.description else {}
+        theirs = compare.parse(facts.get(compare.ANSWERS, ""))
+        if theirs is None:
+            return ()
+        try:
+            mine = compare.answers_of(self.model_config, self.files)
+        except Exception as error:  # noqa: BLE001 - a warning less; the weights are right
+            emit(self.logger, "netloader.driver.error", exc_info=error)
+            return ()
+        found = compare.warnings(mine, theirs)
+        tell_warnings(describe.sources[0], found, self.logger)
+        return tuple(difference.field for difference in found)
+
+
+def _refusal(source: Endpoint, found: tuple[Difference, ...]) -> Attempt:
+    names = ", ".join(shown(difference.field).strip("'\"") for difference in found)
+    return Attempt(source, Reason.IDENTITY_MISMATCH, f"differing: {names}", 0, {}, found)
+
+
+def _moving(vllm_config: VllmConfig) -> bool:
+    """Whether weights change while this instance runs; says so, for it does not serve then."""
+    if identities.moves_experts(vllm_config):
+        why = "experts change places while this instance runs (EPLB), and so do its weights"
+        remedy = "turn dynamic EPLB off to serve; an expert map in a file is fine"
+    elif identities.refills_layers(vllm_config):
+        why = "layers are refilled while this instance runs (layer_sharding)"
+        remedy = "turn layer_sharding off in --additional-config to serve"
+    else:
+        return False
+    refuse(get_logger("server", LOG_BASE), why, remedy)
+    return True
+
+
+def _layout(facts: Mapping[str, str], settings: Settings, vllm_config: VllmConfig) -> str:
+    """As the server offers it, where that can be had; else raw, and the server will say no."""
+    device = torch.device(vllm_config.device_config.device).type
+    wanted = settings.layout is not LayoutChoice.RAW and processed.allowed(device)
+    theirs = facts.get(identities.LAYOUT) == identities.PROCESSED
+    return identities.PROCESSED if theirs and wanted else identities.RAW
+
+
+def _state(facts: Mapping[str, str], logger: Logger) -> load_state.State:
+    try:
+        return load_state.parse(facts.get(identities.STATE, ""))
+    except load_state.StateError as error:  # the identities will differ, and say in what
+        emit(logger, "netloader.source.odd", {"netloader.detail": str(error)})
+        return load_state.NOTHING
+
+
+def _names(fact: str, facts: Mapping[str, str], logger: Logger) -> frozenset[str]:
+    """A fact that is a list of names of tensors, as JSON."""
+    try:
+        names = loads(facts.get(fact, "[]"))
+    except (ValueError, RecursionError):
+        names = None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return frozenset(names)
+    detail = f"the tensors that the source calls {fact} are no list of names"
+    emit(logger, "netloader.source.odd", {"netloader.detail": detail})  # the manifests will differ
+    return frozenset()
+
+
+def _company(role: str) -> tuple[int, ...]:
+    """Who loads this model along with us: a draft lives on the last pipeline stage only."""
+    if not parallel_state.model_parallel_is_initialized():
+        return (0,)
+    group = get_tp_group() if role == identities.DRAFT else get_world_group()
+    return tuple(group.ranks)

@@ -1,0 +1,262 @@
+"""The raw layout: parameters as the loader left them, kept through post-processing.
+
+Law: nothing is offered that is not provably what was loaded. Before post-processing every segment
+is digested; afterwards a tensor is found again by its storage, never by name and shape, because
+kernels replace parameters under the same name and shape with permuted bytes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from netloader.fsm.manifest import Manifest, segments_of
+from netloader.io.cores import cores
+from netloader.io.published import segment_digests
+from netloader.io.store.digests import ALGORITHMS
+from netloader.io.store.module import ModuleStore, Named, WeightsError
+from netloader.vllm_plugin.config.settings import CachePolicy, Settings
+from netloader.vllm_plugin.inspect import inventory
+
+SMALL_BYTES = 64 * 1024
+"""Tensors up to this size are backed up before a source may write: scales, sentinels and constants
+that no checkpoint file holds, so the ordinary loader would not write them again."""
+SHOWN_NAMES = 5
+"""How many lost parameters a message names."""
+
+
+class GoneError(Exception):
+    """Post-processing replaced tensors that were not to be kept; `names` says which."""
+
+    def __init__(self, names: Sequence[str], settings: Sequence[str]) -> None:
+        some = ", ".join(names[:SHOWN_NAMES])
+        super().__init__(f"{len(names)} parameters were replaced, among: {some}")
+        self.names = tuple(names)
+        self.settings = tuple(sorted(set(settings)))
+
+    @property
+    def remedy(self) -> str:
+        """What to set so that the originals are kept."""
+        return " and ".join(_REMEDIES[setting] for setting in self.settings)
+
+
+_REMEDIES = {
+    "INT8_CACHE": "set INT8_CACHE to dram",
+    "INT8_CACHE_NAME": "name them in INT8_CACHE_NAME, or leave it out",
+    "WEIGHT_CACHE": "set WEIGHT_CACHE to dram",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Raw tensors after post-processing, and what it costs to have them."""
+
+    named: tuple[Named, ...]
+    weights: ModuleStore
+    cached: frozenset[str] = frozenset()
+    """Names of the tensors that only we keep alive."""
+    cached_bytes: int = 0
+    detached: frozenset[str] = frozenset()
+    """Names under which the model now has other memory, or nothing: `cached` and a few more."""
+    constants: tuple[StorageWeakRef, ...] = ()
+    """The storage of buffers that do not travel and were there before post-processing:
+    tables that follow from the configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A raw tensor: kept alive (`kept`), or only watched (its storage weakly, its geometry)."""
+
+    name: str
+    kept: Tensor | None
+    storage: StorageWeakRef
+    dtype: torch.dtype
+    offset: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    setting: str
+
+    def find(self) -> Tensor | None:
+        """The tensor as it was loaded: where it was, if that is still alive, or the kept one."""
+        storage = revived(self.storage)
+        if storage is None:
+            return self.kept
+        return _view(storage, self.dtype, self.offset, self.shape, self.stride)
+
+
+def revived(storage: StorageWeakRef) -> torch.UntypedStorage | None:
+    """A storage, if it is still alive."""
+    revive: Any = torch.UntypedStorage._new_with_weak_ptr  # noqa: SLF001 - torch's only way
+    found: torch.UntypedStorage | None = revive(storage.cdata)
+    return found
+
+
+def _view(
+    storage: torch.UntypedStorage,
+    dtype: torch.dtype,
+    offset: int,
+    shape: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    nothing = torch.empty(0, dtype=dtype, device=storage.device)
+    return nothing.set_(storage, offset, shape, stride)
+
+
+class _Keeper:
+    """Keeps originals as the settings say; storage that tensors share is kept, or copied, once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._copies: dict[int, Any] = {}
+
+    def hold(self, name: str, tensor: Tensor) -> _Held:
+        policy, setting = policy_for(name, tensor, self._settings)
+        plain = tensor.detach()
+        storage = plain.untyped_storage()
+        return _Held(
+            name=name,
+            kept=self._kept(plain, policy),
+            storage=StorageWeakRef(storage),  # type: ignore[no-untyped-call]
+            dtype=plain.dtype,
+            offset=int(plain.storage_offset()),
+            shape=plain.shape,
+            stride=plain.stride(),
+            setting=setting,
+        )
+
+    def _kept(self, plain: Tensor, policy: CachePolicy) -> Tensor | None:
+        if policy is CachePolicy.NO:
+            return None
+        storage = plain.untyped_storage()
+        if policy is CachePolicy.HBM or plain.device.type == "cpu":
+            return plain
+        if storage.data_ptr() not in self._copies:
+            self._copies[storage.data_ptr()] = storage.cpu()  # type: ignore[no-untyped-call]
+        copy = self._copies[storage.data_ptr()]
+        offset = int(plain.storage_offset())
+        return _view(copy, plain.dtype, offset, plain.shape, plain.stride())
+
+
+def policy_for(name: str, tensor: Tensor, settings: Settings) -> tuple[CachePolicy, str]:
+    """Where the original of a tensor is kept if it is replaced, and which setting says so.
+
+    `auto` is `dram` on a CPU, where it costs only what is replaced, and `no` on a device, where all
+    of a model would be copied to the host before it is known what is replaced: there the processed
+    layout serves instead.
+    """
+    if tensor.dtype is torch.int8:
+        wanted = settings.int8_cache_name
+        if wanted and not any(part in name for part in wanted):
+            return CachePolicy.NO, "INT8_CACHE_NAME"
+        return settings.int8_cache, "INT8_CACHE"
+    policy = settings.weight_cache
+    if policy is CachePolicy.AUTO:
+        policy = CachePolicy.DRAM if tensor.device.type == "cpu" else CachePolicy.NO
+    return policy, "WEIGHT_CACHE"
+
+
+class RawSnapshot:
+    """Every tensor of a model between loading and post-processing, with its digests."""
+
+    def __init__(
+        self,
+        named: Sequence[Named],
+        settings: Settings,
+        known: tuple[str, ...] = (),
+        tables: Iterable[Tensor] = (),
+    ) -> None:
+        weights = ModuleStore(named)
+        self.manifest: Manifest = weights.manifest
+        self.digests = known or segment_digests(
+            weights,
+            segments_of(self.manifest, settings.segment_mib << 20),
+            next(iter(ALGORITHMS)),
+            cores(),
+        )
+        keeper = _Keeper(settings)
+        self._held = [keeper.hold(name, tensor) for name, tensor in named]
+        self._tables = [StorageWeakRef(table.untyped_storage()) for table in tables]  # type: ignore[no-untyped-call]
+
+    def after(self, model: nn.Module) -> Kept:
+        """The same tensors after post-processing.
+
+        Raises:
+            GoneError: a tensor is needed that was replaced and not kept.
+            WeightsError: what is left is not what was loaded.
+        """
+        found = [(held, held.find()) for held in self._held]
+        gone = [held for held, tensor in found if tensor is None]
+        if gone:
+            raise GoneError([held.name for held in gone], [held.setting for held in gone])
+        named = [(held.name, tensor) for held, tensor in found if tensor is not None]
+        weights = ModuleStore(named)
+        if weights.manifest != self.manifest:
+            raise WeightsError("post-processing changed the geometry of raw tensors")
+        detached = {n: t for n, t in named if not uses(layer_at(model, n), n, t)}
+        live = in_use(model) if detached else set()
+        ours = {
+            name: tensor.untyped_storage()
+            for name, tensor in detached.items()
+            if tensor.untyped_storage().data_ptr() not in live
+        }
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in ours.values()}
+        return Kept(
+            tuple(named),
+            weights,
+            frozenset(ours),
+            sum(sizes.values()),
+            frozenset(detached),
+            self._constants({tensor.untyped_storage().data_ptr() for _, tensor in named}),
+        )
+
+    def _constants(self, travelling: set[int]) -> tuple[StorageWeakRef, ...]:
+        found = ((table, revived(table)) for table in self._tables)
+        return tuple(t for t, s in found if s is not None and s.data_ptr() not in travelling)
+
+
+def layer_at(model: nn.Module, name: str) -> nn.Module | None:
+    """The module that a tensor's name speaks of, if it is still there."""
+    try:
+        return model.get_submodule(name.rpartition(".")[0])
+    except AttributeError:
+        return None
+
+
+def uses(layer: nn.Module | None, name: str, tensor: Tensor) -> bool:
+    """Whether a layer has the memory of a tensor under its name."""
+    if layer is None:
+        return False
+    attribute = name.rpartition(".")[2]
+    own = {**layer._parameters, **layer._buffers}.get(attribute)  # noqa: SLF001 - of it alone
+    if own is None or own.is_meta:
+        return False
+    return own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+def in_use(model: nn.Module) -> set[int]:
+    """Where the storage is that a model itself keeps alive."""
+    tensors = inventory.take(model).tensors.values()
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if not tensor.is_meta}
+
+
+class Backup:
+    """Copies of a model's small tensors, to undo what a failed source may have written.
+
+    `most` is how many bytes a small one may have.
+    """
+
+    def __init__(self, named: Sequence[Named], most: int = SMALL_BYTES) -> None:
+        self._copies = [
+            (tensor, tensor.detach().clone())
+            for _, tensor in named
+            if tensor.numel() * tensor.element_size() <= most
+        ]
+
+    def restore(self) -> None:
+        """Put the copies back."""
+        with torch.no_grad():
+            for tensor, copy in self._copies:
+                tensor.copy_(copy)

@@ -1,0 +1,1 @@
+"""Every change that is made to vLLM's own code, and what differs between its versions."""

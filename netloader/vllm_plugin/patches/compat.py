@@ -1,0 +1,61 @@
+"""Where vLLM 0.23.0 to 0.33.0 differ. Law: no other file asks for a name that one of them lacks.
+
+Told by what is there, not by version numbers: vendors carry single changes back and forth.
+"""
+
+from typing import Any
+
+from torch import nn
+from vllm.config import ModelConfig, VllmConfig
+
+UNTIED = "word_embeddings_untied_by_checkpoint"
+SUBSTITUTED = "_expert_substitutions"
+"""The attribute by which model classes know experts that constants stand for, from 0.33 on."""
+
+
+def untied_by_checkpoint(model_config: ModelConfig) -> bool:
+    """Whether vLLM untied the embeddings because the checkpoint holds an `lm_head`.
+
+    Releases up to 0.28.0 never do: a tied config stays tied, and an `lm_head` is not read.
+    """
+    return bool(getattr(model_config, UNTIED, False))
+
+
+def untie(model_config: ModelConfig) -> bool:
+    """Do as `ModelConfig.maybe_untie_word_embeddings` when it meets an `lm_head` in the files.
+
+    Returns:
+        False where this vLLM knows nothing of that; then nothing is changed.
+    """
+    if not hasattr(model_config, UNTIED):
+        return False
+    config = model_config.hf_config
+    config.tie_word_embeddings = False
+    config.get_text_config().tie_word_embeddings = False
+    setattr(model_config, UNTIED, True)
+    return True
+
+
+def has_substituted_experts(model: nn.Module) -> bool:
+    """Whether constants stand for experts of a model (`expert_substitution`, from 0.33 on)."""
+    return bool(vars(model).get(SUBSTITUTED))
+
+
+def draft_lm_head_quantization(vllm_config: VllmConfig) -> str:
+    """How a draft keeps its copy of the target's head, which it may have from vLLM 0.33 on."""
+    draft = getattr(vllm_config, "speculative_config", None)
+    return str(getattr(draft, "draft_lm_head_quantization", None))
+
+
+def reset_weights(worker: Any) -> bool:
+    """Set the target's weights to zero; False where this vLLM cannot (up to 0.30)."""
+    if not hasattr(worker, "reset_weights"):
+        return False
+    worker.reset_weights()
+    return True
+
+
+def pooling_task(llm: Any) -> str | None:
+    """The task of a pooling engine, where this vLLM says so."""
+    task: str | None = getattr(llm, "pooling_task", None)
+    return task

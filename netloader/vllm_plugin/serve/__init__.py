@@ -1,0 +1,1 @@
+"""Serve what this rank has loaded."""

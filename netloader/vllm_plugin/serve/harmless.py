@@ -1,0 +1,16 @@
+"""Keep our own errors away from the engine."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from netloader.log import emit, get_logger
+from netloader.vllm_plugin import LOG_BASE
+
+
+@contextmanager
+def harmless() -> Iterator[None]:
+    """Log an exception that leaves the block, and end it: the engine goes on without us."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - see above
+        emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)

@@ -1,0 +1,155 @@
+"""From a loaded model to what is offered of it. Law: nothing that cannot be proven.
+
+Raw, if every original is at hand; else as the kernels use it, where those hide nothing; else not at
+all, and the log says why and what would help.
+"""
+
+import json
+import weakref
+from collections.abc import Mapping
+from functools import partial
+
+from torch import nn
+from vllm.config import ModelConfig
+
+from netloader.fsm.identity import Identity
+from netloader.io.store.module import ModuleStore, Named, WeightsError, named_tensors
+from netloader.log import emit, get_logger
+from netloader.vllm_plugin import LOG_BASE
+from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
+from netloader.vllm_plugin.identity import ranks
+from netloader.vllm_plugin.identity.identity import (
+    CONSTRUCTED,
+    FILLED,
+    PROCESSED,
+    RAW,
+    facts_of,
+)
+from netloader.vllm_plugin.inspect import inventory
+from netloader.vllm_plugin.load import load_state, processed, provenance
+from netloader.vllm_plugin.load.loaded import Loaded
+from netloader.vllm_plugin.load.plan import LoadPlan
+from netloader.vllm_plugin.load.raw import GoneError
+from netloader.vllm_plugin.patches import placeholders, worker_methods
+from netloader.vllm_plugin.serve.refusal import refuse
+from netloader.vllm_plugin.serve.served_model import (
+    Originals,
+    ServedModel,
+    owners_of,
+    place_of,
+    renew_processed,
+)
+from netloader.vllm_plugin.serve.usage_record import UsageRecord
+from netloader.vllm_plugin.serve.worker import this_worker
+
+
+def offer(
+    model: nn.Module,
+    plan: LoadPlan,
+    loaded: Loaded,
+    settings: Settings,
+    model_config: ModelConfig,
+) -> None:
+    """Serve a post-processed model in the best layout there is, when it may be; never raises."""
+    logger = get_logger("server", LOG_BASE, **ranks.named(plan.rank))
+    if loaded.placeholders:
+        refuse(logger, placeholders.WHY, placeholders.REMEDY)
+        return
+    try:
+        served = _served_model(model, plan, loaded, settings, model_config)
+    except GoneError as gone:
+        refuse(logger, str(gone), gone.remedy)
+    except WeightsError as error:
+        refuse(logger, str(error), "this model cannot be served")
+    except Exception as error:  # noqa: BLE001 - the engine serves inference without us
+        emit(logger, "netloader.driver.error", exc_info=error)
+    else:
+        worker_methods.install_on(model)
+        this_worker().offer(model, served, settings, plan.rank)
+
+
+@inventory.uncollected()
+def _served_model(
+    model: nn.Module,
+    plan: LoadPlan,
+    loaded: Loaded,
+    settings: Settings,
+    model_config: ModelConfig,
+) -> ServedModel:
+    """What there is to offer.
+
+    Raises:
+        GoneError: the originals were replaced and not kept, and nothing else is possible.
+        WeightsError: nothing can be offered; the message says why.
+    """
+    device = next((t.device.type for _, t in named_tensors(model)), "cpu")
+    try:
+        return _raw(model, plan, loaded, model_config)
+    except (GoneError, WeightsError):
+        if settings.layout is LayoutChoice.RAW or not processed.allowed(device):
+            raise
+    return _processed(model, plan, loaded, model_config)
+
+
+def _raw(
+    model: nn.Module, plan: LoadPlan, loaded: Loaded, model_config: ModelConfig
+) -> ServedModel:
+    if loaded.snapshot is None:
+        raise WeightsError(loaded.obstacle or "the processed layout is not possible on this device")
+    kept = loaded.snapshot.after(model)
+    usage = UsageRecord(model, kept.named, kept.detached, kept.constants)
+    return ServedModel(
+        role=plan.role,
+        layout=RAW,
+        identity=lambda: identity_of(plan, RAW, loaded.state, loaded.constructed),
+        facts={
+            **facts_of(model_config, RAW, loaded.state, loaded.unfilled),
+            FILLED: json.dumps(sorted(loaded.filled)),
+            CONSTRUCTED: provenance.fact_of(loaded.constructed),
+            **plan.answers(),
+        },
+        weights=kept.weights,
+        renew=Originals(model, kept, loaded.snapshot.manifest, usage).renew,
+        usage=usage,
+        owners=owners_of(model, kept),
+        cached_bytes=kept.cached_bytes,
+        cached_in=place_of(kept),
+        digests=loaded.snapshot.digests,
+    )
+
+
+def identity_of(
+    plan: LoadPlan, layout: str, state: load_state.State, constructed: Mapping[str, int]
+) -> Identity:
+    """Who we are, also in how the model was constructed."""
+    plain = plan.identify(layout, state)
+    return Identity(plain.hard, {**plain.soft, **provenance.soft_field(constructed)})
+
+
+def _processed(
+    model: nn.Module, plan: LoadPlan, loaded: Loaded, model_config: ModelConfig
+) -> ServedModel:
+    named = processed.collect(model)
+    weights = ModuleStore(named)
+    usage = UsageRecord(model, named)
+    found = weakref.ref(model)  # what is on offer must not keep its model alive
+
+    def collect() -> list[Named]:
+        now = found()
+        if now is None:
+            raise WeightsError("the model is gone")
+        return processed.collect(now)
+
+    kernels = processed.kernel_state(model)
+    return ServedModel(
+        role=plan.role,
+        layout=PROCESSED,
+        identity=lambda: processed.sharpened(plan.identify(PROCESSED, loaded.state), kernels),
+        facts={
+            **facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
+            **plan.answers(),
+        },
+        weights=weights,
+        renew=partial(renew_processed, collect, weights.manifest, usage),
+        usage=usage,
+    )

@@ -1,0 +1,173 @@
+"""What netloader has in one vLLM worker process. Law: all of its state is in one object."""
+
+import itertools
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from netloader.vllm_plugin.config.settings import Settings
+from netloader.vllm_plugin.serve.after_reload import AfterReload
+from netloader.vllm_plugin.serve.by_model import ByModel
+from netloader.vllm_plugin.serve.change import changing
+from netloader.vllm_plugin.serve.harmless import harmless
+from netloader.vllm_plugin.serve.served_model import ServedModel
+from netloader.vllm_plugin.serve.server import RankServer
+from netloader.vllm_plugin.serve.warm_up import WarmUp
+
+if TYPE_CHECKING:  # the load room knows the worker, not the other way round
+    from netloader.vllm_plugin.load.reload import Reloadable
+
+ASLEEP_S = 10.0
+"""How long sleep waits until it is known what the kernels hold. Without that knowledge nothing is
+offered when the instance is awake again."""
+
+
+class Worker:
+    """The servers of a worker, with the changes, reloads and warm-up that they wait for.
+
+    vLLM calls its workers from one thread; servers have their own locks.
+    """
+
+    def __init__(self) -> None:
+        self.warm_up = WarmUp()
+        self.after_reload = AfterReload()
+        self.reloadable: ByModel[Reloadable] = ByModel()
+        """What is known of each model for a reload in place: vLLM makes a new loader for one."""
+        self._servers: list[RankServer] = []
+        self._update: ExitStack | None = None
+        """The update by a trainer that has begun and not ended; vLLM allows one at a time."""
+        self._agreements: dict[str, Iterator[int]] = defaultdict(itertools.count)
+
+    @property
+    def servers(self) -> tuple[RankServer, ...]:
+        """All that serve a model, the newest last."""
+        return tuple(server for server in self._servers if server.roles)
+
+    def next_agreement(self, role: str) -> int:
+        """The number of this load of a role: ranks load in step, so it is the same on each."""
+        return next(self._agreements[role])
+
+    def offer(self, model: nn.Module, served: ServedModel, settings: Settings, rank: int) -> None:
+        """Serve a post-processed model, as soon as the engine of its device is warm."""
+        offer = partial(self._open, served, settings, rank)
+        self.warm_up.offer(model, served.weights.device, offer)
+
+    def _open(self, served: ServedModel, settings: Settings, rank: int, model: nn.Module) -> None:
+        """Serve beside the models of the newest server, unless it has one of this role already.
+
+        A process that loads a role again, as one with engine after engine does, has two models of
+        the role for a while: each keeps its port, and each is fenced.
+        """
+        newest = self.servers[-1:]
+        server = next((s for s in newest if s.rank == rank and served.role not in s.roles), None)
+        if server is None:
+            server = RankServer(settings, rank)
+            self._servers = [*self.servers, server]
+        if server.open(served, model):
+            with harmless():
+                self.warm_up.settle(model, served.usage.settle)
+
+    # -- announced changes -----------------------------------------------------------------------
+
+    def changing(self, roles: tuple[str, ...], why: str) -> AbstractContextManager[None]:
+        """A change of the weights of some roles; see `change.changing`."""
+        return changing(self.servers, lambda _: roles, why)
+
+    def changing_part(self, module: nn.Module, why: str) -> AbstractContextManager[None]:
+        """A change of the weights of the models that a module is a part of."""
+        return changing(self.servers, lambda server: server.roles_of(module), why)
+
+    @property
+    def all_changing(self) -> bool:
+        """Whether all that is served is being changed, or nothing is served."""
+        return all(server.changing.issuperset(server.roles) for server in self.servers)
+
+    # -- an update by a trainer ------------------------------------------------------------------
+
+    @property
+    def updating(self) -> bool:
+        """Whether an update has begun and not ended."""
+        return self._update is not None
+
+    def begin_update(self, roles: tuple[str, ...], why: str) -> None:
+        """Offer nothing of some roles until the update ends."""
+        self._update = ExitStack()
+        self._update.enter_context(self.changing(roles, why))
+
+    def end_update(self) -> None:
+        """Offer what the weights are now."""
+        stack, self._update = self._update, None
+        if stack is not None:
+            stack.close()
+
+    @contextmanager
+    def update_ends_on_error(self) -> Iterator[None]:
+        """End the update when the block raises: then vLLM's is over as well."""
+        try:
+            yield
+        except BaseException:
+            stack, self._update = self._update, None
+            if stack is not None:
+                with suppress(BaseException):  # it raises again what it was told of
+                    stack.__exit__(*sys.exc_info())
+            raise
+
+    # -- memory that is taken away ---------------------------------------------------------------
+
+    def fence(self, why: str) -> None:
+        """Offer nothing any more, and wait until no client reads."""
+        for server in self.servers:
+            with harmless():
+                for role in server.roles:
+                    server.fence(role, why)
+
+    def fence_for_sleep(self, why: str) -> None:
+        """As `fence`, when it is known what the kernels hold, to be compared when awake again."""
+        for server in self.servers:
+            with harmless():
+                for served in filter(None, map(server.served, server.roles)):
+                    served.usage.wait(ASLEEP_S)
+        self.fence(why)
+
+    def resume(self) -> None:
+        """Offer again what was fenced, if every byte is what it was."""
+        for server in self.servers:
+            with harmless():
+                for role in server.roles:
+                    server.resume(role)
+
+    @contextmanager
+    def off_the_device(self, why: str) -> Iterator[None]:
+        """Offer nothing that is on a device inside the block: graphs may be captured there.
+
+        vllm-ascend destroys them when it falls asleep and captures them anew when the cache is
+        awake, which may be long after the weights (`SleepWakeupManager`). See also `warm_up`.
+        """
+        away = [(server, role) for server in self.servers for role in server.on_devices()]
+        with harmless():
+            for server, role in away:
+                server.fence(role, why)
+        try:
+            yield
+        finally:
+            with harmless():
+                for server, role in away:
+                    server.resume_unchanged(role)
+
+
+def this_worker() -> Worker:
+    """The worker of this process: the one place where the state of a process is found.
+
+    vLLM makes a loader from a LoadConfig alone and calls it without its worker, makes another one
+    for each reload, and calls the methods of models and model runners, which know no worker either.
+    What is certain is that a process is one worker of one rank.
+    """
+    return _PROCESS
+
+
+_PROCESS = Worker()

@@ -1,0 +1,367 @@
+"""The extra config as an operator writes it: what is understood, and what a refusal says."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from vllm.config.load import LoadConfig
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+from netloader.config import Deadlines, Endpoint
+from netloader.errors import ConfigError
+from netloader.vllm_plugin.config.settings import (
+    FIELDS,
+    CachePolicy,
+    Fallback,
+    LayoutChoice,
+    Settings,
+    render_fields,
+)
+
+PLANTED = "hunter2-hunter2-hunter2"
+
+
+def problems_of(extra: Any) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        Settings.parse(extra)
+    return caught.value.problems
+
+
+# What is understood
+
+
+@pytest.mark.parametrize("extra", [None, {}, {row.name: None for row in FIELDS}])
+def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | None) -> None:
+    assert Settings.parse(extra) == Settings(
+        sources={},
+        model=None,
+        listen_port=None,
+        int8_cache=CachePolicy.NO,
+        int8_cache_name=(),
+        output_prefix=None,
+        config_file=None,
+        transport="auto",
+        listen_host=None,
+        weight_cache=CachePolicy.AUTO,
+        layout=LayoutChoice.AUTO,
+        agree_timeout_s=600.0,
+        fallback=Fallback("auto"),
+        max_clients=2,
+        token=None,
+        lanes=2,
+        segment_mib=64,
+        deadlines=Deadlines(),
+        log_json=None,
+    )
+
+
+def test_the_guide_s_example_is_understood() -> None:
+    settings = Settings.parse(
+        {
+            "SOURCE": [
+                {"device_id": 0, "sources": ["10.170.22.152:19374"]},
+                {"device_id": 1, "sources": ["10.170.22.152:11228"]},
+            ],
+            "MODEL": "deepseek",
+            "LISTEN_PORT": "20000",
+            "INT8_CACHE": "HBM",
+            "INT8_CACHE_NAME": ["down_proj"],
+            "OUTPUT_PREFIX": "/run/netloader/rank-",
+        }
+    )
+
+    assert settings.sources == {
+        0: (Endpoint("10.170.22.152", 19374),),
+        1: (Endpoint("10.170.22.152", 11228),),
+    }
+    assert settings.model == "deepseek"
+    assert settings.listen_port == 20000
+    assert settings.int8_cache is CachePolicy.HBM
+    assert settings.int8_cache_name == ("down_proj",)
+    assert settings.output_prefix == "/run/netloader/rank-"
+
+
+def test_our_own_fields_are_understood() -> None:
+    settings = Settings.parse(
+        {
+            "TRANSPORT": "tcp",
+            "LISTEN_HOST": "::",
+            "WEIGHT_CACHE": "dram",
+            "LAYOUT": "processed",
+            "MAX_CLIENTS": 7,
+            "LANES": 16,
+            "SEGMENT_MIB": 1,
+            "LOG_JSON": "stderr",
+            "CONNECT_TIMEOUT_S": 1,
+            "HANDSHAKE_TIMEOUT_S": 2,
+            "VALIDATE_TIMEOUT_S": 3,
+            "STALL_TIMEOUT_S": 4,
+            "TRANSFER_TIMEOUT_S": 5.5,
+            "MIN_RATE_MIB_S": 100,
+            "QUEUE_TIMEOUT_S": 0,
+            "AGREE_TIMEOUT_S": 60,
+        }
+    )
+
+    assert (settings.transport, settings.listen_host) == ("tcp", "::")
+    assert settings.weight_cache is CachePolicy.DRAM
+    assert settings.layout is LayoutChoice.PROCESSED
+    assert settings.agree_timeout_s == 60.0
+    assert (settings.max_clients, settings.lanes, settings.segment_mib) == (7, 16, 1)
+    assert settings.log_json == "stderr"
+    assert settings.deadlines == Deadlines(1.0, 2.0, 3.0, 4.0, 5.5, 100.0 * 2**20, 0.0)
+
+
+@pytest.mark.parametrize("source", [None, [], [{"device_id": 0, "sources": []}]])
+def test_an_empty_source_means_no_source(source: object) -> None:
+    assert Settings.parse({"SOURCE": source}).sources == {}
+
+
+def test_the_same_rank_twice_keeps_all_its_endpoints_in_order() -> None:
+    settings = Settings.parse(
+        {
+            "SOURCE": [
+                {"device_id": 0, "sources": ["node-b:2", "[::1]:1"]},
+                {"device_id": 1, "sources": ["other:9"]},
+                {"device_id": 0, "sources": ["node-a:3"]},
+            ]
+        }
+    )
+
+    assert [str(end) for end in settings.sources[0]] == ["node-b:2", "[::1]:1", "node-a:3"]
+
+
+@pytest.mark.parametrize("port", [-1, 0, 80, 1024, 65535, 65536, 10**9])
+def test_a_listen_port_out_of_range_is_kept_and_no_error(port: int) -> None:
+    assert Settings.parse({"LISTEN_PORT": port}).listen_port == port
+
+
+@pytest.mark.parametrize(
+    ("given", "fallback"),
+    [
+        ("never", None),
+        ("NEVER", None),
+        ({"load_format": "never"}, None),
+        ("runai_streamer", Fallback("runai_streamer")),
+        ({"load_format": "auto"}, Fallback("auto")),
+        ({"load_format": "auto", "model_loader_extra_config": None}, Fallback("auto")),
+        (
+            {"load_format": "auto", "model_loader_extra_config": {"num_threads": 4}},
+            Fallback("auto", {"num_threads": 4}),
+        ),
+    ],
+)
+def test_the_fallback_may_be_a_name_an_object_or_never(
+    given: object, fallback: Fallback | None
+) -> None:
+    assert Settings.parse({"FALLBACK": given}).fallback == fallback
+
+
+# What is refused
+
+SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ({"SOURCE": {"a": 1}}, "SOURCE: an object with 1 fields cannot be used; give a list"),
+        ({"SOURCE": "h:1"}, "SOURCE: 'h:1' cannot be used; give a list, even of one"),
+        ({"SOURCE": [5]}, "SOURCE[0]: 5 cannot be used" + SOURCE_ENTRY),
+        ({"SOURCE": [{"device_id": 0}]}, "SOURCE[0].sources is missing; give a list"),
+        ({"SOURCE": [{"sources": []}]}, "SOURCE[0].device_id is missing; give an integer from 0"),
+        (
+            {"SOURCE": [{"device_id": -1, "sources": []}]},
+            "SOURCE[0].device_id: -1 cannot be used; give an integer from 0",
+        ),
+        (
+            {"SOURCE": [{"device_id": "0", "sources": []}]},
+            "SOURCE[0].device_id: '0' cannot be used; give an integer from 0",
+        ),
+        (
+            {"SOURCE": [{"device_id": False, "sources": []}]},
+            "SOURCE[0].device_id: False cannot be used; give an integer from 0",
+        ),
+        (
+            {"SOURCE": [{"device_id": 0, "sources": "h:1"}]},
+            "SOURCE[0].sources: 'h:1' cannot be used; give a list, even of one",
+        ),
+        (
+            {"SOURCE": [{"device_id": 0, "sources": []}, {"device_id": 1, "sources": ["::1:80"]}]},
+            "SOURCE[1].sources[0]: endpoint '::1:80': put the IPv6 address in brackets",
+        ),
+        (
+            {"SOURCE": [{"device_id": 0, "sources": ["a:1", 7]}]},
+            "SOURCE[0].sources[1]: 7 cannot be used; give one line of text",
+        ),
+        (
+            {"SOURCE": [{"device_id": 0, "sources": [], "Device": 1}]},
+            "SOURCE[0]: there is no field 'Device'; did you mean device_id?",
+        ),
+        ({"MODEL": ""}, "MODEL: '' cannot be used; give one line of text"),
+        ({"MODEL": 5}, "MODEL: 5 cannot be used; give one line of text"),
+        ({"LISTEN_PORT": True}, "LISTEN_PORT: True cannot be used; give an integer, 1024 to 65535"),
+        ({"LISTEN_PORT": "x"}, "LISTEN_PORT: 'x' cannot be used; give an integer, 1024 to 65535"),
+        ({"LISTEN_PORT": 1.5}, "LISTEN_PORT: 1.5 cannot be used; give an integer, 1024 to 65535"),
+        ({"INT8_CACHE": "auto"}, "INT8_CACHE: 'auto' cannot be used; give one of hbm, dram, no"),
+        ({"WEIGHT_CACHE": 1}, "WEIGHT_CACHE: 1 cannot be used; give one of hbm, dram, no, auto"),
+        ({"INT8_CACHE_NAME": "q"}, "INT8_CACHE_NAME: 'q' cannot be used; give a list"),
+        ({"INT8_CACHE_NAME": ["q", ""]}, "INT8_CACHE_NAME[1]: '' cannot be used; give one line"),
+        ({"TRANSPORT": ""}, "TRANSPORT: '' cannot be used; give one line of text"),
+        ({"FALLBACK": 3}, "FALLBACK: 3 cannot be used; give a load format"),
+        ({"FALLBACK": "netloader"}, "FALLBACK: 'netloader' cannot be used; give a load format"),
+        ({"FALLBACK": {}}, "FALLBACK.load_format is missing; give a load format other"),
+        (
+            {"FALLBACK": {"load_format": " NetLoader"}},
+            "FALLBACK.load_format: ' NetLoader' cannot be used; give a load format other",
+        ),
+        (
+            {"FALLBACK": {"load_format": "auto", "model_loader_extra_config": PLANTED}},
+            "FALLBACK.model_loader_extra_config: Secret(***) cannot be used; give a JSON object",
+        ),
+        (
+            {"FALLBACK": {"load_format": "auto", "config": {}}},
+            "FALLBACK: there is no field 'config'; known: load_format, model_loader_extra_config",
+        ),
+        ({"MAX_CLIENTS": 0}, "MAX_CLIENTS: 0 cannot be used; give an integer from 1"),
+        ({"LANES": 17}, "LANES: 17 cannot be used; give an integer from 1 to 16"),
+        ({"SEGMENT_MIB": 64.0}, "SEGMENT_MIB: 64.0 cannot be used; give an integer from 1 to 1024"),
+        ({"STALL_TIMEOUT_S": 0}, "STALL_TIMEOUT_S: 0 cannot be used; give a number from 0.001"),
+        ({"STALL_TIMEOUT_S": True}, "STALL_TIMEOUT_S: True cannot be used; give a number"),
+        ({"QUEUE_TIMEOUT_S": -1}, "QUEUE_TIMEOUT_S: -1 cannot be used; give a number from 0 to"),
+        ({"MIN_RATE_MIB_S": 0}, "MIN_RATE_MIB_S: 0 cannot be used; give a number from 0.001 to 1e"),
+        ({"CONNECT_TIMEOUT_S": "5"}, "CONNECT_TIMEOUT_S: '5' cannot be used; give a number"),
+        ({"LOG_JSON": ["a"]}, "LOG_JSON: a list of 1 cannot be used; give one line of text"),
+        (
+            {"SORCE": []},
+            "model_loader_extra_config: there is no field 'SORCE'; did you mean SOURCE?",
+        ),
+        (
+            {"listen_port": 1},
+            "model_loader_extra_config: there is no field 'listen_port'; did you mean LISTEN_PORT?",
+        ),
+        ({"zzz": 1}, "model_loader_extra_config: there is no field 'zzz'; known: SOURCE, MODEL, "),
+        ({7: 1}, "model_loader_extra_config: there is no field 7; known: SOURCE, MODEL, "),
+        ({"TLS_CERT": 1}, "model_loader_extra_config: 'TLS_CERT' is not supported by this version"),
+        (
+            {"metrics_port": 1},
+            "model_loader_extra_config: 'metrics_port' is not supported by this version",
+        ),
+        (
+            {"MAX_BANDWIDTH": 1},
+            "model_loader_extra_config: 'MAX_BANDWIDTH' is not supported by this version",
+        ),
+        ([1], "model_loader_extra_config: a list of 1 cannot be used; give a JSON object"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name_value_and_remedy(extra: Any, problem: str) -> None:
+    problems = problems_of(extra)
+
+    assert len(problems) == 1
+    assert problems[0].startswith(problem)
+
+
+def test_every_problem_is_in_one_error() -> None:
+    problems = problems_of(
+        {
+            "SOURCE": [{"device_id": "a", "sources": ["x", "h:0"]}, {}],
+            "LANES": 0,
+            "TRANSPROT": "tcp",
+            "AUTH_TOKEN_FILE": "/nonexistent",
+        }
+    )
+
+    assert sorted(problem.split(";")[0].split(": ")[0].split(" is")[0] for problem in problems) == [
+        "AUTH_TOKEN_FILE",
+        "LANES",
+        "SOURCE[0].device_id",
+        "SOURCE[0].sources[0]",
+        "SOURCE[0].sources[1]",
+        "SOURCE[1].device_id",
+        "SOURCE[1].sources",
+        "model_loader_extra_config",
+    ]
+
+
+# Documentation
+
+
+def test_every_field_is_in_the_table_of_the_docs_with_its_default() -> None:
+    lines = render_fields().splitlines()
+
+    assert lines[:2] == ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+    assert len(lines) == len(FIELDS) + 2
+    assert all(line.count(" | ") == 3 for line in lines)
+    assert (
+        "| `MAX_CLIENTS` | integer | `2` | clients served at once; "
+        "others are told when to come back |"
+    ) in lines
+    assert any(line.startswith("| `MIN_RATE_MIB_S` | number | `50.0` | ") for line in lines)
+    assert any(line.startswith("| `MODEL` | string |  | ") for line in lines)
+
+
+def test_the_names_of_the_guide_are_all_there() -> None:
+    guide = "SOURCE MODEL LISTEN_PORT INT8_CACHE INT8_CACHE_NAME OUTPUT_PREFIX CONFIG_FILE"
+
+    assert [row.name for row in FIELDS][:7] == guide.split()
+
+
+def test_the_docs_example_is_accepted() -> None:
+    row = next(row for row in FIELDS if row.name == "SOURCE")
+    example = row.meaning.split("`")[1].replace(", ...", "")
+
+    assert Settings.parse({"SOURCE": json.loads(example)}).sources
+
+
+def test_settings_need_neither_vllm_nor_torch() -> None:
+    code = (
+        "import sys, types; sys.modules['netloader.vllm_plugin'] = package = types.ModuleType('p');"
+        "import netloader; package.__path__ = [netloader.__path__[0] + '/vllm_plugin'];"
+        "before = set(sys.modules); import netloader.vllm_plugin.config.settings;"
+        "sys.exit(bool({'vllm', 'torch'} & (set(sys.modules) - before)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+TUNED: dict[str, Any] = {
+    "enable_multithread_load": True,
+    "num_threads": 16,
+    "enable_weights_track": False,
+}
+
+
+def test_what_is_given_for_the_ordinary_loader_is_handed_on_to_it() -> None:
+    settings = Settings.parse({"SOURCE": [], **TUNED})
+    assert settings.fallback == Fallback("auto", TUNED)
+    assert settings.fallback is not None
+    DefaultModelLoader(
+        LoadConfig(load_format="auto", model_loader_extra_config=dict(settings.fallback.extra))
+    )
+
+
+def test_what_fallback_itself_says_of_its_loader_wins() -> None:
+    own = {"load_format": "auto", "model_loader_extra_config": {"num_threads": 2}}
+    settings = Settings.parse({"FALLBACK": own, "num_threads": 16, "enable_weights_track": None})
+    assert settings.fallback == Fallback("auto", {"num_threads": 2})
+
+
+def test_without_a_loader_that_takes_over_it_is_accepted_and_unused() -> None:
+    assert Settings.parse({"FALLBACK": "never", **TUNED}).fallback is None
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"enable_multithread_load": "yes"}, "enable_multithread_load: 'yes' cannot be used; give"),
+        ({"num_threads": 0}, "num_threads: 0 cannot be used; give"),
+        ({"enable_weights_track": 1}, "enable_weights_track: 1 cannot be used; give true or false"),
+    ],
+)
+def test_what_the_ordinary_loader_would_refuse_is_refused_at_once(
+    given: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.parse(given)
+    assert problem in str(caught.value)
