@@ -270,10 +270,13 @@ class Filling:
         held, offer, verdict = self._ledger.progress, session.offer, verdict_of(session)
         if (
             offer is not None
-            and held.continued(offer.digest, offer.segment_bytes, offer.digests) is held
+            and held.continued(offer.digest_algorithm, offer.segment_bytes, offer.segment_digests)
+            is held
         ):
-            count = len(held.digests)
-            root = Root(held.algorithm, held.segment_bytes, root_digest(held.digests), count)
+            count = len(held.segment_digests)
+            root = Root(
+                held.digest_algorithm, held.segment_bytes, root_digest(held.segment_digests), count
+            )
             effects += self._tell(fetch, Offered(key, root, frozenset(range(count))))
             new = sorted(held.verified - fetch.verified)
             effects += self._tell(fetch, *(SegmentVerified(key, i) for i in new))
