@@ -23,8 +23,8 @@ PUBLISHED_MUTANTS: Final[dict[str, Mutant]] = {
     "memory is written to while a session has a place": Mutant(
         LIFE, DATA, r"not \(self\.clients or ", "not ("
     ),
-    "the last reader does not let a fence go on": Mutant(
-        LIFE, DATA, r"if self\.quiet:", "if self.quiet and not isinstance(event, ev.ReaderLeft):"
+    "the last session does not let a fence go on": Mutant(
+        LIFE, DATA, r"if self\.quiet:", "if self.quiet and not isinstance(event, ev.ClientLeft):"
     ),
     "somebody begins to read behind a fence": Mutant(
         LIFE,

@@ -96,6 +96,9 @@ class World:
             self.lost = self.doubted = False
         for effect in effects:
             self._perform(effect, event, before)
+        if isinstance(event, ev.FenceRaised) and before is not ModelState.RETIRED:
+            evicted = any(isinstance(effect, ev.EvictSessions) for effect in effects)
+            must(evicted, "evict", "a fence ends the sessions")
         data = self.life.data
         self.lost |= isinstance(data, ev.Lost) and not data.renewed
         if isinstance(event, ev.ChangeFound):  # newer weights have digests of their own
@@ -128,9 +131,6 @@ class World:
                 self.released += 1
             case ev.EvictSessions():
                 must(isinstance(event, ev.FenceRaised), "evict", "for a fence only")
-        if isinstance(event, ev.FenceRaised) and before is not ModelState.RETIRED:
-            evicted = any(isinstance(e, ev.EvictSessions) for e in self.life._effects)
-            must(evicted, "evict", "a fence ends the sessions")
 
     def _holds(self) -> None:
         """What is true at any moment."""
