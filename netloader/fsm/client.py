@@ -72,7 +72,7 @@ class FetchSpec:
     manifest: Manifest = field(default_factory=lambda: Manifest(()))
     layouts: tuple[str, ...] = ()
     transports: tuple[str, ...] = ()
-    digests: tuple[str, ...] = ()
+    digest_algorithms: tuple[str, ...] = ()
     lanes: int = 1
     token: Secret | None = None
     progress: Progress = field(default_factory=Progress)
@@ -120,7 +120,7 @@ class ClientSession(Session):
             identity=spec.identity,
             layouts=spec.layouts,
             transports=spec.transports,
-            digests=spec.digests,
+            digest_algorithms=spec.digest_algorithms,
             nonce=self.nonce,
         )
 
@@ -170,7 +170,7 @@ def _unproven(session: ClientSession, event: Offer | Description) -> bool:
 
 
 def _unwanted(session: ClientSession, event: Offer | Description) -> bool:
-    asked = Description if session.spec.purpose is Purpose.DESCRIPTION else Offer
+    asked = Description if session.spec.purpose is Purpose.DESCRIBE else Offer
     return not isinstance(event, asked)
 
 
@@ -210,7 +210,7 @@ def _flaw(spec: FetchSpec, offer: Offer) -> str:
     choices = (
         ("layout", offer.layout, spec.layouts),
         ("transport", offer.transport, spec.transports),
-        ("digest", offer.digest, spec.digests),
+        ("digest algorithm", offer.digest_algorithm, spec.digest_algorithms),
     )
     for name, choice, able in choices:
         if choice not in able:
@@ -218,8 +218,10 @@ def _flaw(spec: FetchSpec, offer: Offer) -> str:
     if offer.segment_bytes < MIN_SEGMENT_BYTES:
         return f"segments below {MIN_SEGMENT_BYTES} bytes"
     expected = segment_count(spec.manifest.nbytes, offer.segment_bytes)
-    if len(offer.digests) != expected:
-        return f"{len(offer.digests)} digests for {expected} segments"
+    if len(offer.segment_digests) != expected:
+        return f"{len(offer.segment_digests)} segment digests for {expected} segments"
+    if offer.root != root_digest(offer.segment_digests):
+        return "the root is not that of the segment digests"
     return ""
 
 
@@ -298,7 +300,9 @@ def _ask(session: ClientSession, event: TransportReady) -> Iterable[Effect]:
     offer, spec = session.offer, session.spec
     if offer is None:
         raise AssertionError("VALIDATE is only entered with an offer")
-    held = spec.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
+    held = spec.progress.continued(
+        offer.digest_algorithm, offer.segment_bytes, offer.segment_digests
+    )
     session.request = Request(held.missing(), spec.lanes)
     yield Send(session.request)
 
@@ -339,7 +343,7 @@ def _confirm(session: ClientSession, event: Complete | Transferred) -> Iterable[
     offer, request = session.offer, session.request
     if received is None or offer is None or request is None:
         raise AssertionError("TRANSFER is only entered with an offer and a request")
-    yield Send(Verified(len(request.segments), received.nbytes, root_digest(offer.digests)))
+    yield Send(Verified(len(request.segments), received.nbytes, offer.root))
     yield Settle(Verdict(State.DONE, Reason.VERIFIED, weights_dirty=True))
 
 

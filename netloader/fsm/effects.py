@@ -39,7 +39,7 @@ class PrepareOffer:
     """
 
     transport: str
-    digest: str
+    digest_algorithm: str
     entry: int
 
 

@@ -57,7 +57,7 @@ class OfferReady:
     """Server: a place is reserved, digests are known, the transport waits for its peer."""
 
     rendezvous: Mapping[str, str] = field(default_factory=dict)
-    digests: tuple[str, ...] = ()
+    segment_digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

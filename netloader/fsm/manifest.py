@@ -207,21 +207,23 @@ class Progress:
     bytes of two different checkpoints are never mixed.
     """
 
-    algorithm: str = ""
+    digest_algorithm: str = ""
     segment_bytes: int = 0
-    digests: tuple[str, ...] = ()
+    segment_digests: tuple[str, ...] = ()
     verified: frozenset[int] = frozenset()
 
-    def continued(self, algorithm: str, segment_bytes: int, digests: tuple[str, ...]) -> "Progress":
-        """What of it still counts for a source that offers `digests`."""
-        offered = Progress(algorithm, segment_bytes, digests)
+    def continued(
+        self, digest_algorithm: str, segment_bytes: int, segment_digests: tuple[str, ...]
+    ) -> "Progress":
+        """What of it still counts for a source that offers `segment_digests`."""
+        offered = Progress(digest_algorithm, segment_bytes, segment_digests)
         return self if replace(self, verified=frozenset()) == offered else offered
 
     def missing(self) -> tuple[int, ...]:
         """Segments that are not verified yet, ascending."""
-        return tuple(i for i in range(len(self.digests)) if i not in self.verified)
+        return tuple(i for i in range(len(self.segment_digests)) if i not in self.verified)
 
 
-def root_digest(digests: Iterable[str]) -> str:
-    """One digest over the digests of all segments (SHA-256, hex): the digest of the whole."""
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+def root_digest(segment_digests: Iterable[str]) -> str:
+    """One digest over the digests of all segments (SHA-256, 64 hex digits)."""
+    return hashlib.sha256("\n".join(segment_digests).encode()).hexdigest()

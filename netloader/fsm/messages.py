@@ -12,14 +12,14 @@ from typing import TypeAlias
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Purpose(Enum):
     """What a client came for."""
 
     WEIGHTS = "weights"
-    DESCRIPTION = "description"
+    DESCRIBE = "describe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Hello:
     identity: Identity
     layouts: tuple[str, ...] = ()
     transports: tuple[str, ...] = ()
-    digests: tuple[str, ...] = ()
+    digest_algorithms: tuple[str, ...] = ()
     nonce: str = ""
 
 
@@ -68,12 +68,13 @@ class Offer:
     identity: Identity
     layout: str
     transport: str
-    digest: str
+    digest_algorithm: str
     manifest: Manifest
     segment_bytes: int
-    digests: tuple[str, ...]
+    segment_digests: tuple[str, ...]
+    root: str
+    """The digest over the segment digests: see `root_digest`."""
     rendezvous: Mapping[str, str] = field(default_factory=dict)
-    wait_s: float = 0.0
     mac: str = ""
     """The server's proof of it; empty without a token."""
 
@@ -100,11 +101,11 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Client: received and verified, with the digest of the whole."""
+    """Client: received and verified; `root` is the offer's."""
 
     segments: int
     nbytes: int
-    digest: str
+    root: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class CatalogEntry:
     segment_bytes: int
     layouts: tuple[str, ...]
     transports: tuple[str, ...]
-    digests: tuple[str, ...]
+    digest_algorithms: tuple[str, ...]
     facts: Mapping[str, str] = field(default_factory=dict)
     token: Secret | None = None
 
@@ -86,12 +86,12 @@ class ServerSession(Session):
     """One client. `session_id`, `nonce`: the caller's randomness; `entries` have one token."""
 
     __slots__ = (
-        "digests",
         "entries",
         "hello",
         "nonce",
         "offered",
         "request",
+        "segment_digests",
         "sent",
         "session_id",
     )
@@ -111,7 +111,7 @@ class ServerSession(Session):
         self.nonce = nonce
         self.hello: Hello | None = None
         self.offered = False
-        self.digests: tuple[str, ...] = ()
+        self.segment_digests: tuple[str, ...] = ()
         self.request: Request | None = None
         self.sent = False
         super().__init__(deadlines, now)
@@ -186,7 +186,7 @@ def _differs(session: ServerSession, event: Hello | Proof) -> bool:
 
 
 def _curious(session: ServerSession, event: Hello | Proof) -> bool:
-    return _hello(session, event).purpose is Purpose.DESCRIPTION
+    return _hello(session, event).purpose is Purpose.DESCRIBE
 
 
 def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
@@ -194,7 +194,7 @@ def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
 
 
 def _offered_and_valid(session: ServerSession, event: Request) -> bool:
-    asked, count = event.segments, len(session.digests)
+    asked, count = event.segments, len(session.segment_digests)
     ascending = all(a < b for a, b in pairwise(asked))
     in_range = not asked or (asked[0] >= 0 and asked[-1] < count)
     return session.offered and ascending and in_range and 1 <= event.lanes <= MAX_LANES
@@ -202,10 +202,10 @@ def _offered_and_valid(session: ServerSession, event: Request) -> bool:
 
 def _all_sent_and_right(session: ServerSession, event: Verified) -> bool:
     asked = session.request.segments if session.request else ()
-    return session.sent and (event.segments, event.nbytes, event.digest) == (
+    return session.sent and (event.segments, event.nbytes, event.root) == (
         len(asked),
         session.nbytes,
-        root_digest(session.digests),
+        root_digest(session.segment_digests),
     )
 
 
@@ -218,13 +218,13 @@ def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
 
 def _differences(session: ServerSession, hello: Hello) -> tuple[Difference, ...]:
     mine = session.entries[session.chosen(hello)].identity
-    if hello.purpose is Purpose.DESCRIPTION:
+    if hello.purpose is Purpose.DESCRIBE:
         return mine.disagreements(hello.identity)
     return mine.differences(hello.identity)
 
 
 def _shared(session: ServerSession, hello: Hello) -> tuple[str, str, str]:
-    """Layout, transport and digest: the client's first choice that the server can do, or ''."""
+    """Layout, transport, digest algorithm: the client's first choice that is here too, or ''."""
     entry = session.entries[session.chosen(hello)]
 
     def first(wanted: tuple[str, ...], able: tuple[str, ...]) -> str:
@@ -233,7 +233,7 @@ def _shared(session: ServerSession, hello: Hello) -> tuple[str, str, str]:
     return (
         first(hello.layouts, entry.layouts),
         first(hello.transports, entry.transports),
-        first(hello.digests, entry.digests),
+        first(hello.digest_algorithms, entry.digest_algorithms),
     )
 
 
@@ -277,9 +277,9 @@ def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[
     detail = "; ".join(
         f"{name}: server has {', '.join(able) or 'none'}, client has {', '.join(wanted) or 'none'}"
         for name, able, wanted, choice in zip(
-            ("layouts", "transports", "digests"),
-            (mine.layouts, mine.transports, mine.digests),
-            (hello.layouts, hello.transports, hello.digests),
+            ("layouts", "transports", "digest algorithms"),
+            (mine.layouts, mine.transports, mine.digest_algorithms),
+            (hello.layouts, hello.transports, hello.digest_algorithms),
             _shared(session, hello),
             strict=True,
         )
@@ -298,25 +298,26 @@ def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
 
 def _prepare(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     session.hello = _hello(session, event)
-    _, transport, digest = _shared(session, session.hello)
-    yield PrepareOffer(transport, digest, session.chosen(session.hello))
+    _, transport, algorithm = _shared(session, session.hello)
+    yield PrepareOffer(transport, algorithm, session.chosen(session.hello))
 
 
 def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
     if session.hello is None:
         raise AssertionError("an offer is only prepared after a hello")
-    layout, transport, digest = _shared(session, session.hello)
+    layout, transport, algorithm = _shared(session, session.hello)
     mine = session.entry
-    session.offered, session.digests = True, event.digests
+    session.offered, session.segment_digests = True, event.segment_digests
     offer = Offer(
         session=session.session_id,
         identity=mine.identity,
         layout=layout,
         transport=transport,
-        digest=digest,
+        digest_algorithm=algorithm,
         manifest=mine.manifest,
         segment_bytes=mine.segment_bytes,
-        digests=event.digests,
+        segment_digests=event.segment_digests,
+        root=root_digest(event.segment_digests),
         rendezvous=event.rendezvous,
     )
     yield Send(auth.proven(offer, mine.token, session.hello, session.nonce))

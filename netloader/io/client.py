@@ -167,7 +167,7 @@ def prepare(
         manifest=weights.manifest,
         layouts=options.layouts,
         transports=options.transports or suited(weights.device.type, options.logger),
-        digests=tuple(ALGORITHMS),
+        digest_algorithms=tuple(ALGORITHMS),
         lanes=options.lanes,
         token=options.token,
     )
@@ -270,10 +270,13 @@ class Filling:
         held, offer, verdict = self._ledger.progress, session.offer, verdict_of(session)
         if (
             offer is not None
-            and held.continued(offer.digest, offer.segment_bytes, offer.digests) is held
+            and held.continued(offer.digest_algorithm, offer.segment_bytes, offer.segment_digests)
+            is held
         ):
-            count = len(held.digests)
-            root = Root(held.algorithm, held.segment_bytes, root_digest(held.digests), count)
+            count = len(held.segment_digests)
+            root = Root(
+                held.digest_algorithm, held.segment_bytes, root_digest(held.segment_digests), count
+            )
             effects += self._tell(fetch, Offered(key, root, frozenset(range(count))))
             new = sorted(held.verified - fetch.verified)
             effects += self._tell(fetch, *(SegmentVerified(key, i) for i in new))
@@ -364,7 +367,7 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
     `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
     """
     stop = Stop(options.cancel, options.timeout_s)
-    spec = FetchSpec(purpose=Purpose.DESCRIPTION, identity=identity, token=options.token)
+    spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.token)
     silent: list[Attempt] = []
     for number, endpoint in enumerate(sources):
         fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "describe"}

@@ -175,7 +175,7 @@ class PublishedModel:
             with self.reading():
                 if why := self.usage.thorough():
                     return why
-                now = segment_digests(self.weights, unasked, self.entry.digests[0], 1)
+                now = segment_digests(self.weights, unasked, self.entry.digest_algorithms[0], 1)
         except TransferError as error:
             return error.detail
         sealed = tuple(self._digests[segment.index] for segment in unasked)
@@ -278,7 +278,9 @@ class PublishedModel:
     def _compute(self, workers: int) -> tuple[str, ...]:
         with self.reading():
             readers = [partial(self._views, segment) for segment in self.segments]
-            return digests_of(self.entry.digests[0], readers, self.weights.readers(workers))
+            return digests_of(
+                self.entry.digest_algorithms[0], readers, self.weights.readers(workers)
+            )
 
     def _views(self, segment: Segment) -> Iterator[memoryview]:
         if self.withdrawn or BACKGROUND.ending.is_set():

@@ -78,7 +78,7 @@ def publish(
         segment_bytes=options.segment_bytes,
         layouts=options.layouts,
         transports=options.transports or suited(weights.device.type, options.logger),
-        digests=tuple(ALGORITHMS)[:1],
+        digest_algorithms=tuple(ALGORITHMS)[:1],
         facts=options.facts,
         token=options.token,
     )

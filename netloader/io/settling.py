@@ -24,8 +24,8 @@ def settle(intake: Lease) -> None:
         again = store.take_values(offer.manifest.values)
         if difference := again.manifest.difference(offer.manifest):
             raise TransferError(Reason.MANIFEST_MISMATCH, f"with its extra state, {difference}")
-        digests = segment_digests(again, intake.segments, offer.digest, 1)
-        if digests != offer.digests:
+        digests = segment_digests(again, intake.segments, offer.digest_algorithm, 1)
+        if digests != offer.segment_digests:
             detail = "the module's tensors are others since it was given its extra state"
             raise TransferError(Reason.DIGEST_MISMATCH, detail)
     store.complete()

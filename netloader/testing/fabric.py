@@ -29,12 +29,14 @@ class Holding:
 
     def follow(self, offer: Offer) -> None:
         """Take an offer: keep what was verified against the same digests, else start over."""
-        self.progress = self.progress.continued(offer.digest, offer.segment_bytes, offer.digests)
+        self.progress = self.progress.continued(
+            offer.digest_algorithm, offer.segment_bytes, offer.segment_digests
+        )
 
     def take(self, index: int, content: bytes) -> bool:
         """Store one segment; whether it matched its digest and counts."""
         self.contents[index] = content
-        if digest(content) != self.progress.digests[index]:
+        if digest(content) != self.progress.segment_digests[index]:
             return False
         verified = self.progress.verified | {index}
         self.progress = replace(self.progress, verified=verified)

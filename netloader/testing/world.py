@@ -285,7 +285,7 @@ class World:
             starts = sum(isinstance(e, StartTransfer) for step in end.steps for e in step.effects)
             must(starts <= 1, "join-once", "one transfer in a session")
         client, server = self.client_session, self.server_session
-        if client.spec.purpose is Purpose.DESCRIPTION or client.state is not State.DONE:
+        if client.spec.purpose is Purpose.DESCRIBE or client.state is not State.DONE:
             return
         count = len(self.fabric.segments)
         received = tuple(digest(self.holding.contents.get(i, b"")) for i in range(count))

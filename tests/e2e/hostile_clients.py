@@ -156,7 +156,7 @@ def speak(endpoint: Endpoint, phase: int, size: int) -> list[Hand]:
         return [control]
     lane = Hand.call(endpoint)
     lane.say(Lane(offer.session, 0))
-    control.say(Request(tuple(range(len(offer.digests)))))
+    control.say(Request(tuple(range(len(offer.segment_digests)))))
     if phase > 3:
         lane.sock.recv(size << 10)
     return [control, lane]

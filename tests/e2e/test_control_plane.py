@@ -182,7 +182,7 @@ def asking_for_all(peer: Peer, endpoint: Endpoint, transport: str) -> Peer:
     offer = peer.offered(transport)
     lane = Peer.call(endpoint)
     lane.say(Lane(offer.session, 0))
-    peer.say(Request(tuple(range(len(offer.digests))), 1))
+    peer.say(Request(tuple(range(len(offer.segment_digests))), 1))
     assert peer.hear() == Begin()
     return lane
 

@@ -189,7 +189,7 @@ class Conversation:
             case PrepareOffer():
                 assert self.trusted, "nothing is prepared for a stranger"
                 assert effect.transport in OFFERING.transports
-                assert effect.digest in OFFERING.digests
+                assert effect.digest_algorithm in OFFERING.digest_algorithms
                 self.work.append(READY[effect.entry])
             case OpenTransport():
                 self._check_offer(effect.offer)
@@ -234,10 +234,10 @@ class Conversation:
         assert offer.manifest == MANIFEST, "the same tensors"
         assert not IDENTITY.differences(offer.identity), "the same model"
         assert offer.transport in session.spec.transports
-        assert offer.digest in session.spec.digests
+        assert offer.digest_algorithm in session.spec.digest_algorithms
         assert offer.layout in session.spec.layouts
         cut = segments_of(MANIFEST, offer.segment_bytes)
-        assert len(cut) == len(offer.digests) <= len(SEGMENTS), "no millions of segments"
+        assert len(cut) == len(offer.segment_digests) <= len(SEGMENTS), "no millions of segments"
 
     def _check_start(self, effect: StartTransfer) -> None:
         self.started += 1

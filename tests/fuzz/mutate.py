@@ -22,7 +22,7 @@ ODD: Final[tuple[Any, ...]] = (
     *(None, True, False, 0, 1, -1, 2, 3, 16, 17, 255, 65_535, 65_536, 153_600, 153_604),
     *(2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63), -(2**63) - 1, 10**40, 10**4299),
     *(0.0, -0.0, 0.5, 1.0, 1e22, 1e308, -1e308, 5e-324, float("inf"), float("nan")),
-    *("", "0", "1", "raw", "tcp", "sha256", "weights", "description", "busy", "verified", "\x00"),
+    *("", "0", "1", "raw", "tcp", "sha256", "weights", "describe", "busy", "verified", "\x00"),
     *("\u202e", "\U0010ffff", "\ud800", "../..", "x" * 300, [], {}, [[]], {"": ""}, [0] * 200),
 )
 LOCAL_WORDS: Final = (b"works", b"fails", b"late", b"lost", b"stop")

@@ -110,7 +110,7 @@ IDEAS: Final[dict[str, Idea]] = {
         lambda n: offer(manifest={"tensors": tensors(n, nbytes=10**4299)}),
         10,
     ),
-    "digests": Idea("client greeted", lambda n: offer(digests=[""] * n), 20_000),
+    "digests": Idea("client greeted", lambda n: offer(segment_digests=[""] * n), 20_000),
     "an identity of many fields": Idea(
         "client greeted", lambda n: offer(identity={"hard": names(n)}), 5000
     ),

@@ -137,4 +137,4 @@ class Conversation(RuleBasedStateMachine):
     @property
     def curious(self) -> bool:
         """Whether the client only wants to know."""
-        return self.world.client_session.spec.purpose is Purpose.DESCRIPTION
+        return self.world.client_session.spec.purpose is Purpose.DESCRIBE

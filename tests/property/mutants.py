@@ -100,8 +100,8 @@ MUTANTS: Final[dict[str, Mutant]] = {
         r"return challenge is None or not auth\.proves\(.*\)",
         "return challenge is None",
     ),
-    "a proof does not cover the digests": Mutant(
-        L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "digests")}'
+    "a proof does not cover the segment digests": Mutant(
+        L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "segment_digests")}'
     ),
     "a proof does not cover the identity": Mutant(
         L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "identity")}'
@@ -150,7 +150,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L3,
         MANIFEST,
         r"return self if replace\(.*\) == offered else",
-        "return self if self.digests else",
+        "return self if self.segment_digests else",
     ),
     "a verified segment is asked for again": Mutant(
         L3, MANIFEST, r" if i not in self\.verified\)", ")"
@@ -188,7 +188,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         "            if False and value != other:",
     ),
     "tensors are not hashed again after extra state was given": Mutant(
-        SERVED, SETTLING, r"if digests != offer\.digests:", "if not digests:"
+        SERVED, SETTLING, r"if digests != offer\.segment_digests:", "if not digests:"
     ),
     "memory that may only be read is filled": Mutant(
         SERVED, FILLING, r" +weights\.check_writable\(\)\n", ""

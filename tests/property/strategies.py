@@ -77,7 +77,7 @@ UNLIKE: Final[dict[str, FetchSpec]] = {
     **{name: replace(WISH, identity=identity) for name, identity in IDENTITIES.items()},
     "no layout in common": replace(WISH, layouts=("none",)),
     "no transport in common": replace(WISH, transports=("hccl",)),
-    "no digest in common": replace(WISH, digests=("crc32",)),
+    "no digest algorithm in common": replace(WISH, digest_algorithms=("crc32",)),
 }
 """Clients that want something which OFFERING is not."""
 

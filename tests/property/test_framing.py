@@ -50,7 +50,7 @@ messages: st.SearchStrategy[Spoken] = st.one_of(
     st.builds(Description, identities, words),
     st.builds(
         Offer,
-        *(texts, identities, texts, texts, texts, manifests, counts, names, words, seconds),
+        *(texts, identities, texts, texts, texts, manifests, counts, names, texts, words),
     ),
     st.builds(Request, indices, counts),
     st.just(Begin()),

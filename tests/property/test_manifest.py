@@ -1,6 +1,7 @@
 """Manifest and plan: every byte that travels, once, in order, and the same on both sides."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import given
@@ -93,7 +94,7 @@ def test_every_tensor_travels_or_is_empty_or_tied_to_one_that_does(manifest: Man
 
 @given(manifests(), sizes)
 def test_both_sides_derive_the_same_plan(manifest: Manifest, segment_bytes: int) -> None:
-    sent = Offer("s", OFFER.identity, "raw", "tcp", "sha256", manifest, segment_bytes, ())
+    sent = replace(OFFER, manifest=manifest, segment_bytes=segment_bytes)
 
     (heard,) = Decoder(2**20).feed(encode(sent))
 
@@ -146,7 +147,7 @@ def test_bytes_under_other_digests_never_count(
 
     continued = held.continued(*new)
 
-    assert (continued.algorithm, continued.segment_bytes, continued.digests) == new
+    assert (continued.digest_algorithm, continued.segment_bytes, continued.segment_digests) == new
     if old != new:
         assert continued.missing() == tuple(range(len(new[2])))
 

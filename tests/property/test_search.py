@@ -101,14 +101,14 @@ def holds(world: World) -> None:
     assert audits["client"] == 0
     doubted = s.verdict is not None and s.verdict.reason is Reason.DIGEST_MISMATCH
     assert audits["server"] == int(doubted), "doubts-are-audited"
-    if c.spec.purpose is Purpose.DESCRIPTION:
+    if c.spec.purpose is Purpose.DESCRIBE:
         return  # the description is the last word, and a last word may be lost
     if c.state is State.DONE:
         assert s.sent, "agreement: a client is only done after the server has sent everything"
         assert c.offer is not None
-        assert c.offer.digests == s.digests, "same-bytes"
+        assert c.offer.segment_digests == s.segment_digests, "same-bytes"
         drafting = c.spec.identity.hard.get("role") == "draft"
-        assert s.digests == (DRAFT_DIGESTS if drafting else DIGESTS), "what it asked for"
+        assert s.segment_digests == (DRAFT_DIGESTS if drafting else DIGESTS), "what it asked for"
     if s.state is State.DONE:
         assert c.state is State.DONE, "a server is only done after its client"
     if starts["client"]:

@@ -65,7 +65,7 @@ def test_an_honest_world_ends_well_in_any_order(
     assert states(world) == (State.DONE, State.DONE)
     for session in (world.client_session, world.server_session):
         assert session.verdict is not None
-        curious = spec.purpose is Purpose.DESCRIPTION
+        curious = spec.purpose is Purpose.DESCRIBE
         assert session.verdict.reason is (Reason.DESCRIBED if curious else Reason.VERIFIED)
 
 
@@ -77,7 +77,7 @@ def test_only_what_is_missing_travels_and_all_of_it(
 
     run(world, data)
 
-    same = (progress.algorithm, progress.digests) == ("sha256", DIGESTS)
+    same = (progress.digest_algorithm, progress.segment_digests) == ("sha256", DIGESTS)
     missing = tuple(i for i in range(3) if not (same and i in progress.verified))
     nbytes = sum(segments_of(MANIFEST, SEGMENT_BYTES)[i].nbytes for i in missing)
     started = [

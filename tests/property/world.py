@@ -93,11 +93,11 @@ WISH: Final = FetchSpec(
     manifest=MANIFEST,
     layouts=("raw",),
     transports=("hccl", "tcp"),
-    digests=("blake3", "sha256"),
+    digest_algorithms=("blake3", "sha256"),
     lanes=2,
 )
 SECURED: Final = replace(WISH, token=TOKEN)
-CURIOUS: Final = FetchSpec(Purpose.DESCRIPTION, Identity({"model": "llama"}))
+CURIOUS: Final = FetchSpec(Purpose.DESCRIBE, Identity({"model": "llama"}))
 HELD: Final = Progress("sha256", SEGMENT_BYTES, DIGESTS, frozenset({1}))
 RESUMING: Final = replace(WISH, progress=HELD)
 FINISHED: Final = replace(WISH, progress=replace(HELD, verified=frozenset({0, 1, 2})))
@@ -108,7 +108,7 @@ OFFERING: Final = CatalogEntry(
     segment_bytes=SEGMENT_BYTES,
     layouts=("raw", "processed"),
     transports=("tcp", "gloo"),
-    digests=("sha256",),
+    digest_algorithms=("sha256",),
     facts={"tied": "yes"},
 )
 GUARDED: Final = replace(OFFERING, token=TOKEN)
@@ -155,10 +155,11 @@ OFFER: Final = Offer(
     identity=IDENTITY,
     layout="raw",
     transport="tcp",
-    digest="sha256",
+    digest_algorithm="sha256",
     manifest=MANIFEST,
     segment_bytes=SEGMENT_BYTES,
-    digests=DIGESTS,
+    segment_digests=DIGESTS,
+    root=ROOT,
     rendezvous={"port": "1"},
 )
 DESCRIPTION: Final = Description(IDENTITY, {"tied": "yes"})

@@ -108,7 +108,7 @@ class Ledger:
         Raises:
             TransferError: another source still brings segments with other digests.
         """
-        offered = Progress(offer.digest, offer.segment_bytes, offer.digests)
+        offered = Progress(offer.digest_algorithm, offer.segment_bytes, offer.segment_digests)
         with self._change:
             if offered != self._against:
                 if self._leases:
@@ -233,8 +233,8 @@ class Lease:
             TransferError: the source was dropped.
         """
         self.check()
-        hasher = ALGORITHMS[self.offer.digest](hashing_threads)
-        return SegmentWriter(self, segment, hasher, self.offer.digests[segment.index])
+        hasher = ALGORITHMS[self.offer.digest_algorithm](hashing_threads)
+        return SegmentWriter(self, segment, hasher, self.offer.segment_digests[segment.index])
 
     def revoke(self) -> None:
         """Drop the source, from any thread: nothing it brings from now on counts.

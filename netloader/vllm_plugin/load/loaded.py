@@ -65,7 +65,7 @@ def reloadable(loaded: Loaded, model: nn.Module) -> bool:
 def taken(plan: LoadPlan, model: nn.Module, settings: Settings, progress: Progress) -> Loaded:
     """Remember what was received and verified; never raises."""
     same_cut = progress.segment_bytes == settings.segment_mib << 20
-    known = progress.digests if same_cut and progress.algorithm in ALGORITHMS else ()
+    known = progress.segment_digests if same_cut and progress.digest_algorithm in ALGORITHMS else ()
     loaded = Loaded(plan.state, plan.unfilled, filled=plan.filled)
     return _safely(lambda: _remember(loaded, plan, model, settings, inventory.take(model), known))
 

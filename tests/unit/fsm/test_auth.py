@@ -26,12 +26,12 @@ TOKEN: Final = Secret("correct horse battery staple")
 NONCE: Final = "bb"
 IDENTITY: Final = Identity({"model": "m"}, {"checkpoint": "c"})
 HELLO: Final = Hello(
-    versions=(1,),
+    versions=(2,),
     purpose=Purpose.WEIGHTS,
     identity=IDENTITY,
     layouts=("raw",),
     transports=("tcp", "gloo"),
-    digests=("blake3",),
+    digest_algorithms=("blake3",),
     nonce="aa",
 )
 SPEC: Final = TensorSpec("w", "float32", (2,), (1,), 8)
@@ -40,12 +40,12 @@ OFFER: Final = Offer(
     identity=IDENTITY,
     layout="raw",
     transport="tcp",
-    digest="blake3",
+    digest_algorithm="blake3",
     manifest=Manifest((SPEC,)),
     segment_bytes=65_536,
-    digests=("d0", "d1"),
+    segment_digests=("d0", "d1"),
+    root="r",
     rendezvous={"key": "value"},
-    wait_s=0.5,
 )
 MESSAGES: Final[dict[str, Proven]] = {
     "challenge": Challenge(NONCE),
@@ -56,21 +56,23 @@ MESSAGES: Final[dict[str, Proven]] = {
 OTHERS: Final[Mapping[str, Any]] = {
     "nonce": "cc",
     "session": "t",
-    "versions": (1, 2),
-    "purpose": Purpose.DESCRIPTION,
+    "versions": (2, 3),
+    "purpose": Purpose.DESCRIBE,
     "identity": Identity({"model": "m"}, {"checkpoint": "d"}),
     "layout": "processed",
     "layouts": ("raw", "processed"),
     "transport": "gloo",
     "transports": ("gloo", "tcp"),
-    "digest": "sha256",
+    "digest_algorithm": "sha256",
+    "digest_algorithms": ("sha256",),
+    "segment_digests": ("d1", "d0"),
+    "root": "s",
     "manifest": Manifest((replace(SPEC, name="v"),)),
     "segment_bytes": 131_072,
     "rendezvous": {"key": "other"},
-    "wait_s": 1.0,
     "facts": {"tied": "no"},
 }
-"""Another value for a field of either message. `digests` are in two messages, of two kinds."""
+"""Another value for each field of a message or of the hello."""
 
 
 def said(name: str) -> Proven:
@@ -80,12 +82,12 @@ def said(name: str) -> Proven:
 # -- the bytes, for whoever writes another implementation -----------------------------------------
 
 PROOF_BYTES: Final = (
-    b"l9:netloaderi1e6:client5:proof"
-    b"d7:digestsl6:blake3e8:identityd4:hardd5:model1:me4:softd10:checkpoint1:cee"
+    b"l9:netloaderi2e6:client5:proof"
+    b"d17:digest_algorithmsl6:blake3e8:identityd4:hardd5:model1:me4:softd10:checkpoint1:cee"
     b"7:layoutsl3:rawe5:nonce2:aa7:purpose7:weights10:transportsl3:tcp4:gloo"
-    b"e8:versionsli1eee2:bbdee"
+    b"e8:versionsli2eee2:bbdee"
 )
-KNOWN: Final = "d9ccadcbe451734625d19ccafeab0bb1d2d27baddf8b40ab97936f615f641fd3"
+KNOWN: Final = "df7c5668afe352f0403370e17d1dc4ab1fd70757460c7a26a2cd5aeaefa00585"
 
 
 def test_the_proof_is_hmac_sha256_of_the_documented_bytes() -> None:
@@ -96,14 +98,14 @@ def test_the_proof_is_hmac_sha256_of_the_documented_bytes() -> None:
 
 
 def test_an_offer_is_covered_with_the_digest_of_its_manifest() -> None:
-    written = authenticated(replace(OFFER, wait_s=0.0), HELLO, NONCE)
+    written = authenticated(OFFER, HELLO, NONCE)
 
     (*about, hello, nonce, content), end = read(written, 0)
     assert end == len(written)
-    assert about == ["netloader", 1, "server", "offer"]
+    assert about == ["netloader", 2, "server", "offer"]
     assert (hello["nonce"], nonce) == ("aa", "bb")
     assert content["manifest"] == OFFER.manifest.digest
-    assert content["digests"] == ["d0", "d1"]
+    assert content["segment_digests"] == ["d0", "d1"]
     assert "mac" not in content
 
 
@@ -126,15 +128,14 @@ def test_every_field_of_a_message_is_covered(name: str) -> None:
     message = said(name)
     for field in fields(message):
         if field.name != "mac":
-            other: Any = ("d1", "d0") if field.name == "digests" else OTHERS[field.name]
-            assert not proves(replace(message, **{field.name: other}), TOKEN, HELLO, NONCE), field
+            changed = replace(message, **{field.name: OTHERS[field.name]})
+            assert not proves(changed, TOKEN, HELLO, NONCE), field
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_every_field_of_the_hello_is_covered(name: str) -> None:
     for field in fields(HELLO):
-        other: Any = ("sha256",) if field.name == "digests" else OTHERS[field.name]
-        changed = replace(HELLO, **{field.name: other})
+        changed = replace(HELLO, **{field.name: OTHERS[field.name]})
         assert not proves(said(name), TOKEN, changed, NONCE), field
 
 
@@ -197,7 +198,18 @@ manifests = st.lists(
 ).map(lambda specs: Manifest(tuple(specs)))
 offers = st.builds(
     Offer,
-    *(any_text, identities, any_text, any_text, any_text, manifests, st.integers(), texts, words),
+    *(
+        any_text,
+        identities,
+        any_text,
+        any_text,
+        any_text,
+        manifests,
+        st.integers(),
+        texts,
+        any_text,
+        words,
+    ),
 )
 messages = st.one_of(
     offers,
@@ -222,10 +234,13 @@ def test_moving_a_character_to_the_next_field_makes_other_bytes(
     message, hello, nonce = one
     if not isinstance(message, Offer):
         return
-    both = message.layout + message.transport + message.digest
+    both = message.layout + message.transport + message.digest_algorithm
     cuts = sorted(data.draw(st.tuples(*[st.integers(0, len(both))] * 2), label="cuts"))
     other = replace(
-        message, layout=both[: cuts[0]], transport=both[cuts[0] : cuts[1]], digest=both[cuts[1] :]
+        message,
+        layout=both[: cuts[0]],
+        transport=both[cuts[0] : cuts[1]],
+        digest_algorithm=both[cuts[1] :],
     )
     same = authenticated(other, hello, nonce) == authenticated(message, hello, nonce)
     assert same == (other == message)
@@ -233,8 +248,8 @@ def test_moving_a_character_to_the_next_field_makes_other_bytes(
 
 @given(st.lists(any_text, max_size=4), st.sampled_from(["", "\n", ",", ":", "e", "1:"]))
 def test_how_a_list_is_cut_matters(items: list[str], glue: str) -> None:
-    joined = replace(OFFER, digests=(glue.join(items),))
-    apart = replace(OFFER, digests=tuple(items))
+    joined = replace(OFFER, segment_digests=(glue.join(items),))
+    apart = replace(OFFER, segment_digests=tuple(items))
 
     same = authenticated(joined, HELLO, NONCE) == authenticated(apart, HELLO, NONCE)
     assert same == (joined == apart)
@@ -251,7 +266,7 @@ def test_tokens_may_hold_any_text() -> None:
 
 def test_the_proof_of_a_hundred_thousand_tensors_costs_one_digest_of_them() -> None:
     specs = tuple(replace(SPEC, name=f"model.layers.{i}.mlp.w13_weight") for i in range(100_000))
-    large = replace(OFFER, manifest=Manifest(specs), digests=("d" * 64,) * 4096)
+    large = replace(OFFER, manifest=Manifest(specs), segment_digests=("d" * 64,) * 4096)
     begun = perf_counter()
     digested = large.manifest.digest
     first = perf_counter() - begun

@@ -17,7 +17,7 @@ from netloader.fsm.events import (
     TransportReady,
 )
 from netloader.fsm.identity import Difference, Identity
-from netloader.fsm.manifest import Manifest
+from netloader.fsm.manifest import Manifest, root_digest
 from netloader.fsm.messages import (
     Begin,
     Challenge,
@@ -86,12 +86,12 @@ def test_a_client_introduces_itself_as_soon_as_it_is_connected() -> None:
 
     assert session.state is State.HANDSHAKE
     hello = Hello(
-        versions=(1,),
+        versions=(2,),
         purpose=Purpose.WEIGHTS,
         identity=IDENTITY,
         layouts=("raw",),
         transports=("hccl", "tcp"),
-        digests=("blake3", "sha256"),
+        digest_algorithms=("blake3", "sha256"),
         nonce=CLIENT_NONCE,
     )
     assert step.effects == (Send(hello),)
@@ -130,7 +130,11 @@ def test_a_client_proves_itself_to_a_server_that_has_proven_itself() -> None:
 
 @pytest.mark.parametrize(
     "offer",
-    [OFFER, replace(PROVEN_OFFER, mac="\ud800"), replace(PROVEN_OFFER, digests=DIGESTS[::-1])],
+    [
+        OFFER,
+        replace(PROVEN_OFFER, mac="\ud800"),
+        replace(PROVEN_OFFER, segment_digests=DIGESTS[::-1]),
+    ],
     ids=["without a proof", "with any text", "changed"],
 )
 def test_an_offer_that_the_server_did_not_make_is_refused(offer: Offer) -> None:
@@ -260,13 +264,17 @@ def test_another_manifest_is_refused_with_the_first_difference() -> None:
     [
         (replace(OFFER, layout="processed"), "the server chose a layout that was not asked for"),
         (replace(OFFER, transport="gloo"), "the server chose a transport that was not asked for"),
-        (replace(OFFER, digest="md5"), "the server chose a digest that was not asked for"),
+        (
+            replace(OFFER, digest_algorithm="md5"),
+            "the server chose a digest algorithm that was not asked for",
+        ),
         (replace(OFFER, segment_bytes=1), "segments below 65536 bytes"),
         (replace(OFFER, segment_bytes=0), "segments below 65536 bytes"),
         (replace(OFFER, segment_bytes=-(2**70)), "segments below 65536 bytes"),
-        (replace(OFFER, digests=DIGESTS[:2]), "2 digests for 3 segments"),
-        (replace(OFFER, digests=()), "0 digests for 3 segments"),
-        (replace(OFFER, segment_bytes=2**70), "3 digests for 1 segments"),
+        (replace(OFFER, segment_digests=DIGESTS[:2]), "2 segment digests for 3 segments"),
+        (replace(OFFER, segment_digests=()), "0 segment digests for 3 segments"),
+        (replace(OFFER, segment_bytes=2**70), "3 segment digests for 1 segments"),
+        (replace(OFFER, root="another"), "the root is not that of the segment digests"),
     ],
 )
 def test_an_offer_that_cannot_be_right_is_refused(offer: Offer, detail: str) -> None:
@@ -295,7 +303,8 @@ def test_a_client_asks_for_what_it_does_not_hold(
 
 
 def test_what_is_held_from_other_bytes_is_asked_for_again() -> None:
-    offer = replace(OFFER, digests=("digest-0", "digest-1", "changed"))
+    digests = ("digest-0", "digest-1", "changed")
+    offer = replace(OFFER, segment_digests=digests, root=root_digest(digests))
 
     _, step = after(offer, TransportReady(), spec=RESUMING)
 

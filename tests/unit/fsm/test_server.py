@@ -63,7 +63,7 @@ from tests.property.world import (
 )
 
 OTHER = hello(replace(WISH, identity=OTHER_IDENTITY))
-UNABLE = hello(replace(WISH, transports=("hccl",), digests=()))
+UNABLE = hello(replace(WISH, transports=("hccl",), digest_algorithms=()))
 
 
 def after(*events: Event, entry: CatalogEntry = OFFERING) -> tuple[ServerSession, Step]:
@@ -108,18 +108,18 @@ def test_a_good_hello_gets_an_offer_prepared_by_the_clients_preference() -> None
     assert after(hello(first_choice))[1].effects == (PrepareOffer("gloo", "sha256", 0),)
 
 
-@pytest.mark.parametrize(("versions", "theirs"), [((2, 3), "2, 3"), ((), "none")])
+@pytest.mark.parametrize(("versions", "theirs"), [((1, 3), "1, 3"), ((), "none")])
 def test_an_unknown_version_is_refused_with_both_sides_versions(
     versions: tuple[int, ...], theirs: str
 ) -> None:
     _, step = after(replace(hello(), versions=versions))
 
     assert verdict(step).reason is Reason.UNSUPPORTED_VERSION
-    assert verdict(step).detail == f"the server speaks version 1, the client {theirs}"
+    assert verdict(step).detail == f"the server speaks version 2, the client {theirs}"
 
 
 def test_a_newer_client_that_still_speaks_ours_is_served() -> None:
-    assert after(replace(hello(), versions=(2, 1)))[0].state is State.VALIDATE
+    assert after(replace(hello(), versions=(3, 2)))[0].state is State.VALIDATE
 
 
 def test_another_model_is_refused_with_every_differing_field() -> None:
@@ -140,7 +140,7 @@ def test_nothing_in_common_is_refused_with_what_both_sides_have() -> None:
     assert verdict(step).reason is Reason.NOTHING_IN_COMMON
     assert verdict(step).detail == (
         "transports: server has tcp, gloo, client has hccl; "
-        "digests: server has sha256, client has none"
+        "digest algorithms: server has sha256, client has none"
     )
 
 

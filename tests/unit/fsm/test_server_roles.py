@@ -57,7 +57,7 @@ def test_a_client_is_offered_the_model_of_its_role(
     assert step.effects == (PrepareOffer("tcp", "sha256", place),)
     assert isinstance(offer, Offer)
     assert (offer.identity, offer.manifest) == (entry.identity, entry.manifest)
-    assert offer.digests == READY[place].digests
+    assert offer.segment_digests == READY[place].segment_digests
 
 
 def test_a_session_about_the_draft_counts_its_bytes_and_its_digests() -> None:

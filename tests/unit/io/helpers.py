@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from netloader.config import Deadlines, Endpoint
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import Manifest, segments_of
+from netloader.fsm.manifest import Manifest, root_digest, segments_of
 from netloader.fsm.messages import PROTOCOL_VERSION, Hello, Offer, Purpose
 from netloader.io import ClientOptions, Server, ServerOptions
 from netloader.io.clock import monotonic
@@ -191,7 +191,7 @@ def hello(transport: str = "tcp", identity: Mapping[str, str] = IDENTITY) -> Hel
         identity=Identity(identity),
         layouts=("raw",),
         transports=(transport,),
-        digests=("blake3",),
+        digest_algorithms=("blake3",),
         nonce="0" * 32,
     )
 
@@ -203,10 +203,11 @@ def offer_of(manifest: Manifest, digests: tuple[str, ...], segment_bytes: int) -
         identity=Identity(IDENTITY),
         layout="raw",
         transport="tcp",
-        digest="blake3",
+        digest_algorithm="blake3",
         manifest=manifest,
         segment_bytes=segment_bytes,
-        digests=digests,
+        segment_digests=digests,
+        root=root_digest(digests),
     )
 
 

@@ -225,7 +225,7 @@ def test_evict_ends_a_transfer_to_a_client_that_has_stopped_reading(
         offer = peer.hear()
         assert isinstance(offer, Offer)
         lane.say(Lane(offer.session, 0))
-        peer.say(Request(tuple(range(len(offer.digests)))))
+        peer.say(Request(tuple(range(len(offer.segment_digests)))))
         assert peer.hear() == Begin()
         assert lane.sock.recv(1)
 

@@ -90,7 +90,7 @@ def test_progress_is_told_from_the_first_segment_to_the_last_byte() -> None:
     done = [d for d, _ in told]
     assert done == sorted(done)
     assert told[-1] == (outcome.nbytes, outcome.nbytes)
-    assert len(told) == len(outcome.progress.digests) > 1
+    assert len(told) == len(outcome.progress.segment_digests) > 1
 
 
 @pytest.mark.parametrize("transport", ["tcp", "gloo"])

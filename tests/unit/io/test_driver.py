@@ -227,7 +227,7 @@ def test_a_settled_link_waits_a_moment_for_the_peer_and_no_longer(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "LINGER_S", 0.2)
-    wire.peer.say(replace(hello(), purpose=Purpose.DESCRIPTION))
+    wire.peer.say(replace(hello(), purpose=Purpose.DESCRIBE))
     wire.until(lambda: wire.session.verdict is not None)
     assert not wire.link.closed
 
@@ -243,7 +243,7 @@ def test_a_large_answer_waits_for_a_slow_reader_without_blocking_the_loop(
     facts = {f"fact {i}": "x" * 1000 for i in range(20_000)}  # 20 MB: more than sockets hold
     wire = Wire(new_loop(), replace(OFFERING, facts=facts))
     try:
-        wire.peer.say(replace(hello(), purpose=Purpose.DESCRIPTION))
+        wire.peer.say(replace(hello(), purpose=Purpose.DESCRIBE))
         wire.until(lambda: wire.session.verdict is not None)
         turned: list[int] = []
         wire.loop.post(lambda: turned.append(1))

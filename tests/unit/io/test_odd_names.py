@@ -20,7 +20,7 @@ NAMED = {"model": ODD, ODD: "x"}
 @pytest.mark.parametrize(
     "message",
     [
-        Hello((1,), Purpose.WEIGHTS, Identity(NAMED, NAMED), layouts=(ODD, "raw")),
+        Hello((2,), Purpose.WEIGHTS, Identity(NAMED, NAMED), layouts=(ODD, "raw")),
         Description(Identity({"model": ODD}), {"path": ODD, ODD: ""}),
         Reject("busy", f"a detail with {ODD} and \ud800"),
     ],

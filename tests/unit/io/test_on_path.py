@@ -94,7 +94,12 @@ def refused(outcome: Outcome) -> str:
 
 def test_an_attackers_weights_under_an_attackers_digests_are_refused(stack: ExitStack) -> None:
     evil = Source(model(666), 64 * KIB)
-    swap = only(Offer, lambda offer: replace(offer, digests=evil.offer.digests))
+    swap = only(
+        Offer,
+        lambda offer: replace(
+            offer, segment_digests=evil.offer.segment_digests, root=evil.offer.root
+        ),
+    )
 
     outcome, target = attacked(stack, swap, weights=b"".join(evil.blocks))
 
@@ -166,9 +171,9 @@ OFFERS: dict[str, Callable[[Offer], Offer]] = {
     "identity": lambda offer: replace(offer, identity=Identity(IDENTITY, {"checkpoint": "x"})),
     "segment size": lambda offer: replace(offer, segment_bytes=96_000),
     "rendezvous": lambda offer: replace(offer, rendezvous={"store": "10.0.0.66:1"}),
-    "wait": lambda offer: replace(offer, wait_s=1e9),
-    "digest algorithm": lambda offer: replace(offer, digest="none"),
-    "digests": lambda offer: replace(offer, digests=offer.digests[::-1]),
+    "root": lambda offer: replace(offer, root="0" * 64),
+    "digest algorithm": lambda offer: replace(offer, digest_algorithm="none"),
+    "segment digests": lambda offer: replace(offer, segment_digests=offer.segment_digests[::-1]),
     "manifest": lambda offer: replace(
         offer, manifest=replace(offer.manifest, tensors=offer.manifest.tensors[::-1])
     ),
@@ -205,13 +210,13 @@ def test_a_session_is_not_given_another_name(stack: ExitStack) -> None:
 
 
 HELLOS: dict[str, Callable[[Hello], Hello]] = {
-    "versions": lambda hello: replace(hello, versions=(1, 0)),
+    "versions": lambda hello: replace(hello, versions=(2, 0)),
     "identity": lambda hello: replace(hello, identity=Identity(IDENTITY, {"checkpoint": "x"})),
     "layouts": lambda hello: replace(hello, layouts=("raw",)),
     "transports": lambda hello: replace(hello, transports=("tcp",)),
-    "digests": lambda hello: replace(hello, digests=("blake3", "none")),
+    "digest algorithms": lambda hello: replace(hello, digest_algorithms=("blake3", "none")),
     "nonce": lambda hello: replace(hello, nonce="0" * 32),
-    "purpose": lambda hello: replace(hello, purpose=Purpose.DESCRIPTION),
+    "purpose": lambda hello: replace(hello, purpose=Purpose.DESCRIBE),
 }
 
 

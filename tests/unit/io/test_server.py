@@ -298,7 +298,7 @@ def test_a_client_that_asks_for_nothing_gets_the_last_word_too() -> None:
             lane.say(Lane(offer.session, 0))
             peer.say(Request((), 1))
             assert [peer.hear(), peer.hear()] == [Begin(), Complete(0)]
-            peer.say(Verified(0, 0, root_digest(offer.digests)))
+            peer.say(Verified(0, 0, root_digest(offer.segment_digests)))
             assert peer.hear() is None
 
 
@@ -340,7 +340,7 @@ STRANGERS: dict[str, tuple[Message | Lane, ...]] = {
     "an honest hello": (hello(),),
     "another model": (hello(identity={"model": "other"}),),
     "no common transport": (hello("pigeon"),),
-    "a question": (replace(hello(), purpose=Purpose.DESCRIPTION),),
+    "a question": (replace(hello(), purpose=Purpose.DESCRIBE),),
     "a wrong proof": (hello(), Proof("0" * 64)),
     "a wrong proof of another model": (hello(identity={}), Proof("0" * 64)),
     "a proof before a hello": (Proof("0" * 64),),

@@ -195,7 +195,7 @@ def test_a_place_is_taken_with_the_offer_and_given_back_at_the_end(
     ready = Heard(worker).after(PREPARE)
 
     assert isinstance(ready, OfferReady)
-    assert ready.digests == published.digests(0)
+    assert ready.segment_digests == published.digests(0)
     assert not published.admit()
     worker.close()
     worker.close()
@@ -260,7 +260,7 @@ def test_the_published_that_was_asked_for_is_the_one_that_is_prepared(
     ready = Heard(worker).after(PrepareOffer("tcp", "blake3", 1))
 
     assert isinstance(ready, OfferReady)
-    assert (ready.digests, worker.published) == (other.digests(0), other)
+    assert (ready.segment_digests, worker.published) == (other.digests(0), other)
     assert published.quiet(0)
     assert not other.quiet(0)
     worker.close()
@@ -313,7 +313,7 @@ class Two:
         self.ready = Heard(self.server).after(PREPARE)
         assert isinstance(self.ready, OfferReady)
         entry = published.entry
-        self.offer = offer_of(entry.manifest, self.ready.digests, entry.segment_bytes)
+        self.offer = offer_of(entry.manifest, self.ready.segment_digests, entry.segment_bytes)
         ledger = Ledger(ModuleStore.of(target), lambda done, total: None)
         self.client = ClientWorker(ledger, lanes, self._connect, SOON_S)
         self.far: list[socket.socket] = []
@@ -354,7 +354,7 @@ def test_both_workers_move_what_was_asked_for(two: Callable[..., Two]) -> None:
     client, server = Heard(pair.client), Heard(pair.server)
     assert client.after(OpenTransport(pair.offer)) == TransportReady()
     pair.join_lanes()
-    everything = StartTransfer(tuple(range(len(pair.offer.digests))), 2)
+    everything = StartTransfer(tuple(range(len(pair.offer.segment_digests))), 2)
 
     pair.server.begin(everything)
     received = client.after(everything)
@@ -380,7 +380,7 @@ def test_an_abort_ends_a_transfer(two: Callable[..., Two], aborted: str) -> None
     client, server = Heard(pair.client), Heard(pair.server)
     client.after(OpenTransport(pair.offer))
     pair.join_lanes()
-    order = StartTransfer(tuple(range(len(pair.offer.digests))), 1)
+    order = StartTransfer(tuple(range(len(pair.offer.segment_digests))), 1)
     ours, worker = (client, pair.client) if aborted == "client" else (server, pair.server)
 
     worker.abort()

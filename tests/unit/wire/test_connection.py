@@ -21,7 +21,7 @@ from netloader.fsm.events import (
     Transferred,
     TransportReady,
 )
-from netloader.fsm.manifest import Manifest, TensorSpec
+from netloader.fsm.manifest import Manifest, TensorSpec, root_digest
 from netloader.fsm.messages import Begin, Complete, Lane, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Session, Step
@@ -134,7 +134,12 @@ def test_each_step_is_shown_when_it_was_taken() -> None:
 def test_how_long_a_frame_may_be_is_decided_frame_by_frame() -> None:
     # The first frame proves the server; only then may it say as much as the second one does.
     specs = (TensorSpec(f"tensor {i}", "float32", (1,), (1,), 4) for i in range(1000))
-    offer = replace(OFFER, manifest=Manifest(tuple(specs)), digests=DIGESTS[:1])
+    offer = replace(
+        OFFER,
+        manifest=Manifest(tuple(specs)),
+        segment_digests=DIGESTS[:1],
+        root=root_digest(DIGESTS[:1]),
+    )
     frame = encode(proven(offer, hello()))
     assert len(frame) > FRAME_BEFORE_TRUST
     connection = connected(client(replace(SECURED, manifest=offer.manifest)))

@@ -73,7 +73,7 @@ def test_what_is_offered_was_sealed_before_post_processing() -> None:
         peer.say(hello(identity=identity().hard))
         offer = peer.hear()
         assert isinstance(offer, Offer)
-        assert offer.digests == loaded.snapshot.digests
+        assert offer.segment_digests == loaded.snapshot.digests
     twin = nn.Linear(300, 300)
     assert receive(twin).ok
     assert torch.equal(twin.weight, before)
