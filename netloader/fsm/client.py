@@ -63,8 +63,7 @@ from netloader.fsm.table import Limit, Program, Table, build, check, complete, e
 class FetchSpec:
     """What a client wants of one source; lists in order of preference.
 
-    `progress` is what it already holds from earlier sources. A spec for a description needs no
-    manifest: the model may not be built yet.
+    `progress` is what it holds from earlier sources. To be told a description takes no manifest.
     """
 
     purpose: Purpose
@@ -170,8 +169,7 @@ def _unproven(session: ClientSession, event: Offer | Description) -> bool:
 
 
 def _unwanted(session: ClientSession, event: Offer | Description) -> bool:
-    asked = Description if session.spec.purpose is Purpose.DESCRIBE else Offer
-    return not isinstance(event, asked)
+    return isinstance(event, Offer) is (session.spec.purpose is Purpose.DESCRIBE)
 
 
 def _other_identity(session: ClientSession, event: Offer) -> bool:
