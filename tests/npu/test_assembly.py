@@ -98,6 +98,7 @@ def test_what_is_verified_is_here_whatever_failed(
         intake = ledger.lease(sources[content].offer)
         missing = [*ledger.progress.missing()]
         if not missing:
+            ledger.release(intake)
             break
         chance.shuffle(missing)
         device = chance.choice(DEVICES)
