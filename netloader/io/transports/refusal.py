@@ -36,11 +36,12 @@ def refuse(lane: socket.socket) -> None:
     INHERITANCE.close(lane)
 
 
-def check(lane: socket.socket) -> None:
+def check(lane: socket.socket, due: int) -> None:
     """Wait for the first bytes of a data connection, and see whether they are a refusal.
 
     Nothing is taken out of the socket, so bytes of weights stay where they are. They pass for a
-    refusal only if they are exactly one.
+    refusal only if they are exactly one. `due` is how many bytes of weights are to come: no more
+    are waited for, because the peer keeps the connection open behind them.
 
     Raises:
         TransferError: UNKNOWN_SESSION or BUSY.
@@ -48,7 +49,8 @@ def check(lane: socket.socket) -> None:
     """
     seen = lane.recv(LONGEST, socket.MSG_PEEK)
     if seen[: len(MAGIC)] == MAGIC[: len(seen)] and _refusal(seen) is None:
-        seen = lane.recv(LONGEST, socket.MSG_PEEK | socket.MSG_WAITALL)  # it came in parts
+        most = min(LONGEST, due)  # it came in parts; a refusal ends with the connection
+        seen = lane.recv(most, socket.MSG_PEEK | socket.MSG_WAITALL)
     if (reason := _refusal(seen)) is not None:
         raise TransferError(reason, DETAILS[reason])
 

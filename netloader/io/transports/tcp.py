@@ -173,7 +173,7 @@ class TcpReceiver:
         own = segments[k::lanes]
         try:
             if own:
-                check(lane)
+                check(lane, sum(segment.nbytes for segment in own))
             for segment in own:
                 writer = self._inlet.intake.expect(segment)
                 for batch in batches(writer.views(), RECEIVE_BYTES):

@@ -13,6 +13,7 @@ import torch
 from netloader.config import Endpoint
 from netloader.fsm.messages import Lane, Reject
 from netloader.fsm.reasons import Reason
+from netloader.io.clock import monotonic
 from netloader.io.failure import TransferError
 from netloader.io.transports import refusal
 from netloader.io.transports.lanes import set_stall
@@ -110,7 +111,7 @@ def test_a_refusal_in_single_bytes_is_recognized(ends: tuple[socket.socket, Any]
     dripping = threading.Thread(target=drip)
     dripping.start()
     with pytest.raises(TransferError) as raised:
-        refusal.check(near)
+        refusal.check(near, refusal.LONGEST)
     dripping.join()
     assert raised.value.reason is Reason.UNKNOWN_SESSION
 
@@ -132,13 +133,15 @@ def test_weights_that_look_like_a_frame_arrive_whole(
     near, far = ends
     far.sendall(ODD_WEIGHTS[words])
     far.shutdown(socket.SHUT_WR)
-    refusal.check(near)
+    refusal.check(near, len(ODD_WEIGHTS[words]))
     assert near.recv(4096) == ODD_WEIGHTS[words][:4096]
 
     weights = torch.frombuffer(bytearray(ODD_WEIGHTS[words]), dtype=torch.uint8)
     target = module_of(w=torch.zeros_like(weights))
+    start = monotonic()
     with serving(module_of(w=weights)) as server:
         assert fill(target, [server.endpoint], IDENTITY, asking()).ok
+    assert monotonic() - start < SOON_S, "well within the stall deadline"
     assert contents(target)["w"] == ODD_WEIGHTS[words]
 
 
@@ -148,4 +151,4 @@ def test_a_data_connection_that_says_nothing_is_given_up_in_time(
     near, _ = ends
     set_stall(near, 0.2)
     with pytest.raises(BlockingIOError):
-        refusal.check(near)
+        refusal.check(near, refusal.LONGEST)
