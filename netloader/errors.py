@@ -16,7 +16,7 @@ class WeightsError(NetloaderError):
 
 
 class UnsafeError(NetloaderError):
-    """A transfer that was aborted may still write into the model: nobody may use or refill it."""
+    """An aborted transfer may still write into the model. Do not use the model or fill it again."""
 
 
 class TableError(NetloaderError):

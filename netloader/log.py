@@ -64,7 +64,9 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.config.loaded": _info("The settings in force, secrets left out."),
         "netloader.listener.started": _info("A server accepts clients at this address."),
         "netloader.listener.stopped": _info("The port is free again."),
-        "netloader.listener.failed": _warning("The port cannot be opened: why, and who has it."),
+        "netloader.listener.failed": _warning(
+            "The port cannot be opened; the reason, and the process that has the port."
+        ),
         "netloader.listener.exhausted": _warning("No connection can be accepted, and why."),
         "netloader.address.unknown": _warning("No address of this host can be told to others."),
         "netloader.address_file.failed": _warning("The address file cannot be written."),

@@ -95,7 +95,7 @@ def _compute(life: PublishedLife, _: object) -> Iterable[Effect]:
 
 def _work_ended(life: PublishedLife, event: object) -> Iterable[Effect]:
     if life.work is None:
-        raise LocalProtocolError(f"{type(event).__name__} of work that nobody began")
+        raise LocalProtocolError(f"{type(event).__name__} of work that was not begun")
     life.work = None
     return ()
 
@@ -141,14 +141,14 @@ def _deny(life: PublishedLife, _: object) -> Iterable[Effect]:
 
 def _client_left(life: PublishedLife, _: ev.ClientLeft) -> Iterable[Effect]:
     if not life.clients:
-        raise LocalProtocolError("a place that nobody has was given back")
+        raise LocalProtocolError("more places were given back than were taken")
     life.clients -= 1
     return ()
 
 
 def _reader_left(life: PublishedLife, _: ev.ReaderLeft) -> Iterable[Effect]:
     if not life.readers:
-        raise LocalProtocolError("a reader left that never came")
+        raise LocalProtocolError("more readers left than came")
     life.readers -= 1
     return ()
 
@@ -188,7 +188,7 @@ def _note_result(life: PublishedLife, event: ev.AuditEnded | ev.WorkFailed) -> I
 def _resume(life: PublishedLife, _: ev.Resumed) -> Iterable[Effect]:
     data = known_in(life, ev.Fenced)
     if not data.depth:
-        raise LocalProtocolError("a fence ended that nobody raised")
+        raise LocalProtocolError("more fences ended than were raised")
     life.data = replace(data, depth=data.depth - 1)
     return ()
 

@@ -146,7 +146,7 @@ class IdleWorker(SessionWorker):
 
     def do(self, order: Order) -> Event:
         """Refuse: no order can come."""
-        raise LocalProtocolError(f"nobody carries out {type(order).__name__} here")
+        raise LocalProtocolError(f"this session carries out no {type(order).__name__}")
 
     def end(self) -> None:
         """Do nothing: nothing was done."""

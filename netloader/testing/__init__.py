@@ -1,7 +1,7 @@
 """A simulated world for two machines: virtual time, two byte pipes, a fabric.
 
-For tests of whoever embeds the machines. The sessions, connections and frames in it are the real
-ones, and so is the driver: netloader's own, or `World(..., drive=YourDriver)`. Simulated are the
+For tests of programs that embed the machines. The sessions, connections and frames in it are the
+real ones, and so is the driver: netloader's own, or `World(..., drive=YourDriver)`. Simulated are the
 clock, the socket and the transport. There is no thread, no sleep and no chance in it, so whatever a
 test chooses happens again the same way:
 

@@ -241,7 +241,7 @@ class World:
         self._now = until
 
     def next_due(self) -> float | None:
-        """When somebody's patience ends next; None when nobody waits for anything."""
+        """When the next deadline of either side passes; None when there is none."""
         return min((w for m in self.members if (w := m.next_timeout()) is not None), default=None)
 
     def end(self, who: Side) -> End:
