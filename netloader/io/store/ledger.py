@@ -68,22 +68,18 @@ class Reporter:
 
 
 class Ledger:
-    """Which segments of a store are verified, against which digests. Safe for many threads.
+    """Which segments of a store are verified, against which digests. Safe for many threads."""
 
-    `held` is progress that was made before, which the store still holds (see `resume`).
-    """
-
-    def __init__(self, store: Store, report: Report, held: Progress | None = None) -> None:
-        held = held or Progress()
+    def __init__(self, store: Store, report: Report) -> None:
         self.store = store
         self.total = store.manifest.nbytes
         self.counted_bytes = 0
-        """Ever verified, also those given up since; not what was held before."""
+        """Ever verified, also those given up since."""
         self._reporter = Reporter(report, self.total)
-        self._against = replace(held, verified=frozenset())
-        self._segments = segments_of(store.manifest, held.segment_bytes) if held.verified else ()
-        self._verified = {*held.verified}
-        self.verified_bytes = sum(self._segments[i].nbytes for i in held.verified)
+        self._against = Progress()
+        self._segments: tuple[Segment, ...] = ()
+        self._verified: set[int] = set()
+        self.verified_bytes = 0
         """Held now."""
         self._leases: set[Lease] = set()
         self._places: dict[int, SegmentWriter] = {}
