@@ -41,8 +41,8 @@ from netloader.fsm.source import OCCUPIED, SESSIONS, Source, Stage
 from netloader.fsm.states import State
 
 SHARES: Final = 2
-"""A request is this part of an even share of what is left, so shares get smaller towards the end:
-then all sources end at about the same time, whatever their speed."""
+"""A source is asked for an even share of what is left, divided by this. Shares get smaller towards
+the end, so all sources end at about the same time, whatever their speed."""
 SLOW: Final = 2.0
 """A source that needs this many times as long for a segment as one that waits for work is slow:
 then asking the other one again for what is missing is faster, its loss in flight included."""
@@ -131,9 +131,8 @@ class Fetch:
         others = (other for other in self._in(*SESSIONS) if other is not source)
         return any(o.lease.left or o.state in (Stage.READY, Stage.RECEIVING) for o in others)
 
-    def starved_at(self, source: Source) -> float:
+    def starved_at(self) -> float:
         """When a source with nothing to give is dropped: it must be all that the fetch has."""
-        del source
         going_on = (Stage.CANDIDATE, *OCCUPIED)
         return math.inf if self._in(*going_on) else self._progressed_at + self.options.stall_s
 

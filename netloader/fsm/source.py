@@ -85,7 +85,7 @@ class Holding(Protocol):
     def kept_by(self, source: "Source") -> bool:
         """Whether another source holds the root that is fetched, with a session."""
 
-    def starved_at(self, source: "Source") -> float:
+    def starved_at(self) -> float:
         """When a source that has nothing to give has kept the fetch from going on too long."""
 
     def overdue_at(self, source: "Source") -> float:
@@ -371,7 +371,7 @@ SOURCES: Final = Alphabet(Stage, C, (*REPORTED, *DECIDED), (), timed=(Y, R, T), 
 TABLE: Table[Source] = (*ROWS, *(Row(G, event, G, absorb) for event in SOURCES.events))
 
 LIMITS: Mapping[Stage, Callable[[Source], float]] = {
-    Stage.READY: lambda source: source.holding.starved_at(source),
+    Stage.READY: lambda source: source.holding.starved_at(),
     Stage.RECEIVING: lambda source: source.holding.overdue_at(source),
     Stage.RESTING: lambda source: source.until,
 }

@@ -237,7 +237,8 @@ class Filling:
                     if stopped := self._stopped():
                         todo += self._tell(fetch, stopped, SourceEnded(key))
                     else:
-                        ended = yield from self._ask(self._sources[key], stepped_down)
+                        transports = (TCP.name,) if stepped_down else self._spec.transports
+                        ended = yield from self._ask(self._sources[key], transports)
                         todo += self._report(fetch, key, ended)
                 case Wait() as wait:
                     waits += 1
@@ -295,17 +296,13 @@ class Filling:
         return effects + self._tell(fetch, SourceEnded(key))
 
     def _ask(
-        self,
-        endpoint: Endpoint,
-        over_tcp: bool,  # noqa: FBT001
+        self, endpoint: Endpoint, transports: tuple[str, ...]
     ) -> Generator[Conversation, None, ClientSession]:
         number = len(self._attempts) + 1
         fields = {"netloader.source.attempt": number}
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
         emit(self._options.logger, "netloader.source.tried", {**fields, **where})
-        spec = replace(self._spec, progress=self._ledger.progress)
-        if over_tcp:
-            spec = replace(spec, transports=(TCP.name,))
+        spec = replace(self._spec, progress=self._ledger.progress, transports=transports)
         deadlines = self._options.deadlines
         dialer = Dialer(endpoint, deadlines.connect_s)
         worker = ClientWorker(

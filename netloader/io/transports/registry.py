@@ -84,17 +84,15 @@ class Registry:
         for name in names:
             try:
                 capabilities = self._load(name).capabilities
-                if capabilities.same_host:
+                devices = capabilities.devices
+                if capabilities.same_host or (devices is not None and device_type not in devices):
                     continue
-                if capabilities.devices is None:
-                    self.named(name)
-                    for_all.append(name)
-                elif device_type in capabilities.devices:
-                    self.named(name)
-                    made_for_it.append(name)
+                self.named(name)
             except ValueError as error:
                 fields = {"netloader.transport": name, "netloader.detail": str(error)}
                 emit(logger, "netloader.transport.left_out", fields)
+            else:
+                (for_all if devices is None else made_for_it).append(name)
         return (*made_for_it, *for_all)
 
     def _names(self) -> Iterable[str]:
