@@ -100,8 +100,11 @@ MUTANTS: Final[dict[str, Mutant]] = {
         r"return challenge is None or not auth\.proves\(.*\)",
         "return challenge is None",
     ),
+    "a proof covers neither the segment digests nor the root": Mutant(
+        L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "segment_digests", "root")}'
+    ),
     "a proof does not cover the segment digests": Mutant(
-        L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "segment_digests")}'
+        L4, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "segment_digests")}'
     ),
     "a proof does not cover the identity": Mutant(
         L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "identity")}'

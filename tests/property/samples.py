@@ -19,7 +19,7 @@ from netloader.fsm.events import (
     Violated,
 )
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import Manifest
+from netloader.fsm.manifest import Manifest, root_digest
 from netloader.fsm.messages import (
     Begin,
     Challenge,
@@ -61,6 +61,7 @@ from tests.property.world import (
 
 OTHER_MANIFEST: Final = Manifest(MANIFEST.tensors[:1])
 
+OTHER_DIGESTS: Final = ("another-0", "another-1", "another-2")
 CHANGED_IDENTITY: Final = Identity(IDENTITY.hard, {**IDENTITY.soft, "builder": "another"})
 """No different one: a soft field more."""
 HELLOS: Final = (
@@ -87,7 +88,8 @@ SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
         OFFER,
         PROVEN_OFFER,
         replace(PROVEN_OFFER, mac="forged"),
-        replace(PROVEN_OFFER, segment_digests=("another-0", "another-1", "another-2")),
+        replace(PROVEN_OFFER, segment_digests=OTHER_DIGESTS),
+        replace(PROVEN_OFFER, segment_digests=OTHER_DIGESTS, root=root_digest(OTHER_DIGESTS)),
         replace(PROVEN_OFFER, identity=CHANGED_IDENTITY),
         replace(OFFER, identity=OTHER_IDENTITY),
         replace(OFFER, manifest=OTHER_MANIFEST),
