@@ -3,17 +3,19 @@
 Told by what is there, not by version numbers: vendors carry single changes back and forth.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from vllm.config import ModelConfig, VllmConfig
+
+if TYPE_CHECKING:  # processes that only start engines use this, and need no vLLM of their own
+    from vllm.config import ModelConfig, VllmConfig
 
 UNTIED = "word_embeddings_untied_by_checkpoint"
 SUBSTITUTED = "_expert_substitutions"
 """The attribute by which model classes know experts that constants stand for, from 0.33 on."""
 
 
-def untied_by_checkpoint(model_config: ModelConfig) -> bool:
+def untied_by_checkpoint(model_config: "ModelConfig") -> bool:
     """Whether vLLM untied the embeddings because the checkpoint holds an `lm_head`.
 
     Releases up to 0.28.0 never do: a tied config stays tied, and an `lm_head` is not read.
@@ -21,7 +23,7 @@ def untied_by_checkpoint(model_config: ModelConfig) -> bool:
     return bool(getattr(model_config, UNTIED, False))
 
 
-def untie(model_config: ModelConfig) -> bool:
+def untie(model_config: "ModelConfig") -> bool:
     """Do as `ModelConfig.maybe_untie_word_embeddings` when it meets an `lm_head` in the files.
 
     Returns:
@@ -41,7 +43,7 @@ def has_substituted_experts(model: nn.Module) -> bool:
     return bool(vars(model).get(SUBSTITUTED))
 
 
-def draft_lm_head_quantization(vllm_config: VllmConfig) -> str:
+def draft_lm_head_quantization(vllm_config: "VllmConfig") -> str:
     """How a draft keeps its copy of the target's head, which it may have from vLLM 0.33 on."""
     draft = getattr(vllm_config, "speculative_config", None)
     return str(getattr(draft, "draft_lm_head_quantization", None))

@@ -1,6 +1,7 @@
 """The engine's end of the conversation, with a vLLM of paper."""
 
 import multiprocessing
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,6 +156,14 @@ def engine(paper: None, tmp_path: Path) -> Iterator[Engine]:
     engine.close()
     living.join()
     its.close()
+
+
+def test_a_process_that_starts_engines_does_not_import_vllm_itself() -> None:
+    # What vLLM finds out at its import, such as whether torchvision is there, is the engine's.
+    script = (
+        "import sys, netloader.vllm_plugin.inspect.parity.engine; sys.exit('vllm' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 def test_it_says_what_vllm_resolved(engine: Engine) -> None:
