@@ -146,16 +146,18 @@ def outcome(fork_server: ForkServer, server: Engine, model: Model, at: list[str]
 
 def proven(worker: Any) -> bool:
     """Whether the first look at everything is over."""
-    from netloader.vllm_plugin.serve.worker import this_worker
+    from netloader.vllm_plugin.patches.worker_methods import worker_of
 
-    return all(role in server._proven for server in this_worker().servers for role in server.roles)
+    return all(
+        role in server._proven for server in worker_of(worker).servers for role in server.roles
+    )
 
 
 def look_now(worker: Any) -> None:
     """Do what the server does from time to time."""
-    from netloader.vllm_plugin.serve.worker import this_worker
+    from netloader.vllm_plugin.patches.worker_methods import worker_of
 
-    for server in this_worker().servers:
+    for server in worker_of(worker).servers:
         for published in server._catalog.published_models if server._catalog else ():
             published.audit()
 

@@ -1,13 +1,15 @@
-"""What makes two vLLM ranks interchangeable. Law: read from vLLM's configs, compared as words."""
+"""The fields of an identity: what must be equal on both sides, read from vLLM's configurations.
+
+Values are compared as text. `local_model` calls the functions here, once for each load.
+"""
 
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,9 +25,6 @@ from vllm.platforms import current_platform
 
 from netloader.fsm.identity import Identity
 from netloader.vllm_plugin.identity import resolved
-from netloader.vllm_plugin.identity.files import folder_of
-from netloader.vllm_plugin.identity.fingerprint import fingerprints
-from netloader.vllm_plugin.load import load_state
 from netloader.vllm_plugin.patches import compat
 
 TARGET, DRAFT = "target", "draft"
@@ -41,7 +40,7 @@ UNTIED = "untied_by_checkpoint"
 LAYOUT = "layout"
 """The fact that tells a client how to build its model: `raw` or `processed`."""
 STATE = "load_state"
-"""The fact that carries what the server's `load_weights` left behind, see `loadstate`."""
+"""The fact that carries what the server's `load_weights` left behind, see `load_state`."""
 UNFILLED = "unfilled"
 """The fact that names, as a JSON list, the parameters of a draft that no checkpoint fills."""
 FILLED = "filled"
@@ -70,11 +69,11 @@ def rank(parallel: ParallelConfig) -> int:
 
 
 def known_early(vllm_config: VllmConfig, model_config: ModelConfig, name: str | None) -> Identity:
-    """What can be said before a model is built; `name` is the operator's MODEL, if given.
+    """What is known before a model is built; `name` is the operator's MODEL, if given.
 
-    It is found out then, once: vLLM writes into configurations while it builds a model. A draft's
-    own changes, and attention layers put the dtype of the cache that the checkpoint asks for in the
-    place of `auto`. A server has built its model when it is asked, a client has not.
+    Read it before: vLLM writes into its configurations while it builds a model. A draft changes its
+    own, and attention layers replace `auto` by the dtype of the cache that the checkpoint asks for.
+    A server has built its model when a client asks, and a client has not.
     """
     parallel = vllm_config.parallel_config
     role = role_of(model_config)
@@ -111,37 +110,23 @@ def model_name(path: str, name: str | None) -> str:
     return name or (found["name"].replace("--", "/") if found else path)
 
 
-def identity_of(
-    vllm_config: VllmConfig,
-    model_config: ModelConfig,
-    early: Identity,
-    layout: str = RAW,
-    state: load_state.State = load_state.NOTHING,
-    files: Mapping[str, str] = MappingProxyType({}),
-) -> Identity:
-    """All that must be equal: what was `known_early`, and what is known only later.
-
-    `files` are those of the model's folder that can change numbers, with their digests.
-    """
-    hard = {
-        **early.hard,
-        "tied_embeddings": str(bool(getattr(model_config.hf_config, "tie_word_embeddings", False))),
-        "layout": layout,
-        "load_state": load_state.digest(state),
-        **{FILE + name: digest for name, digest in files.items()},
+def kernel_versions() -> dict[str, str]:
+    """The fields that count in the processed layout alone: kernels differ with them."""
+    return {
+        "vllm": str(vllm.__version__),
+        "torch": str(torch.__version__),
+        "device_name": str(current_platform.get_device_name()),
+        "platform": _platform(type(current_platform).__module__),
     }
-    if layout == PROCESSED:  # what kernels make of weights is between a version and a device
-        hard["vllm"] = str(vllm.__version__)
-        hard["torch"] = str(torch.__version__)
-        hard["device_name"] = str(current_platform.get_device_name())
-        hard["platform"] = _platform(type(current_platform).__module__)
-        transfer = getattr(vllm_config, "kv_transfer_config", None)
-        hard["kv_role"] = str(getattr(transfer, "kv_role", None))
-    return Identity(hard, dict(_fingerprint(model_config)))
+
+
+def kv_role(vllm_config: VllmConfig) -> str:
+    """The part this instance has in the transfer of KV caches: some kernels differ with it."""
+    return str(getattr(getattr(vllm_config, "kv_transfer_config", None), "kv_role", None))
 
 
 def _platform(module: str) -> str:
-    """The packages with the kernels of a platform that is no part of vLLM, with their versions."""
+    """The packages with the kernels of a platform outside vLLM, with their versions."""
     package = module.partition(".")[0]
     outside = [name for name in (package, "torch_npu") if name != "vllm" and name in sys.modules]
     return ", ".join(f"{name} {_version(name)}" for name in outside)
@@ -206,28 +191,28 @@ def _expert_map(vllm_config: VllmConfig) -> str:
         return f"unreadable: {file}"
 
 
-def moves_experts(vllm_config: VllmConfig) -> bool:
-    """Whether experts change places, and so weights, while the instance runs."""
+def unsteady(vllm_config: VllmConfig) -> tuple[str, str]:
+    """Why weights change while this instance runs, and what would prevent it; empty if they do not.
+
+    Such an instance does not serve.
+    """
     ascend = _ascend_eplb(vllm_config)
     moved = ascend.get("dynamic_eplb") or ascend.get("expert_map_record_path")
-    return bool(vllm_config.parallel_config.enable_eplb or moved)
+    if vllm_config.parallel_config.enable_eplb or moved:
+        return (
+            "experts change places while this instance runs (EPLB), and so do its weights",
+            "turn dynamic EPLB off to serve; an expert map in a file is fine",
+        )
+    if _additional(vllm_config).get("layer_sharding"):
+        return (
+            "layers are refilled while this instance runs (layer_sharding)",
+            "turn layer_sharding off in --additional-config to serve",
+        )
+    return "", ""
 
 
 def _draft_lm_head(vllm_config: VllmConfig, role: str) -> str:
     return compat.draft_lm_head_quantization(vllm_config) if role == DRAFT else "None"
-
-
-def refills_layers(vllm_config: VllmConfig) -> bool:
-    """Whether vllm-ascend refills layers with the weights of others while the instance runs."""
-    return bool(_additional(vllm_config).get("layer_sharding"))
-
-
-def _fingerprint(model_config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """The checkpoint's revision, as far as this side can see one."""
-    if commit := getattr(model_config.hf_config, "_commit_hash", None):
-        yield "checkpoint_commit", str(commit)
-    path = Path(model_config.model)
-    yield from fingerprints(path if path.exists() else folder_of(model_config) or path).items()
 
 
 def _tp_rank() -> int:
@@ -246,36 +231,3 @@ def _pcp_rank() -> int:
 def _pp_rank() -> int:
     ready = parallel_state.model_parallel_is_initialized()
     return int(get_pp_group().rank_in_group) if ready else 0
-
-
-def facts_of(
-    model_config: ModelConfig, layout: str, state: load_state.State, unfilled: Iterable[str]
-) -> dict[str, str]:
-    """What this side resolved by looking into its checkpoint, and how it offers its weights."""
-    return {
-        UNTIED: str(compat.untied_by_checkpoint(model_config)),
-        LAYOUT: layout,
-        STATE: load_state.render(state),
-        UNFILLED: json.dumps(sorted(unfilled)),
-    }
-
-
-def adopt(facts: Mapping[str, str], model_config: ModelConfig) -> bool:
-    """Resolve as the server did what only checkpoint files can tell; True when it changed anything.
-
-    vLLM decides whether `lm_head` is tied by looking into the files
-    (`ModelConfig.maybe_untie_word_embeddings`). A client with files of its own has decided
-    already; one without would build other parameters than its server.
-    """
-    config = model_config.hf_config
-    if facts.get(UNTIED) != "True" or not getattr(config, "tie_word_embeddings", False):
-        return False
-    return not has_weight_files(model_config) and compat.untie(model_config)
-
-
-def has_weight_files(model_config: ModelConfig) -> bool:
-    """Whether an ordinary loader would find weights; a hub id always may have some."""
-    folder = Path(model_config.model)
-    if not folder.is_dir():
-        return True
-    return any(next(folder.glob(f"*.{end}"), None) for end in ("safetensors", "bin", "pt", "pth"))

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from netloader.vllm_plugin.inspect import inventory
-from netloader.vllm_plugin.inspect.places import storage_of
-from netloader.vllm_plugin.load.raw import revived
+from netloader.vllm_plugin.inspect.places import revived, storage_of
 
 COUNTERS = frozenset({torch.int16, torch.int32, torch.int64})
 """Kernels count in plain attributes of these types: locks, loads of experts, places in a ring."""

@@ -20,6 +20,8 @@ from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.vllm_plugin.config.settings import CachePolicy, Settings
 from netloader.vllm_plugin.inspect import inventory
+from netloader.vllm_plugin.inspect.places import revived
+from netloader.vllm_plugin.serve.kept import Kept, layer_at, uses
 
 SMALL_BYTES = 64 * 1024
 """Tensors up to this size are backed up before a source may write: scales, sentinels and constants
@@ -51,22 +53,6 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Raw tensors after post-processing, and what it costs to have them."""
-
-    named: tuple[Named, ...]
-    weights: ModuleStore
-    cached: frozenset[str] = frozenset()
-    """Names of the tensors that only we keep alive."""
-    cached_bytes: int = 0
-    detached: frozenset[str] = frozenset()
-    """Names under which the model now has other memory, or nothing: `cached` and a few more."""
-    constants: tuple[StorageWeakRef, ...] = ()
-    """The storage of buffers that do not travel and were there before post-processing:
-    tables that follow from the configuration."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Held:
     """A raw tensor: kept alive (`kept`), or only watched (its storage weakly, its geometry)."""
 
@@ -85,13 +71,6 @@ class _Held:
         if storage is None:
             return self.kept
         return _view(storage, self.dtype, self.offset, self.shape, self.stride)
-
-
-def revived(storage: StorageWeakRef) -> torch.UntypedStorage | None:
-    """A storage, if it is still alive."""
-    revive: Any = torch.UntypedStorage._new_with_weak_ptr  # noqa: SLF001 - torch's only way
-    found: torch.UntypedStorage | None = revive(storage.cdata)
-    return found
 
 
 def _view(
@@ -215,25 +194,6 @@ class RawSnapshot:
     def _constants(self, travelling: set[int]) -> tuple[StorageWeakRef, ...]:
         found = ((table, revived(table)) for table in self._tables)
         return tuple(t for t, s in found if s is not None and s.data_ptr() not in travelling)
-
-
-def layer_at(model: nn.Module, name: str) -> nn.Module | None:
-    """The module that a tensor's name speaks of, if it is still there."""
-    try:
-        return model.get_submodule(name.rpartition(".")[0])
-    except AttributeError:
-        return None
-
-
-def uses(layer: nn.Module | None, name: str, tensor: Tensor) -> bool:
-    """Whether a layer has the memory of a tensor under its name."""
-    if layer is None:
-        return False
-    attribute = name.rpartition(".")[2]
-    own = {**layer._parameters, **layer._buffers}.get(attribute)  # noqa: SLF001 - of it alone
-    if own is None or own.is_meta:
-        return False
-    return own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
 def in_use(model: nn.Module) -> set[int]:

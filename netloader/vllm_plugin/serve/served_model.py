@@ -22,9 +22,9 @@ from netloader.fsm.manifest import Manifest
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.look import Part
-from netloader.vllm_plugin.load.raw import Kept, layer_at, uses
-from netloader.vllm_plugin.load.reload import REBUILT
+from netloader.vllm_plugin.patches.compat import reload_rebuilds
 from netloader.vllm_plugin.patches.instance import replaced_on
+from netloader.vllm_plugin.serve.kept import Kept, layer_at, uses
 from netloader.vllm_plugin.serve.usage_record import UsageRecord
 
 PROCESS = "process_weights_after_loading"
@@ -203,7 +203,7 @@ def _rebuilds(owner: nn.Module) -> bool:
     kind = type(getattr(owner, "quant_method", None))
     on_cpu = all(parameter.device.type == "cpu" for parameter in owner.parameters())
     vllm_own = kind.__module__.startswith("vllm")
-    return not (on_cpu and vllm_own) or kind.__name__.endswith(tuple(REBUILT))
+    return not (on_cpu and vllm_own) or reload_rebuilds(kind)
 
 
 def renew_processed(

@@ -57,11 +57,12 @@ def test_a_subclass_is_fenced_through_the_class_it_inherits_from() -> None:
     "name", ["auto", "no.such.Worker", "netloader.vllm_plugin.patches.worker_methods.Nothing"]
 )
 def test_a_worker_class_that_is_not_there_costs_nothing(name: str) -> None:
-    worker_methods.install_in(name)
+    worker_methods.expect_warm_up([name])
 
 
 def test_offers_on_a_device_are_made_when_the_worker_has_warmed_up() -> None:
     worker, offered, model = worker_of(WARMS_UP), list[nn.Module](), nn.Module()
+    this_worker().warm_up.expect()
     this_worker().warm_up.offer(model, torch.device("cuda:0"), offered.append)
     assert offered == []
 

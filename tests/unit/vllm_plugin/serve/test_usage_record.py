@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from netloader.fsm.manifest import Progress
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load.loaded import taken
-from netloader.vllm_plugin.serve.offer import _served_model
+from netloader.vllm_plugin.load.offer import _served_model
 from netloader.vllm_plugin.serve.served_model import ServedModel
 from netloader.vllm_plugin.serve.usage_record import INTERRUPTED, UsageRecord
-from tests.unit.vllm_plugin.helpers import CONFIG, Model, plan, post_process, settings
+from tests.unit.vllm_plugin.helpers import Model, plan, post_process, settings
 
 PATIENCE_S = 30.0
 
@@ -69,7 +69,7 @@ def offered(model: nn.Module) -> ServedModel:
     post_process(model)
     if isinstance(model, Engine):
         model.finish()
-    served = _served_model(model, plan(), loaded, settings(), CONFIG)
+    served = _served_model(model, plan(), loaded, settings())
     served.usage.begin()
     served.usage.settle()
     assert served.usage.wait(PATIENCE_S)
@@ -204,7 +204,7 @@ def test_until_the_engine_has_its_final_shape_nothing_is_a_change() -> None:
     loaded = taken(plan(), model, settings(), Progress())
     post_process(model)
     model.finish()
-    usage = _served_model(model, plan(), loaded, settings(), CONFIG).usage
+    usage = _served_model(model, plan(), loaded, settings()).usage
     usage.begin()
     replace_layer(model)
     assert (usage.quick(), usage.thorough()) == ("", "")
