@@ -4,9 +4,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from netloader.installed import mixed
 from netloader.log import emit, get_logger, quiet_dependencies
-
-LOG_BASE = "vllm.netloader"
-"""vLLM shows what is logged below `vllm`, and nothing else."""
+from netloader.vllm_plugin.log_base import LOG_BASE
 
 PLUGINS = "vllm.general_plugins"
 """The entry points that vLLM calls in each of its processes."""

@@ -14,7 +14,6 @@ from netloader.fsm.manifest import Manifest, Progress
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.module import Named, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.identity.identity import (
     DRAFT,
@@ -24,6 +23,7 @@ from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, provenance
 from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import RawSnapshot
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders
 from netloader.vllm_plugin.patches.instance import replaced_on
 

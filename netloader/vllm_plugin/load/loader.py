@@ -25,7 +25,6 @@ from netloader.io.client import ClientOptions, Described, describe, fill
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.log import configure_json, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.checks import loader_of, settings_of
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.identity.identity import PROCESSED, RAW, TARGET
@@ -46,6 +45,7 @@ from netloader.vllm_plugin.load.reload import (
     unreadable,
 )
 from netloader.vllm_plugin.load.standby import offer_received
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.patches.registries import Traces
 from netloader.vllm_plugin.serve import port

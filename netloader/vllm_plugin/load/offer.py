@@ -14,7 +14,6 @@ from torch import nn
 from netloader.fsm.identity import Identity
 from netloader.io.store.module import ModuleStore, Named, WeightsError, named_tensors
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.identity.identity import CONSTRUCTED, FILLED, PROCESSED, RAW
@@ -24,6 +23,7 @@ from netloader.vllm_plugin.load import load_state, processed, provenance
 from netloader.vllm_plugin.load.loaded import Loaded
 from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import GoneError
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.serve.refusal import refuse
 from netloader.vllm_plugin.serve.served_model import (

@@ -19,7 +19,6 @@ from netloader.io.client import Described
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.store.module import Named
 from netloader.log import Logger, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.identity import compare
 from netloader.vllm_plugin.identity import identity as identities
@@ -29,6 +28,7 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, processed, provenance
 from netloader.vllm_plugin.load.display import tell_differences, tell_warnings
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve import port
 from netloader.vllm_plugin.serve.refusal import refuse
 

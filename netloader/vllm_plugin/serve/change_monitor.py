@@ -16,7 +16,7 @@ from netloader.io.clock import monotonic
 from netloader.io.published import PublishedModel
 from netloader.io.store.module import ModuleStore
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.served_model import KNOWN_S, Changed, ServedModel
 
 REST = 100

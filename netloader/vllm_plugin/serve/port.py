@@ -9,9 +9,9 @@ from pathlib import Path
 from netloader.io.listener import EVERY_ADDRESS, Listener, bind
 from netloader.io.published import Catalog
 from netloader.log import Logger, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity import ranks
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve import address
 from netloader.vllm_plugin.serve.port_owner import holder_of
 from netloader.vllm_plugin.serve.refusal import refuse

@@ -21,9 +21,9 @@ from netloader.io.published import Catalog, PublishedModel
 from netloader.io.server import ServerOptions, publish
 from netloader.io.store.module import ModuleStore
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity import ranks
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve import address
 from netloader.vllm_plugin.serve.change_monitor import ChangeMonitor, NotOnOfferError
 from netloader.vllm_plugin.serve.port import OpenPort, tell_failed

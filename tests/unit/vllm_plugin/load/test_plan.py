@@ -16,13 +16,13 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description
 from netloader.io.client import Described
 from netloader.log import capture, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.identity import identity as identities
 from netloader.vllm_plugin.identity.identity import DRAFT, PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.identity.local_model import read_config
 from netloader.vllm_plugin.load.display import table_of
 from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
+from netloader.vllm_plugin.log_base import LOG_BASE
 from tests.unit.vllm_plugin.helpers import events, line_of
 
 SOURCES = (Endpoint("10.0.0.1", 1), Endpoint("10.0.0.2", 2))
