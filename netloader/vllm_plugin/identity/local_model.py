@@ -1,7 +1,6 @@
-"""One model that this rank loads, as vLLM's configuration describes it.
+"""One model that this rank loads, as vLLM's configuration described it before the model was built.
 
-`read_config` reads the configuration once, before the model is built, and everything after that
-works with the `LocalModel` it returns.
+`reading.read_config` makes a `LocalModel`, and a load works with that instead of the configuration.
 """
 
 import json
@@ -10,15 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import ModelConfig
 
 from netloader.fsm.identity import Identity
-from netloader.vllm_plugin.identity import identity as fields
 from netloader.vllm_plugin.identity import resolved
 from netloader.vllm_plugin.identity.files import Files, folder_of
 from netloader.vllm_plugin.identity.fingerprint import fingerprints
-from netloader.vllm_plugin.identity.identity import FILE, LAYOUT, PROCESSED, RAW, UNTIED
+from netloader.vllm_plugin.identity.identity import (
+    FILE,
+    LAYOUT,
+    PROCESSED,
+    RAW,
+    STATE,
+    UNFILLED,
+    UNTIED,
+    kernel_versions,
+)
 from netloader.vllm_plugin.patches import compat
 
 NO_STATE = "none"
@@ -26,7 +32,7 @@ NO_STATE = "none"
 
 
 class Checkpoint:
-    """What has to be asked of vLLM's ModelConfig again, because it changes after `read_config`.
+    """What has to be asked of vLLM's ModelConfig again, because it changes after that was read.
 
     `adopt` unties the embeddings, and a reload from another folder writes that folder's path.
     """
@@ -71,8 +77,12 @@ class Checkpoint:
         if commit := getattr(self._config.hf_config, "_commit_hash", None):
             yield "checkpoint_commit", str(commit)
         path = Path(self._config.model)
-        folder = path if path.exists() else folder_of(self._config) or path
-        yield from fingerprints(folder).items()
+        found = (
+            path
+            if path.exists()
+            else folder_of(self._config.model, getattr(self._config, "revision", None))
+        )
+        yield from fingerprints(found or path).items()
 
     def defaults(self) -> dict[str, str]:
         """The defaults of a request."""
@@ -85,7 +95,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """What a load has to know of its model; made by `read_config`."""
+    """What a load has to know of its model; made by `reading.read_config`."""
 
     role: str
     rank: int
@@ -126,26 +136,8 @@ class LocalModel:
             **{FILE + name: digest for name, digest in files.items()},
         }
         if layout == PROCESSED:
-            hard |= {**fields.kernel_versions(), "kv_role": self.kv_role}
+            hard |= {**kernel_versions(), "kv_role": self.kv_role}
         return Identity(hard, self.checkpoint.revision())
-
-
-def read_config(vllm_config: VllmConfig, model_config: ModelConfig, name: str | None) -> LocalModel:
-    """Read vLLM's configuration; `name` is the operator's MODEL, if given."""
-    parallel = vllm_config.parallel_config
-    return LocalModel(
-        role=fields.role_of(model_config),
-        rank=fields.rank(parallel),
-        path=str(model_config.model),
-        device_type=torch.device(vllm_config.device_config.device).type,
-        early=fields.known_early(vllm_config, model_config, name),
-        kv_role=fields.kv_role(vllm_config),
-        overridden=tuple(resolved.overridden(model_config)),
-        unsteady=fields.unsteady(vllm_config),
-        worker_classes=(parallel.worker_cls, parallel.worker_extension_cls),
-        files=Files.of(model_config),
-        checkpoint=Checkpoint(model_config),
-    )
 
 
 def facts_of(layout: str, state: str, unfilled: Iterable[str], *, untied: bool) -> dict[str, str]:
@@ -153,6 +145,6 @@ def facts_of(layout: str, state: str, unfilled: Iterable[str], *, untied: bool) 
     return {
         UNTIED: str(untied),
         LAYOUT: layout,
-        fields.STATE: state,
-        fields.UNFILLED: json.dumps(sorted(unfilled)),
+        STATE: state,
+        UNFILLED: json.dumps(sorted(unfilled)),
     }

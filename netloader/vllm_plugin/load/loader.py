@@ -28,7 +28,7 @@ from netloader.log import configure_json, emit, get_logger
 from netloader.vllm_plugin.config.checks import loader_of, settings_of
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.identity.identity import PROCESSED, RAW, TARGET
-from netloader.vllm_plugin.identity.local_model import read_config
+from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load import agree, display, load_state, processed, provenance
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken

@@ -16,7 +16,8 @@ from netloader.fsm.identity import Identity
 from netloader.vllm_plugin.identity import identity as identities
 from netloader.vllm_plugin.identity.fingerprint import fingerprint
 from netloader.vllm_plugin.identity.identity import PROCESSED, RAW
-from netloader.vllm_plugin.identity.local_model import Checkpoint, facts_of, read_config
+from netloader.vllm_plugin.identity.local_model import Checkpoint, facts_of
+from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.load.load_state import NOTHING, digest
 from tests.e2e import zoo
 

@@ -17,9 +17,9 @@ from netloader.fsm.messages import Description
 from netloader.io.client import Described
 from netloader.log import capture, get_logger
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
-from netloader.vllm_plugin.identity import identity as identities
+from netloader.vllm_plugin.identity import reading
 from netloader.vllm_plugin.identity.identity import DRAFT, PROCESSED, RAW, TARGET
-from netloader.vllm_plugin.identity.local_model import read_config
+from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.load.display import table_of
 from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
 from netloader.vllm_plugin.log_base import LOG_BASE
@@ -275,7 +275,7 @@ def rank_in(monkeypatch: pytest.MonkeyPatch, world: int, mine: int, **changes: A
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: mine)
-    return identities.rank(parallel(**changes))
+    return reading.rank(parallel(**changes))
 
 
 @pytest.mark.parametrize("apart", [True, False], ids=["a world each", "one world"])
@@ -293,7 +293,7 @@ def test_no_two_workers_of_an_instance_have_one_rank(
 
 
 def test_before_there_is_a_process_group_replicas_are_told_apart_too() -> None:
-    ranks = [identities.rank(parallel(data_parallel_index=i, world_size=2)) for i in range(3)]
+    ranks = [reading.rank(parallel(data_parallel_index=i, world_size=2)) for i in range(3)]
     assert ranks == [0, 2, 4]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from netloader.config import Endpoint
 from netloader.io.clock import monotonic
 from netloader.log import capture
-from netloader.vllm_plugin.identity.local_model import read_config
+from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.load.loader import NetLoader, NoWeightsError
 from netloader.vllm_plugin.load.plan import plan_load
 from netloader.wire.connection import LINGER_S
