@@ -205,8 +205,8 @@ class _Watch:
     """Notes the files that this process opens between `begin` and `end`.
 
     Python cannot remove an audit hook, so there is one for the life of the process, and it looks at
-    one attribute when nothing is noted. A safetensors file is mapped by torch, which raises no event
-    of Python's, so that call is replaced meanwhile.
+    one attribute when nothing is noted. torch maps a safetensors file without an event of Python's,
+    so that call is replaced meanwhile.
     """
 
     def __init__(self) -> None:

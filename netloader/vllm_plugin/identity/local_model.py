@@ -77,12 +77,10 @@ class Checkpoint:
         if commit := getattr(self._config.hf_config, "_commit_hash", None):
             yield "checkpoint_commit", str(commit)
         path = Path(self._config.model)
-        found = (
-            path
-            if path.exists()
-            else folder_of(self._config.model, getattr(self._config, "revision", None))
-        )
-        yield from fingerprints(found or path).items()
+        if not path.exists():
+            revision = getattr(self._config, "revision", None)
+            path = folder_of(self._config.model, revision) or path
+        yield from fingerprints(path).items()
 
     def defaults(self) -> dict[str, str]:
         """The defaults of a request."""

@@ -92,7 +92,7 @@ class NetLoader(BaseModelLoader):
         if plan.refused and not plan.sources:
             self._ordinary(plan.refused)  # FALLBACK `never` speaks up before a model is built
         if plan.role == TARGET:
-            port.forget_address(self._settings, plan.rank)
+            port.forget_address(port.PortChoice.of(self._settings, plan.rank))
         build = partial(super().load_model, vllm_config, model_config, prefix)
         model = self._build(plan, build, Traces(vllm_config))
         loaded, self._plan, self._loaded = self._loaded, None, None
@@ -115,7 +115,7 @@ class NetLoader(BaseModelLoader):
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        display.tell_fallback(outcome, self._settings, self._logger)
+        display.tell_fallback(outcome, self._settings.fallback, self._logger)
         self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
         self._plan = replace(plan, sources=(), ranks=(), layout=RAW)
         with plan.building():
@@ -146,11 +146,11 @@ class NetLoader(BaseModelLoader):
             return
         received, outcome = self._fill_raw(model, model_config, plan)
         if received and outcome is not None:
-            self._loaded = taken(plan, model, self._settings, outcome.progress)
+            self._loaded = taken(plan, model, self._settings.keeping_at_load, outcome.progress)
         else:
-            display.tell_fallback(outcome, self._settings, self._logger)
+            display.tell_fallback(outcome, self._settings.fallback, self._logger)
             loader = self._ordinary(outcome)
-            self._loaded = read(loader, plan, model, model_config, self._settings)
+            self._loaded = read(loader, plan, model, model_config, self._settings.keeping_at_load)
 
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module
@@ -172,7 +172,7 @@ class NetLoader(BaseModelLoader):
             handed, outcome = self._receive_beside(model, before)
             if handed is not None:
                 return handed
-            display.tell_fallback(outcome, self._settings, self._logger)
+            display.tell_fallback(outcome, self._settings.fallback, self._logger)
         if problem := unreadable(model):
             raise NotImplementedError(f"{problem}; restart this instance instead")
         named = elsewhere and self._settings.fallback is None

@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from netloader.fsm.identity import Identity
+from netloader.io.server import ServerOptions
 from netloader.io.store.module import ModuleStore, Named, WeightsError, named_tensors
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
@@ -25,6 +26,7 @@ from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import GoneError
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
+from netloader.vllm_plugin.serve.port import PortChoice
 from netloader.vllm_plugin.serve.refusal import refuse
 from netloader.vllm_plugin.serve.served_model import (
     Originals,
@@ -33,6 +35,7 @@ from netloader.vllm_plugin.serve.served_model import (
     place_of,
     renew_processed,
 )
+from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.usage_record import UsageRecord
 from netloader.vllm_plugin.serve.worker import this_worker
 
@@ -49,7 +52,7 @@ def offer(
         refuse(logger, placeholders.WHY, placeholders.REMEDY)
         return
     try:
-        served = _served_model(model, plan, loaded, settings)
+        served = _served_model(model, plan, loaded, settings.layout)
     except GoneError as gone:
         refuse(logger, str(gone), gone.remedy)
     except WeightsError as error:
@@ -59,7 +62,18 @@ def offer(
     else:
         ours = this_worker()
         worker_methods.install_on(model, ours)
-        ours.offer(model, served, settings, plan.rank)
+        ours.offer(model, served, plan.rank, partial(_new_server, settings))
+
+
+def _new_server(settings: Settings, rank: int) -> RankServer:
+    options = ServerOptions(
+        transports=settings.transports,
+        segment_bytes=settings.segment_mib << 20,
+        max_clients=settings.max_clients,
+        token=settings.token,
+        deadlines=settings.deadlines,
+    )
+    return RankServer(rank, PortChoice.of(settings, rank), options)
 
 
 @inventory.uncollected()
@@ -67,7 +81,7 @@ def _served_model(
     model: nn.Module,
     plan: LoadPlan,
     loaded: Loaded,
-    settings: Settings,
+    choice: LayoutChoice,
 ) -> ServedModel:
     """What there is to offer.
 
@@ -79,7 +93,7 @@ def _served_model(
     try:
         return _raw(model, plan, loaded)
     except (GoneError, WeightsError):
-        if settings.layout is LayoutChoice.RAW or not processed.allowed(device):
+        if choice is LayoutChoice.RAW or not processed.allowed(device):
             raise
     return _processed(model, plan, loaded)
 

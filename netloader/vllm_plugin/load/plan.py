@@ -113,7 +113,7 @@ def plan_load(
         state=_state(facts, logger),
         unfilled=_names(identities.UNFILLED, facts, logger) if draft else frozenset(),
         identify=partial(side.identity, describe.description),
-        serves=port.wanted(settings, model.rank) and _steady(model),
+        serves=port.wanted(settings.listen_port, model.rank) and _steady(model),
         path=model.path,
         silent=describe.silent,
         filled=_names(identities.FILLED, facts, logger),

@@ -31,7 +31,7 @@ def offer_received(
     live = inventory.take(model).tensors
     chosen = [(name, _live(live.get(name), tensor)) for name, tensor in named]
     try:
-        kept = replace(loaded, snapshot=RawSnapshot(chosen, settings))
+        kept = replace(loaded, snapshot=RawSnapshot(chosen, settings.keeping))
     except WeightsError as error:
         kept = replace(loaded, obstacle=str(error))
     offer(model, plan, kept, settings)

@@ -8,14 +8,14 @@ method of the worker runs, a context variable says which one it is.
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
+from typing import TypeAlias
 
 from torch import nn
 
-from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.serve.after_reload import AfterReload
 from netloader.vllm_plugin.serve.by_model import ByModel
 from netloader.vllm_plugin.serve.change import changing
@@ -23,6 +23,9 @@ from netloader.vllm_plugin.serve.harmless import harmless
 from netloader.vllm_plugin.serve.served_model import ServedModel
 from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.warm_up import WarmUp
+
+NewServer: TypeAlias = Callable[[int], RankServer]
+"""Makes the server of a rank."""
 
 ASLEEP_S = 10.0
 """How long sleep waits until it is known what the kernels hold. Without that knowledge nothing is
@@ -54,12 +57,16 @@ class Worker:
         """The number of this load of a role: ranks load in step, so it is the same on each."""
         return next(self._agreements[role])
 
-    def offer(self, model: nn.Module, served: ServedModel, settings: Settings, rank: int) -> None:
+    def offer(
+        self, model: nn.Module, served: ServedModel, rank: int, new_server: NewServer
+    ) -> None:
         """Serve a post-processed model, as soon as the engine of its device is warm."""
-        offer = partial(self._open, served, settings, rank)
+        offer = partial(self._open, served, rank, new_server)
         self.warm_up.offer(model, served.weights.device, offer)
 
-    def _open(self, served: ServedModel, settings: Settings, rank: int, model: nn.Module) -> None:
+    def _open(
+        self, served: ServedModel, rank: int, new_server: NewServer, model: nn.Module
+    ) -> None:
         """Serve beside the models of the newest server, unless it has one of this role already.
 
         A process that loads a role again, as one with engine after engine does, has two models of
@@ -68,7 +75,7 @@ class Worker:
         newest = self.servers[-1:]
         server = next((s for s in newest if s.rank == rank and served.role not in s.roles), None)
         if server is None:
-            server = RankServer(settings, rank)
+            server = new_server(rank)
             self._servers = [*self.servers, server]
         if server.open(served, model):
             with harmless():

@@ -116,7 +116,7 @@ def serve(
 ) -> Loaded:
     """Remember a loaded model, post-process it (`then`, or as it wants), offer it."""
     options = options or settings()
-    loaded = taken(plan(role), model, options, Progress())
+    loaded = taken(plan(role), model, options.keeping_at_load, Progress())
     if then is None:
         post_process(model)
     else:

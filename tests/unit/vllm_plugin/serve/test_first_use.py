@@ -104,9 +104,9 @@ def test_until_a_table_was_digested_its_place_means_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, go = Engine(), threading.Event()
-    loaded = taken(plan(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings().keeping_at_load, Progress())
     post_process(model)
-    usage = _served_model(model, plan(), loaded, settings()).usage
+    usage = _served_model(model, plan(), loaded, settings().layout).usage
     digest = inventory.digest
 
     def later(found: inventory.Inventory) -> dict[str, str]:

@@ -261,7 +261,7 @@ def loaded_from(
     model: nn.Module, *names: str, role: str = DRAFT, options: Settings | None = None
 ) -> Loaded:
     checkpoint: Any = Checkpoint(names)
-    return read(checkpoint, plan(role), model, CONFIG, options or settings())
+    return read(checkpoint, plan(role), model, CONFIG, (options or settings()).keeping_at_load)
 
 
 def travels(loaded: Loaded) -> list[str]:
@@ -380,8 +380,8 @@ def test_which_models_a_reload_may_be_handed_to() -> None:
 
 def test_a_rank_that_does_not_serve_keeps_no_originals_and_can_still_reload() -> None:
     model = Model()
-    kept = taken(plan(), model, settings(), Progress())
-    free = taken(plan(serves=False), model, settings(), Progress())
+    kept = taken(plan(), model, settings().keeping_at_load, Progress())
+    free = taken(plan(serves=False), model, settings().keeping_at_load, Progress())
     assert kept.snapshot is not None
     assert free.snapshot is None
     assert free.manifest == kept.manifest

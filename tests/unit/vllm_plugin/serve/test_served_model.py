@@ -33,9 +33,9 @@ PATIENCE_S = 30.0
 
 def goods_of(model: nn.Module) -> ServedModel:
     """What is on offer of a freshly loaded model, which is post-processed here."""
-    loaded = taken(plan(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings().keeping_at_load, Progress())
     post_process(model)
-    served = _served_model(model, plan(), loaded, settings())
+    served = _served_model(model, plan(), loaded, settings().layout)
     served.usage.begin()
     assert served.usage.wait(PATIENCE_S)
     return served
