@@ -1,4 +1,4 @@
-"""The fields of `--model-loader-extra-config`. Law: one row per field; every problem, all at once.
+"""The fields of `--model-loader-extra-config`: one row per field; all problems at once.
 
 Reads the two files that fields may name (CONFIG_FILE, AUTH_TOKEN_FILE). A field that is null
 counts as absent. No error shows a secret, nor what might be one, such as a token written where

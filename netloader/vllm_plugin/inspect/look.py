@@ -1,4 +1,4 @@
-"""One look at what an engine uses beside the weights on offer. Law: each tensor is digested once.
+"""Look once at what an engine uses beside the weights on offer, digesting each tensor once.
 
 A *part* is a module that holds tensors or handles of its kernels beside the weights on offer.
 Post-processing is given that module and nothing else, so what it made follows from what can be

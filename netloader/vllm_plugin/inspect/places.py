@@ -1,4 +1,4 @@
-"""Where an engine has its tensors registered. Law: looked at without reading a byte of them.
+"""Where an engine has its tensors registered, found without reading a byte of them.
 
 Rebinding (`p.data = ...`) shows in the address, writing in place in torch's version counter. What
 is written through `p.data` shows in neither: for that bytes have to be compared.

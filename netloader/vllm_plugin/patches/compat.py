@@ -1,4 +1,4 @@
-"""Where vLLM 0.23.0 to 0.33.0 differ. Law: no other file asks for a name that one of them lacks.
+"""Where vLLM 0.23.0 to 0.33.0 differ: no other file uses a name that one of them lacks.
 
 Told by what is there, not by version numbers: vendors carry single changes back and forth.
 """

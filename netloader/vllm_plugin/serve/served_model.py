@@ -1,6 +1,6 @@
-"""What a rank has on offer of one model, and how it is had again after the model has changed.
+"""What a rank offers of one model, and how that is collected again after the model has changed.
 
-Law: after a change nothing is offered that the engine does not use. Raw tensors that the kernels
+After a change nothing is offered that the engine does not use. Raw tensors that the kernels
 still use have changed with the model. The others, which only we keep, must have been seen on their
 way through post-processing, or the kernels must hold bytewise what they held. And what kernels made
 of raw tensors must have been made again when those changed: each half is compared with what the

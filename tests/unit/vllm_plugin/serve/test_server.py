@@ -218,7 +218,7 @@ def test_a_later_server_that_writes_its_address_at_the_last_moment_keeps_it(
 def test_a_model_that_goes_waits_for_nobody() -> None:
     # The garbage collector runs on any thread, and who has the lock may need one that it has.
     def hold() -> None:
-        with newest_server()._lock:
+        with server._lock:
             held.set()
             collected_in_time.append(gone.wait(PATIENCE_S))
 
@@ -229,9 +229,10 @@ def test_a_model_that_goes_waits_for_nobody() -> None:
         list[bool](),
     )
     serve(model)
+    server = newest_server()
     holding = threading.Thread(target=hold)
     holding.start()
-    held.wait()
+    assert held.wait(PATIENCE_S)
     del model
     gc.collect()
     gone.set()
