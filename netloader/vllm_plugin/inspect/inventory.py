@@ -75,7 +75,7 @@ class Alias:
 
 
 class Place(NamedTuple):
-    """An attribute or item that a walk came by: who has it, under which name, and what is there."""
+    """An attribute or item that a walk came by: its holder, its name there, and its value."""
 
     holder: object
     at: At

@@ -24,7 +24,7 @@ REST = 100
 AT_LEAST_S = 10.0
 """What an audit rests at least."""
 APART_S = 2.0
-"""Between two examinations of weights that somebody has written."""
+"""Between two examinations of weights that were written without an announcement."""
 EXAMINATIONS = 30
 """After this many that all differed nothing is offered any more."""
 

@@ -206,7 +206,7 @@ class RankServer:
     def replace(
         self, published: PublishedModel, why: str
     ) -> tuple[ServedModel, PublishedModel | None]:
-        """Offer something not known yet in the place of weights that somebody has written.
+        """Offer something not known yet in the place of weights that were written meanwhile.
 
         Without it, if post-processing was not yet seen to leave these weights alone: then what is
         there now need not be what a client has to load.
@@ -249,7 +249,7 @@ class RankServer:
     def confirm(
         self, served: ServedModel, successor: PublishedModel, digests: tuple[str, ...]
     ) -> None:
-        """Offer what was put in the place of weights that somebody has written."""
+        """Offer what was put in the place of weights that were written meanwhile."""
         with self._guarded(), self._lock:
             if not successor.withdrawn:
                 self._lost.pop(served.role, None)

@@ -77,11 +77,10 @@ def test_a_worker_that_vllm_makes_for_our_format_is_fenced_before_it_loads(
     monkeypatch.setattr(WorkerBase, "__init__", make)
     worker_methods.install_when_made()
     worker_methods.install_when_made()
-    kind = type("Worker", (WorkerBase,), {"load_model": lambda self: current_worker()})
-    format_of = lambda name: SimpleNamespace(load_format=name)  # noqa: E731
-    of_draft = SimpleNamespace(draft_load_config=format_of(draft)) if draft else None
+    kind: Any = type("Worker", (WorkerBase,), {"load_model": lambda self: current_worker()})
+    drafts = SimpleNamespace(draft_load_config=SimpleNamespace(load_format=draft))
 
-    worker: Any = kind(format_of(own), of_draft)
+    worker = kind(SimpleNamespace(load_format=own), drafts if draft else None)
 
     before = current_worker()
     with running_for(Worker()) as another:
