@@ -1,4 +1,4 @@
-"""Settings that only vLLM or a transport can judge. Law: at start, with all other problems.
+"""Check at start the settings that only vLLM or a transport can judge.
 
 `settings` knows neither, so that it stays a parser; what it has read is tried here.
 """

@@ -1,4 +1,4 @@
-"""The fields of `--model-loader-extra-config`. Law: one row per field; every problem, all at once.
+"""The fields of `--model-loader-extra-config`: one row per field; all problems at once.
 
 Reads the two files that fields may name (CONFIG_FILE, AUTH_TOKEN_FILE). A field that is null
 counts as absent. No error shows a secret, nor what might be one, such as a token written where
@@ -77,6 +77,17 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where the originals of parameters are kept for the raw layout, and how they are cut."""
+
+    int8: CachePolicy
+    int8_names: tuple[str, ...]
+    """Parts of the names that `int8` applies to; empty: all."""
+    others: CachePolicy
+    segment_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the operator asked for; FIELDS says what each means. Made by `parse` only."""
 
@@ -104,6 +115,17 @@ class Settings:
     def transports(self) -> tuple[str, ...]:
         """What may be used, to clients and from sources; none named: all that suit the device."""
         return () if self.transport == AUTO else (self.transport,)
+
+    @property
+    def keeping(self) -> Keeping:
+        """How originals are kept."""
+        segment_bytes = self.segment_mib << 20
+        return Keeping(self.int8_cache, self.int8_cache_name, self.weight_cache, segment_bytes)
+
+    @property
+    def keeping_at_load(self) -> Keeping | None:
+        """The same; None where the raw layout is not wanted, and loading keeps nothing for it."""
+        return None if self.layout is LayoutChoice.PROCESSED else self.keeping
 
     @classmethod
     def parse(

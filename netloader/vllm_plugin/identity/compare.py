@@ -1,4 +1,4 @@
-"""A source's description against this side. Law: found before a model is built, named, explained.
+"""Compare what a source says of itself with this side, before a model is built.
 
 What changes numbers is a difference, and the source is not asked for weights. What changes only
 defaults or the handling of text is a warning: the weights are right all the same, and the ordinary
@@ -9,13 +9,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 from netloader.fsm.identity import ABSENT, MAX_DIFFERENCES, Difference, Identity
 from netloader.vllm_plugin.identity import resolved
 from netloader.vllm_plugin.identity.files import MAX_FILES, Files
-from netloader.vllm_plugin.identity.identity import DRAFT, FILE, role_of
+from netloader.vllm_plugin.identity.identity import DRAFT, FILE
+from netloader.vllm_plugin.identity.local_model import LocalModel
 
 ANSWERS = "answers"
 """The fact that carries, as JSON, what changes answers but no number of the model."""
@@ -52,17 +51,15 @@ class Answers:
         return json.dumps([dict(self.defaults), self.text and dict(self.text), self.overridden])
 
 
-def answers_of(model_config: Any, files: Files) -> Answers:
+def answers_of(model: LocalModel) -> Answers:
     """Those of this side; a draft model answers no requests."""
-    overridden = tuple(resolved.overridden(model_config))
-    if role_of(model_config) == DRAFT:
-        return Answers({}, None, overridden)
+    if model.role == DRAFT:
+        return Answers({}, None, model.overridden)
     text: Mapping[str, str] | None = None
-    if not model_config.skip_tokenizer_init:
-        tokenizer = Path(model_config.tokenizer)
-        elsewhere = tokenizer.is_dir() and tokenizer != files.folder
-        text = (Files(tokenizer) if elsewhere else files).text()
-    return Answers(resolved.defaults(model_config), text, overridden)
+    if tokenizer := model.checkpoint.tokenizer():
+        elsewhere = tokenizer.is_dir() and tokenizer != model.files.folder
+        text = (Files(tokenizer) if elsewhere else model.files).text()
+    return Answers(model.checkpoint.defaults(), text, model.overridden)
 
 
 def parse(fact: str) -> Answers | None:

@@ -1,4 +1,4 @@
-"""All ranks of an instance agree. Law: a collective starts on every rank or on none, and in time.
+"""Let all ranks of an instance agree before a fallback that uses collectives.
 
 An ordinary loader may use collectives of the whole instance (fastsafetensors does). A rank that
 was filled from its source would not take part, and the others would hang. So the ranks tell each

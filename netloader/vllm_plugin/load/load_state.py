@@ -1,4 +1,4 @@
-"""What a model's own `load_weights` leaves behind besides tensors. Law: known and sent, or refused.
+"""What a model's own `load_weights` leaves behind besides tensors: sent, or the model is refused.
 
 Some models set flags while they read a checkpoint (an EAGLE draft notes whether it owns an
 `lm_head`), on modules or on objects that hang on them. Some give a module one more name (the head

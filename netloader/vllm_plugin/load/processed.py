@@ -3,7 +3,7 @@
 A server offers every tensor its model holds after post-processing, wherever it hangs, and the
 floating-point numbers beside them (vLLM turns a KV-cache scale into a Python float) as tensors of
 no dimension. A client has vLLM post-process placeholders, so that it holds the same tensors, and
-then receives into them. Law: what cannot be read is not offered: a C++ handle, memory addresses in
+then receives into them. What cannot be read is not offered: a C++ handle, memory addresses in
 a tensor, and anything at all on a CPU, where oneDNN packs weights out of sight.
 """
 

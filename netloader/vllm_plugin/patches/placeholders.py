@@ -1,4 +1,4 @@
-"""Weights that mean nothing, and how they are known. Law: what made them says so.
+"""Weights that mean nothing, recognised by what made them.
 
 vLLM's load format `dummy` fills a model with random numbers, which nothing about the numbers shows
 later. So it is watched whether a loader is that one, or calls the function that it is made of.

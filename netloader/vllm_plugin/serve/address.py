@@ -1,4 +1,4 @@
-"""The address that others are told. Law: only what they can connect to, in the log and in a file.
+"""The address that clients can connect to, as it is told in the log and in a file.
 
 A server that listens on every address must name one of them. vLLM's `get_ip` answers 0.0.0.0 when
 it finds none, as in a namespace without a default route; then the interfaces are asked.

@@ -16,7 +16,7 @@ from netloader.io.clock import monotonic
 from netloader.io.published import PublishedModel
 from netloader.io.store.module import ModuleStore
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.served_model import KNOWN_S, Changed, ServedModel
 
 REST = 100
@@ -24,7 +24,7 @@ REST = 100
 AT_LEAST_S = 10.0
 """What an audit rests at least."""
 APART_S = 2.0
-"""Between two examinations of weights that somebody has written."""
+"""Between two examinations of weights that were written without an announcement."""
 EXAMINATIONS = 30
 """After this many that all differed nothing is offered any more."""
 

@@ -5,5 +5,5 @@
 Engine A loads MODEL from disk and serves it; engine B has a copy of the folder without the weight
 files and must fill itself from A. Everything both hold and everything both say is compared. In the
 end B's weights are set to zero: if the comparison does not notice, it proved nothing, and says so.
-Law: vLLM is imported only inside an engine's own process.
+vLLM is imported only inside an engine's own process.
 """

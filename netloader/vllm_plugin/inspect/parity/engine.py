@@ -1,4 +1,4 @@
-"""An engine in a process of its own, and the conversation with it. Law: one command, one answer."""
+"""An engine in a process of its own, and the conversation with it: one answer for each command."""
 
 import contextlib
 import multiprocessing

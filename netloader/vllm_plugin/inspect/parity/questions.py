@@ -1,6 +1,6 @@
 """What a model can be asked, and what it answers.
 
-Law: all of it runs in the engine's process, and vLLM says what a model can do: what its runner and
+All of it runs in the engine's process, and vLLM says what a model can do: what its runner and
 its tasks are, which modalities it takes, and what its prompts look like.
 """
 

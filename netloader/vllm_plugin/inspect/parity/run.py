@@ -1,4 +1,4 @@
-"""One case of the comparison, from start to row. Law: engines are given, not made, here."""
+"""One case of the comparison, from start to row, with engines that the caller provides."""
 
 import contextlib
 import re

@@ -155,7 +155,7 @@ def test_an_unwritable_prefix_does_not_stop_the_server(tmp_path: Path) -> None:
 )
 def test_which_ports_mean_no_listener(port: int | None, rank: int, answer: bool) -> None:
     with capture() as lines:
-        assert ports.wanted(settings(listen_port=port), rank) is answer
+        assert ports.wanted(port, rank) is answer
     assert bool(lines) is not answer
 
 
@@ -174,9 +174,9 @@ def test_the_offer_says_what_it_costs() -> None:
 def test_an_address_left_behind_by_a_killed_server_is_taken_away(tmp_path: Path) -> None:
     options = settings(output_prefix=f"{tmp_path}/r-")
     (tmp_path / "r-0.txt").write_text("10.0.0.1:19374")
-    ports.forget_address(options, 0)
+    ports.forget_address(ports.PortChoice.of(options, 0))
     assert list(tmp_path.iterdir()) == []
-    ports.forget_address(options, 0)
+    ports.forget_address(ports.PortChoice.of(options, 0))
 
 
 def test_the_address_of_a_later_server_is_left_alone(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_later_server_that_writes_its_address_at_the_last_moment_keeps_it(
 def test_a_model_that_goes_waits_for_nobody() -> None:
     # The garbage collector runs on any thread, and who has the lock may need one that it has.
     def hold() -> None:
-        with newest_server()._lock:
+        with server._lock:
             held.set()
             collected_in_time.append(gone.wait(PATIENCE_S))
 
@@ -229,9 +229,10 @@ def test_a_model_that_goes_waits_for_nobody() -> None:
         list[bool](),
     )
     serve(model)
+    server = newest_server()
     holding = threading.Thread(target=hold)
     holding.start()
-    held.wait()
+    assert held.wait(PATIENCE_S)
     del model
     gc.collect()
     gone.set()
