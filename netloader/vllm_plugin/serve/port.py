@@ -6,8 +6,8 @@ import os
 import threading
 from pathlib import Path
 
+from netloader.io.catalog import Catalog
 from netloader.io.listener import EVERY_ADDRESS, Listener, bind
-from netloader.io.published import Catalog
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import Settings

@@ -15,10 +15,11 @@ from torch import nn
 
 from netloader.errors import NetloaderError
 from netloader.io.background import in_background
+from netloader.io.catalog import Catalog
 from netloader.io.clock import monotonic
 from netloader.io.device import CPU
 from netloader.io.forks import only_here
-from netloader.io.published import Catalog, PublishedModel
+from netloader.io.published import PublishedModel
 from netloader.io.server import ServerOptions, publish
 from netloader.io.store.module import ModuleStore
 from netloader.log import emit, get_logger
