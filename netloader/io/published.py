@@ -21,7 +21,7 @@ from netloader.io.clock import monotonic
 from netloader.io.cores import cores
 from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
-from netloader.io.snapshot import ModelSnapshot, Tally
+from netloader.io.snapshot import ModelSnapshot, OnSession, SessionRecord, Tally
 from netloader.io.store.base import Store
 from netloader.io.store.digests import digests_of
 from netloader.io.transports import Attachments
@@ -86,7 +86,9 @@ class PublishedModel:
         usage: Usage | None = None,
         on_change: Callable[["PublishedModel", str], bool] = withdraw_only,
         logger: Logger | None = None,
+        on_session: OnSession | None = None,
     ) -> None:
+        self._on_session = on_session
         self._logger = logger
         self.usage: Usage = usage or AlwaysInUse()
         self._on_change = on_change
@@ -209,6 +211,12 @@ class PublishedModel:
         """Wait until it is withdrawn; False when that takes longer."""
         with self._change:
             return self._change.wait_for(lambda: bool(self.withdrawn), timeout_s)
+
+    def ended(self, record: SessionRecord) -> None:
+        """Tell the owner of a session that is over, on a thread: its callback may take long."""
+        if self._on_session is not None:
+            told = partial(self._on_session, record)
+            in_background("netloader-on-session", told, logger=self._logger)
 
     def snapshot(self) -> ModelSnapshot:
         """What it is in now, and what was done for its clients."""

@@ -23,6 +23,7 @@ from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
 from netloader.io.published import PublishedModel
 from netloader.io.reserve import EXHAUSTED, Reserve
+from netloader.io.snapshot import SessionRecord
 from netloader.io.transports.refusal import refuse
 from netloader.io.worker import ServerWorker
 from netloader.log import Logger
@@ -175,13 +176,27 @@ class Reception:
         link = Link(self._loop, Connection(session, observer.saw), worker, observer)
         self._links[link] = worker
         self._workers[name] = worker
-        link.on_close = lambda: self._forget(link, name)
+        link.on_close = lambda: self._forget(link, name, observer, peer)
         link.connected(arrival.sock, arrival.since, data)
         return link
 
-    def _forget(self, link: Link, name: str) -> None:
-        self._links.pop(link, None)
+    def _forget(self, link: Link, name: str, observer: Observer, peer: Endpoint) -> None:
+        worker = self._links.pop(link, None)
         self._workers.pop(name, None)
+        published = worker.published if worker is not None else None
+        verdict = link.connection.session.verdict
+        if published is not None and verdict is not None:
+            published.ended(
+                SessionRecord(
+                    peer,
+                    published.entry.role,
+                    verdict.state,
+                    verdict.reason,
+                    verdict.detail,
+                    observer.moved_bytes,
+                    dict(observer.seconds),
+                )
+            )
 
     def _make_room(self) -> Link | None:
         """Refuse the connection that has been silent longest; None when there is none."""

@@ -15,12 +15,18 @@ from netloader.errors import LocalProtocolError, WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES
 from netloader.fsm.server import CatalogEntry
-from netloader.io.arguments import check_transports, identity_of, module_of, texts_by_name
+from netloader.io.arguments import (
+    check_reason,
+    check_transports,
+    identity_of,
+    module_of,
+    texts_by_name,
+)
 from netloader.io.catalog import Catalog
 from netloader.io.clock import monotonic
 from netloader.io.listener import Listener, bind
 from netloader.io.published import PublishedModel, Usage, withdraw_only
-from netloader.io.snapshot import ServerSnapshot
+from netloader.io.snapshot import OnSession, ServerSnapshot
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import suited
@@ -51,6 +57,9 @@ class ServerOptions:
     token: Secret | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     logger: Logger = field(default_factory=lambda: get_logger("server"))
+    on_session: OnSession | None = None
+    """Called with the record of each session that has chosen a model and is over, on a thread of
+    its own and without a lock. What it raises is logged, and affects no session."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "transports", texts("transports", self.transports))
@@ -60,6 +69,9 @@ class ServerOptions:
         texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
         check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
+        if not (self.on_session is None or callable(self.on_session)):
+            kind = type(self.on_session).__name__
+            raise TypeError(f"on_session is of type {kind}; give a function of one record")
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
 
 
@@ -89,7 +101,8 @@ def publish(
         facts=options.facts,
         token=options.token,
     )
-    return PublishedModel(weights, entry, options.max_clients, usage, on_change, options.logger)
+    owner = (usage, on_change, options.logger, options.on_session)
+    return PublishedModel(weights, entry, options.max_clients, *owner)
 
 
 class _Home:
@@ -154,11 +167,7 @@ class Server:
     """
 
     def __init__(
-        self,
-        listener: Listening,
-        catalog: Catalog,
-        options: ServerOptions,
-        model: _Model,
+        self, listener: Listening, catalog: Catalog, options: ServerOptions, model: _Model
     ) -> None:
         self._open: tuple[Listening, Catalog] | None = (listener, catalog)
         self._options = options
@@ -204,7 +213,7 @@ class Server:
             ValueError: the role is not served, or `why` is empty.
         """
         _, catalog = self._opened()
-        _check_reason(role, why)
+        check_reason(role, why)
         catalog.withdraw_role(role, why)
 
     @contextmanager
@@ -229,7 +238,7 @@ class Server:
             WeightsError: after the block, the model cannot be served any more.
         """
         listener, catalog = self._opened()
-        _check_reason(role, why)
+        check_reason(role, why)
         with self._lock:
             known = catalog.fence(role)
         try:
@@ -383,10 +392,3 @@ def _model(
     module, known = module_of(model), identity_of(identity)
     check_transports(options.transports)
     return _Model(module, known, options, home)
-
-
-def _check_reason(role: str | None, why: str) -> None:
-    check_type("role", role, str | None, "give the role of the model, or None if it has none")
-    check_type("why", why, str, "give a sentence for clients")
-    if not why.strip():
-        raise ValueError("why is empty; give a sentence that tells clients the reason")

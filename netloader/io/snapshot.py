@@ -1,10 +1,14 @@
 """What a server tells about itself at one moment. Law: plain data, which refers to no weights."""
 
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from netloader.config import Endpoint
 from netloader.fsm.published_events import ModelState
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,27 @@ class ServerSnapshot:
 
     endpoint: Endpoint
     models: tuple[ModelSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """One session of a published model that is over.
+
+    `state` is DONE when the client has verified every byte it asked for; `reason` and `detail` say
+    how the session ended, and `detail` may be a text of the client. `sent_bytes` is 0 unless the
+    transfer was sent to the end. `seconds` were spent in each state.
+    """
+
+    peer: Endpoint
+    role: str | None
+    state: State
+    reason: Reason
+    detail: str
+    sent_bytes: int
+    seconds: Mapping[State, float]
+
+
+OnSession: TypeAlias = Callable[[SessionRecord], object]
 
 
 class Tally:

@@ -11,8 +11,9 @@ from torch import nn
 from netloader.errors import LocalProtocolError
 from netloader.fsm.messages import Begin, Lane, Reject, Request
 from netloader.fsm.published_events import ModelState
+from netloader.fsm.states import State
 from netloader.io import Server, WeightsError
-from netloader.io.snapshot import ModelSnapshot
+from netloader.io.snapshot import ModelSnapshot, SessionRecord
 from netloader.io.store import digests
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
@@ -224,6 +225,47 @@ def test_a_snapshot_counts_what_was_done_for_clients_of_a_role() -> None:
     total = 32 * MIB
     assert seen == ModelSnapshot("target", ModelState.OFFERED, total, 0, 2, 2 * total, "")
     assert endpoint == server.endpoint
+
+
+def test_each_session_is_reported_and_what_the_callback_raises_ends_none() -> None:
+    records: list[SessionRecord] = []
+
+    def note(record: SessionRecord) -> None:
+        records.append(record)
+        raise ZeroDivisionError
+
+    with serving(large(1), on_session=note) as server:
+        assert fill(large(2), server.endpoint, IDENTITY, asking()).ok
+        assert eventually(lambda: len(records) == 1)
+        with stalled(server) as peer, server.fence(None, WHY):
+            assert isinstance(peer.hear(), Reject)
+        assert eventually(lambda: len(records) == 2)
+        assert fill(large(2), server.endpoint, IDENTITY, asking()).ok
+
+    done, evicted = records[:2]
+    assert (done.state, done.reason.value, done.sent_bytes) == (State.DONE, "verified", 32 * MIB)
+    assert (
+        evicted.state is State.DONE,
+        evicted.reason.value,
+        evicted.detail,
+        evicted.sent_bytes,
+    ) == (False, "not_serving", WHY, 0)
+    assert done.peer.host == "127.0.0.1"
+
+
+def test_a_callback_that_does_not_return_stops_no_other_session() -> None:
+    called, go_on = threading.Event(), threading.Event()
+
+    def wait(_: SessionRecord) -> None:
+        called.set()
+        go_on.wait(SOON_S)
+
+    with serving(zoo(1), on_session=wait) as server:
+        assert fill(zoo(2), server.endpoint, IDENTITY, asking()).ok
+        assert called.wait(SOON_S)
+        assert fill(zoo(3), server.endpoint, IDENTITY, asking()).ok
+        assert not go_on.is_set()
+        go_on.set()
 
 
 @pytest.mark.parametrize(
