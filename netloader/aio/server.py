@@ -3,7 +3,8 @@
 import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -14,10 +15,12 @@ from netloader import io
 from netloader.aio.reactor import AsyncioReactor
 from netloader.config import Deadlines
 from netloader.fsm.identity import Identity
+from netloader.io.catalog import Catalog
 from netloader.io.listener import bind, endpoint_of, tell, trouble
-from netloader.io.published import Catalog
+from netloader.io.published import PublishedModel
 from netloader.io.reception import Reception
-from netloader.io.server import ServerOptions, prepare
+from netloader.io.server import FENCE_S, ServerOptions, prepare
+from netloader.io.snapshot import ServerSnapshot
 from netloader.log import Logger
 
 
@@ -42,6 +45,10 @@ class AsyncioListener:
             sock.close()
             raise
         tell(logger, "netloader.listener.started", self.endpoint)
+
+    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
+        """As `netloader.io.listener.Listener.evict`; not on the loop's thread."""
+        return self._reception.evict(published, why, timeout_s)
 
     def close(self) -> None:
         """Accept no more, and end every session; `wait_closed` waits for their goodbyes."""
@@ -71,7 +78,7 @@ class Server:
         self._server = server
         self._listener: AsyncioListener | None = listener
 
-    async def put(
+    async def publish(
         self,
         model: nn.Module,
         identity: Mapping[str, str] | Identity,
@@ -79,9 +86,50 @@ class Server:
     ) -> None:
         """Serve one more model, or another in the place of the one with the same `role`.
 
-        Arguments and errors are those of `netloader.io.Server.put`. A thread looks at the model.
+        Arguments and errors are those of `netloader.io.Server.publish`. It looks at the model on a
+        thread.
         """
-        await asyncio.to_thread(self._server.put, model, identity, facts)
+        await asyncio.to_thread(self._server.publish, model, identity, facts)
+
+    def withdraw(self, role: str | None, why: str) -> None:
+        """Offer nothing in a role any more, as `netloader.io.Server.withdraw`."""
+        self._server.withdraw(role, why)
+
+    @asynccontextmanager
+    async def fence(
+        self, role: str | None, why: str, timeout_s: float = FENCE_S
+    ) -> AsyncIterator[None]:
+        """A block in which the weights of a role may be changed, as `netloader.io.Server.fence`.
+
+        A thread waits until nothing reads them. A task that is cancelled meanwhile still waits for
+        that thread, at most `timeout_s` seconds, so that no fence stays open.
+        """
+        fence = self._server.fence(role, why, timeout_s)
+        entering = asyncio.ensure_future(asyncio.to_thread(fence.__enter__))
+        try:
+            await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            await asyncio.wait((entering,))
+            if entering.exception() is None:
+                await asyncio.to_thread(fence.__exit__, None, None, None)
+            raise
+        try:
+            yield
+        except BaseException as error:
+            fence.__exit__(type(error), error, error.__traceback__)  # does not wait
+            raise
+        await asyncio.to_thread(fence.__exit__, None, None, None)
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until no client would have to wait for digests; False when that takes longer.
+
+        As `netloader.io.Server.wait_ready`. A task that is cancelled returns at once.
+        """
+        return await asyncio.to_thread(self._server.wait_ready, timeout_s)
+
+    def snapshot(self) -> ServerSnapshot:
+        """What is served now, as `netloader.io.Server.snapshot`."""
+        return self._server.snapshot()
 
     async def close(self) -> None:
         """Turn clients away and free the port, the threads and the model. Idempotent.

@@ -110,3 +110,14 @@ def check_transports(names: tuple[str, ...]) -> None:
                 f"no transport is named {shown(name)}; {hint}there are {', '.join(known)}, and a "
                 "third one's name is known after netloader.io.transports.register"
             )
+
+
+def check_reason(role: str | None, why: str) -> None:
+    """Check for which role something is offered no more, and why.
+
+    Raises TypeError or ValueError.
+    """
+    check_type("role", role, str | None, "give the role of the model, or None if it has none")
+    check_type("why", why, str, "give a sentence for clients")
+    if not why.strip():
+        raise ValueError("why is empty; give a sentence that tells clients the reason")

@@ -7,9 +7,10 @@ import threading
 from functools import partial
 
 from netloader.config import Deadlines, Endpoint
+from netloader.io.catalog import Catalog
 from netloader.io.driver import Loop
 from netloader.io.forks import INHERITANCE
-from netloader.io.published import Catalog, PublishedModel
+from netloader.io.published import PublishedModel
 from netloader.io.reception import CLOSE_S, Reception
 from netloader.log import Logger, emit
 
@@ -86,9 +87,7 @@ class Listener:
         rewritten for the next `Catalog.put`. Other sessions are not affected. Call it from any
         thread except the listener's own.
         """
-        published.withdraw(why)
-        self._loop.post(partial(self._reception.end, published, why))
-        return published.quiet(timeout_s)
+        return self._reception.evict(published, why, timeout_s)
 
     def _run(self) -> None:
         self._loop.run(lambda: self._reception.over)

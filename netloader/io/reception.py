@@ -9,6 +9,7 @@ The session id lets a client attach data lanes. It is valid only while the sessi
 import secrets
 import selectors
 import socket
+from functools import partial
 from typing import assert_never
 
 from netloader.config import Deadlines, Endpoint
@@ -16,11 +17,13 @@ from netloader.fsm.events import StopRequested
 from netloader.fsm.messages import Lane
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import ServerSession
+from netloader.io.catalog import Catalog
 from netloader.io.driver import Arrival, Link, Reactor
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
-from netloader.io.published import Catalog, PublishedModel
+from netloader.io.published import PublishedModel
 from netloader.io.reserve import EXHAUSTED, Reserve
+from netloader.io.snapshot import SessionRecord
 from netloader.io.transports.refusal import refuse
 from netloader.io.worker import ServerWorker
 from netloader.log import Logger
@@ -39,7 +42,7 @@ PAUSE_S = 1.0
 class Reception:
     """Accepts connections and has them served, in a loop that it does not own.
 
-    Everything is called on the loop's thread. The socket is closed by `stop`.
+    Everything but `evict` is called on the loop's thread. The socket is closed by `stop`.
 
     Raises:
         OSError: the process is out of file descriptors.
@@ -78,6 +81,16 @@ class Reception:
         for link, worker in tuple(self._links.items()):
             if worker.published is published:
                 link.handle(StopRequested(Reason.NOT_SERVING, why))
+
+    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
+        """Withdraw a published model, end its sessions with `why`, wait for its readers to stop.
+
+        Returns True if they stopped within `timeout_s` seconds: the memory may then be freed or
+        rewritten. Other sessions are not affected. Call it from any thread but the loop's own.
+        """
+        published.withdraw(why)
+        self._loop.post(partial(self.end, published, why))
+        return published.quiet(timeout_s)
 
     def stop(self) -> None:
         """Accept no more, and end every session. When it is `over`, call `close`."""
@@ -163,13 +176,27 @@ class Reception:
         link = Link(self._loop, Connection(session, observer.saw), worker, observer)
         self._links[link] = worker
         self._workers[name] = worker
-        link.on_close = lambda: self._forget(link, name)
+        link.on_close = lambda: self._forget(link, name, observer, peer)
         link.connected(arrival.sock, arrival.since, data)
         return link
 
-    def _forget(self, link: Link, name: str) -> None:
-        self._links.pop(link, None)
+    def _forget(self, link: Link, name: str, observer: Observer, peer: Endpoint) -> None:
+        worker = self._links.pop(link, None)
         self._workers.pop(name, None)
+        published = worker.published if worker is not None else None
+        verdict = link.connection.session.verdict
+        if published is not None and verdict is not None:
+            published.ended(
+                SessionRecord(
+                    peer,
+                    published.entry.role,
+                    verdict.state,
+                    verdict.reason,
+                    verdict.detail,
+                    observer.moved_bytes,
+                    dict(observer.seconds),
+                )
+            )
 
     def _make_room(self) -> Link | None:
         """Refuse the connection that has been silent longest; None when there is none."""

@@ -248,6 +248,7 @@ class ServerWorker(SessionWorker):
             published.changed(why)
         if why or not published.still_used():
             raise _withdrawn(published)
+        published.tally.add(sent_bytes=sent)
         return Transferred(sent)
 
     def _enter(self, published: PublishedModel) -> bool:

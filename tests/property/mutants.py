@@ -31,6 +31,7 @@ AUTH: Final = "netloader/fsm/auth.py"
 INTAKE: Final = "netloader/io/store/ledger.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
+CATALOG: Final = "netloader/io/catalog.py"
 SERVED_MODEL: Final = "netloader/vllm_plugin/serve/served_model.py"
 PLACES: Final = "netloader/vllm_plugin/inspect/places.py"
 USAGE_RECORD: Final = "netloader/vllm_plugin/serve/usage_record.py"
@@ -229,7 +230,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "a late finding puts the old model back on offer": Mutant(
         SERVED,
-        PUBLISHED,
+        CATALOG,
         r"            if old not in self\.published_models:\n +return False\n",
         "",
     ),

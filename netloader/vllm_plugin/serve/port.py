@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from netloader.config import Deadlines
+from netloader.io.catalog import Catalog
 from netloader.io.listener import EVERY_ADDRESS, Listener, bind
-from netloader.io.published import Catalog
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity import ranks

@@ -15,9 +15,11 @@ from torch import nn
 
 from netloader.errors import NetloaderError
 from netloader.io.background import in_background
+from netloader.io.catalog import Catalog
+from netloader.io.clock import monotonic
 from netloader.io.device import CPU
 from netloader.io.forks import only_here
-from netloader.io.published import Catalog, PublishedModel
+from netloader.io.published import PublishedModel
 from netloader.io.server import ServerOptions, publish
 from netloader.io.store.module import ModuleStore
 from netloader.log import emit, get_logger
@@ -55,6 +57,8 @@ class RankServer:
         self.changing: set[str] = set()
         """The roles of which a method that is watched changes the weights now."""
         self._returning: dict[str, PublishedModel] = {}
+        self._known: weakref.WeakSet[PublishedModel] = weakref.WeakSet()
+        """All that was published: its sessions keep what was replaced, and go on reading it."""
         self._catalog: Catalog | None = None
         self._port: OpenPort | None = None
         self._lock = threading.RLock()
@@ -103,26 +107,30 @@ class RankServer:
     def fence(self, role: str, why: str) -> None:
         """Offer nothing of a role, and wait until no client reads its memory."""
         with self._lock:
-            here = (self._on_catalog(role), self._returning.pop(role, None))
+            shown = (self._on_catalog(role), self._returning.pop(role, None))
+            known = [published for published in self._known if role_of(published) == role]
+            offered = any(p is not None and not p.withdrawn for p in shown)
             port = self._port
             self._fenced.add(role)
-        for published in filter(None, here):
+        end = monotonic() + self._options.deadlines.stall_s + EVICT_S
+        for published in known:
             with self._guarded():
-                self._evict(port, published, why)
+                self._evict(port, published, why, end)
+        if offered and port is not None:
+            fields = {"netloader.role": role, "netloader.detail": why}
+            emit(self._logger, "netloader.server.withdrawn", fields)
         served = self._served.get(role)
         if served is not None:
             served.usage.pause()
 
-    def _evict(self, port: OpenPort | None, published: PublishedModel, why: str) -> None:
+    def _evict(
+        self, port: OpenPort | None, published: PublishedModel, why: str, end: float
+    ) -> None:
+        """Wait until `end` for the last reader of a published model, be it replaced or not."""
         if port is None:
             return
-        timeout_s = self._options.deadlines.stall_s + EVICT_S
-        told = not published.withdrawn
-        quiet = port.listener.evict(published, why, timeout_s)
-        fields = {"netloader.role": published.entry.role, "netloader.detail": why}
-        if told:
-            emit(self._logger, "netloader.server.withdrawn", fields)
-        if not quiet:
+        timeout_s = max(0.0, end - monotonic())
+        if not port.listener.evict(published, why, timeout_s):
             detail = f"clients still read {timeout_s:g} s after: {why}"
             emit(self._logger, "netloader.driver.error", {"netloader.detail": detail})
 
@@ -305,7 +313,11 @@ class RankServer:
 
     def _published(self, served: ServedModel, weights: ModuleStore) -> PublishedModel:
         options = replace(self._options, layouts=(served.layout,), facts=served.facts)
-        return publish(weights, served.identity(), options, served.usage, self._monitor.changed)
+        changed = self._monitor.changed
+        published = publish(weights, served.identity(), options, served.usage, changed)
+        with self._lock:
+            self._known.add(published)
+        return published
 
     def _on_catalog(self, role: str) -> PublishedModel | None:
         published_models = self._catalog.published_models if self._catalog else ()

@@ -321,7 +321,7 @@ def test_a_closed_server_takes_no_more_models() -> None:
     async def run() -> None:
         async with serving(zoo(1)) as server:
             pass
-        await server.put(zoo(1), IDENTITY)
+        await server.publish(zoo(1), IDENTITY)
 
     with pytest.raises(Exception, match="closed server"):
         asyncio.run(run())

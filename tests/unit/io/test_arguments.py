@@ -36,9 +36,9 @@ def served(**given: Any) -> object:
         return server
 
 
-def put(**given: Any) -> None:
+def published(**given: Any) -> None:
     with serve(zoo(1), IDENTITY) as server:
-        server.put(**{"model": zoo(1), "identity": IDENTITY, **given})
+        server.publish(**{"model": zoo(1), "identity": IDENTITY, **given})
 
 
 BAD_MODELS: list[tuple[Any, str]] = [
@@ -57,21 +57,21 @@ BAD_IDENTITIES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("call", [filled, served, put])
+@pytest.mark.parametrize("call", [filled, served, published])
 @pytest.mark.parametrize(("model", "words"), BAD_MODELS)
 def test_what_is_no_model(call: Callable[..., object], model: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         call(model=model)
 
 
-@pytest.mark.parametrize("call", [filled, served, put])
+@pytest.mark.parametrize("call", [filled, served, published])
 @pytest.mark.parametrize(("identity", "words"), BAD_IDENTITIES)
 def test_what_is_no_identity(call: Callable[..., object], identity: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         call(identity=identity)
 
 
-@pytest.mark.parametrize("call", [filled, served, put])
+@pytest.mark.parametrize("call", [filled, served, published])
 @pytest.mark.parametrize("role", ["", " \t"])
 def test_an_empty_role_is_refused(call: Callable[..., object], role: str) -> None:
     with pytest.raises(ValueError, match=r"identity\['role'\] is empty; name a role, or leave"):
@@ -140,7 +140,7 @@ def test_what_is_no_source(sources: Any, error: type[Exception], words: str) -> 
         (served, {"options": ClientOptions()}, TypeError, "options is of type ClientOptions; give"),
         (served, {"options": {}}, TypeError, "options is of type dict; give a netloader.ServerOp"),
         (filled, {"options": ServerOptions()}, TypeError, "options is of type ServerOptions; give"),
-        (put, {"facts": 7}, TypeError, "facts is of type int; give a mapping of texts"),
+        (published, {"facts": 7}, TypeError, "facts is of type int; give a mapping of texts"),
     ],
 )
 def test_a_wrong_option_names_itself_the_type_and_the_remedy(
@@ -195,7 +195,7 @@ def test_no_source_at_all_is_an_outcome() -> None:
 def test_a_model_is_chosen_by_its_role_as_an_enum_or_as_a_text() -> None:
     target, draft = zoo(2), zoo(3)
     with serving(zoo(10), {**IDENTITY, "role": Role.TARGET}) as server:
-        server.put(zoo(20), Identity({**IDENTITY, "role": Role.DRAFT}))
+        server.publish(zoo(20), Identity({**IDENTITY, "role": Role.DRAFT}))
         assert fill(target, server.endpoint, {**IDENTITY, "role": "target"}, asking()).ok
         assert fill(draft, server.endpoint, {**IDENTITY, "role": Role.DRAFT}, asking()).ok
         (attempt,) = fill(zoo(4), server.endpoint, {**IDENTITY, "role": "other"}, asking()).attempts
@@ -221,7 +221,7 @@ def test_a_refused_argument_leaves_nothing_running() -> None:
         served(port=place.port, model=7)
     with serve(zoo(1), IDENTITY, port=place.port) as server:
         with pytest.raises(TypeError):
-            server.put(zoo(2), 7)  # type: ignore[arg-type]
+            server.publish(zoo(2), 7)  # type: ignore[arg-type]
         target = zoo(2)
         assert fill(target, server.endpoint, IDENTITY, asking()).ok
     assert contents(target) == contents(zoo(1))

@@ -197,7 +197,7 @@ def test_a_model_put_in_the_place_of_a_changed_one_is_what_clients_get() -> None
         assert sealed(server)._open is not None
         (replaced,) = server._open[1].published_models  # type: ignore[index]
         rebind(first)
-        server.put(second, IDENTITY)
+        server.publish(second, IDENTITY)
         replaced.changed("found late")  # by a session that was under way
         after_put = Model(3)
         outcome = fill(after_put, [server.endpoint], IDENTITY, asking(deadlines=PATIENT))

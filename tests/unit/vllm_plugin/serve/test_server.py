@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from netloader.config import Endpoint
-from netloader.fsm.messages import Offer
+from netloader.fsm.messages import Begin, Lane, Offer, Request
 from netloader.io import fill
 from netloader.log import capture
 from netloader.vllm_plugin.config.settings import CachePolicy, Settings
@@ -239,6 +239,37 @@ def test_a_model_that_goes_waits_for_nobody() -> None:
     holding.join()
     assert collected_in_time == [True]
     assert eventually(lambda: not this_worker().servers, PATIENCE_S)
+
+
+@pytest.mark.parametrize("changes", [1, 2])
+def test_a_fence_ends_the_sessions_of_every_model_that_was_replaced_in_its_role(
+    changes: int,
+) -> None:
+    # Sleep frees the memory after the fence: no session may still read it, however old it is.
+    model = nn.Linear(4096, 2048)  # 32 MiB: more than the buffers of a connection hold
+    serve(model)
+    rank_server = newest_server()
+    with Peer.call(where()) as peer, Peer.call(where()) as lane:
+        peer.say(hello(identity=identity().hard))
+        offer = peer.hear()
+        assert isinstance(offer, Offer)
+        lane.say(Lane(offer.session, 0))
+        peer.say(Request(tuple(range(len(offer.segment_digests)))))
+        assert peer.hear() == Begin()
+        assert lane.sock.recv(1)  # and no more: the server's thread waits in the middle of a send
+        first = rank_server._on_catalog(TARGET)
+        assert first is not None
+        for _ in range(changes):
+            replaced = rank_server._on_catalog(TARGET)
+            assert replaced is not None
+            rank_server.prove(replaced)
+            rank_server.replace(replaced, "weight was written to")
+        assert rank_server._on_catalog(TARGET) is not first
+        assert not first.quiet(0)
+
+        rank_server.fence(TARGET, "the engine sleeps")
+
+        assert first.quiet(0)
 
 
 # -- a target and a draft ------------------------------------------------------------------------
