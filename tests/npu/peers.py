@@ -9,13 +9,13 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from coverage import Coverage
 
-from netloader.io import ClientOptions, Outcome, ServerOptions, fill, serve
+from netloader.io import ClientOptions, Deadlines, Outcome, ServerOptions, fill, serve
 from netloader.io.clock import monotonic
 from tests.e2e.peers import (
     FORKS,
@@ -148,6 +148,11 @@ def _role(spec: NpuSpec, name: str) -> Callable[..., None]:
     return role
 
 
+def _own(deadlines: Deadlines) -> Deadlines:
+    """The same deadlines, of the class that this process's netloader checks for (`spec.source`)."""
+    return Deadlines(**asdict(deadlines))
+
+
 def _serve(spec: NpuSpec, line: Line, say: Callable[..., None], watch: Watch) -> None:
     device = torch.device("npu", spec.device)
     module = MODELS[spec.model](spec.seed, device)
@@ -157,7 +162,7 @@ def _serve(spec: NpuSpec, line: Line, say: Callable[..., None], watch: Watch) ->
     options = ServerOptions(
         transports=spec.transports,
         segment_bytes=spec.segment_mib * MIB,
-        deadlines=spec.deadlines,
+        deadlines=_own(spec.deadlines),
         max_clients=spec.max_clients,
     )
     if spec.checkpoint:
@@ -195,7 +200,7 @@ def _fill(spec: NpuSpec, line: Line, say: Callable[..., None], watch: Watch) -> 
     options = ClientOptions(
         transports=spec.transports,
         report=lambda done, total: watch.reached(share=done / total),
-        deadlines=spec.deadlines,
+        deadlines=_own(spec.deadlines),
     )
 
     def work() -> None:
