@@ -67,7 +67,8 @@ class Capabilities:
     """Whether it works only between processes of one host. Two host names that are equal prove
     nothing: both ends must see the same object of the kernel, see `Receiver.open`."""
     repeatable: bool = True
-    """Whether `run` may be called again after it has returned, for another request."""
+    """Whether `run` may be called again after it has returned, for another request. If not, a
+    second request of a session fails, and the client needs another session."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -32,6 +33,8 @@ UNTRUSTED: tuple[Mapping[str, str], ...] = (
     dict.fromkeys(("pid", "fd", "host", "port", "address", "key", "name", "id"), "\x00" * 40),
 )
 MOST_LANES = 64
+NEVER_S = 60.0
+"""A stall deadline that must not be what ends a call."""
 
 
 def _run(ends: Ends, side: Side) -> Call:
@@ -59,9 +62,13 @@ def _held(subject: Subject, side: Side) -> tuple[Ends, Call, Call]:
     return ends, waiting, other
 
 
+def _patient(subject: Subject) -> Subject:
+    return replace(subject, stall_s=NEVER_S)
+
+
 def abort_before_run(subject: Subject, side: Side) -> None:
     """After an abort, `run` raises at once."""
-    with Ends(subject, medium) as ends:
+    with Ends(_patient(subject), medium) as ends:
         ends.open()
         ends.abort(side)
         ends.abort(side)
@@ -71,22 +78,24 @@ def abort_before_run(subject: Subject, side: Side) -> None:
 
 def abort_while_running(subject: Subject, side: Side) -> None:
     """An abort ends a `run` that waits for its peer in the middle."""
-    ends, waiting, other = _held(subject, side)
+    ends, waiting, other = _held(_patient(subject), side)
     with ends:
         threads = [threading.Thread(target=ends.abort, args=(side,)) for _ in range(2)]
         for thread in threads:
             thread.start()
+        ends.abort(side)
         waiting.failure(PROMPT_S + MARGIN_S)
         for thread in threads:
             thread.join(SOON_S)
         ends.release()
-        other.without_bug(subject.stall_s + SOON_S)
+        ends.abort(_other(side))
+        other.without_bug(PROMPT_S + MARGIN_S)
         ends.finish()
 
 
 def abort_without_peer(subject: Subject, side: Side) -> None:
     """An abort ends a `run` whose peer has not begun."""
-    with Ends(subject, medium) as ends:
+    with Ends(_patient(subject), medium) as ends:
         ends.open()
         waiting = _run(ends, side)
         waiting.ended(subject.stall_s / 4)
@@ -97,7 +106,7 @@ def abort_without_peer(subject: Subject, side: Side) -> None:
 
 def abort_after_run(subject: Subject, side: Side) -> None:
     """An abort after a `run` raises nothing, and the next `run` ends."""
-    with Ends(subject, medium) as ends:
+    with Ends(_patient(subject), medium) as ends:
         ends.open()
         ends.move()
         ends.abort(side)
