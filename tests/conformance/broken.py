@@ -20,21 +20,21 @@ FOREVER: Final = threading.Event()
 def broken(sender: type = PlainSender, receiver: type = PlainReceiver) -> Any:
     """The plain transport with other ends."""
 
-    class Attachment(PlainAttachment):  # type: ignore[misc, valid-type]  # from a page
+    class Attachment(PlainAttachment):  # type: ignore[misc]  # from a page
         def sender(self, setup: Any) -> Any:
             return sender(self.store, setup)
 
         def receiver(self, setup: Any) -> Any:
             return receiver(setup)
 
-    class Broken(Plain):  # type: ignore[misc, valid-type]
+    class Broken(Plain):  # type: ignore[misc]
         def attach(self, store: Any) -> Any:
             return Attachment(store)
 
     return Broken()
 
 
-class Sender(PlainSender):  # type: ignore[misc, valid-type]
+class Sender(PlainSender):  # type: ignore[misc]
     """The base of the senders below."""
 
     def __init__(self, store: Any, setup: Any) -> None:
@@ -48,7 +48,7 @@ class Sender(PlainSender):  # type: ignore[misc, valid-type]
         self.lane.end()
 
 
-class Receiver(PlainReceiver):  # type: ignore[misc, valid-type]
+class Receiver(PlainReceiver):  # type: ignore[misc]
     """The base of the receivers below."""
 
     def __init__(self, setup: Any) -> None:
@@ -227,7 +227,7 @@ class AbortNeedsLane(Receiver):
 
     def end(self) -> None:
         super().end()
-        self.lane = None
+        del self.lane
 
     def abort(self) -> None:
         self.lane.abort()
@@ -341,7 +341,7 @@ class PullingReceiver(Receiver):
         return sum(segment.nbytes for segment in segments)
 
 
-class OnceOnly(Plain):  # type: ignore[misc, valid-type]
+class OnceOnly(Plain):  # type: ignore[misc]
     """Can attach to a store once."""
 
     def __init__(self) -> None:

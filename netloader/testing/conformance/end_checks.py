@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -50,8 +50,10 @@ def _held(subject: Subject, side: Side) -> tuple[Ends, Call, Call]:
 
     Returns the ends, the call of the side that waits, and that of the other one.
     """
-    held = {"hold_write": HELD} if side == "sender" else {"hold_read": HELD}
-    ends = Ends(subject, medium, **held)
+    if side == "sender":
+        ends = Ends(subject, medium, hold_write=HELD)
+    else:
+        ends = Ends(subject, medium, hold_read=HELD)
     try:
         ends.open()
         waiting, other = _run(ends, side), _run(ends, _other(side))
@@ -302,7 +304,7 @@ def detached(subject: Subject) -> None:
 
 
 SIDES: tuple[Side, ...] = ("sender", "receiver")
-END_CHECKS = {
+END_CHECKS: dict[str, Callable[[Subject], None]] = {
     **{
         f"{name}-{side}": partial(check, side=side)
         for name, check in (

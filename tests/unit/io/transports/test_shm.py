@@ -2,11 +2,13 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
 from netloader.io.transports import TransferError
@@ -115,9 +117,12 @@ def test_a_slot_is_filled_again_only_when_it_was_read(
     )
     ends = join("shm", source, target, segment_bytes=SLOT_BYTES, stall_s=5.0, report=stop)
     views, read = ends.giving.views, []
-    monkeypatch.setattr(
-        ends.giving, "views", lambda segment: read.append(segment) or views(segment)
-    )
+
+    def counted(segment: Segment) -> Iterator[memoryview]:
+        read.append(segment)
+        yield from views(segment)
+
+    monkeypatch.setattr(ends.giving, "views", counted)
     ends.open()
     sent, received = ends.send(), ends.receive()
     assert stopped.wait(SOON_S)
