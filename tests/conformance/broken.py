@@ -217,6 +217,17 @@ class WaitsForEver(Sender):
             raise
 
 
+class ReceivesForEver(Receiver):
+    """The same at the client."""
+
+    def run(self, segments: Sequence[Segment]) -> int:
+        try:
+            return int(super().run(segments))
+        except TransferError:
+            FOREVER.wait()
+            raise
+
+
 class NeedsRun(Sender):
     def end(self) -> None:
         self.lane.sock.close()
@@ -355,4 +366,4 @@ class OnceOnly(Plain):  # type: ignore[misc]
 
 
 PULLED: Final = broken(PulledSender, PullingReceiver)
-WAITS_FOR_EVER: Final = broken(WaitsForEver)
+WAITS_FOR_EVER: Final = broken(WaitsForEver, ReceivesForEver)

@@ -25,6 +25,11 @@ def test_a_transport_keeps_the_contract(name: str, check: str) -> None:
     assert check_transport(TRANSPORTS[name], checks=[check]) == (check,)
 
 
-def test_all_that_run_in_one_process_run_unless_some_are_named() -> None:
-    assert plain.PLAIN.name == "plain"
-    assert check_transport(plain.PLAIN) == tuple(IN_ONE_PROCESS)
+def test_the_page_checks_its_example_and_names_every_check() -> None:
+    names = dict(plain.NAMES)
+    exec(compile(plain.BLOCKS[1], plain.PAGE.name, "exec"), names)
+    assert names["passed"] == tuple(IN_ONE_PROCESS)
+
+    page = plain.PAGE.read_text()
+    for check in (*IN_ONE_PROCESS, *IN_TWO_PROCESSES):
+        assert f"`{check.removesuffix('-sender').removesuffix('-receiver')}`" in page

@@ -54,6 +54,12 @@ def test_the_embedding_examples_run() -> None:
     assert "unreachable" in said
 
 
+def test_the_example_of_a_transport_is_used() -> None:
+    """It is checked in tests/conformance."""
+    source, _, use = examples(DOCS / "embed" / "transport.md")
+    run(source + use)
+
+
 def test_the_example_of_the_simulated_world_runs() -> None:
     run(examples(DOCS / "contribute" / "testing.md")[0])
 
