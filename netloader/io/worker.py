@@ -35,11 +35,11 @@ from netloader.io.transports import (
     TRANSPORTS,
     Attachments,
     BusyError,
-    Inlet,
-    Outlet,
     Receiver,
+    ReceiverSetup,
     Registry,
     Sender,
+    SenderSetup,
     TransferError,
 )
 from netloader.wire import tasks
@@ -170,7 +170,7 @@ class ServerWorker(SessionWorker):
         """The client's choice: known, to whoever gives the orders, from the first one on."""
         self._published_models = published_models
         self._transports = transports
-        self._outlet = Outlet(session, deadlines.stall_s)
+        self._setup = SenderSetup(session, deadlines.stall_s)
         # The client waits in its handshake, this side in VALIDATE: answer before either is over.
         self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
         self._sending: Sender | None = None
@@ -226,7 +226,7 @@ class ServerWorker(SessionWorker):
         self._reading.enter_context(published.reading())
         attachment = published.attachments.to(self._transports.named(transport))
         try:
-            sending = attachment.sender(self._outlet)
+            sending = attachment.sender(self._setup)
         except BusyError as error:
             return OfferRefused(error.reason, error.detail, RETRY_AFTER_S)
         with self._lock:
@@ -343,7 +343,7 @@ class ClientWorker(SessionWorker):
         self._connect = connect
         self._stall_s = stall_s
         self._transports = transports
-        self._intake: Lease | None = None
+        self._lease: Lease | None = None
         self._receiving: Receiver | None = None
         self._aborted = False
         self._lock = threading.Lock()
@@ -353,10 +353,10 @@ class ClientWorker(SessionWorker):
         match order:
             case OpenTransport():
                 return self._open(order.offer)
-            case StartTransfer() if self._receiving is not None and self._intake is not None:
-                segments = [self._intake.segments[i] for i in order.segments]
+            case StartTransfer() if self._receiving is not None and self._lease is not None:
+                segments = [self._lease.segments[i] for i in order.segments]
                 received = self._receiving.run(segments)
-                settle(self._intake)
+                settle(self._lease)
                 return Transferred(received)
             case _:
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
@@ -365,8 +365,8 @@ class ClientWorker(SessionWorker):
         """End the receiver: until then it may write into the model. Then others may."""
         if self._receiving is not None:
             self._receiving.end()
-        if self._intake is not None:
-            self._ledger.release(self._intake)
+        if self._lease is not None:
+            self._ledger.release(self._lease)
 
     def _open(self, offer: Offer) -> Event:
         def dial(index: int) -> socket:
@@ -378,10 +378,10 @@ class ClientWorker(SessionWorker):
                 raise
             return lane
 
-        self._intake = self._ledger.lease(offer)
-        inlet = Inlet(self._intake, offer.session, self._stall_s, dial, self._lanes)
+        self._lease = self._ledger.lease(offer)
+        setup = ReceiverSetup(self._lease, offer.session, self._stall_s, dial, self._lanes)
         attachment = self._attachments.to(self._transports.named(offer.transport))
-        receiving = attachment.receiver(inlet)
+        receiving = attachment.receiver(setup)
         with self._lock:
             self._receiving = receiving
             if self._aborted:

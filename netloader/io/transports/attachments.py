@@ -7,6 +7,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.store.base import Store
 from netloader.io.transports.base import Attachment, Transport
+from netloader.io.transports.one_run import OneRunAttachment
 
 
 class Attachments:
@@ -27,6 +28,8 @@ class Attachments:
     def to(self, transport: Transport) -> Attachment:
         """The attachment to a transport, which is made with the first call.
 
+        Where the transport is not repeatable, a second `run` of one of its ends raises.
+
         Raises:
             TransferError: the transport cannot attach, or the store was detached.
         """
@@ -34,7 +37,10 @@ class Attachments:
             if self._detached:
                 raise TransferError(Reason.TRANSFER_FAILED, "the weights are detached")
             if transport.name not in self._made:
-                self._made[transport.name] = transport.attach(self._store)
+                attachment = transport.attach(self._store)
+                if not transport.capabilities.repeatable:
+                    attachment = OneRunAttachment(attachment)
+                self._made[transport.name] = attachment
             return self._made[transport.name]
 
     def detach(self) -> None:

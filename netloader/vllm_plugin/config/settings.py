@@ -329,7 +329,8 @@ FIELDS: Final = (
           "JSON file with the same fields; what it says wins over the inline fields"),
     Field("TRANSPORT", text_line, "string", AUTO,
           "how bytes move, to clients and from sources: `auto` (what suits the device: hccl, nccl, "
-          "else tcp), `tcp`, `gloo`, `hccl`, `nccl`, or the name of a registered transport"),
+          "else tcp), `tcp`, `gloo`, `hccl`, `nccl`, `shm` (on one host, as one user), "
+          "or the name of a registered transport"),
     Field("LISTEN_HOST", text_line, "string", None, "address to listen at; absent: all of them"),
     Field("WEIGHT_CACHE", choice(*CachePolicy), "`hbm`, `dram`, `no`, `auto`", "auto",
           "as `INT8_CACHE`, for any other parameter that post-processing replaces"),

@@ -19,7 +19,7 @@ from netloader.io.published import PublishedModel
 from netloader.io.server import publish
 from netloader.io.store.base import Store
 from netloader.io.store.module import ModuleStore
-from netloader.io.transports import TRANSPORTS, Outlet
+from netloader.io.transports import TRANSPORTS, SenderSetup
 from netloader.io.transports.tcp import Tcp, TcpAttachment, TcpSender
 from tests.unit.io.helpers import (
     FAST,
@@ -277,8 +277,8 @@ def test_evict_is_true_only_when_nobody_reads_any_more(
             return Sending(store)
 
     class Sending(TcpAttachment):
-        def sender(self, outlet: Outlet) -> TcpSender:
-            return Stubborn(self.store, outlet)
+        def sender(self, setup: SenderSetup) -> TcpSender:
+            return Stubborn(self.store, setup)
 
     shop = opened()
     with TRANSPORTS.registered(StubbornTcp()), shop.call() as peer:
