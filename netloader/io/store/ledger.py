@@ -70,11 +70,11 @@ class Reporter:
 class Ledger:
     """Which segments of a store are verified, against which digests. Safe for many threads.
 
-    `held` is progress that was made before, which the store still holds (see `resume`).
+    `held` is progress that was made before, as `still_held` has found it in the store.
     """
 
     def __init__(self, store: Store, report: Report, held: Progress | None = None) -> None:
-        held = held or Progress()
+        held = held if held and held.verified else Progress()
         self.store = store
         self.total = store.manifest.nbytes
         self.counted_bytes = 0
