@@ -9,7 +9,7 @@ from netloader.io.published import segment_digests
 from netloader.io.store.ledger import Lease
 
 
-def settle(intake: Lease) -> None:
+def settle(lease: Lease) -> None:
     """Give the store the offer's values, compare all that it holds with the offer, and keep it.
 
     A module may do as it likes with what it is given, so its tensors are hashed once more. Without
@@ -19,12 +19,12 @@ def settle(intake: Lease) -> None:
         TransferError: the store does not take the values, shows something else afterwards, or
             cannot be kept.
     """
-    offer, store = intake.offer, intake.ledger.store
+    offer, store = lease.offer, lease.ledger.store
     if offer.manifest.values:
         again = store.take_values(offer.manifest.values)
         if difference := again.manifest.difference(offer.manifest):
             raise TransferError(Reason.MANIFEST_MISMATCH, f"with its extra state, {difference}")
-        digests = segment_digests(again, intake.segments, offer.digest_algorithm, 1)
+        digests = segment_digests(again, lease.segments, offer.digest_algorithm, 1)
         if digests != offer.segment_digests:
             detail = "the module's tensors are others since it was given its extra state"
             raise TransferError(Reason.DIGEST_MISMATCH, detail)

@@ -342,7 +342,7 @@ class ClientWorker(SessionWorker):
         self._connect = connect
         self._stall_s = stall_s
         self._transports = transports
-        self._intake: Lease | None = None
+        self._lease: Lease | None = None
         self._receiving: Receiver | None = None
         self._aborted = False
         self._lock = threading.Lock()
@@ -352,10 +352,10 @@ class ClientWorker(SessionWorker):
         match order:
             case OpenTransport():
                 return self._open(order.offer)
-            case StartTransfer() if self._receiving is not None and self._intake is not None:
-                segments = [self._intake.segments[i] for i in order.segments]
+            case StartTransfer() if self._receiving is not None and self._lease is not None:
+                segments = [self._lease.segments[i] for i in order.segments]
                 received = self._receiving.run(segments)
-                settle(self._intake)
+                settle(self._lease)
                 return Transferred(received)
             case _:
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
@@ -364,8 +364,8 @@ class ClientWorker(SessionWorker):
         """End the receiver: until then it may write into the model. Then others may."""
         if self._receiving is not None:
             self._receiving.end()
-        if self._intake is not None:
-            self._ledger.release(self._intake)
+        if self._lease is not None:
+            self._ledger.release(self._lease)
 
     def _open(self, offer: Offer) -> Event:
         def dial(index: int) -> socket:
@@ -377,8 +377,8 @@ class ClientWorker(SessionWorker):
                 raise
             return lane
 
-        self._intake = self._ledger.lease(offer)
-        inlet = Inlet(self._intake, offer.session, self._stall_s, dial, self._lanes)
+        self._lease = self._ledger.lease(offer)
+        inlet = Inlet(self._lease, offer.session, self._stall_s, dial, self._lanes)
         attachment = self._attachments.to(self._transports.named(offer.transport))
         receiving = attachment.receiver(inlet)
         with self._lock:

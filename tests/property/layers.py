@@ -20,7 +20,6 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L4 named cases": (
         "tests/unit/fsm",
         "tests/unit/wire",
-        "tests/unit/io/test_intake.py",
         "tests/unit/io/store",
         "tests/unit/io/test_observe.py",
         "tests/unit/io/test_published.py",

@@ -112,8 +112,8 @@ class Assembly:
         self.source, self.lanes, self.failed = self.sources[key], list[Lane](), False
         for lease in self.leases:
             self.ledger.release(lease)
-        self.intake = self.ledger.lease(self.source.offer)
-        self.leases = [self.intake]
+        self.lease = self.ledger.lease(self.source.offer)
+        self.leases = [self.lease]
 
     @property
     def missing(self) -> list[int]:
@@ -147,8 +147,8 @@ class Assembly:
         """All lanes that are free have a segment each, from anywhere on."""
         missing = self.missing
         for turn in range(pick, pick + min(LANES - len(self.lanes), len(missing))):
-            segment = self.intake.segments[missing[turn % len(missing)]]
-            coming, block = self.intake.expect(segment), self.source.blocks[segment.index]
+            segment = self.lease.segments[missing[turn % len(missing)]]
+            coming, block = self.lease.expect(segment), self.source.blocks[segment.index]
             self.lanes.append(Lane(coming, segment, block, turn))
 
     def go_on(self, what: str, lane: Lane, pick: int) -> None:
@@ -198,7 +198,7 @@ class Assembly:
 
     def check(self) -> None:
         """After any step."""
-        verified = [self.intake.segments[i] for i in self.ledger.progress.verified]
+        verified = [self.lease.segments[i] for i in self.ledger.progress.verified]
         assert self.ledger.verified_bytes == sum(segment.nbytes for segment in verified)
         here, specs = contents(self.target), self.weights.manifest.tensors
         shared = {spec.shares for spec in specs}

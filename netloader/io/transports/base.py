@@ -80,13 +80,13 @@ class Outlet:
 
 @dataclass(frozen=True, slots=True)
 class Inlet:
-    """What a receiver is given. `intake` says where bytes go, and verifies them.
+    """What a receiver is given. `lease` says where bytes go, and verifies them.
 
     `dial(i)` opens data lane i, a TCP connection to the server's one port, which the sender gets by
     its `attach`. It blocks, and raises OSError. `lanes` is how many the client would like.
     """
 
-    intake: Lease
+    lease: Lease
     session: str
     stall_s: float
     dial: Callable[[int], socket]

@@ -130,7 +130,7 @@ class GroupReceiver:
         """Receive and verify chunk by chunk, as many posted as may be under way."""
         with self._peer_group.joined(sizes_digest(segments)):
             for segment in segments:
-                writer = self._inlet.intake.expect(segment, self._threads)
+                writer = self._inlet.lease.expect(segment, self._threads)
                 for chunk in chunks(segment):
                     if self._peer_group.full:
                         self._land()

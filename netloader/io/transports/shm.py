@@ -200,7 +200,7 @@ class ShmReceiver:
                 send_batch(lane, [memoryview(self._proof)])
                 self._proof = b""
             for segment in segments:
-                writer = self._inlet.intake.expect(segment)
+                writer = self._inlet.lease.expect(segment)
                 for batch in batches(writer.views(), SLOT_BYTES):
                     go_on(self._lanes)
                     receive_batch(lane, [memoryview(bytearray(1))])

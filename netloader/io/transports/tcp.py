@@ -175,7 +175,7 @@ class TcpReceiver:
             if own:
                 check(lane)
             for segment in own:
-                writer = self._inlet.intake.expect(segment)
+                writer = self._inlet.lease.expect(segment)
                 for batch in batches(writer.views(), RECEIVE_BYTES):
                     go_on(self._lanes)
                     receive_batch(lane, batch)

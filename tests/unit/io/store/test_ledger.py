@@ -150,8 +150,11 @@ def test_available_segments_are_those_of_one_root() -> None:
     assert ledger.wait_for_more(1, 0.0)
     assert ledger.available(root) == {0, 2}
     ledger.release(lease)
-    ledger.lease(OTHER.offer)
+    other = ledger.lease(OTHER.offer)
     assert ledger.available(root) == frozenset()
+    bring(other, OTHER, 1)
+    assert ledger.available(root) == frozenset()
+    assert ledger.available(ledger.progress) == {1}
 
 
 def orders(left: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -56,7 +56,7 @@ class Ends:
         self.segments = segments_of(self.giving.manifest, segment_bytes)
         digests = tuple(digest_of("blake3", self.giving.views(s)) for s in self.segments)
         self.ledger = Ledger(taking, report)
-        intake = self.ledger.lease(offer_of(self.giving.manifest, digests, segment_bytes))
+        lease = self.ledger.lease(offer_of(self.giving.manifest, digests, segment_bytes))
         self.lanes = lanes
         self.near: list[socket.socket] = []
         self.far: list[socket.socket] = []
@@ -67,7 +67,7 @@ class Ends:
         giving, filling = (attachments.to(chosen) for attachments in self.attachments)
         self.sending: Sender = giving.sender(Outlet("session", stall_s))
         self.receiving: Receiver = filling.receiver(
-            Inlet(intake, "session", stall_s, dial or self.dial, lanes)
+            Inlet(lease, "session", stall_s, dial or self.dial, lanes)
         )
         self._ended: list[Sender | Receiver] = []
 
