@@ -29,6 +29,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L4 modules that are served": (
         "tests/unit/io/test_module_state.py",
         "tests/unit/io/test_changes.py",
+        "tests/unit/io/test_stores.py",
         "tests/unit/io/test_sharing.py",
         "tests/unit/io/test_memory.py",
     ),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Manifest, Progress, segments_of
 from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
@@ -16,7 +17,6 @@ from netloader.io.store.files import FileStore
 from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.store.memory import HostStore
 from netloader.io.store.module import ModuleStore
-from netloader.io.store.resuming import still_held
 from tests.unit.io.helpers import Source, module_of, random
 
 SEGMENT: Final = 40
@@ -105,8 +105,11 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     return made(tmp_path)
 
 
-def ledger_of(store: Store, held: Progress | None = None) -> Ledger:
-    return Ledger(store, lambda done, total: None, held)
+def ledger_of(store: Store, before: Progress | None = None) -> Ledger:
+    ledger = Ledger(store, lambda done, total: None)
+    if before is not None:
+        ledger.resume(before, lambda: False)
+    return ledger
 
 
 def bring(lease: Lease, source: Source, index: int) -> None:
@@ -119,9 +122,9 @@ def bring(lease: Lease, source: Source, index: int) -> None:
         writer.update(view)
 
 
-def fill(store: Store, source: Source, held: Progress | None = None) -> Progress:
+def fill(store: Store, source: Source, before: Progress | None = None) -> Progress:
     """Bring all that is missing; returns the progress."""
-    ledger = ledger_of(store, held)
+    ledger = ledger_of(store, before)
     lease = ledger.lease(source.offer)
     for index in ledger.progress.missing():
         bring(lease, source, index)
@@ -221,10 +224,6 @@ def test_freed_memory_is_an_error_that_names_the_tensor(case: Case) -> None:
 # -- going on ------------------------------------------------------------------------------------
 
 
-def never() -> bool:
-    return False
-
-
 @pytest.mark.parametrize("index", sorted(EVERY))
 def test_a_segment_that_was_changed_is_asked_for_again(case: Case, index: int) -> None:
     # Segments 1 and 2 are of one tensor that is put together apart: the one that is still right
@@ -234,9 +233,10 @@ def test_a_segment_that_was_changed_is_asked_for_again(case: Case, index: int) -
     assert blocks(case.again()) != RIGHT.blocks
 
     store = case.again()
-    held = still_held(store, before, never)
-    assert held.missing() == (index,)
-    assert fill(store, RIGHT, held).missing() == ()
+    ledger = ledger_of(store, before)
+    assert ledger.progress.missing() == (index,)
+    bring(ledger.lease(RIGHT.offer), RIGHT, index)
+    assert ledger.verified_bytes == ledger.total
     assert blocks(case.again()) == RIGHT.blocks
 
 
@@ -247,18 +247,28 @@ def test_half_a_fill_goes_on(case: Case) -> None:
         bring(lease, RIGHT, index)
 
     store = case.again()
-    held = still_held(store, ledger.progress, never)
-    assert held.verified == {0, 3, 6}
-    assert ledger_of(store, held).verified_bytes == 40 + 40 + 36
-    fill(store, RIGHT, held)
+    held = ledger_of(store, ledger.progress)
+    assert held.progress == ledger.progress
+    assert held.verified_bytes == 40 + 40 + 36
+    assert held.counted_bytes == 0, "no source has sent it in this fill"
+    fill(store, RIGHT, ledger.progress)
     assert blocks(case.again()) == RIGHT.blocks
 
 
 def test_what_goes_on_with_other_weights_begins_anew(case: Case) -> None:
-    held = still_held(case.store, fill(case.store, RIGHT), never)
-    fill(case.store, OTHER, held)
+    before = fill(case.store, RIGHT)
+    assert fill(case.store, OTHER, before).verified == EVERY
 
     assert blocks(case.again()) == OTHER.blocks
+
+
+def test_earlier_progress_counts_before_the_first_lease_only(case: Case) -> None:
+    before = fill(case.store, RIGHT)
+    ledger = ledger_of(case.store)
+    ledger.lease(OTHER.offer)
+
+    with pytest.raises(LocalProtocolError, match="only before the first lease"):
+        ledger.resume(before, lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -275,20 +285,22 @@ def test_what_goes_on_with_other_weights_begins_anew(case: Case) -> None:
 def test_a_claim_that_does_not_fit_counts_for_nothing(case: Case, claim: Progress) -> None:
     fill(case.store, RIGHT)
 
-    assert still_held(case.again(), claim, never) == Progress()
+    assert ledger_of(case.again(), claim).progress == Progress()
 
 
 def test_nothing_counts_that_was_not_hashed_before_the_call_was_stopped(case: Case) -> None:
     before = fill(case.store, RIGHT)
 
-    assert still_held(case.again(), before, lambda: True) == Progress()
+    ledger = ledger_of(case.again())
+    ledger.resume(before, lambda: True)
+    assert ledger.progress == Progress()
 
 
 def test_freed_memory_holds_nothing(case: Case) -> None:
     before = fill(case.store, RIGHT)
     case.free()
 
-    assert still_held(case.store, before, never) == Progress()
+    assert ledger_of(case.store, before).progress == Progress()
 
 
 # -- the end of a folder -------------------------------------------------------------------------
