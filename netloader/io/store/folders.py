@@ -26,6 +26,8 @@ def mapped(folder: Path) -> dict[str, tuple[TensorSpec, Tensor]]:
         WeightsError: a file is missing or damaged, or two files have one name.
         OSError: the folder or a file cannot be read.
     """
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is no folder; give one with *.safetensors files")
     found: dict[str, tuple[TensorSpec, Tensor]] = {}
     origin: dict[str, Path] = {}
     listed = _listed(folder)

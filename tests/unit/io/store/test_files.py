@@ -76,9 +76,8 @@ def test_the_bytes_are_those_that_were_saved(tmp_path: Path) -> None:
     by_library = {n: t for n, t in every.items() if n != "F8_E8M0"}  # safetensors 0.8 has none
     save_file(by_library, tmp_path / "m.safetensors")
 
-    assert blocks(FileStore.open(tmp_path)) == {
-        n: bytes_of(t) for n, t in sorted(by_library.items())
-    }
+    wanted = {name: bytes_of(tensor) for name, tensor in by_library.items()}
+    assert blocks(FileStore.open(tmp_path)) == wanted
 
 
 def test_files_of_an_index_are_read_and_others_are_left_alone(tmp_path: Path) -> None:
@@ -198,7 +197,7 @@ def test_what_the_files_do_not_have(
 
 
 def test_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"nowhere has no tensors in \*\.safetensors"):
+    with pytest.raises(WeightsError, match="nowhere is no folder"):
         FileStore.open(tmp_path / "nowhere")
     with pytest.raises(TypeError, match="folder is of type int; give the path of a folder"):
         FileStore.open(7)  # type: ignore[arg-type]
@@ -316,7 +315,7 @@ def test_a_disk_without_space_is_an_error_before_anything_is_received(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(WeightsError, match="made cannot be written: .*No space left on device"):
+    with pytest.raises(WeightsError, match=r"made cannot be written: .*No space left"):
         FileStore.create(tmp_path / "made", manifest_of([*some().items()]))
     assert [*tmp_path.iterdir()] == []
 
