@@ -58,7 +58,7 @@ from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.cores import cores
 from netloader.io.dialing import Dialer
 from netloader.io.observe import Observer
-from netloader.io.outcome import Attempt, Outcome
+from netloader.io.outcome import Attempt, Outcome, attempt_of
 from netloader.io.stopping import CancelToken, Stop
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger, Report
@@ -344,7 +344,7 @@ class Filling:
         verdict = verdict_of(conversation.session)
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
-        self._attempts.append(Attempt.of(endpoint, verdict, moved, observer.seconds))
+        self._attempts.append(attempt_of(endpoint, verdict, moved, observer.seconds))
         return conversation.session
 
     def _say_waiting(self, wait: Wait, count: int, patience_end: float) -> float:

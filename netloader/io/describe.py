@@ -12,7 +12,7 @@ from netloader.io.client import ClientOptions
 from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.dialing import Dialer
 from netloader.io.observe import Observer
-from netloader.io.outcome import Attempt
+from netloader.io.outcome import Attempt, attempt_of
 from netloader.io.stopping import Stop
 from netloader.io.worker import IdleWorker
 
@@ -53,6 +53,6 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
             return Described(session.description, (endpoint, *untried, *tried), tuple(silent))
         if stop.request() is not None:  # which does not show that the source is silent
             break
-        attempt = Attempt.of(endpoint, verdict, 0, observer.seconds)
+        attempt = attempt_of(endpoint, verdict, 0, observer.seconds)
         silent += [attempt] if attempt.silent else []
     return Described(None, tuple(sources), tuple(silent))

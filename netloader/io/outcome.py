@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 from netloader.config import Endpoint
 from netloader.fsm.effects import Verdict
@@ -26,19 +25,19 @@ class Attempt:
     seconds: Mapping[State, float]
     differences: tuple[Difference, ...] = ()
 
-    @classmethod
-    def of(
-        cls, source: Endpoint, verdict: Verdict, nbytes: int, seconds: Mapping[State, float]
-    ) -> Self:
-        """What a session came to."""
-        spent = dict(seconds)
-        return cls(source, verdict.reason, verdict.detail, nbytes, spent, verdict.differences)
-
     @property
     def silent(self) -> bool:
         """Whether the source let time pass without an answer, as one more attempt would."""
         waited = self.reason in (Reason.UNREACHABLE, Reason.DEADLINE_PASSED)
         return waited and sum(self.seconds.values()) >= SILENT_S
+
+
+def attempt_of(
+    source: Endpoint, verdict: Verdict, nbytes: int, seconds: Mapping[State, float]
+) -> Attempt:
+    """What a session came to."""
+    spent = dict(seconds)
+    return Attempt(source, verdict.reason, verdict.detail, nbytes, spent, verdict.differences)
 
 
 @dataclass(frozen=True, slots=True)

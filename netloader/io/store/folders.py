@@ -7,6 +7,7 @@ import secrets
 import shutil
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from netloader.errors import WeightsError
 from netloader.fsm.manifest import Manifest, TensorSpec
+from netloader.io.forks import only_here
 from netloader.io.store.headers import read_header, write_header
 
 INDEX = "model.safetensors.index.json"
@@ -85,7 +87,8 @@ class NewFolder:
             raise WeightsError(f"{folder} exists and is not empty; choose another folder")
         self._hidden = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.netloader"
         self._maps: list[mmap.mmap] = []
-        self._remove = weakref.finalize(self, _remove_tree, self._hidden, os.getpid())
+        remove = only_here(partial(shutil.rmtree, ignore_errors=True))
+        self._remove = weakref.finalize(self, remove, self._hidden)
         self.blocks: dict[int, Tensor] = {}
         try:
             self._hidden.mkdir(parents=True)
@@ -164,9 +167,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _remove_tree(folder: Path, process: int) -> None:
-    """Remove a folder, but not in a child that was forked from the process that made it."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -106,7 +106,7 @@ class Ledger:
             return
         segments = segments_of(self.store.manifest, held.segment_bytes)
         with self._change:
-            if self._leases:
+            if self._leases or self._verified:
                 raise LocalProtocolError("earlier progress counts only before the first lease")
             self._against = replace(held, verified=frozenset())
             self._segments = segments

@@ -19,11 +19,13 @@ ALIGNMENT = 64
 """Tensors begin at multiples of this: of the size of any element, and of a cache line."""
 
 
-def _pageable(nbytes: int) -> Tensor:
+def pageable(nbytes: int) -> Tensor:
+    """Ordinary memory."""
     return torch.empty(nbytes, dtype=torch.uint8)
 
 
-def _page_locked(nbytes: int) -> Tensor:
+def page_locked(nbytes: int) -> Tensor:
+    """Memory that an accelerator copies from by itself."""
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
 
@@ -31,13 +33,14 @@ class HostStore(BlockStore):
     """Host memory for the tensors of a manifest, not initialized. See also `pinned`.
 
     `manifest` is that of another store of the same weights. The store takes `manifest.nbytes` bytes
-    and up to 64 more for each tensor. Its methods may be called from any thread.
+    and up to 64 more for each tensor, which `allocate` makes: a function from a number of bytes to
+    a tensor (uint8, 1-d) of the host. The methods may be called from any thread.
 
     Raises:
         WeightsError: there is not so much memory.
     """
 
-    def __init__(self, manifest: Manifest, allocate: Callable[[int], Tensor] = _pageable) -> None:
+    def __init__(self, manifest: Manifest, allocate: Callable[[int], Tensor] = pageable) -> None:
         begins: dict[int, int] = {}
         end = 0
         for index in manifest.payload:
@@ -60,7 +63,7 @@ class HostStore(BlockStore):
         Raises:
             WeightsError: there is no accelerator, or not so much memory that can be locked.
         """
-        return cls(manifest, _page_locked)
+        return cls(manifest, page_locked)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name: views of the store's memory, which they keep. Tied ones share it.

@@ -106,7 +106,7 @@ def test_weights_pass_from_files_to_host_memory_to_a_model_to_files(tmp_path: Pa
     target = model(9)
     made = FileStore.create(tmp_path / "to", source.manifest, file_bytes=50 * KIB)
     for giving, taking in ((source, host), (host, target), (target, made)):
-        with serving(giving) as server:  # type: ignore[arg-type]
+        with serving(giving) as server:
             assert fill(taking, server.endpoint, IDENTITY, asking()).ok
 
     assert held(host) == contents(target) == contents(model(1))
@@ -114,6 +114,31 @@ def test_weights_pass_from_files_to_host_memory_to_a_model_to_files(tmp_path: Pa
     assert len(files) == 3
     written = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert {name: bytes_of(tensor) for name, tensor in written.items()} == contents(model(1))
+
+
+class Counting(nn.Module):
+    """A module with something beside tensors."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.register_buffer("w", random(100, seed=seed))
+        self.steps = seed
+
+    def get_extra_state(self) -> int:
+        return self.steps
+
+    def set_extra_state(self, state: int) -> None:
+        self.steps = state
+
+
+def test_host_memory_keeps_what_travels_beside_tensors() -> None:
+    source, host, target = Counting(1), HostStore(ModuleStore.of(Counting(2)).manifest), Counting(3)
+    for giving, taking in ((source, host), (host, target)):
+        with serving(giving) as server:
+            assert fill(taking, server.endpoint, IDENTITY, asking()).ok
+
+    assert target.steps == 1
+    assert contents(target) == contents(source)
 
 
 def test_a_state_dict_that_changes_while_it_is_served_is_served_as_it_is_then() -> None:

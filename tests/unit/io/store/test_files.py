@@ -114,7 +114,7 @@ def grown(folder: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x")
 
 
-def entry(**fields: object) -> Callable[[Path], None]:
+def entry(**fields: object) -> Callable[[Path], object]:
     """A file with one tensor of 8 bytes, described wrongly."""
     good = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -124,14 +124,14 @@ def entry(**fields: object) -> Callable[[Path], None]:
     return write
 
 
-def indexed(text: str) -> Callable[[Path], None]:
+def indexed(text: str) -> Callable[[Path], object]:
     def write(folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text(text)
 
     return write
 
 
-FAULTS: list[tuple[Callable[[Path], None], str]] = [
+FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / "m.safetensors").unlink(), r"has no tensors in \*\.safetensors files"),
     (lambda f: (f / "m.safetensors").write_bytes(b""), r"m\.safetensors is empty; write or down"),
     (lambda f: (f / "m.safetensors").write_bytes(b"abc"), r"no safetensors file: of its 3 bytes"),
@@ -160,7 +160,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("damage", "words"), FAULTS)
 def test_a_fault_names_the_file_and_what_to_do(
-    tmp_path: Path, damage: Callable[[Path], None], words: str
+    tmp_path: Path, damage: Callable[[Path], object], words: str
 ) -> None:
     save_file(some(), tmp_path / "m.safetensors")
     damage(tmp_path)
