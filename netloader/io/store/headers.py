@@ -103,7 +103,7 @@ def _read(data: memoryview) -> list[Placed]:
         raise _DamagedError(f"of its {len(data)} bytes, {length} would be the header")
     try:
         table = json.loads(bytes(data[LENGTH_BYTES:begin]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _DamagedError(f"its header is no JSON ({error})") from error
     if not isinstance(table, dict):
         raise _DamagedError("its header is no table of tensors")
@@ -134,7 +134,11 @@ def _without_gaps(
             where = f"its bytes are said to be {start} to {end}"
             raise _DamagedError(f"{name!r} has {nbytes} bytes and begins at {reached}, but {where}")
         reached = end
-        found.append(Placed(spec_of(name, dtype, entry.shape), begin + start))
+        try:
+            spec = spec_of(name, dtype, entry.shape)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise _DamagedError(f"{name!r} has a shape that no tensor has") from error
+        found.append(Placed(spec, begin + start))
     if begin + reached != size:
         raise _DamagedError(f"its tensors end at byte {begin + reached}, the file at {size}")
     return found

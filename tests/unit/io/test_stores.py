@@ -100,14 +100,17 @@ def test_a_client_takes_each_kind_of_weights_and_fills_them_in_place(kind: str) 
     assert contents(target) == contents(model(1))
 
 
-def test_weights_pass_from_files_to_host_memory_to_a_model_to_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["tcp", "shm", "gloo"])
+def test_weights_pass_from_files_to_host_memory_to_a_model_to_files(
+    tmp_path: Path, transport: str
+) -> None:
     source = FileStore.open(stored(tmp_path / "from", 1), ModuleStore.of(model(1)).manifest)
     host = HostStore(source.manifest)
     target = model(9)
     made = FileStore.create(tmp_path / "to", source.manifest, file_bytes=50 * KIB)
     for giving, taking in ((source, host), (host, target), (target, made)):
-        with serving(giving) as server:
-            assert fill(taking, server.endpoint, IDENTITY, asking()).ok
+        with serving(giving, transports=(transport,)) as server:
+            assert fill(taking, server.endpoint, IDENTITY, asking(transport)).ok
 
     assert held(host) == contents(target) == contents(model(1))
     files = sorted((tmp_path / "to").glob("*.safetensors"))
