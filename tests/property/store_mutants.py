@@ -40,8 +40,8 @@ STORE_MUTANTS: Final[dict[str, Mutant]] = {
     "half a tensor that is put together apart is forgotten on resume": Mutant(
         L4,
         MODULE,
-        r"for index in dict\.fromkeys\(extent\.tensor for extent in staged\):",
-        "staged = []\n        for index in ():",
+        r"if self\._flat\[index\] or whole:",
+        "if True:",
     ),
     "bytes between the tensors of a file are not noticed": Mutant(
         L4, HEADERS, r"if start != reached or", "if"

@@ -157,17 +157,22 @@ class ModuleStore:
         self._staging.clear()
 
     def resume(self, segments: Sequence[Segment]) -> None:
-        """Put tensors together again of what they hold: as `Store.resume`.
+        """Begin to put tensors together of what they hold: as `Store.resume`.
 
-        Without that, a staged tensor would wait for segments that do not come again.
+        Without that, a staged tensor would wait for segments that do not come again. One of which
+        all is there needs nothing.
         """
-        extents = [extent for segment in segments for extent in segment.extents]
-        staged = [extent for extent in extents if not self._flat[extent.tensor]]
-        for index in dict.fromkeys(extent.tensor for extent in staged):
+        held: dict[int, list[Extent]] = {}
+        for extent in (extent for segment in segments for extent in segment.extents):
+            held.setdefault(extent.tensor, []).append(extent)
+        for index, extents in held.items():
+            whole = sum(e.length for e in extents) == self.manifest.tensors[index].nbytes
+            if self._flat[index] or whole:
+                continue
             tensor = self._tensors[index]
             with beside(tensor.device):
                 self._staging.room(index, tensor).copy_(plain(tensor))
-        self._staging.arrived(staged, self._move_in)
+            self._staging.arrived(extents, self._move_in)
 
     def _move_in(self, index: int, staged: Tensor) -> None:
         tensor = self._tensors[index]
