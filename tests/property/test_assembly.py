@@ -39,7 +39,7 @@ STEPS: Final = (
     *["all", "all, held up"] * 8,
     *["assign"] * 4,
     *[*FAULTS, "gone"] * 2,
-    *["a bit", "another checkpoint", "other segments"],
+    *["a bit", "another checkpoint", "other segments", "another call"],
 )
 
 happened: Counter[str] = Counter()
@@ -115,6 +115,30 @@ class Assembly:
         self.lease = self.ledger.lease(self.source.offer)
         self.leases = [self.lease]
 
+    def turn_to(self, what: str) -> None:
+        """The next source, or the next call."""
+        match what:
+            case "another checkpoint":
+                self.follow(SAME + OTHER - self.content, self.segment_bytes)
+            case "other segments":
+                self.follow(self.content, self.sizes[self.segment_bytes == self.sizes[0]])
+            case "another call":
+                self.another_call()
+            case _:
+                self.follow(self.content, self.segment_bytes)
+
+    def another_call(self) -> None:
+        """The fill ends, and its caller goes on from the outcome."""
+        for lease in self.leases:
+            self.ledger.release(lease)
+        before = self.ledger.progress
+        self.weights = ModuleStore.of(self.target)
+        self.ledger = Ledger(self.weights, lambda *_: self.strike("report"))
+        self.ledger.resume(before, lambda: False)
+        happened["resumed"] += bool(self.ledger.progress.verified)
+        self.leases = []
+        self.follow(self.content, self.segment_bytes)
+
     @property
     def missing(self) -> list[int]:
         """What is not here, and on no lane."""
@@ -126,12 +150,8 @@ class Assembly:
         match what:
             case "begin" if self.missing and len(self.lanes) < LANES and not self.failed:
                 self.begin(pick)
-            case "gone":
-                self.follow(self.content, self.segment_bytes)
-            case "another checkpoint":
-                self.follow(SAME + OTHER - self.content, self.segment_bytes)
-            case "other segments":
-                self.follow(self.content, self.sizes[self.segment_bytes == self.sizes[0]])
+            case "gone" | "another checkpoint" | "other segments" | "another call":
+                self.turn_to(what)
             case _ if what in FAULTS:
                 self.armed.add(what)
             case "all, held up" if self.missing and len(self.lanes) == 1 and not self.failed:
@@ -239,5 +259,5 @@ def test_what_is_verified_is_here_whatever_failed(figures: list[str]) -> None:
     put_together()
     seconds = perf_counter() - begun
     figures.append(f"assembly: {dict(happened)}, {happened['runs'] / seconds * 60:.0f} a minute")
-    for event in ("meanwhile", *(f"failed: {where}" for where in FAULTS)):
+    for event in ("meanwhile", "resumed", *(f"failed: {where}" for where in FAULTS)):
         assert happened[event], f"never {event}"
