@@ -9,12 +9,11 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from torch import nn
-
 from netloader import io
 from netloader.aio.reactor import AsyncioReactor
 from netloader.config import Deadlines
 from netloader.fsm.identity import Identity
+from netloader.io.arguments import Weights
 from netloader.io.catalog import Catalog
 from netloader.io.listener import bind, endpoint_of, tell, trouble
 from netloader.io.published import PublishedModel
@@ -80,7 +79,7 @@ class Server:
 
     async def publish(
         self,
-        model: nn.Module,
+        model: Weights,
         identity: Mapping[str, str] | Identity,
         facts: Mapping[str, str] | None = None,
     ) -> None:
@@ -155,13 +154,13 @@ class Server:
 
 
 async def serve(
-    model: nn.Module,
+    model: Weights,
     identity: Mapping[str, str] | Identity,
     host: str = "127.0.0.1",
     port: int = 0,
     options: ServerOptions | None = None,
 ) -> Server:
-    """Serve all that a model is seen to hold, in the running event loop.
+    """Serve a model, in the running event loop.
 
     Arguments, behaviour and errors are those of `netloader.io.serve`. Connections are served by the
     loop; only long work has threads: looking at the model, digests, sending weights.

@@ -11,8 +11,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-from torch import nn
+from functools import partial
+from typing import TypeAlias
 
 from netloader.config import (
     LONGEST_S,
@@ -26,7 +26,6 @@ from netloader.config import (
 )
 from netloader.errors import WeightsError
 from netloader.fsm.client import ClientSession, FetchSpec
-from netloader.fsm.effects import Verdict
 from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
     Busy,
@@ -48,25 +47,24 @@ from netloader.fsm.fetch_events import (
     Wait,
 )
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import root_digest
-from netloader.fsm.messages import Description, Purpose
+from netloader.fsm.manifest import Progress, root_digest
+from netloader.fsm.messages import Purpose
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.server import MAX_LANES
 from netloader.fsm.states import State
-from netloader.io.arguments import check_transports, identity_of, sources_of, weights_of
+from netloader.io.arguments import Weights, check_transports, identity_of, sources_of, store_of
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.cores import cores
 from netloader.io.dialing import Dialer
 from netloader.io.observe import Observer
-from netloader.io.outcome import Attempt, Outcome
+from netloader.io.outcome import Attempt, Outcome, attempt_of
 from netloader.io.stopping import CancelToken, Stop
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger, Report
-from netloader.io.store.module import ModuleStore
 from netloader.io.transports import Attachments, suited
 from netloader.io.transports.tcp import TCP
-from netloader.io.worker import ClientWorker, IdleWorker
+from netloader.io.worker import ClientWorker
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
 
@@ -118,17 +116,27 @@ class ClientOptions:
 
 
 def fill(
-    model: nn.Module | ModuleStore,
+    model: Weights,
     sources: Sequence[Endpoint | str] | Endpoint | str,
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None = None,
+    *,
+    resume: Outcome | None = None,
 ) -> Outcome:
-    """Fill all that a model is seen to hold from the first source that delivers.
+    """Fill a model from the first source that delivers.
+
+    `model` is a module, of which all is filled that it is seen to hold; a state dict, or pairs of
+    names and tensors, whose tensors are filled in place and whose order is the server's; or a
+    `Store`, such as `HostStore` and `FileStore`.
 
     Blocks; never longer than the deadlines of each phase for each source, plus `queue_s`, and never
     longer than `options.timeout_s`. `options.cancel` ends it from any other thread. `sources` are
     tried in order; a single one needs no list. `identity` must equal the server's field by field;
     its field `role` says which of the server's models is wanted (see `Role`).
+
+    `resume` is what an earlier call returned for the same model, to ask only for what is missing.
+    Segments that it calls verified are read from the model and hashed again, so those that have
+    changed since are asked for as well. If the sources offer other weights, all is.
 
     Raises:
         TypeError: an argument is of a type that cannot be used; the message says what to give.
@@ -137,14 +145,15 @@ def fill(
             memory that cannot be written.
         UnsafeError: an aborted transfer did not end; the tensors must not be used.
     """
-    return prepare(model, sources, identity, options).run()
+    return prepare(model, sources, identity, options, resume).run()
 
 
 def prepare(
-    model: nn.Module | ModuleStore,
+    model: Weights,
     sources: Sequence[Endpoint | str] | Endpoint | str,
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None,
+    resume: Outcome | None,
 ) -> "Filling":
     """Look at a model that is to be filled. Arguments are those of `fill`.
 
@@ -157,7 +166,8 @@ def prepare(
     endpoints = sources_of(sources)
     known = identity_of(identity)
     check_transports(options.transports)
-    weights = weights_of(model)
+    check_type("resume", resume, Outcome | None, "give what an earlier fill returned")
+    weights = store_of(model)
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to fill")
     weights.check_writable()
@@ -172,7 +182,7 @@ def prepare(
         token=options.token,
     )
     ledger = Ledger(weights, harmless(options.report, options.logger))
-    return Filling(ledger, spec, options, stop, endpoints)
+    return Filling(ledger, spec, options, stop, endpoints, resume)
 
 
 def harmless(report: Report, logger: Logger) -> Report:
@@ -190,6 +200,9 @@ def harmless(report: Report, logger: Logger) -> Report:
     return call
 
 
+Step: TypeAlias = Conversation | float | Callable[[], None]
+
+
 class Filling:
     """One call of `fill`, for any driver."""
 
@@ -200,15 +213,17 @@ class Filling:
         options: ClientOptions,
         stop: Stop,
         endpoints: Sequence[Endpoint],
+        resumed: Outcome | None,
     ) -> None:
         self.stop = stop
+        self._resumed = resumed
         self._ledger = ledger
         self._spec = spec
         self._options = options
         self._attempts = [*options.silent]
         silent = {attempt.source for attempt in self._attempts}
         self._sources = [endpoint for endpoint in endpoints if endpoint not in silent]
-        self._dirty = False
+        self._dirty = resumed is not None and resumed.weights_dirty
         self._attachments = Attachments(ledger.store)
 
     def run(self) -> Outcome:
@@ -222,11 +237,19 @@ class Filling:
                 return outcome
             if isinstance(step, Conversation):
                 converse(step)
-            else:
+            elif isinstance(step, float):
                 self.stop.pause(step)
+            else:
+                step()
 
-    def steps(self) -> Generator[Conversation | float, None, Outcome]:
-        """Yield what a driver has to do next: run a conversation, or wait some seconds."""
+    def steps(self) -> Generator[Step, None, Outcome]:
+        """Yield what a driver has to do next.
+
+        It runs a conversation, or waits some seconds, or calls a function that may take long and
+        ends soon after `stop` does.
+        """
+        if self._resumed is not None:
+            yield partial(self._resume, self._resumed.progress)
         deadlines = self._options.deadlines
         fetch = Fetch(FetchOptions(1, deadlines.queue_s, deadlines.stall_s), monotonic())
         todo = deque(self._begin(fetch))
@@ -251,6 +274,9 @@ class Filling:
                     return self._outcome(state, reason)
                 case Request() | Conclude() | Drop():
                     pass  # a session asks for all that is missing, and ends, by itself
+
+    def _resume(self, before: Progress) -> None:
+        self._ledger.resume(before, lambda: self.stop.request() is not None)
 
     def _begin(self, fetch: Fetch) -> Iterable[FetchEffect]:
         if stopped := self._stopped():
@@ -315,7 +341,7 @@ class Filling:
         verdict = verdict_of(conversation.session)
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
-        self._attempts.append(_attempt(endpoint, verdict, moved, observer))
+        self._attempts.append(attempt_of(endpoint, verdict, moved, observer.seconds))
         return conversation.session
 
     def _say_waiting(self, wait: Wait, count: int, patience_end: float) -> float:
@@ -341,49 +367,3 @@ class Filling:
             weights_dirty=self._dirty,
             progress=self._ledger.progress,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """What sources said before a model is built.
-
-    `sources` is the order in which to try them: the one that described itself, those not asked
-    yet, those that did not answer well. `silent` are the attempts with those that let a deadline
-    pass; give them to `fill` in `ClientOptions.silent`, so that none costs a second one.
-    """
-
-    description: Description | None
-    sources: tuple[Endpoint, ...]
-    silent: tuple[Attempt, ...] = ()
-
-
-def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOptions) -> Described:
-    """Ask sources, in order, what they resolved when they loaded the model, until one says.
-
-    Takes no place at the server. `identity` may name only what is known before a model is built.
-    `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
-    """
-    stop = Stop(options.cancel, options.timeout_s)
-    spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.token)
-    silent: list[Attempt] = []
-    for number, endpoint in enumerate(sources):
-        fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "describe"}
-        observer = Observer(options.logger, endpoint, fields)
-        dialer = Dialer(endpoint, options.deadlines.connect_s)
-        conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines, stop)
-        converse(conversation)
-        session = conversation.session
-        verdict = verdict_of(session)
-        if session.description is not None and verdict.state is State.DONE:
-            tried, untried = sources[:number], sources[number + 1 :]
-            return Described(session.description, (endpoint, *untried, *tried), tuple(silent))
-        if stop.request() is not None:  # which does not show that the source is silent
-            break
-        attempt = _attempt(endpoint, verdict, 0, observer)
-        silent += [attempt] if attempt.silent else []
-    return Described(None, tuple(sources), tuple(silent))
-
-
-def _attempt(endpoint: Endpoint, verdict: Verdict, nbytes: int, observer: Observer) -> Attempt:
-    seconds = dict(observer.seconds)
-    return Attempt(endpoint, verdict.reason, verdict.detail, nbytes, seconds, verdict.differences)

@@ -8,29 +8,28 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from torch import nn
-
 from netloader.config import Deadlines, Endpoint, Secret, check_type, check_whole, texts
 from netloader.errors import LocalProtocolError, WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES
 from netloader.fsm.server import CatalogEntry
 from netloader.io.arguments import (
+    Weights,
     check_reason,
     check_transports,
     identity_of,
-    module_of,
     texts_by_name,
+    weights_of,
 )
 from netloader.io.catalog import Catalog
 from netloader.io.clock import monotonic
 from netloader.io.listener import Listener, bind
 from netloader.io.published import PublishedModel, Usage, withdraw_only
 from netloader.io.snapshot import OnSession, ServerSnapshot
+from netloader.io.store.base import Store
 from netloader.io.store.digests import ALGORITHMS
-from netloader.io.store.module import ModuleStore
 from netloader.io.transports import suited
-from netloader.io.watch import ModuleUsage
+from netloader.io.watch import watched
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
 
@@ -76,7 +75,7 @@ class ServerOptions:
 
 
 def publish(
-    weights: ModuleStore,
+    weights: Store,
     identity: Identity,
     options: ServerOptions,
     usage: Usage | None = None,
@@ -113,21 +112,24 @@ class _Home:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """A module in a catalog, published anew whenever it is found to be changed."""
+    """Weights in a catalog, published anew whenever they are found to be changed.
 
-    module: nn.Module
+    A store is withdrawn then: its bytes are those of a file, or were verified.
+    """
+
+    weights: Weights
     identity: Identity
     options: ServerOptions
     home: "_Home"
 
     def publish(self) -> PublishedModel:
-        """Publish what the module holds now."""
-        weights = ModuleStore.of(self.module)
-        usage = ModuleUsage(weights.state) if weights.state else None
-        return publish(weights, self.identity, self.options, usage, self.renew)
+        """Publish what is there now."""
+        store, usage = watched(self.weights)
+        on_change = withdraw_only if usage is None else self.renew
+        return publish(store, self.identity, self.options, usage, on_change)
 
     def renew(self, old: PublishedModel, why: str) -> bool:
-        """Offer what the module holds now in the place of what it held."""
+        """Offer what is there now in the place of what was."""
         fields = {"netloader.role": old.entry.role, "netloader.detail": why}
         emit(self.options.logger, "netloader.server.withdrawn", fields)
         catalog = self.home.catalog()
@@ -179,7 +181,7 @@ class Server:
 
     def publish(
         self,
-        model: nn.Module,
+        model: Weights,
         identity: Mapping[str, str] | Identity,
         facts: Mapping[str, str] | None = None,
     ) -> None:
@@ -319,17 +321,22 @@ class Server:
 
 
 def serve(
-    model: nn.Module,
+    model: Weights,
     identity: Mapping[str, str] | Identity,
     host: str = "127.0.0.1",
     port: int = 0,
     options: ServerOptions | None = None,
 ) -> Server:
-    """Serve all that a model is seen to hold; returns at once.
+    """Serve a model; returns at once.
+
+    `model` is a module, of which all is served that it is seen to hold; a state dict, or pairs of
+    names and tensors, in their order; or a `Store`, such as `FileStore`, for a server without a
+    model.
 
     Digests are computed in the background; clients that come earlier wait for them. The server
     keeps the model and looks at it before each offer and at the end of each transfer: when it was
-    changed, it is published anew, and clients come again for what it holds then.
+    changed, it is published anew, and clients come again for what it holds then. A store is not
+    looked at; when it is found to hold other bytes than its digests say, it is offered no more.
 
     Raises:
         TypeError: an argument is of a type that cannot be used; the message says what to give.
@@ -359,7 +366,7 @@ class Prepared:
 
 
 def prepare(
-    model: nn.Module,
+    model: Weights,
     identity: Mapping[str, str] | Identity,
     host: str,
     port: int,
@@ -383,12 +390,12 @@ def prepare(
 
 
 def _model(
-    model: nn.Module,
+    model: Weights,
     identity: Mapping[str, str] | Identity,
     options: ServerOptions,
     home: _Home,
 ) -> _Model:
     """What a caller wants to have served, checked."""
-    module, known = module_of(model), identity_of(identity)
+    weights, known = weights_of(model), identity_of(identity)
     check_transports(options.transports)
-    return _Model(module, known, options, home)
+    return _Model(weights, known, options, home)

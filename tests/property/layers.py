@@ -20,7 +20,6 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L4 named cases": (
         "tests/unit/fsm",
         "tests/unit/wire",
-        "tests/unit/io/test_intake.py",
         "tests/unit/io/store",
         "tests/unit/io/test_observe.py",
         "tests/unit/io/test_published.py",
@@ -30,6 +29,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L4 modules that are served": (
         "tests/unit/io/test_module_state.py",
         "tests/unit/io/test_changes.py",
+        "tests/unit/io/test_stores.py",
         "tests/unit/io/test_sharing.py",
         "tests/unit/io/test_memory.py",
     ),

@@ -28,7 +28,7 @@ TABLE: Final = "netloader/fsm/table.py"
 MANIFEST: Final = "netloader/fsm/manifest.py"
 IDENTITY: Final = "netloader/fsm/identity.py"
 AUTH: Final = "netloader/fsm/auth.py"
-INTAKE: Final = "netloader/io/store/ledger.py"
+LEDGER: Final = "netloader/io/store/ledger.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
 CATALOG: Final = "netloader/io/catalog.py"
@@ -166,10 +166,10 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L2, MANIFEST, r"    if extents:\n", "    if room == 0:\n"
     ),
     "a segment is counted twice on resume": Mutant(
-        L4, INTAKE, r"clear\(\)\n        self\.verified_bytes = 0", "clear()"
+        L4, LEDGER, r"clear\(\)\n        self\.verified_bytes = 0", "clear()"
     ),
     "a segment's digest is not compared": Mutant(
-        L4, INTAKE, r"if self\._hasher\.hexdigest\(\) != .*:", "if not self._hasher.hexdigest():"
+        L4, LEDGER, r"if self\._hasher\.hexdigest\(\) != .*:", "if not self._hasher.hexdigest():"
     ),
     # the fence
     "who reads on does not keep memory from being freed": Mutant(

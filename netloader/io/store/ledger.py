@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Extent, Progress, Segment, segments_of
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
@@ -23,6 +24,7 @@ from netloader.io.memory import memory_of
 from netloader.io.store.base import Store
 from netloader.io.store.copies import bring
 from netloader.io.store.digests import ALGORITHMS, Hasher
+from netloader.io.store.resuming import still_held
 
 Report = Callable[[int, int], None]
 """Called with bytes verified so far and bytes in all, from whatever thread moved them."""
@@ -74,7 +76,7 @@ class Ledger:
         self.store = store
         self.total = store.manifest.nbytes
         self.counted_bytes = 0
-        """Ever verified, also those given up since."""
+        """Ever verified as they came, also those given up since."""
         self._reporter = Reporter(report, self.total)
         self._against = Progress()
         self._segments: tuple[Segment, ...] = ()
@@ -93,6 +95,23 @@ class Ledger:
         """What is held so far."""
         with self._change:
             return replace(self._against, verified=frozenset(self._verified))
+
+    def resume(self, before: Progress, stopped: Callable[[], bool]) -> None:
+        """Count what the store still holds of earlier progress: as `still_held`, of this store.
+
+        Call it before the first lease; it takes as long as hashing all that is said to be verified.
+        """
+        held = still_held(self.store, before, stopped)
+        if not held.verified:
+            return
+        segments = segments_of(self.store.manifest, held.segment_bytes)
+        with self._change:
+            if self._leases or self._verified:
+                raise LocalProtocolError("earlier progress counts only before the first lease")
+            self._against = replace(held, verified=frozenset())
+            self._segments = segments
+            self._verified = {*held.verified}
+            self.verified_bytes = sum(segments[i].nbytes for i in held.verified)
 
     def lease(self, offer: Offer) -> "Lease":
         """Let one source bring segments, until `release`.

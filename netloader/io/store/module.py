@@ -6,7 +6,7 @@ that is contiguous, on the same device. So each tensor has one place where it is
 source may go on where another failed, whatever their transports.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -155,6 +155,24 @@ class ModuleStore:
     def restart(self) -> None:
         """Forget half-received tensors: what comes next is of another checkpoint."""
         self._staging.clear()
+
+    def resume(self, segments: Sequence[Segment]) -> None:
+        """Begin to put tensors together of what they hold: as `Store.resume`.
+
+        Without that, a staged tensor would wait for segments that do not come again. One of which
+        all is there needs nothing.
+        """
+        held: dict[int, list[Extent]] = {}
+        for extent in (extent for segment in segments for extent in segment.extents):
+            held.setdefault(extent.tensor, []).append(extent)
+        for index, extents in held.items():
+            whole = sum(e.length for e in extents) == self.manifest.tensors[index].nbytes
+            if self._flat[index] or whole:
+                continue
+            tensor = self._tensors[index]
+            with beside(tensor.device):
+                self._staging.room(index, tensor).copy_(plain(tensor))
+            self._staging.arrived(extents, self._move_in)
 
     def _move_in(self, index: int, staged: Tensor) -> None:
         tensor = self._tensors[index]

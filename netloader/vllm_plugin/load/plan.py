@@ -15,7 +15,7 @@ from netloader.fsm.manifest import Progress
 from netloader.fsm.messages import Description
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io.client import Described
+from netloader.io.describe import Described
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.store.module import Named
 from netloader.log import Logger, emit, get_logger

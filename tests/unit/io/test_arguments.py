@@ -12,6 +12,7 @@ from netloader import (
     ClientOptions,
     Deadlines,
     Endpoint,
+    HostStore,
     Identity,
     Reason,
     Role,
@@ -42,11 +43,17 @@ def published(**given: Any) -> None:
 
 
 BAD_MODELS: list[tuple[Any, str]] = [
-    (zoo(1).state_dict(), "model is of type OrderedDict; give the torch.nn.Module itself"),
     (nn.Linear, "model is of type type; give an instance of Linear, not the class"),
-    (None, "model is of type NoneType; give a torch.nn.Module"),
-    (torch.zeros(3), "model is of type Tensor; give a torch.nn.Module"),
+    (HostStore, "model is of type type; give a torch.nn.Module, a state dict, named"),
+    (None, "model is of type NoneType; give a torch.nn.Module, a state dict, named"),
+    (torch.zeros(3), "model is of type Tensor; give a torch.nn.Module, a state dict"),
+    ("weights.pt", "model is of type str; give a torch.nn.Module, a state dict"),
+    ([torch.zeros(3)], r"model\[0\] is of type Tensor; give pairs of a name and a tensor"),
+    ([("w",)], r"model\[0\] is of type tuple; give pairs of a name and a tensor"),
+    ({"w": None}, r"model\['w'\] is of type NoneType; give tensors only, or the torch.nn.Module"),
+    ({7: torch.zeros(3)}, r"a name in model, 7, is of type int; give a text"),
 ]
+TWICE = [("w", torch.zeros(3)), ("w", torch.ones(3))]
 BAD_IDENTITIES: list[tuple[Any, str]] = [
     ("demo", "identity is of type str; give a mapping of texts such as"),
     (None, "identity is of type NoneType; give a mapping of texts such as"),
@@ -140,6 +147,10 @@ def test_what_is_no_source(sources: Any, error: type[Exception], words: str) -> 
         (served, {"options": ClientOptions()}, TypeError, "options is of type ClientOptions; give"),
         (served, {"options": {}}, TypeError, "options is of type dict; give a netloader.ServerOp"),
         (filled, {"options": ServerOptions()}, TypeError, "options is of type ServerOptions; give"),
+        (filled, {"resume": True}, TypeError, "resume is of type bool; give what an earlier fill"),
+        (filled, {"resume": {}}, TypeError, "resume is of type dict; give what an earlier fill"),
+        (filled, {"model": TWICE}, ValueError, "model has 'w' twice; give each tensor a name"),
+        (served, {"model": TWICE}, ValueError, "model has 'w' twice; give each tensor a name"),
         (published, {"facts": 7}, TypeError, "facts is of type int; give a mapping of texts"),
     ],
 )

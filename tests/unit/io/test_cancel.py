@@ -13,8 +13,8 @@ from torch import nn
 
 from netloader import ClientOptions, Endpoint, Identity, Outcome, Reason, State
 from netloader.fsm.messages import Begin, Hello, Lane, Offer, Reject, Request
-from netloader.io.client import describe
 from netloader.io.clock import monotonic
+from netloader.io.describe import describe
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     FAST,

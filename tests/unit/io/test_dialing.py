@@ -14,8 +14,8 @@ from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
-from netloader.io.client import describe
 from netloader.io.clock import monotonic
+from netloader.io.describe import describe
 from netloader.io.dialing import NEXT_AFTER_S, connect, resolve
 from netloader.io.listener import bind
 from tests.unit.io.helpers import FAST, IDENTITY, SOON_S, asking, contents, serving, zoo

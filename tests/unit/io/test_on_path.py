@@ -28,7 +28,7 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.io import Outcome, fill
-from netloader.io.client import describe
+from netloader.io.describe import describe
 from netloader.wire.frames import Spoken
 from tests.unit.io.helpers import (
     FAST,

@@ -14,7 +14,7 @@ from torch import nn
 from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description
-from netloader.io.client import Described
+from netloader.io.describe import Described
 from netloader.log import capture, get_logger
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.identity import reading
