@@ -98,7 +98,7 @@ def test_what_is_verified_is_here_whatever_failed(
         lease = ledger.lease(sources[content].offer)
         missing = [*ledger.progress.missing()]
         if not missing:
-            ledger.release(intake)
+            ledger.release(lease)
             break
         chance.shuffle(missing)
         device = chance.choice(DEVICES)
