@@ -21,6 +21,7 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
         "unreachable": "check that the source runs and that this host can reach its port",
         "connection_lost": "look for the cause in the log of the other side",
         "deadline_passed": "look at the log of the other side, or raise the deadline that passed",
+        "idle": "look at the log of the client",
         "protocol_violation": "check that both sides run netloader, and compare their versions",
         "unsupported_version": "run versions of netloader that share a protocol version",
         "auth_required": "give the client the AUTH_TOKEN_FILE of the server",

@@ -51,6 +51,18 @@ class OpenTransport:
 
 
 @dataclass(frozen=True, slots=True)
+class ChooseSegments:
+    """Client: decide what to ask this source for next; report `Ask`, or `Finish` if all is here.
+
+    `missing` are the segments that this client lacks, as far as its session knows. `number` is that
+    of the request to come.
+    """
+
+    missing: tuple[int, ...]
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class StartTransfer:
     """Move these segments over `lanes` lanes; report when they are all through."""
 
@@ -79,5 +91,12 @@ class Settle:
 
 
 Effect: TypeAlias = (
-    Send | PrepareOffer | OpenTransport | StartTransfer | AuditWeights | AbortTransfer | Settle
+    Send
+    | PrepareOffer
+    | OpenTransport
+    | ChooseSegments
+    | StartTransfer
+    | AuditWeights
+    | AbortTransfer
+    | Settle
 )

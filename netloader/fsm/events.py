@@ -75,8 +75,23 @@ class TransportReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Client: its owner wants these segments next, in ascending order.
+
+    None of them was asked for before in this session. Only the first request may be empty.
+    """
+
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Client: its owner has all segments, verified, from whatever sources."""
+
+
+@dataclass(frozen=True, slots=True)
 class Transferred:
-    """All segments were sent (server), or received and verified (client)."""
+    """All segments of a request were sent (server), or received and verified (client)."""
 
     nbytes: int
 
@@ -99,6 +114,8 @@ LocalEvent: TypeAlias = (
     | OfferReady
     | OfferRefused
     | TransportReady
+    | Ask
+    | Finish
     | Transferred
     | TransferFailed
 )

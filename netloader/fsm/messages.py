@@ -81,27 +81,39 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Client: my end of the transport is ready; send me these segments."""
+    """Client: my end of the transport is ready; send me these segments.
+
+    Requests of a session are numbered from 1. The next one may follow when this one is complete. No
+    segment is asked for twice, and only the first request may be empty.
+    """
 
     segments: tuple[int, ...]
     lanes: int = 1
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Server: the transfer starts now."""
+    """Server: the transfer of this request starts now."""
+
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """Server: everything you asked for has been sent."""
+    """Server: everything that this request asked for has been sent."""
 
     nbytes: int
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Client: received and verified; `root` is the offer's."""
+    """Client: all is here; `root` is the offer's.
+
+    `segments` and `nbytes` count what this session has brought: nothing, if other sources brought
+    all of it.
+    """
 
     segments: int
     nbytes: int

@@ -7,10 +7,12 @@ class Reason(Enum):
     """Why a session ended; the value is the word used everywhere."""
 
     VERIFIED = "verified"
+    NOT_NEEDED = "not_needed"
     DESCRIBED = "described"
     UNREACHABLE = "unreachable"
     CONNECTION_LOST = "connection_lost"
     DEADLINE_PASSED = "deadline_passed"
+    IDLE = "idle"
     PROTOCOL_VIOLATION = "protocol_violation"
     UNSUPPORTED_VERSION = "unsupported_version"
     AUTH_REQUIRED = "auth_required"
@@ -46,10 +48,12 @@ class Reason(Enum):
 
 SENTENCES: dict[Reason, str] = {
     Reason.VERIFIED: "Every byte asked for arrived and matched its digest.",
+    Reason.NOT_NEEDED: "All segments came from other sources; this one was asked for none.",
     Reason.DESCRIBED: "The server described what it resolved; no weights were asked for.",
     Reason.UNREACHABLE: "No connection to the source could be made in time.",
     Reason.CONNECTION_LOST: "The control connection closed before the session was over.",
     Reason.DEADLINE_PASSED: "A phase took longer than its deadline.",
+    Reason.IDLE: "The client asked for nothing more and did not finish, for too long.",
     Reason.PROTOCOL_VIOLATION: "The peer said something the protocol does not allow at this point.",
     Reason.UNSUPPORTED_VERSION: "The two sides share no protocol version.",
     Reason.AUTH_REQUIRED: "The server asks for a token and the client has none.",

@@ -1,11 +1,9 @@
 """The server's side of a session. Law: the table is the program; guards look, actions answer."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import ClassVar
 
-from netloader.config import Deadlines, Secret
+from netloader.config import Deadlines
 from netloader.fsm import auth
 from netloader.fsm.effects import Effect, PrepareOffer, Send, Settle, StartTransfer, Verdict
 from netloader.fsm.events import (
@@ -18,8 +16,8 @@ from netloader.fsm.events import (
     TransferFailed,
     Transferred,
 )
-from netloader.fsm.identity import Difference, Identity
-from netloader.fsm.manifest import MIN_SEGMENT_BYTES, Manifest, root_digest, segment_count, span
+from netloader.fsm.identity import Difference
+from netloader.fsm.manifest import root_digest, segment_count
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
     Begin,
@@ -42,6 +40,7 @@ from netloader.fsm.session import (
     doubts,
     expired,
     failed,
+    idled,
     lost,
     refuse,
     rejected,
@@ -50,36 +49,7 @@ from netloader.fsm.session import (
 )
 from netloader.fsm.states import LIVING, State
 from netloader.fsm.table import Limit, Program, Table, build, check, complete, every, row
-
-MAX_LANES = 16
-"""More connections than this only fight for the same link."""
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogEntry:
-    """What a server publishes: everything its sessions need to know, in order of preference.
-
-    Raises ValueError for a `segment_bytes` that no client would take.
-    """
-
-    identity: Identity
-    manifest: Manifest
-    segment_bytes: int
-    layouts: tuple[str, ...]
-    transports: tuple[str, ...]
-    digest_algorithms: tuple[str, ...]
-    facts: Mapping[str, str] = field(default_factory=dict)
-    token: Secret | None = None
-
-    def __post_init__(self) -> None:
-        if self.segment_bytes < MIN_SEGMENT_BYTES:
-            least, given = MIN_SEGMENT_BYTES, self.segment_bytes
-            raise ValueError(f"segment_bytes is {given}; clients take no less than {least}")
-
-    @property
-    def role(self) -> str | None:
-        """What the model is for, if its identity says so: see `Identity.role`."""
-        return self.identity.role
+from netloader.fsm.terms import MAX_LANES, CatalogEntry
 
 
 class ServerSession(Session):
@@ -90,9 +60,7 @@ class ServerSession(Session):
         "hello",
         "nonce",
         "offered",
-        "request",
         "segment_digests",
-        "sent",
         "session_id",
     )
 
@@ -112,8 +80,6 @@ class ServerSession(Session):
         self.hello: Hello | None = None
         self.offered = False
         self.segment_digests: tuple[str, ...] = ()
-        self.request: Request | None = None
-        self.sent = False
         super().__init__(deadlines, now)
 
     @property
@@ -132,12 +98,14 @@ class ServerSession(Session):
         return self.entries[0 if self.hello is None else self.chosen(self.hello)]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes this client asked for."""
-        if self.request is None:
-            return 0
-        total, size = self.entry.manifest.nbytes, self.entry.segment_bytes
-        return span(total, size, self.request.segments)
+    def sent(self) -> bool:
+        """Whether there was a request, and all that was asked for so far has been sent."""
+        return self.requests.count > 0 and self.request is None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of all segments, and of a full one."""
+        return self.entry.manifest.nbytes, self.entry.segment_bytes
 
     @property
     def frame_limit(self) -> int:
@@ -194,19 +162,27 @@ def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
 
 
 def _offered_and_valid(session: ServerSession, event: Request) -> bool:
-    asked, count = event.segments, len(session.segment_digests)
-    ascending = all(a < b for a, b in pairwise(asked))
-    in_range = not asked or (asked[0] >= 0 and asked[-1] < count)
-    return session.offered and ascending and in_range and 1 <= event.lanes <= MAX_LANES
+    allowed = session.requests.allow(event, len(session.segment_digests))
+    return session.offered and allowed and 1 <= event.lanes <= MAX_LANES
 
 
 def _all_sent_and_right(session: ServerSession, event: Verified) -> bool:
-    asked = session.request.segments if session.request else ()
-    return session.sent and (event.segments, event.nbytes, event.root) == (
-        len(asked),
-        session.nbytes,
-        root_digest(session.segment_digests),
-    )
+    return session.sent and event == _finished(session)
+
+
+def _never_asked(session: ServerSession, event: Verified) -> bool:
+    return session.offered and event == _finished(session)
+
+
+def _finished(session: ServerSession) -> Verified:
+    """What a client says that has verified all that it asked for, and has the rest."""
+    root = root_digest(session.segment_digests)
+    return Verified(len(session.requests.asked), session.asked_bytes, root)
+
+
+def _idle(session: ServerSession, event: DeadlinePassed) -> bool:
+    del event
+    return session.request is None
 
 
 def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
@@ -328,19 +304,25 @@ def _turn_away(session: ServerSession, event: OfferRefused) -> Iterable[Effect]:
 
 
 def _begin(session: ServerSession, event: Request) -> Iterable[Effect]:
-    session.request = event
-    yield Send(Begin())
+    session.requests = session.requests.with_next(event)
+    yield Send(Begin(event.number))
     yield StartTransfer(event.segments, event.lanes)
 
 
 def _say_complete(session: ServerSession, event: Transferred) -> Iterable[Effect]:
-    session.sent = True
-    yield Send(Complete(event.nbytes))
+    session.requests = session.requests.completed()
+    yield Send(Complete(event.nbytes, session.requests.count))
 
 
 def _succeed(session: ServerSession, event: Verified) -> Iterable[Effect]:
     del session, event
     yield Settle(Verdict(State.DONE, Reason.VERIFIED))
+
+
+def _let_go(session: ServerSession, event: Verified) -> Iterable[Effect]:
+    """Other sources have brought everything, and this one was asked for nothing."""
+    del session, event
+    yield Settle(Verdict(State.DONE, Reason.NOT_NEEDED))
 
 
 def _disagree(session: ServerSession, event: Verified) -> Iterable[Effect]:
@@ -372,10 +354,13 @@ TABLE: Table[ServerSession] = complete(
         row(V, OfferReady,    V, _offer),
         row(V, OfferRefused,  F, _turn_away),
         row(V, Request,       T, _begin,             when=_offered_and_valid),
+        row(V, Verified,      D, _let_go,            when=_never_asked),
+        row(T, Request,       T, _begin,             when=_offered_and_valid),
         row(T, Transferred,   T, _say_complete),
         row(T, Verified,      D, _succeed,           when=_all_sent_and_right),
         row(T, Verified,      F, _disagree),
         row(T, Reject,        F, doubted,            when=doubts),
+        row(T, DeadlinePassed, F, idled,             when=_idle),
         *every((V, T), TransferFailed, F, failed),
         *every(LIVING, Reject,         F, rejected),
         *every(LIVING, ConnectionLost, F, lost),

@@ -25,35 +25,29 @@ from netloader.config import (
     texts,
 )
 from netloader.errors import WeightsError
-from netloader.fsm.client import ClientSession, FetchSpec
 from netloader.fsm.effects import Verdict
 from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
-    Busy,
     CancelRequested,
-    Completed,
     Conclude,
     Dial,
     Drop,
     FetchEffect,
     FetchEvent,
     Finish,
-    Offered,
     Request,
-    Root,
-    SegmentVerified,
     SourceEnded,
-    SourceFailed,
     SourcesFound,
     Wait,
 )
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import Description, Purpose
-from netloader.fsm.reasons import RETRYABLE, Reason
-from netloader.fsm.server import MAX_LANES
+from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
+from netloader.fsm.terms import MAX_LANES, FetchSpec
 from netloader.io.arguments import check_transports, identity_of, sources_of, weights_of
+from netloader.io.asking import Asking
+from netloader.io.client_worker import ClientWorker
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.cores import cores
@@ -66,7 +60,7 @@ from netloader.io.store.ledger import Ledger, Report
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import Attachments, suited
 from netloader.io.transports.tcp import TCP
-from netloader.io.worker import ClientWorker, IdleWorker
+from netloader.io.worker import IdleWorker
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
 
@@ -237,8 +231,8 @@ class Filling:
                     if stopped := self._stopped():
                         todo += self._tell(fetch, stopped, SourceEnded(key))
                     else:
-                        ended = yield from self._ask(self._sources[key], stepped_down)
-                        todo += self._report(fetch, key, ended)
+                        asking = Asking(fetch, key, self._ledger)
+                        todo += yield from self._ask(asking, self._sources[key], stepped_down)
                 case Wait() as wait:
                     waits += 1
                     yield self._say_waiting(wait, waits, fetch.patience_end)
@@ -249,7 +243,7 @@ class Filling:
                 case Finish(state, reason):
                     return self._outcome(state, reason)
                 case Request() | Conclude() | Drop():
-                    pass  # a session asks for all that is missing, and ends, by itself
+                    pass  # of a session that has ended meanwhile
 
     def _begin(self, fetch: Fetch) -> Iterable[FetchEffect]:
         if stopped := self._stopped():
@@ -264,41 +258,12 @@ class Filling:
     def _tell(self, fetch: Fetch, *events: FetchEvent) -> list[FetchEffect]:
         return [effect for event in events for effect in fetch.step(event, monotonic())]
 
-    def _report(self, fetch: Fetch, key: int, session: ClientSession) -> list[FetchEffect]:
-        """Tell the fetch how a session went, which has ended."""
-        effects: list[FetchEffect] = []
-        held, offer, verdict = self._ledger.progress, session.offer, verdict_of(session)
-        if (
-            offer is not None
-            and held.continued(offer.digest_algorithm, offer.segment_bytes, offer.segment_digests)
-            is held
-        ):
-            count = len(held.segment_digests)
-            root = Root(
-                held.digest_algorithm, held.segment_bytes, root_digest(held.segment_digests), count
-            )
-            effects += self._tell(fetch, Offered(key, root, frozenset(range(count))))
-            new = sorted(held.verified - fetch.verified)
-            effects += self._tell(fetch, *(SegmentVerified(key, i) for i in new))
-        stopped = self._stopped()
-        if verdict.state is State.DONE:
-            effects += self._tell(fetch, Completed(key))
-        elif stopped:
-            effects += self._tell(fetch, stopped)
-        elif verdict.reason in RETRYABLE:
-            effects += self._tell(fetch, Busy(key, verdict.retry_after_s))
-        else:
-            # A source chooses the first transport that both sides have: tcp is left to try where it
-            # is not the first that was asked for.
-            left = TCP.name in self._spec.transports[1:]
-            effects += self._tell(fetch, SourceFailed(key, verdict.reason, left))
-        return effects + self._tell(fetch, SourceEnded(key))
-
     def _ask(
         self,
+        asking: Asking,
         endpoint: Endpoint,
         over_tcp: bool,  # noqa: FBT001
-    ) -> Generator[Conversation, None, ClientSession]:
+    ) -> Generator[Conversation, None, list[FetchEffect]]:
         number = len(self._attempts) + 1
         fields = {"netloader.source.attempt": number}
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
@@ -309,7 +274,8 @@ class Filling:
         deadlines = self._options.deadlines
         dialer = Dialer(endpoint, deadlines.connect_s)
         worker = ClientWorker(
-            self._ledger, spec.lanes, dialer.dial, deadlines.stall_s, self._attachments
+            *(self._ledger, spec.lanes, dialer.dial, deadlines.stall_s, self._attachments),
+            choose=asking.choose,
         )
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
@@ -319,7 +285,10 @@ class Filling:
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
         self._attempts.append(_attempt(endpoint, verdict, moved, observer))
-        return conversation.session
+        # A source chooses the first transport that both sides have: tcp is left to try where it is
+        # not the first that was asked for.
+        left = TCP.name in self._spec.transports[1:]
+        return asking.ended(verdict, self._stopped(), another_transport=left)
 
     def _say_waiting(self, wait: Wait, count: int, patience_end: float) -> float:
         """Log a pause, and return its seconds."""

@@ -15,7 +15,7 @@ from typing import Protocol
 from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Segment, segments_of
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
+from netloader.fsm.terms import CatalogEntry
 from netloader.io.background import BACKGROUND, in_background
 from netloader.io.clock import monotonic
 from netloader.io.cores import cores

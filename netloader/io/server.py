@@ -12,7 +12,7 @@ from netloader.config import Deadlines, Endpoint, Secret, check_type, check_whol
 from netloader.errors import LocalProtocolError, WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES
-from netloader.fsm.server import CatalogEntry
+from netloader.fsm.terms import CatalogEntry
 from netloader.io.arguments import check_transports, identity_of, module_of, texts_by_name
 from netloader.io.listener import Listener, bind
 from netloader.io.published import Catalog, PublishedModel, Usage, withdraw_only

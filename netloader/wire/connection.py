@@ -10,6 +10,7 @@ from typing import TypeAlias, assert_never
 from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
+    ChooseSegments,
     OpenTransport,
     PrepareOffer,
     Send,
@@ -103,6 +104,7 @@ class Connection:
                 case (
                     PrepareOffer()
                     | OpenTransport()
+                    | ChooseSegments()
                     | StartTransfer()
                     | AuditWeights()
                     | AbortTransfer()

@@ -6,6 +6,7 @@ from typing import Protocol, TypeAlias, assert_never
 from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
+    ChooseSegments,
     OpenTransport,
     PrepareOffer,
     Settle,
@@ -13,7 +14,7 @@ from netloader.fsm.effects import (
 )
 from netloader.fsm.events import Event
 
-Order: TypeAlias = PrepareOffer | OpenTransport | StartTransfer
+Order: TypeAlias = PrepareOffer | OpenTransport | ChooseSegments | StartTransfer
 """Work that takes long, and ends with an event."""
 Task: TypeAlias = Order | AuditWeights | AbortTransfer | Settle
 """What a driver must have done. `Settle` is the last: then free what the session has."""
@@ -43,7 +44,7 @@ class Worker(Protocol):
 def perform(task: Task, worker: Worker) -> None:
     """Have a task carried out."""
     match task:
-        case PrepareOffer() | OpenTransport() | StartTransfer():
+        case PrepareOffer() | OpenTransport() | ChooseSegments() | StartTransfer():
             worker.begin(task)
         case AuditWeights():
             worker.audit()

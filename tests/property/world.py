@@ -13,10 +13,11 @@ from typing import Final, NamedTuple, Self, assert_never
 
 from netloader.config import Deadlines, Secret
 from netloader.fsm import auth
-from netloader.fsm.client import ClientSession, FetchSpec
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
+    ChooseSegments,
     Effect,
     OpenTransport,
     PrepareOffer,
@@ -25,10 +26,12 @@ from netloader.fsm.effects import (
     StartTransfer,
 )
 from netloader.fsm.events import (
+    Ask,
     Connected,
     ConnectionLost,
     DeadlinePassed,
     Event,
+    Finish,
     OfferReady,
     OfferRefused,
     PeerEvent,
@@ -60,10 +63,12 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry, ServerSession
+from netloader.fsm.server import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.testing import lawful
+from netloader.testing.fabric import next_request
 
 # -- matching data -------------------------------------------------------------------------------
 
@@ -183,14 +188,16 @@ DRAFT_DIGESTS: Final = ("draft-0", "draft-1", "draft-2")
 READY: Final = (OFFER_READY, OfferReady({"port": "2"}, DRAFT_DIGESTS))
 """What becomes of the order to offer the first of BOTH, or the second."""
 REQUEST: Final = Request((0, 1, 2), 2)
+ASK: Final = Ask((0, 1, 2))
 RECEIVED: Final = Transferred(NBYTES)
 VERIFIED: Final = Verified(3, NBYTES, ROOT)
 
 # -- the world -----------------------------------------------------------------------------------
 
 HUNG_UP: Final = None
-OUT_OF_TIME: Final = (Reason.DEADLINE_PASSED, Reason.UNREACHABLE)
-WORK: Final = (OfferReady, TransportReady, Transferred)
+OUT_OF_TIME: Final = (Reason.DEADLINE_PASSED, Reason.UNREACHABLE, Reason.IDLE)
+WORK: Final = (OfferReady, TransportReady, Ask, Finish, Transferred)
+ALL: Final = len(DIGESTS)
 FAILURES: Final[Mapping[str, Event]] = {
     "fails": TransferFailed(Reason.TRANSFER_FAILED, "cut"),
     "finds other bytes": TransferFailed(Reason.DIGEST_MISMATCH, "segment 1"),
@@ -239,6 +246,8 @@ class World:
         both: dict[str, Session] = {"client": self.client_session, "server": self.server_session}
         self.parties = {who: Party(session) for who, session in both.items()}
         self.wire = True
+        self.portion = ALL
+        """How many segments the client's owner asks for at a time; 0: it needs none of them."""
 
     def fork(self) -> Self:
         """A twin whose future is its own."""
@@ -279,6 +288,7 @@ class World:
     def take(self, who: str, event: Event) -> None:
         """One event for one party, and what must hold after every step."""
         party = self.parties[who]
+        party.moves &= not isinstance(event, Transferred)
         before = party.session.verdict
         step = party.session.step(event, self.now)
         party.steps.append(step)
@@ -295,6 +305,8 @@ class World:
                 party.work.append(READY[effect.entry])
             case OpenTransport():
                 party.work.append(TransportReady())
+            case ChooseSegments():
+                party.work.append(next_request(effect, self.portion))
             case StartTransfer():
                 segments = segments_of(self.server_session.entry.manifest, SEGMENT_BYTES)
                 party.moves = True

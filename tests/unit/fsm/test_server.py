@@ -16,6 +16,7 @@ from netloader.fsm.effects import (
 from netloader.fsm.events import (
     Connected,
     ConnectionLost,
+    DeadlinePassed,
     Event,
     OfferReady,
     OfferRefused,
@@ -33,9 +34,10 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import MAX_LANES, TABLE, CatalogEntry, ServerSession
+from netloader.fsm.server import TABLE, ServerSession
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
+from netloader.fsm.terms import MAX_LANES, CatalogEntry
 from netloader.wire.frames import encode
 from tests.property.histories import lived
 from tests.property.world import (
@@ -64,6 +66,10 @@ from tests.property.world import (
 
 OTHER = hello(replace(WISH, identity=OTHER_IDENTITY))
 UNABLE = hello(replace(WISH, transports=("hccl",), digest_algorithms=()))
+
+
+FIRST = (hello(), OFFER_READY, Request((0,)), Transferred(65_536))
+"""One segment was asked for and sent."""
 
 
 def after(*events: Event, entry: CatalogEntry = OFFERING) -> tuple[ServerSession, Step]:
@@ -243,6 +249,58 @@ def test_a_request_for_what_was_not_offered_is_a_violation(request_: Request) ->
 @pytest.mark.parametrize("request_", [REQUEST, Request(())], ids=["for all", "for nothing"])
 def test_a_request_before_the_offer_is_a_violation(request_: Request) -> None:
     assert verdict(after(hello(), request_)[1]).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_requests_follow_each_other_and_each_has_its_own_deadline() -> None:
+    session, step = after(*FIRST)
+    assert step.effects == (Send(Complete(65_536)),)
+    assert session.next_timeout() == DEADLINES.transfer_s(NBYTES)
+
+    step = session.step(Request((1, 2), 2, 2), 1.0)
+
+    assert step.effects == (Send(Begin(2)), StartTransfer((1, 2), 2))
+    assert session.next_timeout() == 1.0 + DEADLINES.transfer_s(NBYTES - 65_536)
+    sent = session.step(Transferred(NBYTES - 65_536), 2.0)
+    assert sent.effects == (Send(Complete(NBYTES - 65_536, 2)),)
+    assert session.step(VERIFIED, 3.0).after is State.DONE
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [Request((1, 2)), Request((1, 2), 1, 3), Request((0, 1), 1, 2), Request((), 1, 2)],
+    ids=["of the same number", "out of turn", "for a segment again", "for nothing"],
+)
+def test_requests_come_in_turn_and_go_on(request_: Request) -> None:
+    assert verdict(after(*FIRST, request_)[1]).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_a_request_waits_for_the_end_of_the_one_before() -> None:
+    _, step = after(hello(), OFFER_READY, Request((0,)), Request((1,), 1, 2))
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_a_client_that_asks_for_nothing_more_loses_its_place() -> None:
+    _, step = after(*FIRST, DeadlinePassed())
+
+    assert (verdict(step).state, verdict(step).reason) == (State.FALLBACK, Reason.IDLE)
+
+
+def test_a_client_that_needs_nothing_of_this_source_says_so() -> None:
+    _, step = after(hello(), OFFER_READY, Verified(0, 0, ROOT))
+
+    assert step.effects == (Settle(Verdict(State.DONE, Reason.NOT_NEEDED)),)
+
+
+@pytest.mark.parametrize("verified", [VERIFIED, Verified(0, 0, "another")])
+def test_a_client_that_was_sent_nothing_has_verified_nothing(verified: Verified) -> None:
+    _, step = after(hello(), OFFER_READY, verified)
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_a_part_is_not_all() -> None:
+    assert verdict(after(*FIRST, VERIFIED)[1]).reason is Reason.DISAGREEMENT
 
 
 # -- doubts --------------------------------------------------------------------------------------

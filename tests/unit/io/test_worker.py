@@ -22,12 +22,13 @@ from netloader.fsm.events import (
 )
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
+from netloader.io.client_worker import ClientWorker
 from netloader.io.published import PublishedModel
 from netloader.io.server import ServerOptions, publish
 from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TransferError
-from netloader.io.worker import ClientWorker, IdleWorker, Order, ServerWorker, SessionWorker
+from netloader.io.worker import IdleWorker, Order, ServerWorker, SessionWorker
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,

@@ -7,6 +7,7 @@ import pytest
 from netloader.errors import LocalProtocolError
 from netloader.fsm.effects import (
     AbortTransfer,
+    ChooseSegments,
     OpenTransport,
     PrepareOffer,
     Settle,
@@ -16,6 +17,7 @@ from netloader.fsm.events import (
     Connected,
     ConnectFailed,
     Event,
+    Finish,
     OfferReady,
     StopRequested,
     Transferred,
@@ -29,6 +31,7 @@ from netloader.fsm.states import State
 from netloader.wire import LINGER_S, Connection, Decoder, encode
 from netloader.wire.frames import HEADER
 from tests.property.world import (
+    ASK,
     CHALLENGE,
     DIGESTS,
     GUARDED,
@@ -67,6 +70,7 @@ def work(connection: Connection) -> None:
     done: dict[type, Event] = {
         PrepareOffer: OfferReady({}, DIGESTS),
         OpenTransport: TransportReady(),
+        ChooseSegments: Finish() if connection.session.requests.count else ASK,
         StartTransfer: Transferred(NBYTES),
     }
     for task in connection.tasks():
@@ -79,6 +83,7 @@ def transferring() -> Connection:
     connection = connected(client())
     connection.receive_data(encode(OFFER), NOW)
     connection.handle(TransportReady(), NOW)
+    connection.handle(ASK, NOW)
     connection.receive_data(encode(Begin()), NOW)
     assert connection.session.state is State.TRANSFER
     connection.data_to_send()
@@ -209,6 +214,7 @@ def test_a_client_that_was_sent_everything_finishes_though_its_peer_is_gone() ->
     assert (connection.closed, connection.eof_received) == (False, True)
 
     connection.handle(Transferred(NBYTES), NOW)
+    connection.handle(Finish(), NOW)
 
     assert connection.session.state is State.DONE
     assert (connection.closed, connection.data_to_send()) == (True, b"")

@@ -1,0 +1,116 @@
+"""The long work of a client's session. Law: it writes into the store until `end` has returned."""
+
+import threading
+from collections.abc import Callable
+from socket import socket
+from typing import TypeAlias
+
+from netloader.errors import LocalProtocolError
+from netloader.fsm.effects import ChooseSegments, OpenTransport, StartTransfer
+from netloader.fsm.events import Ask, Event, Finish, Transferred, TransportReady
+from netloader.fsm.messages import Lane, Offer
+from netloader.fsm.reasons import Reason
+from netloader.io.settling import settle
+from netloader.io.store.ledger import Lease, Ledger
+from netloader.io.transports import (
+    TRANSPORTS,
+    Attachments,
+    Inlet,
+    Receiver,
+    Registry,
+    TransferError,
+)
+from netloader.io.worker import SessionWorker
+from netloader.wire.frames import encode
+from netloader.wire.tasks import Order
+
+Choose: TypeAlias = Callable[[Offer, ChooseSegments], Ask | Finish]
+"""Decides what is asked of a source next, on the worker thread. May raise a TransferError."""
+
+
+def ask_for_all(offer: Offer, order: ChooseSegments) -> Ask | Finish:
+    """Ask the only source for all that is missing, with one request; then finish."""
+    del offer
+    return Ask(order.missing) if order.number == 1 else Finish()
+
+
+class ClientWorker(SessionWorker):
+    """Opens transports and receives.
+
+    `connect` makes one more connection to the server's port. `attachments` are those of the
+    ledger's weights, where they outlive the session. `choose` decides what the source is asked for.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        lanes: int,
+        connect: Callable[[], socket],
+        stall_s: float,
+        attachments: Attachments | None = None,
+        transports: Registry = TRANSPORTS,
+        choose: Choose = ask_for_all,
+    ) -> None:
+        super().__init__()
+        self._choose = choose
+        self._ledger = ledger
+        self._attachments = attachments or Attachments(ledger.store)
+        self._lanes = lanes
+        self._connect = connect
+        self._stall_s = stall_s
+        self._transports = transports
+        self._intake: Lease | None = None
+        self._receiving: Receiver | None = None
+        self._aborted = False
+        self._lock = threading.Lock()
+
+    def do(self, order: Order) -> Event:
+        """Open this end, choose what to ask for, or receive what was asked for."""
+        match order:
+            case OpenTransport():
+                return self._open(order.offer)
+            case StartTransfer() if self._receiving is not None and self._intake is not None:
+                segments = [self._intake.segments[i] for i in order.segments]
+                return Transferred(self._receiving.run(segments))
+            case ChooseSegments() if self._intake is not None:
+                if order.number > 1 and not self._ledger.progress.missing():
+                    settle(self._intake)
+                return self._choose(self._intake.offer, order)
+            case _:
+                raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
+
+    def end(self) -> None:
+        """End the receiver: until then it may write into the model. Then others may."""
+        if self._receiving is not None:
+            self._receiving.end()
+        if self._intake is not None:
+            self._ledger.release(self._intake)
+
+    def _open(self, offer: Offer) -> Event:
+        def dial(index: int) -> socket:
+            lane = self._connect()
+            try:
+                lane.sendall(encode(Lane(offer.session, index)))
+            except OSError:
+                lane.close()
+                raise
+            return lane
+
+        self._intake = self._ledger.lease(offer)
+        inlet = Inlet(self._intake, offer.session, self._stall_s, dial, self._lanes)
+        attachment = self._attachments.to(self._transports.named(offer.transport))
+        receiving = attachment.receiver(inlet)
+        with self._lock:
+            self._receiving = receiving
+            if self._aborted:
+                raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+        receiving.open(offer.rendezvous)
+        return TransportReady()
+
+    def abort(self) -> None:
+        """Stop receiving."""
+        with self._lock:
+            self._aborted = True
+            receiving = self._receiving
+        if receiving is not None:
+            receiving.abort()
