@@ -1,0 +1,51 @@
+"""Seeded bugs of repeated requests; the others are in mutants.py."""
+
+from typing import Final
+
+from tests.property.layers import L2, L4, Mutant
+
+REQUESTS: Final = "netloader/fsm/requests.py"
+CLIENT: Final = "netloader/fsm/client.py"
+SERVER: Final = "netloader/fsm/server.py"
+SESSION: Final = "netloader/fsm/session.py"
+CLIENT_WORKER: Final = "netloader/io/client_worker.py"
+
+REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
+    "a segment may be asked for again and again": Mutant(
+        L2, REQUESTS, r"self\.asked\.isdisjoint\(wanted\) and ", ""
+    ),
+    "a client may ask for nothing, again and again": Mutant(
+        L2, REQUESTS, r" and \(bool\(wanted\) or not self\.count\)", ""
+    ),
+    "a request does not wait for the one before": Mutant(
+        L2, REQUESTS, r"self\.at_hand is None and ", ""
+    ),
+    "requests may have any numbers": Mutant(
+        L2, REQUESTS, r"request\.number == self\.count \+ 1", "request.number > 0"
+    ),
+    "a request that is complete stays at hand": Mutant(
+        L2, REQUESTS, r"return type\(self\)\(self\.count, self\.asked\)", "return self"
+    ),
+    "what is said of one request counts for another": Mutant(
+        L4, CLIENT, r"return not under_way or .*", "return not under_way"
+    ),
+    "a late `begin` starts the next request": Mutant(
+        L4, CLIENT, r"return asked and event\.number .*", "return asked"
+    ),
+    "a client that was cut off asks on": Mutant(
+        L4, CLIENT, r" +row\(T, Ask, +F, _too_late, .*\n", ""
+    ),
+    "a client that was sent nothing is believed to have verified": Mutant(
+        L4, SERVER, r"return session\.offered and event == .*", "return session.offered"
+    ),
+    "all requests share one deadline": Mutant(
+        L4,
+        SESSION,
+        r"return self\.requests\.count, self\.request is None",
+        "return self.state",
+    ),
+    "weights are settled before all of them are there": Mutant(
+        L4, CLIENT_WORKER, r" and not self\._ledger\.progress\.missing\(\)", ""
+    ),
+}
+"""By what is wrong then."""
