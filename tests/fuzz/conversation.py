@@ -51,7 +51,7 @@ from netloader.fsm.session import FRAME_AFTER_TRUST, Step
 from netloader.fsm.states import TERMINAL, State
 from netloader.fsm.terms import MAX_LANES
 from netloader.testing import lawful
-from netloader.testing.fabric import next_request
+from netloader.testing.fabric import ALL_SEGMENTS, next_request
 from netloader.wire.frames import HEADER, MAGIC, PREFIX, Decoder, encode
 from tests.property.histories import LIVES
 from tests.property.world import (
@@ -69,8 +69,6 @@ from tests.property.world import (
 NAMES: Final = tuple(LIVES)
 SEGMENTS: Final = segments_of(MANIFEST, SEGMENT_BYTES)
 MOST_EFFECTS: Final = 4
-PORTION: Final = 2
-"""Segments that a client's owner asks for at a time."""
 OWN_BYTES: Final = 8 * 1024
 """An answer that echoes nothing of the peer's, with room to spare."""
 ECHO: Final = 32
@@ -103,13 +101,17 @@ class Conversation:
         self.said: list[Message] = []
         self.started = 0
         self.moved: set[int] = set()
+        self.choice: ChooseSegments | None = None
+        """What the owner of a client is to decide; it does so at once."""
         self.trusted = False
         self.reported: Transferred | None = None
         self.reached: set[str] = set()
         for event in events:
             if self.work and type(self.work[0]) is type(event):
                 self.work.popleft()
+            self.choice = None
             self._step(event)
+        self._choose()
 
     # -- what may happen -------------------------------------------------------------------------
 
@@ -132,6 +134,12 @@ class Conversation:
                     self._step(ConnectionLost("reset"))
             case _:
                 self._hear(framed(document_of(word, rest)))
+        self._choose()
+
+    def _choose(self) -> None:
+        choice, self.choice = self.choice, None
+        if choice is not None and self.session.state not in TERMINAL:
+            self._step(next_request(choice, ALL_SEGMENTS))
 
     def end(self) -> None:
         """Whatever was said, one deadline later it is over."""
@@ -200,7 +208,7 @@ class Conversation:
                 self._check_offer(effect.offer)
                 self.work.append(TransportReady())
             case ChooseSegments():
-                self.work.append(next_request(effect, PORTION))
+                self.choice = effect
             case StartTransfer():
                 self._check_start(effect)
                 self.work.append(Transferred(self._nbytes(effect)))
@@ -274,7 +282,7 @@ class Conversation:
             assert unused != (self.reported is not None), "never wrong: done means received"
             assert session.offer is not None
             assert session.offer.manifest == MANIFEST
-            assert unused or session.completed
+            assert session.request is None
         elif isinstance(session, ServerSession) and verdict.reason is Reason.VERIFIED:
             assert self.reported is not None, "verified what was never sent"
 
