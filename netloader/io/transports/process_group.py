@@ -29,7 +29,7 @@ from netloader.io.transports.base import Capabilities, Inlet, Outlet
 from netloader.io.transports.peer_group import PeerGroup
 
 READ_BACK = 2
-"""Parcels on their way from the device to the host at once, to be verified."""
+"""Chunks on their way from the device to the host at once, to be verified."""
 
 
 class GroupSender:

@@ -11,6 +11,7 @@ from netloader.fsm.states import State
 from netloader.io import fill
 from netloader.io.background import in_background
 from netloader.io.store import digests
+from netloader.io.worker import THREAD_NAME
 from tests.unit.io.helpers import FAST, IDENTITY, SOON_S, asking, contents, eventually, serving, zoo
 
 Lines = list[dict[str, Any]]
@@ -83,14 +84,17 @@ def test_whoever_asked_for_the_work_hears_what_it_raised(captured: Lines) -> Non
     assert failures(captured)[0]["netloader.detail"] == "ValueError: seven"
 
 
-@pytest.mark.parametrize("name", ["netloader-prepareoffer", "netloader-starttransfer"])
+@pytest.mark.parametrize(
+    ("side", "reason"), [("server", Reason.BUSY), ("client", Reason.TRANSFER_FAILED)]
+)
 def test_a_session_without_a_thread_for_its_work_ends_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, captured: Lines, name: str
+    monkeypatch: pytest.MonkeyPatch, captured: Lines, side: str, reason: Reason
 ) -> None:
     start = threading.Thread.start
+    workers = iter(("server", "client"))  # an offer is prepared before a client needs a thread
 
     def sometimes(thread: threading.Thread) -> None:
-        if thread.name == name:
+        if thread.name == THREAD_NAME and next(workers, "") == side:
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -100,8 +104,7 @@ def test_a_session_without_a_thread_for_its_work_ends_with_the_reason(
         monkeypatch.setattr(threading.Thread, "start", start)
         assert fill(zoo(2), [server.endpoint], IDENTITY, asking()).ok
 
-    prepare = name.endswith("offer")
-    assert attempt.reason is (Reason.BUSY if prepare else Reason.TRANSFER_FAILED)
+    assert attempt.reason is reason
     assert "can't start new thread" in attempt.detail
     assert not [line for line in captured if line["event"] == "netloader.driver.error"]
 

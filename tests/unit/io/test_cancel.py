@@ -221,7 +221,7 @@ def test_in_a_transfer_after_which_the_model_can_be_filled(
     assert contents(target) == contents(source)
 
 
-def test_in_a_transfer_of_which_no_byte_comes() -> None:
+def test_in_a_transfer_of_which_no_byte_comes(captured: list[dict[str, Any]]) -> None:
     token, told = Token(), list[Any]()
     with serving(model(1)) as server, Peer.call(sealed(server).endpoint) as peer:
         offer = peer.offered()
@@ -235,7 +235,7 @@ def test_in_a_transfer_of_which_no_byte_comes() -> None:
         peer.say(offer)
         peer.hear()
         peer.say(Begin())
-        assert eventually(lambda: "netloader-starttransfer" in our_threads())
+        assert eventually(lambda: "netloader.transfer.started" in {x["event"] for x in captured})
         token.set()
         peer.hear()
 

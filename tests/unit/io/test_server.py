@@ -200,10 +200,10 @@ def test_closing_while_a_client_waits_for_digests_ends_its_thread() -> None:
     server = serve(large(1), IDENTITY, options=ServerOptions(segment_bytes=MIB, deadlines=FAST))
     with Peer.call(server.endpoint) as peer:
         peer.say(hello())
-        assert eventually(lambda: "netloader-prepareoffer" in our_threads())
+        assert eventually(lambda: "netloader-worker" in our_threads())
         start = monotonic()
         server.close()
-        preparing = {"netloader-prepareoffer"}
+        preparing = {"netloader-worker"}
         assert eventually(lambda: not preparing & our_threads() - before, timeout_s=3)
         assert monotonic() - start < 5
 

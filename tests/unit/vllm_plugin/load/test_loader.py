@@ -73,7 +73,7 @@ def test_the_constructor_opens_nothing_and_leaves_the_config_alone(tmp_path: Pat
     ("extra", "said"),
     [
         ({"SORCE": []}, "did you mean SOURCE"),
-        ({"TRANSPORT": "pigeon"}, "there are: gloo, hccl, nccl, tcp"),
+        ({"TRANSPORT": "pigeon"}, "there are: gloo, hccl, nccl, shm, tcp"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_the_remedy(extra: dict[str, Any], said: str) -> None:

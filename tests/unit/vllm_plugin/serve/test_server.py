@@ -20,6 +20,7 @@ from netloader.vllm_plugin.config.settings import CachePolicy, Settings
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.serve import port as ports
 from netloader.vllm_plugin.serve import server
+from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import Peer, contents, eventually, hello
 from tests.unit.vllm_plugin.helpers import (
     Model,
@@ -219,7 +220,7 @@ def test_a_model_that_goes_waits_for_nobody() -> None:
     def hold() -> None:
         with newest_server()._lock:
             held.set()
-            collected_in_time.append(gone.wait(5))
+            collected_in_time.append(gone.wait(PATIENCE_S))
 
     model, held, gone, collected_in_time = (
         Model(),
@@ -236,7 +237,7 @@ def test_a_model_that_goes_waits_for_nobody() -> None:
     gone.set()
     holding.join()
     assert collected_in_time == [True]
-    assert eventually(lambda: newest_server().roles == (), PATIENCE_S)
+    assert eventually(lambda: not this_worker().servers, PATIENCE_S)
 
 
 # -- a target and a draft ------------------------------------------------------------------------
