@@ -30,6 +30,7 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
         "manifest_mismatch": "start both sides with the same model and settings",
         "nothing_in_common": "allow a layout and a transport that both sides have",
         "not_serving": "look in the server's log for what ended its offer",
+        "not_available": "check that both sides run netloader, and compare their versions",
         "digest_mismatch": "look in the server's log for what its check of the weights found",
         "unknown_session": "name the servers themselves in SOURCE, not a load balancer",
         "transfer_failed": "check the network between the two hosts",

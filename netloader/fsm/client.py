@@ -8,6 +8,7 @@ from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import (
     ChooseSegments,
     Effect,
+    NoteAvailable,
     OpenTransport,
     Send,
     Settle,
@@ -31,6 +32,7 @@ from netloader.fsm.messages import (
     Challenge,
     Complete,
     Description,
+    Have,
     Offer,
     Proof,
     Purpose,
@@ -38,6 +40,7 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
+from netloader.fsm.ranges import are_ranges, segments_in
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import (
     expired,
@@ -96,6 +99,17 @@ def _unusable(session: ClientSession, event: Offer) -> bool:
     return bool(session.spec.flaw(event))
 
 
+def _news(session: ClientSession, event: Have) -> bool:
+    """Whether a server that has not everything has more than it said, so it cannot go on for ever.
+
+    One that has made no offer has nothing.
+    """
+    count = len(session.offer.segment_digests) if session.offer else 0
+    return are_ranges(event.segments, count) and not session.available.issuperset(
+        segments_in(event.segments)
+    )
+
+
 def _awaited(session: ClientSession, event: Begin) -> bool:
     asked = session.request is not None and not session.begun
     return asked and event.number == session.requests.count
@@ -121,9 +135,16 @@ def _told_complete(session: ClientSession, event: Transferred) -> bool:
 
 
 def _owes_nothing(session: ClientSession, event: ConnectionLost) -> bool:
-    """Whether the server has sent everything that it was asked for."""
+    """Whether the server has sent everything that it was asked for, or all that is lacking."""
     del event
-    return session.completed or session.request is None
+    return session.completed or (session.request is None and not session.lacking)
+
+
+def _cut_short(session: ClientSession, event: Transferred) -> bool:
+    """Whether a server that is gone has sent everything it was asked for, but not all."""
+    brought = session.request.segments if session.request else ()
+    gone = _told_complete(session, event) and session.cut is not None
+    return gone and not set(session.lacking).issubset(brought)
 
 
 def _cut_off(session: ClientSession, event: Ask) -> bool:
@@ -207,12 +228,25 @@ def _accept(session: ClientSession, event: Offer) -> Iterable[Effect]:
         event.digest_algorithm, event.segment_bytes, event.segment_digests
     )
     session.lacking = held.missing()
+    everything = ((0, len(event.segment_digests)),)
+    ranges = everything if event.availability is None else event.availability
+    session.available = segments_in(ranges)
     yield OpenTransport(event)
 
 
 def _choose(session: ClientSession, event: TransportReady) -> Iterable[Effect]:
     del event
-    yield ChooseSegments(session.lacking, session.requests.count + 1)
+    yield _choice(session)
+
+
+def _choice(session: ClientSession) -> ChooseSegments:
+    return ChooseSegments(session.lacking, session.requests.count + 1, session.available)
+
+
+def _learn_of_more(session: ClientSession, event: Have) -> Iterable[Effect]:
+    more = segments_in(event.segments) - session.available
+    session.available |= more
+    yield NoteAvailable(more)
 
 
 def _ask(session: ClientSession, event: Ask) -> Iterable[Effect]:
@@ -220,7 +254,8 @@ def _ask(session: ClientSession, event: Ask) -> Iterable[Effect]:
     if offer is None:
         raise AssertionError("VALIDATE is only entered with an offer")
     request = Request(event.segments, session.spec.lanes, session.requests.count + 1)
-    if not session.requests.allow(request, len(offer.segment_digests)):
+    there = session.available.issuperset(event.segments)
+    if not there or not session.requests.allow(request, len(offer.segment_digests)):
         raise LocalProtocolError(f"these segments cannot be asked for now: {event.segments[:8]}")
     session.requests = session.requests.with_next(request)
     session.begun = session.completed = False
@@ -268,10 +303,10 @@ def _go_on(session: ClientSession, event: Complete | Transferred) -> Iterable[Ef
     brought = session.request.segments
     session.lacking = tuple(sorted({*session.lacking}.difference(brought)))
     session.requests = session.requests.completed()
-    yield ChooseSegments(session.lacking, session.requests.count + 1)
+    yield _choice(session)
 
 
-def _too_late(session: ClientSession, event: Ask) -> Iterable[Effect]:
+def _too_late(session: ClientSession, event: Ask | Transferred) -> Iterable[Effect]:
     del event
     return part(session, failure(session, Reason.CONNECTION_LOST, session.cut or ""))
 
@@ -318,10 +353,13 @@ TABLE: Table[ClientSession] = complete(
         row(H, Offer,           V, _accept),
         row(V, TransportReady,  V, _choose),
         row(V, TransferFailed,  F, failed),
+        row(V, Have,            V, _learn_of_more,    when=_news),
         row(V, Ask,             V, _ask),
         row(V, Finish,          D, _need_nothing),
         row(V, Begin,           T, _start,            when=_awaited),
+        row(T, Have,            T, _learn_of_more,    when=_news),
         row(T, Begin,           T, _start,            when=_awaited),
+        row(T, Transferred,     F, _too_late,         when=_cut_short),
         row(T, Transferred,     T, _go_on,            when=_told_complete),
         row(T, Transferred,     T, _hold),
         row(T, Complete,        F, violation,         when=_unasked),

@@ -12,6 +12,7 @@ class ClientSession(Session):
     """One source, seen from the client. `nonce` is the caller's randomness."""
 
     __slots__ = (
+        "available",
         "begun",
         "challenge",
         "completed",
@@ -31,6 +32,8 @@ class ClientSession(Session):
         self.nonce = nonce
         self.challenge: Challenge | None = None
         self.offer: Offer | None = None
+        self.available: frozenset[int] = frozenset()
+        """Segments that the source has said it has."""
         self.lacking: tuple[int, ...] = ()
         """Segments that neither earlier sources nor this one have brought."""
         self.begun = self.completed = False

@@ -54,12 +54,21 @@ class OpenTransport:
 class ChooseSegments:
     """Client: decide what to ask this source for next; report `Ask`, or `Finish` if all is here.
 
-    `missing` are the segments that this client lacks, as far as its session knows. `number` is that
-    of the request to come.
+    `missing` are the segments that this client lacks, as far as its session knows; the source has
+    those in `available`, and perhaps more later (`NoteAvailable`). `number` is that of the request
+    to come. The answer may wait for more segments, but the session has its deadline meanwhile.
     """
 
     missing: tuple[int, ...]
     number: int
+    available: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class NoteAvailable:
+    """Client: the source has these segments too. No event comes of it."""
+
+    segments: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,7 @@ Effect: TypeAlias = (
     | PrepareOffer
     | OpenTransport
     | ChooseSegments
+    | NoteAvailable
     | StartTransfer
     | AuditWeights
     | AbortTransfer

@@ -58,6 +58,15 @@ class OfferReady:
 
     rendezvous: Mapping[str, str] = field(default_factory=dict)
     segment_digests: tuple[str, ...] = ()
+    available: frozenset[int] | None = None
+    """The segments that there are by now; None: all, and no `MoreAvailable` will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoreAvailable:
+    """Server: since its offer it has these segments too."""
+
+    segments: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,7 @@ LocalEvent: TypeAlias = (
     | StopRequested
     | OfferReady
     | OfferRefused
+    | MoreAvailable
     | TransportReady
     | Ask
     | Finish

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest
+from netloader.fsm.ranges import Ranges
 
 PROTOCOL_VERSION = 2
 
@@ -75,8 +76,17 @@ class Offer:
     root: str
     """The digest over the segment digests: see `root_digest`."""
     rendezvous: Mapping[str, str] = field(default_factory=dict)
+    availability: Ranges | None = None
+    """The segments that the server has; None: all."""
     mac: str = ""
     """The server's proof of it; empty without a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """Server: I have these segments too, and keep those that I had."""
+
+    segments: Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +149,16 @@ class Lane:
 
 
 Message: TypeAlias = (
-    Hello | Challenge | Proof | Description | Offer | Request | Begin | Complete | Verified | Reject
+    Hello
+    | Challenge
+    | Proof
+    | Description
+    | Offer
+    | Have
+    | Request
+    | Begin
+    | Complete
+    | Verified
+    | Reject
 )
 """Everything a machine may receive from its peer."""

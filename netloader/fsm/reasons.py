@@ -23,6 +23,7 @@ class Reason(Enum):
     BUSY = "busy"
     NOT_READY = "not_ready"
     NOT_SERVING = "not_serving"
+    NOT_AVAILABLE = "not_available"
     DIGEST_MISMATCH = "digest_mismatch"
     UNKNOWN_SESSION = "unknown_session"
     TRANSFER_FAILED = "transfer_failed"
@@ -64,6 +65,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.BUSY: "The server already feeds as many clients as it may; try again later.",
     Reason.NOT_READY: "The server has not finished preparing its weights; try again later.",
     Reason.NOT_SERVING: "The server has withdrawn its weights.",
+    Reason.NOT_AVAILABLE: "A segment was asked for that the server does not have yet.",
     Reason.DIGEST_MISMATCH: "Bytes arrived that do not match the digest the server published.",
     Reason.UNKNOWN_SESSION: "A data connection reached a server that does not know the session.",
     Reason.TRANSFER_FAILED: "The transport failed while bytes were moving.",

@@ -1,15 +1,14 @@
 """The server's side of a session. Law: the table is the program; guards look, actions answer."""
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
 
-from netloader.config import Deadlines
 from netloader.fsm import auth
 from netloader.fsm.effects import Effect, PrepareOffer, Send, Settle, StartTransfer, Verdict
 from netloader.fsm.events import (
     Connected,
     ConnectionLost,
     DeadlinePassed,
+    MoreAvailable,
     OfferReady,
     OfferRefused,
     StopRequested,
@@ -17,13 +16,14 @@ from netloader.fsm.events import (
     Transferred,
 )
 from netloader.fsm.identity import Difference
-from netloader.fsm.manifest import root_digest, segment_count
+from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
     Begin,
     Challenge,
     Complete,
     Description,
+    Have,
     Hello,
     Offer,
     Proof,
@@ -32,10 +32,10 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
+from netloader.fsm.ranges import ranges_of
 from netloader.fsm.reasons import Reason
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import (
-    FRAME_BEFORE_TRUST,
-    Session,
     doubted,
     doubts,
     expired,
@@ -49,75 +49,7 @@ from netloader.fsm.session import (
 )
 from netloader.fsm.states import LIVING, State
 from netloader.fsm.table import Limit, Program, Table, build, check, complete, every, row
-from netloader.fsm.terms import MAX_LANES, CatalogEntry
-
-
-class ServerSession(Session):
-    """One client. `session_id`, `nonce`: the caller's randomness; `entries` have one token."""
-
-    __slots__ = (
-        "entries",
-        "hello",
-        "nonce",
-        "offered",
-        "segment_digests",
-        "session_id",
-    )
-
-    side: ClassVar[str] = "server"
-
-    def __init__(
-        self,
-        entries: tuple[CatalogEntry, ...],
-        deadlines: Deadlines,
-        session_id: str,
-        nonce: str,
-        now: float,
-    ) -> None:
-        self.entries = entries
-        self.session_id = session_id
-        self.nonce = nonce
-        self.hello: Hello | None = None
-        self.offered = False
-        self.segment_digests: tuple[str, ...] = ()
-        super().__init__(deadlines, now)
-
-    @property
-    def name(self) -> str:
-        """The id this side chose."""
-        return self.session_id
-
-    def chosen(self, hello: Hello) -> int:
-        """Which entry a hello is about: that of its role; else the first, to name that role."""
-        roles, wanted = [o.role for o in self.entries], hello.identity.role
-        return roles.index(wanted) if wanted in roles else 0
-
-    @property
-    def entry(self) -> CatalogEntry:
-        """What the conversation is about; the first entry while the client has not spoken."""
-        return self.entries[0 if self.hello is None else self.chosen(self.hello)]
-
-    @property
-    def sent(self) -> bool:
-        """Whether there was a request, and all that was asked for so far has been sent."""
-        return self.requests.count > 0 and self.request is None
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Bytes of all segments, and of a full one."""
-        return self.entry.manifest.nbytes, self.entry.segment_bytes
-
-    @property
-    def frame_limit(self) -> int:
-        """Small, but for a request once the client has been let past the handshake.
-
-        Not more than a request for every segment needs: reading holds the interpreter lock.
-        """
-        if self.state not in (State.VALIDATE, State.TRANSFER):
-            return FRAME_BEFORE_TRUST
-        count = segment_count(self.entry.manifest.nbytes, self.entry.segment_bytes)
-        return FRAME_BEFORE_TRUST + count * len(f"{count},")
-
+from netloader.fsm.terms import MAX_LANES
 
 # -- guards --------------------------------------------------------------------------------------
 
@@ -164,6 +96,12 @@ def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
 def _offered_and_valid(session: ServerSession, event: Request) -> bool:
     allowed = session.requests.allow(event, len(session.segment_digests))
     return session.offered and allowed and 1 <= event.lanes <= MAX_LANES
+
+
+def _too_early(session: ServerSession, event: Request) -> bool:
+    """Whether a request that is right in all else names a segment that is not here."""
+    there = session.available.issuperset(event.segments)
+    return _offered_and_valid(session, event) and not there
 
 
 def _all_sent_and_right(session: ServerSession, event: Verified) -> bool:
@@ -284,6 +222,8 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
     layout, transport, algorithm = _shared(session, session.hello)
     mine = session.entry
     session.offered, session.segment_digests = True, event.segment_digests
+    everything = frozenset(range(len(event.segment_digests)))
+    session.available = everything if event.available is None else event.available
     offer = Offer(
         session=session.session_id,
         identity=mine.identity,
@@ -295,8 +235,22 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
         segment_digests=event.segment_digests,
         root=root_digest(event.segment_digests),
         rendezvous=event.rendezvous,
+        availability=None if event.available is None else ranges_of(event.available),
     )
     yield Send(auth.proven(offer, mine.token, session.hello, session.nonce))
+
+
+def _tell_of_more(session: ServerSession, event: MoreAvailable) -> Iterable[Effect]:
+    """Say it at once, but never twice."""
+    more = event.segments - session.available
+    session.available |= more
+    if more:
+        yield Send(Have(ranges_of(more)))
+
+
+def _refuse_early(session: ServerSession, event: Request) -> Iterable[Effect]:
+    first = min(segment for segment in event.segments if segment not in session.available)
+    return refuse(session, Reason.NOT_AVAILABLE, f"segment {first} is not here yet")
 
 
 def _turn_away(session: ServerSession, event: OfferRefused) -> Iterable[Effect]:
@@ -353,8 +307,12 @@ TABLE: Table[ServerSession] = complete(
         row(H, Proof,         V, _prepare),
         row(V, OfferReady,    V, _offer),
         row(V, OfferRefused,  F, _turn_away),
+        row(V, MoreAvailable, V, _tell_of_more),
+        row(V, Request,       F, _refuse_early,      when=_too_early),
         row(V, Request,       T, _begin,             when=_offered_and_valid),
         row(V, Verified,      D, _let_go,            when=_never_asked),
+        row(T, MoreAvailable, T, _tell_of_more),
+        row(T, Request,       F, _refuse_early,      when=_too_early),
         row(T, Request,       T, _begin,             when=_offered_and_valid),
         row(T, Transferred,   T, _say_complete),
         row(T, Verified,      D, _succeed,           when=_all_sent_and_right),

@@ -13,6 +13,7 @@ from netloader.fsm.manifest import (
     segment_count,
 )
 from netloader.fsm.messages import Offer, Purpose
+from netloader.fsm.ranges import are_ranges
 
 MAX_LANES = 16
 """More connections than this only fight for the same link."""
@@ -53,6 +54,8 @@ class FetchSpec:
             return f"{len(offer.segment_digests)} segment digests for {expected} segments"
         if offer.root != root_digest(offer.segment_digests):
             return "the root is not that of the segment digests"
+        if offer.availability is not None and not are_ranges(offer.availability, expected):
+            return "the availability is no ascending list of ranges of segments"
         return ""
 
 

@@ -275,7 +275,7 @@ class Filling:
         dialer = Dialer(endpoint, deadlines.connect_s)
         worker = ClientWorker(
             *(self._ledger, spec.lanes, dialer.dial, deadlines.stall_s, self._attachments),
-            choose=asking.choose,
+            owner=asking,
         )
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from socket import socket
-from typing import TypeAlias
+from typing import Protocol
 
 from netloader.errors import LocalProtocolError
 from netloader.fsm.effects import ChooseSegments, OpenTransport, StartTransfer
@@ -24,21 +24,46 @@ from netloader.io.worker import SessionWorker
 from netloader.wire.frames import encode
 from netloader.wire.tasks import Order
 
-Choose: TypeAlias = Callable[[Offer, ChooseSegments], Ask | Finish]
-"""Decides what is asked of a source next, on the worker thread. May raise a TransferError."""
+
+class Owner(Protocol):
+    """Decides what a client asks its source for."""
+
+    def choose(self, offer: Offer, order: ChooseSegments) -> Ask | Finish:
+        """Say what to ask for next. On the worker thread; may wait for `note`.
+
+        Raises:
+            TransferError: nothing more is wanted of this source, or it was aborted.
+        """
+
+    def note(self, segments: frozenset[int]) -> None:
+        """The source has these segments too. From any thread; must not block."""
+
+    def abort(self) -> None:
+        """Make `choose` raise within a second. From any thread, any number of times."""
 
 
-def ask_for_all(offer: Offer, order: ChooseSegments) -> Ask | Finish:
-    """Ask the only source for all that is missing, with one request; then finish."""
-    del offer
-    return Ask(order.missing) if order.number == 1 else Finish()
+class AskForAll:
+    """The owner of a client with one source: all that is missing with one request, then the end."""
+
+    def choose(self, offer: Offer, order: ChooseSegments) -> Ask | Finish:
+        """Ask for everything at first."""
+        del offer
+        if not order.available.issuperset(order.missing):
+            raise TransferError(Reason.TRANSFER_FAILED, "the source has only some of the segments")
+        return Ask(order.missing) if order.number == 1 else Finish()
+
+    def note(self, segments: frozenset[int]) -> None:
+        """Do nothing: a source that had not everything was refused."""
+
+    def abort(self) -> None:
+        """Do nothing: nothing waits."""
 
 
 class ClientWorker(SessionWorker):
     """Opens transports and receives.
 
     `connect` makes one more connection to the server's port. `attachments` are those of the
-    ledger's weights, where they outlive the session. `choose` decides what the source is asked for.
+    ledger's weights, where they outlive the session. `owner` decides what the source is asked for.
     """
 
     def __init__(
@@ -49,10 +74,10 @@ class ClientWorker(SessionWorker):
         stall_s: float,
         attachments: Attachments | None = None,
         transports: Registry = TRANSPORTS,
-        choose: Choose = ask_for_all,
+        owner: Owner | None = None,
     ) -> None:
         super().__init__()
-        self._choose = choose
+        self._owner = owner or AskForAll()
         self._ledger = ledger
         self._attachments = attachments or Attachments(ledger.store)
         self._lanes = lanes
@@ -75,7 +100,7 @@ class ClientWorker(SessionWorker):
             case ChooseSegments() if self._intake is not None:
                 if order.number > 1 and not self._ledger.progress.missing():
                     settle(self._intake)
-                return self._choose(self._intake.offer, order)
+                return self._owner.choose(self._intake.offer, order)
             case _:
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
 
@@ -107,8 +132,13 @@ class ClientWorker(SessionWorker):
         receiving.open(offer.rendezvous)
         return TransportReady()
 
+    def note(self, segments: frozenset[int]) -> None:
+        """Tell the owner that the source has more."""
+        self._owner.note(segments)
+
     def abort(self) -> None:
-        """Stop receiving."""
+        """Stop receiving, or choosing."""
+        self._owner.abort()
         with self._lock:
             self._aborted = True
             receiving = self._receiving

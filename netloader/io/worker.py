@@ -114,6 +114,9 @@ class SessionWorker(ABC):
     def abort(self) -> None:
         """Make the order at hand fail within a second (from any thread, any number of times)."""
 
+    def note(self, segments: frozenset[int]) -> None:  # noqa: B027 - only a client has a source
+        """The source has these segments too."""
+
     def audit(self) -> None:  # noqa: B027 - only a server has published anything
         """Have the published weights compared with their digests again, on another thread."""
 

@@ -66,6 +66,8 @@ class Fabric:
         self.contents = list(contents)
         self.published = tuple(map(digest, contents))
         self.holding = holding
+        self.available: frozenset[int] | None = None
+        """Segments that the server has when it makes its offer; None: all."""
         self.moving: set[Side] = set()
         self.portion = ALL_SEGMENTS
         """How many segments a client asks for at a time; 0: it needs nothing of this source."""
@@ -78,12 +80,15 @@ class Fabric:
         return sum(self.segments[i].nbytes for i in segments)
 
 
-def next_request(order: ChooseSegments, portion: int) -> Ask | Finish:
-    """What a client asks for that needs at most so many segments at a time, and nothing for 0."""
-    wanted = order.missing[:portion]
-    if wanted or (portion and order.number == 1):
+def next_request(order: ChooseSegments, portion: int) -> Ask | Finish | None:
+    """What a client asks for that needs at most so many segments at a time, and nothing for 0.
+
+    None: it waits until the source has more.
+    """
+    wanted = tuple(i for i in order.missing if i in order.available)[:portion]
+    if wanted or (portion and order.number == 1 and not order.missing):
         return Ask(wanted)
-    return Finish()
+    return None if portion and order.missing else Finish()
 
 
 class Hands:
@@ -114,6 +119,8 @@ class Hands:
             return False
         if self.fate is not None or self.side == "server":
             return True
+        if isinstance(self.order, ChooseSegments):
+            return next_request(self.order, self._fabric.portion) is not None
         if not isinstance(self.order, StartTransfer):
             return True
         fed = self._fabric.sent or "server" in self._fabric.moving
@@ -153,15 +160,20 @@ class Hands:
         """What an order that succeeds ends with."""
         match order:
             case PrepareOffer():
-                return OfferReady({}, self._fabric.published)
+                return OfferReady({}, self._fabric.published, self._fabric.available)
             case OpenTransport():
                 self._fabric.holding.follow(order.offer)
                 return TransportReady()
             case ChooseSegments():
-                return next_request(order, self._fabric.portion)
+                return next_request(order, self._fabric.portion) or Finish()
             case StartTransfer():
                 self._fabric.sent |= self.side == "server"
                 return Transferred(self._fabric.nbytes(order.segments))
+
+    def note(self, segments: frozenset[int]) -> None:
+        """The source has more: an order to choose may go on."""
+        if isinstance(self.order, ChooseSegments):
+            self.order = replace(self.order, available=self.order.available | segments)
 
     def audit(self) -> None:
         """Count: whether the weights have changed is for a test to know."""

@@ -5,7 +5,7 @@ from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import AbortTransfer, AuditWeights, OpenTransport, Send, Settle
 from netloader.fsm.messages import Description, Offer, Reject
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import LIVING, TERMINAL, State
 

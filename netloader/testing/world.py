@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, cast
 from netloader.config import Deadlines
 from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import Settle, StartTransfer
-from netloader.fsm.events import Event, OfferRefused, TransferFailed
+from netloader.fsm.events import Event, MoreAvailable, OfferRefused, TransferFailed
 from netloader.fsm.manifest import segments_of
 from netloader.fsm.messages import Purpose
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
 from netloader.fsm.terms import CatalogEntry, FetchSpec
@@ -24,7 +24,7 @@ from netloader.testing.wire import ALL, WINDOW, Pipe, Plug
 from netloader.wire.connection import Connection
 from netloader.wire.frames import HEADER, Spoken, encode
 
-Act: TypeAlias = Literal["connects", "hears", "writes", "works"]
+Act: TypeAlias = Literal["connects", "hears", "writes", "works", "learns"]
 
 
 class Choice(NamedTuple):
@@ -205,6 +205,8 @@ class World:
                 found.append(Choice(end.side, "writes"))
             if end.hands.able:
                 found.append(Choice(end.side, "works"))
+        if self._coming() and self.server_session.offered:
+            found.append(Choice("server", "learns"))
         return found
 
     def do(self, choice: Choice, nbytes: int = ALL) -> None:
@@ -214,12 +216,20 @@ class World:
             end.connect()
         elif choice.what == "works":
             end.hands.work()
+        elif choice.what == "learns":
+            end.link.handle(MoreAvailable(frozenset(self._coming()[:1])))
         else:
             end.plug.chunk = nbytes
             reads = choice.what == "hears"
             _, call = self._watched[end.plug]
             call(selectors.EVENT_READ if reads else selectors.EVENT_WRITE)
         self._settle_down()
+
+    def _coming(self) -> list[int]:
+        """Segments that a server with some of them will have later."""
+        if self.fabric.available is None or self.server_session.state in TERMINAL:
+            return []
+        return sorted(set(range(len(self.fabric.segments))) - self.server_session.available)
 
     def wait(self, seconds: float) -> None:
         """Let virtual time pass; whose deadline comes by then is told."""

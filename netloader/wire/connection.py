@@ -11,6 +11,7 @@ from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
     ChooseSegments,
+    NoteAvailable,
     OpenTransport,
     PrepareOffer,
     Send,
@@ -105,6 +106,7 @@ class Connection:
                     PrepareOffer()
                     | OpenTransport()
                     | ChooseSegments()
+                    | NoteAvailable()
                     | StartTransfer()
                     | AuditWeights()
                     | AbortTransfer()

@@ -7,6 +7,7 @@ from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
     ChooseSegments,
+    NoteAvailable,
     OpenTransport,
     PrepareOffer,
     Settle,
@@ -16,7 +17,7 @@ from netloader.fsm.events import Event
 
 Order: TypeAlias = PrepareOffer | OpenTransport | ChooseSegments | StartTransfer
 """Work that takes long, and ends with an event."""
-Task: TypeAlias = Order | AuditWeights | AbortTransfer | Settle
+Task: TypeAlias = Order | NoteAvailable | AuditWeights | AbortTransfer | Settle
 """What a driver must have done. `Settle` is the last: then free what the session has."""
 
 
@@ -30,6 +31,9 @@ class Worker(Protocol):
 
     def begin(self, order: Order) -> None:
         """Start on an order; its event is posted when it is done or has failed."""
+
+    def note(self, segments: frozenset[int]) -> None:
+        """The source has these segments too; a `ChooseSegments` at hand may be waiting for them."""
 
     def audit(self) -> None:
         """Have the published weights compared with their digests again."""
@@ -46,6 +50,8 @@ def perform(task: Task, worker: Worker) -> None:
     match task:
         case PrepareOffer() | OpenTransport() | ChooseSegments() | StartTransfer():
             worker.begin(task)
+        case NoteAvailable():
+            worker.note(task.segments)
         case AuditWeights():
             worker.audit()
         case AbortTransfer():

@@ -5,6 +5,7 @@ so. Laws of one step are those of tests/property/world.py; the others need the w
 """
 
 from collections import deque
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final, assert_never
 
@@ -15,6 +16,7 @@ from netloader.fsm.effects import (
     AuditWeights,
     ChooseSegments,
     Effect,
+    NoteAvailable,
     OpenTransport,
     PrepareOffer,
     Send,
@@ -46,7 +48,7 @@ from netloader.fsm.messages import (
     Reject,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import FRAME_AFTER_TRUST, Step
 from netloader.fsm.states import TERMINAL, State
 from netloader.fsm.terms import MAX_LANES
@@ -138,8 +140,13 @@ class Conversation:
 
     def _choose(self) -> None:
         choice, self.choice = self.choice, None
-        if choice is not None and self.session.state not in TERMINAL:
-            self._step(next_request(choice, ALL_SEGMENTS))
+        if choice is None or self.session.state in TERMINAL:
+            return
+        answer = next_request(choice, ALL_SEGMENTS)
+        if answer is None:
+            self.choice = choice
+        else:
+            self._step(answer)
 
     def end(self) -> None:
         """Whatever was said, one deadline later it is over."""
@@ -195,7 +202,7 @@ class Conversation:
         for effect in step.effects:
             self._perform(effect, step)
 
-    def _perform(self, effect: Effect, step: Step) -> None:
+    def _perform(self, effect: Effect, step: Step) -> None:  # noqa: C901 - a case for each
         match effect:
             case Send():
                 self._check_words(effect.message, step)
@@ -209,6 +216,10 @@ class Conversation:
                 self.work.append(TransportReady())
             case ChooseSegments():
                 self.choice = effect
+            case NoteAvailable():
+                if self.choice is not None:
+                    more = self.choice.available | effect.segments
+                    self.choice = replace(self.choice, available=more)
             case StartTransfer():
                 self._check_start(effect)
                 self.work.append(Transferred(self._nbytes(effect)))

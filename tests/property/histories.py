@@ -13,7 +13,7 @@ from netloader.fsm.events import (
     Transferred,
     TransportReady,
 )
-from netloader.fsm.messages import Begin, Complete, Request, Verified
+from netloader.fsm.messages import Begin, Complete, Have, Request, Verified
 from netloader.fsm.session import Session
 from tests.property.world import (
     ASK,
@@ -56,6 +56,8 @@ _first: Final = (
     *(Transferred(SEGMENT_BYTES), Complete(SEGMENT_BYTES)),
 )
 """A client that asks for one segment first."""
+SOME: Final = replace(OFFER, availability=((0, 1),))
+SOME_READY: Final = replace(OFFER_READY, available=frozenset({0}))
 _first_sent: Final = (*_requested[:-1], Request((0,)), Transferred(SEGMENT_BYTES))
 
 LIVES: Final[Mapping[str, Life]] = {
@@ -91,6 +93,8 @@ LIVES: Final[Mapping[str, Life]] = {
         lambda: client(replace(CURIOUS, token=TOKEN)),
         (Connected(), CURIOUS_CHALLENGE),
     ),
+    "client waits for more": (client, (*_asked[:1], SOME, TransportReady())),
+    "client heard of more": (client, (*_asked[:1], SOME, TransportReady(), Have(((1, 2),)))),
     "client fell back": (client, (Connected(), REFUSAL)),
     "client fell back dirty": (client, (*_moving, ConnectionLost("reset"))),
     "server listens": (server, ()),
@@ -109,6 +113,8 @@ LIVES: Final[Mapping[str, Life]] = {
         lambda: server(GUARDED),
         (Connected(), hello(replace(SECURED, layouts=()))),
     ),
+    "server offered a part": (server, (*_requested[:2], SOME_READY)),
+    "server sends a part of what it has": (server, (*_requested[:2], SOME_READY, Request((0,)))),
     "server prepares": (server, _requested[:2]),
     "server offered": (server, _requested[:3]),
     "server sends": (server, _requested),

@@ -93,7 +93,10 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L2, SERVER, r"return session\.sent and event", "return event"
     ),
     "a server offers its first model, whatever is asked for": Mutant(
-        L2, SERVER, r"return roles\.index\(wanted\) if wanted in roles else 0", "return 0"
+        L2,
+        "netloader/fsm/server_session.py",
+        r"return roles\.index\(wanted\) if wanted in roles else 0",
+        "return 0",
     ),
     "any proof is good": Mutant(L2, AUTH, r"return hmac\.compare_digest\(.*\)", "return bool(mac)"),
     "an offer's proof is not looked at": Mutant(

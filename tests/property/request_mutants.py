@@ -7,6 +7,7 @@ from tests.property.layers import L2, L4, Mutant
 REQUESTS: Final = "netloader/fsm/requests.py"
 CLIENT: Final = "netloader/fsm/client.py"
 SERVER: Final = "netloader/fsm/server.py"
+RANGES: Final = "netloader/fsm/ranges.py"
 SESSION: Final = "netloader/fsm/session.py"
 CLIENT_WORKER: Final = "netloader/io/client_worker.py"
 
@@ -32,6 +33,22 @@ REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
     "a late `begin` starts the next request": Mutant(
         L4, CLIENT, r"return asked and event\.number .*", "return asked"
     ),
+    "a server is asked for what it has not": Mutant(
+        L4, SERVER, r" +row\(T, Request, +F, _refuse_early, .*\n", ""
+    ),
+    "a server says again and again what it has": Mutant(
+        L4, SERVER, r"more = event\.segments - session\.available", "more = event.segments"
+    ),
+    "a client waits for more of a server that is gone": Mutant(
+        L2, CLIENT, r" and not session\.lacking\)", ")"
+    ),
+    "a source may say for ever that it has more": Mutant(
+        L4,
+        CLIENT,
+        r"return are_ranges\(event\.segments, count\) and not .*issuperset\(",
+        "return are_ranges(event.segments, count) and bool(",
+    ),
+    "ranges may be any": Mutant(L4, RANGES, r"return all\(a < b .*", "return True"),
     "a client that was cut off asks on": Mutant(
         L4, CLIENT, r" +row\(T, Ask, +F, _too_late, .*\n", ""
     ),

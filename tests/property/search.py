@@ -32,6 +32,7 @@ from netloader.fsm.events import (
     DeadlinePassed,
     Event,
     Finish,
+    MoreAvailable,
     OfferReady,
     OfferRefused,
     StopRequested,
@@ -41,7 +42,7 @@ from netloader.fsm.events import (
 )
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import INITIAL, TERMINAL, State
 from netloader.testing.laws import lawful, must
@@ -114,14 +115,18 @@ def possible(at: Alone) -> Iterator[Event]:
         locals_ = (Connected, *dials, *ANY_TIME)
     else:
         locals_ = (*ANY_TIME, *ENDINGS.get(at.order or object, ()))
+        if isinstance(at.session, ServerSession) and at.session.offered:
+            locals_ = (*locals_, MoreAvailable)
     for local in locals_:
         yield from (event for event in SAMPLES[local] if _may_be_asked(at.session, event))
 
 
 def _may_be_asked(session: Session, event: Event) -> bool:
-    """Whether the owner of a client may want this: no segment twice, and nothing at first only."""
-    if not isinstance(event, Ask) or session.state in TERMINAL:
+    """Whether an owner may want this: what is there, once, and nothing at first only."""
+    if not isinstance(event, Ask) or not isinstance(session, ClientSession):
         return True
+    if session.state in TERMINAL or not session.available.issuperset(event.segments):
+        return session.state in TERMINAL
     asked = session.requests.asked
     return asked.isdisjoint(event.segments) and (bool(event.segments) or not session.requests.count)
 
@@ -222,10 +227,13 @@ class Node(NamedTuple):
     def key(self) -> tuple[object, ...]:
         """Two worlds with one key have one future."""
         sides = [
-            (*fingerprint(p.session), repr(p.inbox), repr(p.work), p.moves, p.hangs, p.audits)
+            (
+                *(*fingerprint(p.session), repr(p.inbox), repr(p.work), repr(p.choosing)),
+                *(p.moves, p.hangs, p.audits),
+            )
             for p in self.world.parties.values()
         ]
-        return (self.faults, self.world.wire, *sides)
+        return (self.faults, self.world.wire, self.world.coming, *sides)
 
 
 def search_pair(make: Callable[[], World], faults: int, holds: Callable[[World], None]) -> Found:

@@ -198,3 +198,16 @@ def test_requests_may_follow_each_other_whatever_goes_wrong(
     )
     assert search_pair(lambda: in_portions(size), 0, agreed).ends == {DONE}
     assert {DONE, ("FALLBACK", "FALLBACK")} <= found.ends
+
+
+def test_a_server_that_gets_its_segments_later_is_asked_for_them_then(figures: list[str]) -> None:
+    def growing() -> World:
+        world = World(WISH, OFFERING)
+        world.coming = (1, 2)
+        return world
+
+    found = search_pair(growing, FEWER_FAULTS, holds)
+
+    figures.append(f"a growing server: {found.nodes} nodes, {found.edges} edges")
+    assert search_pair(growing, 0, holds).ends == {DONE}
+    assert {DONE, ("FALLBACK", "FALLBACK")} <= found.ends

@@ -19,6 +19,7 @@ from netloader.fsm.effects import (
     AuditWeights,
     ChooseSegments,
     Effect,
+    NoteAvailable,
     OpenTransport,
     PrepareOffer,
     Send,
@@ -32,6 +33,7 @@ from netloader.fsm.events import (
     DeadlinePassed,
     Event,
     Finish,
+    MoreAvailable,
     OfferReady,
     OfferRefused,
     PeerEvent,
@@ -63,7 +65,7 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL
 from netloader.fsm.terms import CatalogEntry, FetchSpec
@@ -216,6 +218,8 @@ class Party:
         self.moves = False
         self.hangs = False
         self.audits = 0
+        self.choosing: ChooseSegments | None = None
+        """What the owner of a client cannot decide before its source has more."""
 
     @property
     def settled(self) -> bool:
@@ -246,6 +250,8 @@ class World:
         both: dict[str, Session] = {"client": self.client_session, "server": self.server_session}
         self.parties = {who: Party(session) for who, session in both.items()}
         self.wire = True
+        self.coming: tuple[int, ...] = ()
+        """Segments that the server gets after its offer, one by one."""
         self.portion = ALL
         """How many segments the client's owner asks for at a time; 0: it needs none of them."""
 
@@ -268,6 +274,8 @@ class World:
                 found.append(Choice(who, "works"))
             if party.inbox and not isinstance(first, Connected):
                 found.append(Choice(who, "hears"))
+        if self.coming and self.server_session.offered and not self.parties["server"].settled:
+            found.append(Choice("server", "learns"))
         return found
 
     def _can_finish(self, work: Event) -> bool:
@@ -281,6 +289,9 @@ class World:
         party = self.parties[choice.who]
         if choice.what == "works":
             self.take(choice.who, party.work.popleft())
+        elif choice.what == "learns":
+            self.coming, more = self.coming[1:], frozenset(self.coming[:1])
+            self.take(choice.who, MoreAvailable(more))
         else:
             heard = party.inbox.popleft()
             self.take(choice.who, heard or ConnectionLost("closed by the peer"))
@@ -297,16 +308,22 @@ class World:
         for effect in step.effects:
             self._perform(who, party, effect)
 
-    def _perform(self, who: str, party: Party, effect: Effect) -> None:
+    def _perform(self, who: str, party: Party, effect: Effect) -> None:  # noqa: C901 - a case for each
         match effect:
             case Send():
                 self._post(who, effect.message)
             case PrepareOffer():
-                party.work.append(READY[effect.entry])
+                ready = READY[effect.entry]
+                there = frozenset(range(ALL)).difference(self.coming) if self.coming else None
+                party.work.append(replace(ready, available=there))
             case OpenTransport():
                 party.work.append(TransportReady())
             case ChooseSegments():
-                party.work.append(next_request(effect, self.portion))
+                self._choose(party, effect)
+            case NoteAvailable():
+                if party.choosing is not None:
+                    more = party.choosing.available | effect.segments
+                    self._choose(party, replace(party.choosing, available=more))
             case StartTransfer():
                 segments = segments_of(self.server_session.entry.manifest, SEGMENT_BYTES)
                 party.moves = True
@@ -314,7 +331,7 @@ class World:
             case AuditWeights():
                 party.audits += 1
             case AbortTransfer():
-                party.moves = False
+                party.moves, party.choosing = False, None
                 if party.work:
                     party.work = deque([TransferFailed(Reason.TRANSFER_FAILED, "aborted")])
             case Settle():
@@ -322,6 +339,11 @@ class World:
                 self._post(who, HUNG_UP)
             case _:
                 assert_never(effect)
+
+    def _choose(self, party: Party, order: ChooseSegments) -> None:
+        answer = next_request(order, self.portion)
+        party.choosing = order if answer is None else None
+        party.work.extend([] if answer is None else [answer])
 
     def _post(self, who: str, item: Message | None) -> None:
         if self.wire:

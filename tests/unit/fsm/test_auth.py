@@ -71,6 +71,7 @@ OTHERS: Final[Mapping[str, Any]] = {
     "segment_bytes": 131_072,
     "rendezvous": {"key": "other"},
     "facts": {"tied": "no"},
+    "availability": ((0, 1),),
 }
 """Another value for each field of a message or of the hello."""
 

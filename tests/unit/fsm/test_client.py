@@ -11,6 +11,7 @@ from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import (
     AbortTransfer,
     ChooseSegments,
+    NoteAvailable,
     OpenTransport,
     Send,
     Settle,
@@ -35,6 +36,7 @@ from netloader.fsm.messages import (
     Begin,
     Challenge,
     Complete,
+    Have,
     Hello,
     Offer,
     Proof,
@@ -43,6 +45,7 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
+from netloader.fsm.ranges import Ranges
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
@@ -66,6 +69,7 @@ from tests.property.world import (
     PROVEN_DESCRIPTION,
     PROVEN_OFFER,
     RECEIVED,
+    REQUEST,
     RESUMING,
     ROOT,
     SECURED,
@@ -80,6 +84,8 @@ PART = (
     *(Transferred(65_536), Complete(65_536)),
 )
 """One segment was asked for and has come."""
+THERE = frozenset({0, 1, 2})
+LOST = Verdict(State.FALLBACK, Reason.CONNECTION_LOST, "reset", weights_dirty=True)
 DONE = Settle(Verdict(State.DONE, Reason.VERIFIED, weights_dirty=True))
 
 
@@ -315,7 +321,7 @@ def test_a_client_asks_for_what_it_does_not_hold(
     spec: FetchSpec, missing: tuple[int, ...], nbytes: int
 ) -> None:
     session, step = after(OFFER, TransportReady(), spec=spec)
-    assert (session.state, step.effects) == (State.VALIDATE, (ChooseSegments(missing, 1),))
+    assert (session.state, step.effects) == (State.VALIDATE, (ChooseSegments(missing, 1, THERE),))
 
     step = session.step(Ask(missing), 0.0)
 
@@ -330,7 +336,7 @@ def test_what_is_held_from_other_bytes_is_asked_for_again() -> None:
 
     _, step = after(offer, TransportReady(), spec=RESUMING)
 
-    assert step.effects == (ChooseSegments((0, 1, 2), 1),)
+    assert step.effects == (ChooseSegments((0, 1, 2), 1, THERE),)
 
 
 @pytest.mark.parametrize("segments", [(1, 0), (0, 0), (-1,), (3,)], ids=str)
@@ -354,7 +360,7 @@ def test_a_source_that_is_not_needed_is_let_go_untouched() -> None:
 
 def test_the_next_request_follows_when_one_is_complete_and_has_its_own_deadline() -> None:
     session, step = after(*PART)
-    assert step.effects == (ChooseSegments((1, 2), 2),)
+    assert step.effects == (ChooseSegments((1, 2), 2, THERE),)
     assert session.next_timeout() == DEADLINES.transfer_s(NBYTES)
 
     step = session.step(Ask((1, 2)), 1.0)
@@ -363,7 +369,9 @@ def test_the_next_request_follows_when_one_is_complete_and_has_its_own_deadline(
     assert session.next_timeout() == 1.0 + DEADLINES.transfer_s(NBYTES - 65_536)
     assert session.step(Begin(2), 2.0).effects == (StartTransfer((1, 2), 2),)
     session.step(Transferred(NBYTES - 65_536), 3.0)
-    assert session.step(Complete(NBYTES - 65_536, 2), 3.0).effects == (ChooseSegments((), 3),)
+    assert session.step(Complete(NBYTES - 65_536, 2), 3.0).effects == (
+        ChooseSegments((), 3, THERE),
+    )
     assert session.step(Finish(), 3.0).effects == (Send(VERIFIED), DONE)
 
 
@@ -389,12 +397,45 @@ def test_a_client_cannot_finish_in_the_middle_of_a_request() -> None:
         session.step(Finish(), 0.0)
 
 
-def test_a_client_that_was_cut_off_between_requests_may_finish_but_ask_no_more() -> None:
-    cut = (*PART, ConnectionLost("reset"))
+def test_a_client_that_was_cut_off_when_it_had_all_may_finish_but_ask_no_more() -> None:
+    nothing = (Ask(()), Begin(), Transferred(0), Complete(0))
+    cut = (OFFER, TransportReady(), *nothing, ConnectionLost("reset"))
 
-    assert after(*cut, Finish())[0].state is State.DONE
-    lost = Verdict(State.FALLBACK, Reason.CONNECTION_LOST, "reset", weights_dirty=True)
-    assert after(*cut, Ask((1, 2)))[1].effects == (AbortTransfer(), Settle(lost))
+    assert after(*cut, Finish(), spec=FINISHED)[0].state is State.DONE
+    assert after(*cut, Ask((1, 2)), spec=FINISHED)[1].effects == (AbortTransfer(), Settle(LOST))
+
+
+def test_a_client_that_was_cut_off_before_it_had_all_does_not_wait() -> None:
+    before = (OFFER, TransportReady(), Ask((0,)), Begin(), Complete(65_536))
+
+    assert after(*PART, ConnectionLost("reset"))[1].effects == (AbortTransfer(), Settle(LOST))
+    step = after(*before, ConnectionLost("reset"), Transferred(65_536))[1]
+    assert step.effects == (AbortTransfer(), Settle(LOST))
+
+
+def test_a_client_is_told_of_more_segments_once() -> None:
+    session, _ = after(replace(OFFER, availability=((0, 1),)), TransportReady())
+    with pytest.raises(LocalProtocolError, match="cannot be asked for now"):
+        session.step(ASK, 0.0)
+
+    more = session.step(Have(((1, 3),)), 0.0)
+    assert more.effects == (NoteAvailable(frozenset({1, 2})),)
+
+    assert said(session.step(ASK, 0.0)) == [REQUEST]
+    assert verdict(session.step(Have(((1, 2),)), 0.0)).reason is Reason.PROTOCOL_VIOLATION
+
+
+@pytest.mark.parametrize("ranges", [((1, 1),), ((2, 1),), ((0, 1), (1, 2)), ((2, 4),), ((-1, 1),)])
+def test_ranges_have_one_form(ranges: Ranges) -> None:
+    offered = after(replace(OFFER, availability=ranges))[1]
+    said_later = after(replace(OFFER, availability=()), Have(ranges))[1]
+
+    detail = "the availability is no ascending list of ranges of segments"
+    assert (verdict(offered).reason, verdict(offered).detail) == (
+        Reason.PROTOCOL_VIOLATION,
+        detail,
+    )
+    assert verdict(said_later).reason is Reason.PROTOCOL_VIOLATION
 
 
 def test_a_client_that_asks_for_nothing_more_gives_its_place_back() -> None:
@@ -422,7 +463,7 @@ def test_a_client_is_done_when_all_is_sent_and_all_has_arrived(ends: tuple[Event
     assert (session.state, step.effects) == (State.TRANSFER, ())
 
     step = session.step(ends[1], 0.0)
-    assert (session.state, step.effects) == (State.TRANSFER, (ChooseSegments((), 2),))
+    assert (session.state, step.effects) == (State.TRANSFER, (ChooseSegments((), 2, THERE),))
 
     assert session.step(Finish(), 0.0).effects == (Send(VERIFIED), DONE)
     assert Verified(3, NBYTES, ROOT) == VERIFIED

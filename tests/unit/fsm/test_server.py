@@ -18,6 +18,7 @@ from netloader.fsm.events import (
     ConnectionLost,
     DeadlinePassed,
     Event,
+    MoreAvailable,
     OfferReady,
     OfferRefused,
     TransferFailed,
@@ -29,12 +30,14 @@ from netloader.fsm.messages import (
     Begin,
     Complete,
     Description,
+    Have,
     Reject,
     Request,
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import TABLE, ServerSession
+from netloader.fsm.server import TABLE
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
 from netloader.fsm.terms import MAX_LANES, CatalogEntry
@@ -301,6 +304,31 @@ def test_a_client_that_was_sent_nothing_has_verified_nothing(verified: Verified)
 
 def test_a_part_is_not_all() -> None:
     assert verdict(after(*FIRST, VERIFIED)[1]).reason is Reason.DISAGREEMENT
+
+
+PARTIAL = replace(OFFER_READY, available=frozenset({0}))
+
+
+def test_a_server_with_some_segments_says_which_and_which_come_later() -> None:
+    session, step = after(hello(), PARTIAL)
+    assert step.effects == (Send(replace(OFFER, availability=((0, 1),))),)
+
+    step = session.step(MoreAvailable(frozenset({0, 2})), 0.0)
+
+    assert step.effects == (Send(Have(((2, 3),))),)
+    assert session.step(MoreAvailable(frozenset({2})), 0.0).effects == ()
+    assert session.step(Request((0, 2)), 0.0).after is State.TRANSFER
+    assert said(session.step(MoreAvailable(frozenset({1})), 0.0)) == [Have(((1, 2),))]
+
+
+@pytest.mark.parametrize("before", [(), (Request((0,)), Transferred(65_536))], ids=len)
+def test_a_request_for_what_is_not_here_is_refused_by_name(before: tuple[Event, ...]) -> None:
+    number = 2 if before else 1
+
+    _, step = after(hello(), PARTIAL, *before, Request((1, 2), 1, number))
+
+    assert said(step) == [Reject("not_available", "segment 1 is not here yet")]
+    assert verdict(step).reason is Reason.NOT_AVAILABLE
 
 
 # -- doubts --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import Challenge, Complete, Description, Offer, Proof, Reject, Verified
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Step
 from netloader.fsm.states import State
 from netloader.fsm.terms import CatalogEntry, FetchSpec

@@ -379,13 +379,15 @@ def test_requests_follow_each_other_and_only_the_last_one_settles(
     monkeypatch.setattr(ModuleStore, "complete", lambda store: settled.append(1))
     count = len(pair.offer.segment_digests)
     assert count > 1
-    assert client.after(ChooseSegments(tuple(range(count)), 1)) == Ask(tuple(range(count)))
+    everything = tuple(range(count))
+    there = frozenset(everything)
+    assert client.after(ChooseSegments(everything, 1, there)) == Ask(everything)
 
     for order in (StartTransfer((0,), 1), StartTransfer(tuple(range(1, count)), 1)):
         assert settled == []
         pair.server.begin(order)
         assert client.after(order) == server.events.get(timeout=SOON_S)
-        assert client.after(ChooseSegments((), 2)) == Finish()
+        assert client.after(ChooseSegments((), 2, there)) == Finish()
 
     assert settled == [1]
     assert contents(target) == contents(zoo(1))
