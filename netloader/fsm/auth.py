@@ -59,7 +59,8 @@ def authenticated(message: Proven, hello: Hello, nonce: str) -> bytes:
     values = {f.name: getattr(message, f.name) for f in fields(message) if f.name != "mac"}
     content = {name: value for name, value in values.items() if value is not None}
     if isinstance(message, Offer):
-        content["manifest"] = message.manifest.digest
+        manifest = message.manifest
+        content["manifest"] = hello.manifest_digest if manifest is None else manifest.digest
     kind = type(message)
     about = ("netloader", PROTOCOL_VERSION, SPEAKERS[kind], kind.__name__.lower())
     return canonical((*about, hello, nonce, content))

@@ -1,6 +1,7 @@
 """The client's side of a session. Law: the table is the program; guards look, actions answer."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from netloader.errors import LocalProtocolError
 from netloader.fsm import auth
@@ -92,7 +93,8 @@ def _other_identity(session: ClientSession, event: Offer) -> bool:
 
 
 def _other_manifest(session: ClientSession, event: Offer) -> bool:
-    return session.spec.manifest.difference(event.manifest) is not None
+    theirs = event.manifest
+    return theirs is not None and session.spec.manifest.difference(theirs) is not None
 
 
 def _unusable(session: ClientSession, event: Offer) -> bool:
@@ -213,7 +215,7 @@ def _refuse_identity(session: ClientSession, event: Offer) -> Iterable[Effect]:
 
 
 def _refuse_manifest(session: ClientSession, event: Offer) -> Iterable[Effect]:
-    first = session.spec.manifest.difference(event.manifest)
+    first = session.spec.manifest.difference(event.manifest or session.spec.manifest)
     found = () if first is None else (first,)
     return refuse(session, Reason.MANIFEST_MISMATCH, f"first difference: {first}", found)
 
@@ -223,7 +225,7 @@ def _refuse_offer(session: ClientSession, event: Offer) -> Iterable[Effect]:
 
 
 def _accept(session: ClientSession, event: Offer) -> Iterable[Effect]:
-    session.offer = event
+    session.offer = replace(event, manifest=event.manifest or session.spec.manifest)
     held = session.spec.progress.continued(
         event.digest_algorithm, event.segment_bytes, event.segment_digests
     )
@@ -231,7 +233,7 @@ def _accept(session: ClientSession, event: Offer) -> Iterable[Effect]:
     everything = ((0, len(event.segment_digests)),)
     ranges = everything if event.availability is None else event.availability
     session.available = segments_in(ranges)
-    yield OpenTransport(event)
+    yield OpenTransport(session.offer)
 
 
 def _choose(session: ClientSession, event: TransportReady) -> Iterable[Effect]:

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from netloader.config import Deadlines
-from netloader.fsm.messages import PROTOCOL_VERSION, Challenge, Description, Hello, Offer
+from netloader.fsm.messages import PROTOCOL_VERSION, Challenge, Description, Hello, Offer, Purpose
 from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Session
 from netloader.fsm.terms import FetchSpec
 
@@ -61,6 +61,7 @@ class ClientSession(Session):
             transports=spec.transports,
             digest_algorithms=spec.digest_algorithms,
             nonce=self.nonce,
+            manifest_digest="" if spec.purpose is Purpose.DESCRIBE else spec.manifest.digest,
         )
 
     @property

@@ -34,6 +34,8 @@ class Hello:
     transports: tuple[str, ...] = ()
     digest_algorithms: tuple[str, ...] = ()
     nonce: str = ""
+    manifest_digest: str = ""
+    """That of the client's manifest: one that is the same need not be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Offer:
     layout: str
     transport: str
     digest_algorithm: str
-    manifest: Manifest
+    manifest: Manifest | None
+    """None: it has the digest that the hello names."""
     segment_bytes: int
     segment_digests: tuple[str, ...]
     root: str

@@ -230,7 +230,7 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
         layout=layout,
         transport=transport,
         digest_algorithm=algorithm,
-        manifest=mine.manifest,
+        manifest=None if session.hello.manifest_digest == mine.manifest.digest else mine.manifest,
         segment_bytes=mine.segment_bytes,
         segment_digests=event.segment_digests,
         root=root_digest(event.segment_digests),

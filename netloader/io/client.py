@@ -165,6 +165,7 @@ def prepare(
         lanes=options.lanes,
         token=options.token,
     )
+    _ = weights.manifest.digest  # made once, and not on the loop's thread
     ledger = Ledger(weights, harmless(options.report, options.logger))
     return Filling(ledger, spec, options, stop, endpoints)
 

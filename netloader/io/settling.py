@@ -20,9 +20,10 @@ def settle(intake: Lease) -> None:
             cannot be kept.
     """
     offer, store = intake.offer, intake.ledger.store
-    if offer.manifest.values:
-        again = store.take_values(offer.manifest.values)
-        if difference := again.manifest.difference(offer.manifest):
+    manifest = offer.manifest or store.manifest
+    if manifest.values:
+        again = store.take_values(manifest.values)
+        if difference := again.manifest.difference(manifest):
             raise TransferError(Reason.MANIFEST_MISMATCH, f"with its extra state, {difference}")
         digests = segment_digests(again, intake.segments, offer.digest_algorithm, 1)
         if digests != offer.segment_digests:

@@ -220,6 +220,7 @@ class ServerWorker(SessionWorker):
         if digests is None:
             detail = "digests are being computed or checked"
             return OfferRefused(Reason.NOT_READY, detail, _soon(published))
+        _ = published.entry.manifest.digest  # made once, and not on the loop's thread
         self._reading.enter_context(published.reading())
         way = self._transports.named(transport)
         self._repeatable = way.capabilities.repeatable

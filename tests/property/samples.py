@@ -103,6 +103,7 @@ SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
         replace(OFFER, transport="gloo"),
         replace(OFFER, root="another"),
         replace(OFFER, availability=((0, 1),)),
+        replace(PROVEN_OFFER, manifest=None),
         replace(OFFER, availability=((1, 1),)),
     ),
     Have: (Have(((1, 3),)), Have(((0, 3),)), Have(((2, 2),)), Have(())),

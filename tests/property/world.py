@@ -169,6 +169,8 @@ OFFER: Final = Offer(
     root=ROOT,
     rendezvous={"port": "1"},
 )
+BRIEF: Final = replace(OFFER, manifest=None)
+"""What a server says to a client whose hello has the digest of its manifest."""
 DESCRIPTION: Final = Description(IDENTITY, {"tied": "yes"})
 
 

@@ -53,6 +53,7 @@ from netloader.fsm.terms import FetchSpec
 from tests.property.histories import lived
 from tests.property.world import (
     ASK,
+    BRIEF,
     CHALLENGE,
     CLIENT_NONCE,
     CURIOUS,
@@ -119,6 +120,7 @@ def test_a_client_introduces_itself_as_soon_as_it_is_connected() -> None:
         transports=("hccl", "tcp"),
         digest_algorithms=("blake3", "sha256"),
         nonce=CLIENT_NONCE,
+        manifest_digest=MANIFEST.digest,
     )
     assert step.effects == (Send(hello),)
 
@@ -307,6 +309,14 @@ def test_an_offer_that_cannot_be_right_is_refused(offer: Offer, detail: str) -> 
     _, step = after(offer)
 
     assert (verdict(step).reason, verdict(step).detail) == (Reason.PROTOCOL_VIOLATION, detail)
+
+
+def test_a_manifest_that_is_left_out_is_the_clients_own() -> None:
+    session, step = after(BRIEF)
+
+    assert step.effects == (OpenTransport(OFFER),)
+    assert session.offer == OFFER
+    assert client(CURIOUS).hello.manifest_digest == ""
 
 
 # -- asking and receiving ------------------------------------------------------------------------

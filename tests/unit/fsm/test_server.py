@@ -44,6 +44,7 @@ from netloader.fsm.terms import MAX_LANES, CatalogEntry
 from netloader.wire.frames import encode
 from tests.property.histories import lived
 from tests.property.world import (
+    BRIEF,
     CURIOUS,
     DEADLINES,
     DIGESTS,
@@ -197,7 +198,14 @@ def test_the_longest_thing_a_client_may_say_is_a_request_for_every_segment() -> 
 def test_an_offer_says_all_that_a_client_must_know() -> None:
     session, step = after(hello(), OFFER_READY)
 
-    assert (session.state, step.effects) == (State.VALIDATE, (Send(OFFER),))
+    assert (session.state, step.effects) == (State.VALIDATE, (Send(BRIEF),))
+
+
+def test_a_manifest_travels_only_where_it_differs() -> None:
+    unlike = replace(hello(), manifest_digest="d" * 64)
+
+    assert said(after(unlike, OFFER_READY)[1]) == [OFFER]
+    assert said(after(replace(hello(), manifest_digest=""), OFFER_READY)[1]) == [OFFER]
 
 
 def test_a_full_server_says_when_to_come_again() -> None:
@@ -311,7 +319,7 @@ PARTIAL = replace(OFFER_READY, available=frozenset({0}))
 
 def test_a_server_with_some_segments_says_which_and_which_come_later() -> None:
     session, step = after(hello(), PARTIAL)
-    assert step.effects == (Send(replace(OFFER, availability=((0, 1),))),)
+    assert step.effects == (Send(replace(BRIEF, availability=((0, 1),))),)
 
     step = session.step(MoreAvailable(frozenset({0, 2})), 0.0)
 

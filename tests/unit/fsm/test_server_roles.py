@@ -56,7 +56,8 @@ def test_a_client_is_offered_the_model_of_its_role(
 
     assert step.effects == (PrepareOffer("tcp", "sha256", place),)
     assert isinstance(offer, Offer)
-    assert (offer.identity, offer.manifest) == (entry.identity, entry.manifest)
+    assert (offer.identity, offer.manifest) == (entry.identity, None)
+    assert hello(spec).manifest_digest == entry.manifest.digest
     assert offer.segment_digests == READY[place].segment_digests
 
 

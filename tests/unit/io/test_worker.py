@@ -317,6 +317,7 @@ class Two:
         self.ready = Heard(self.server).after(PREPARE)
         assert isinstance(self.ready, OfferReady)
         entry = published.entry
+        self.nbytes = entry.manifest.nbytes
         self.offer = offer_of(entry.manifest, self.ready.segment_digests, entry.segment_bytes)
         ledger = Ledger(ModuleStore.of(target), lambda done, total: None)
         self.client = ClientWorker(ledger, lanes, self._connect, SOON_S)
@@ -364,7 +365,7 @@ def test_both_workers_move_what_was_asked_for(two: Callable[..., Two]) -> None:
     received = client.after(everything)
 
     assert received == server.events.get(timeout=SOON_S)
-    assert received == Transferred(pair.offer.manifest.nbytes)
+    assert received == Transferred(pair.nbytes)
     assert contents(target) == contents(zoo(1))
 
 
