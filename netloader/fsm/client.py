@@ -260,8 +260,6 @@ def _ask(session: ClientSession, event: Ask) -> Iterable[Effect]:
     if not there or not session.requests.allow(request, len(offer.segment_digests)):
         raise LocalProtocolError(f"these segments cannot be asked for now: {event.segments[:8]}")
     session.requests = session.requests.with_next(request)
-    session.begun = session.completed = False
-    session.received = False
     yield Send(request)
 
 
@@ -305,6 +303,7 @@ def _go_on(session: ClientSession, event: Complete | Transferred) -> Iterable[Ef
     brought = session.request.segments
     session.lacking = tuple(sorted({*session.lacking}.difference(brought)))
     session.requests = session.requests.completed()
+    session.begun = session.completed = session.received = False
     yield _choice(session)
 
 

@@ -61,6 +61,7 @@ class ClientSession(Session):
             transports=spec.transports,
             digest_algorithms=spec.digest_algorithms,
             nonce=self.nonce,
+            serves_at=spec.serves_at,
             manifest_digest="" if spec.purpose is Purpose.DESCRIBE else spec.manifest.digest,
         )
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from netloader.config import Endpoint
 from netloader.fsm.identity import Difference
 from netloader.fsm.messages import Message, Offer
 from netloader.fsm.reasons import Reason
@@ -22,6 +23,8 @@ class Verdict:
     """Whether the peer ended it (its refusal) rather than this side."""
     differences: tuple[Difference, ...] = ()
     retry_after_s: float = 0.0
+    other_sources: tuple[Endpoint, ...] = ()
+    """Where the peer that refused says that the weights may be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class PrepareOffer:
     transport: str
     digest_algorithm: str
     entry: int
+    serves_at: str = ""
+    """Where the client will serve what it receives, `host:port`; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ class OfferReady:
     segment_digests: tuple[str, ...] = ()
     available: frozenset[int] | None = None
     """The segments that there are by now; None: all, and no `MoreAvailable` will come."""
+    other_sources: tuple[str, ...] = ()
+    """`host:port` of others that may have the same weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class OfferRefused:
     reason: Reason
     detail: str
     retry_after_s: float = 0.0
+    other_sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ class Hello:
     nonce: str = ""
     manifest_digest: str = ""
     """That of the client's manifest: one that is the same need not be sent."""
+    serves_at: str = ""
+    """`host:port` where the client will serve what it receives; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Offer:
     rendezvous: Mapping[str, str] = field(default_factory=dict)
     availability: Ranges | None = None
     """The segments that the server has; None: all."""
+    other_sources: tuple[str, ...] = ()
+    """`host:port` of others that may have the same weights; nothing is proven of them."""
     mac: str = ""
     """The server's proof of it; empty without a token."""
 
@@ -141,6 +145,8 @@ class Reject:
     detail: str = ""
     differences: tuple[Difference, ...] = ()
     retry_after_s: float = 0.0
+    other_sources: tuple[str, ...] = ()
+    """As in an offer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ from netloader.fsm.session import (
 )
 from netloader.fsm.states import LIVING, State
 from netloader.fsm.table import Limit, Program, Table, build, check, complete, every, row
-from netloader.fsm.terms import MAX_LANES
+from netloader.fsm.terms import MAX_LANES, MAX_OTHER_SOURCES, places
 
 # -- guards --------------------------------------------------------------------------------------
 
@@ -213,7 +213,9 @@ def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
 def _prepare(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     session.hello = _hello(session, event)
     _, transport, algorithm = _shared(session, session.hello)
-    yield PrepareOffer(transport, algorithm, session.chosen(session.hello))
+    announced = [str(place) for place in places((session.hello.serves_at,))]
+    serves_at = "".join(announced)
+    yield PrepareOffer(transport, algorithm, session.chosen(session.hello), serves_at)
 
 
 def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
@@ -235,6 +237,7 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
         segment_digests=event.segment_digests,
         root=root_digest(event.segment_digests),
         rendezvous=event.rendezvous,
+        other_sources=event.other_sources[:MAX_OTHER_SOURCES],
         availability=None if event.available is None else ranges_of(event.available),
     )
     yield Send(auth.proven(offer, mine.token, session.hello, session.nonce))
@@ -254,7 +257,8 @@ def _refuse_early(session: ServerSession, event: Request) -> Iterable[Effect]:
 
 
 def _turn_away(session: ServerSession, event: OfferRefused) -> Iterable[Effect]:
-    return refuse(session, event.reason, event.detail, (), event.retry_after_s)
+    others = event.other_sources[:MAX_OTHER_SOURCES]
+    return refuse(session, event.reason, event.detail, (), event.retry_after_s, others)
 
 
 def _begin(session: ServerSession, event: Request) -> Iterable[Effect]:

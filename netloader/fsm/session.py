@@ -26,6 +26,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.requests import Requests
 from netloader.fsm.states import INITIAL, TERMINAL, State
 from netloader.fsm.table import Limit, Program, Row, fire
+from netloader.fsm.terms import places
 
 FRAME_BEFORE_TRUST = 64 * 1024
 """Bytes of one frame from a peer that has proven nothing: a hello is below 4 KiB."""
@@ -190,10 +191,11 @@ def refuse(
     detail: str = "",
     differences: tuple[Difference, ...] = (),
     retry_after_s: float = 0.0,
+    other_sources: tuple[str, ...] = (),
 ) -> Iterable[Effect]:
     """End and tell the peer why."""
     theirs = tuple(d.swapped() for d in differences)
-    yield Send(Reject(reason.value, detail, theirs, retry_after_s))
+    yield Send(Reject(reason.value, detail, theirs, retry_after_s, other_sources))
     yield from part(session, failure(session, reason, detail, differences, retry_after_s))
 
 
@@ -252,6 +254,7 @@ def rejected(session: Session, event: Reject) -> Iterable[Effect]:
         by_peer=True,
         differences=event.differences,
         retry_after_s=event.retry_after_s,
+        other_sources=places(event.other_sources),
     )
     return part(session, verdict)
 

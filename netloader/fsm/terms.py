@@ -1,9 +1,11 @@
 """What a client wants and what a server has, before they meet. Law: data in order of preference."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
-from netloader.config import Secret
+from netloader.config import Endpoint, Secret
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import (
     MIN_SEGMENT_BYTES,
@@ -15,6 +17,8 @@ from netloader.fsm.manifest import (
 from netloader.fsm.messages import Offer, Purpose
 from netloader.fsm.ranges import are_ranges
 
+MAX_OTHER_SOURCES = 16
+"""Sources that one message names. A source that names thousands wants us to dial them all."""
 MAX_LANES = 16
 """More connections than this only fight for the same link."""
 
@@ -36,6 +40,7 @@ class FetchSpec:
     lanes: int = 1
     token: Secret | None = None
     progress: Progress = field(default_factory=Progress)
+    serves_at: str = ""
 
     def flaw(self, offer: Offer) -> str:
         """Why an offer for the right tensors cannot be used all the same, or ''."""
@@ -84,3 +89,15 @@ class CatalogEntry:
     def role(self) -> str | None:
         """What the model is for, if its identity says so: see `Identity.role`."""
         return self.identity.role
+
+
+def places(texts: Iterable[str]) -> tuple[Endpoint, ...]:
+    """The places among what a peer named as such, at most MAX_OTHER_SOURCES of them.
+
+    What is no `host:port` is left out.
+    """
+    found: dict[Endpoint, None] = {}
+    for text in islice(texts, MAX_OTHER_SOURCES):
+        with suppress(ValueError):
+            found[Endpoint.parse(text)] = None
+    return tuple(found)

@@ -23,6 +23,7 @@ from netloader.fsm.fetch_events import (
     SegmentVerified,
     SourceEnded,
     SourceFailed,
+    SourcesFound,
 )
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import RETRYABLE, Reason
@@ -98,13 +99,20 @@ class Asking:
             self._tell(Available(self._key, noted))
 
     def ended(
-        self, verdict: Verdict, stopped: CancelRequested | None, *, another_transport: bool
+        self,
+        verdict: Verdict,
+        stopped: CancelRequested | None,
+        *,
+        another_transport: bool,
+        found: tuple[int, ...] = (),
     ) -> list[FetchEffect]:
         """Report how the session ended, and return what the fetch wants now.
 
         `another_transport` says whether one is left to try. `stopped` is the end that the caller
-        of the fetch wants.
+        of the fetch wants. `found` are the numbers of sources that the session has named.
         """
+        if found:
+            self._tell(SourcesFound(found))
         if self._fetch.sources[self._key].state is Stage.RECEIVING:
             self._count()
         if stopped and verdict.state is State.FALLBACK:

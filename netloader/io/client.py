@@ -25,6 +25,7 @@ from netloader.config import (
     texts,
 )
 from netloader.errors import WeightsError
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import Verdict
 from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
@@ -44,7 +45,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.fsm.terms import MAX_LANES, FetchSpec
+from netloader.fsm.terms import MAX_LANES, FetchSpec, places
 from netloader.io.arguments import check_transports, identity_of, sources_of, weights_of
 from netloader.io.asking import Asking
 from netloader.io.client_worker import ClientWorker
@@ -69,6 +70,10 @@ LANES = min(2, max(1, cores() // 2))
 1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
 
 
+MOST_SOURCES = 64
+"""Sources that one call asks, those that other sources named included."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
     """How to fill a model. `transports` and `layouts` are in order of preference."""
@@ -90,6 +95,9 @@ class ClientOptions:
     timeout_s: float | None = None
     """Seconds that the whole call may take, whatever `deadlines` allow: afterwards it ends within a
     second, with the reason DEADLINE_PASSED. None: no limit beside `deadlines`."""
+    serves_at: Endpoint | str | None = None
+    """Where this process will serve what it receives, for the source to name to other clients that
+    it has no place for. None: nowhere."""
     silent: tuple[Attempt, ...] = ()
     """What `describe` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
@@ -102,6 +110,10 @@ class ClientOptions:
         check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         check_type("report", self.report, Callable, "give a callable that takes two integers")
+        if isinstance(self.serves_at, str):
+            object.__setattr__(self, "serves_at", Endpoint.parse(self.serves_at))
+        remedy = "give a netloader.Endpoint or 'host:port'"
+        check_type("serves_at", self.serves_at, Endpoint | None, remedy)
         check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
         if self.timeout_s is not None:
             check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)
@@ -164,6 +176,7 @@ def prepare(
         digest_algorithms=tuple(ALGORITHMS),
         lanes=options.lanes,
         token=options.token,
+        serves_at="" if options.serves_at is None else str(options.serves_at),
     )
     _ = weights.manifest.digest  # made once, and not on the loop's thread
     ledger = Ledger(weights, harmless(options.report, options.logger))
@@ -289,7 +302,19 @@ class Filling:
         # A source chooses the first transport that both sides have: tcp is left to try where it is
         # not the first that was asked for.
         left = TCP.name in self._spec.transports[1:]
-        return asking.ended(verdict, self._stopped(), another_transport=left)
+        found = self._found(conversation.session, verdict)
+        return asking.ended(verdict, self._stopped(), another_transport=left, found=found)
+
+    def _found(self, session: ClientSession, verdict: Verdict) -> tuple[int, ...]:
+        """Take up the sources that a source has named; returns their numbers."""
+        offered = places(session.offer.other_sources) if session.offer else ()
+        known = {*self._sources, *places((self._spec.serves_at,))}
+        known |= {attempt.source for attempt in self._attempts}
+        named = dict.fromkeys(offered + verdict.other_sources)
+        new = [place for place in named if place not in known]
+        begin = len(self._sources)
+        self._sources += new[: max(MOST_SOURCES - begin, 0)]
+        return tuple(range(begin, len(self._sources)))
 
     def _say_waiting(self, wait: Wait, count: int, patience_end: float) -> float:
         """Log a pause, and return its seconds."""

@@ -21,6 +21,7 @@ from netloader.io.clock import monotonic
 from netloader.io.cores import cores
 from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
+from netloader.io.referrals import Referrals
 from netloader.io.store.base import Store
 from netloader.io.store.digests import digests_of
 from netloader.io.transports import Attachments
@@ -104,6 +105,7 @@ class PublishedModel:
         self._digests: tuple[str, ...] = ()
         self._ready = threading.Event()
         self._doubts = Doubts()
+        self.referrals = Referrals()
 
     def seal(self, known: tuple[str, ...] = ()) -> None:
         """Fix the digests: those `known` (just verified by a client), or computed on every core."""

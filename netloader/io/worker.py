@@ -10,6 +10,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from socket import socket
 from typing import TypeAlias
@@ -193,7 +194,13 @@ class ServerWorker(SessionWorker):
         """Prepare an offer, or send what was asked for."""
         published, sending = self.published, self._sending
         if isinstance(order, PrepareOffer) and published is not None:
-            return self._prepare(published, order.transport)
+            ready = self._prepare(published, order.transport)
+            if isinstance(ready, OfferReady | OfferRefused):
+                others = published.referrals.besides(order.serves_at)
+                ready = replace(ready, other_sources=others)
+            if isinstance(ready, OfferReady):
+                published.referrals.note(order.serves_at)
+            return ready
         if isinstance(order, StartTransfer) and published is not None and sending is not None:
             return self._send(published, sending, order)
         raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")

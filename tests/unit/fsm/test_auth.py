@@ -34,6 +34,7 @@ HELLO: Final = Hello(
     digest_algorithms=("blake3",),
     nonce="aa",
     manifest_digest="dd",
+    serves_at="h:1",
 )
 SPEC: Final = TensorSpec("w", "float32", (2,), (1,), 8)
 OFFER: Final = Offer(
@@ -74,6 +75,8 @@ OTHERS: Final[Mapping[str, Any]] = {
     "facts": {"tied": "no"},
     "availability": ((0, 1),),
     "manifest_digest": "d" * 64,
+    "serves_at": "h:2",
+    "other_sources": ("h:3",),
 }
 """Another value for each field of a message or of the hello."""
 
@@ -87,10 +90,10 @@ def said(name: str) -> Proven:
 PROOF_BYTES: Final = (
     b"l9:netloaderi2e6:client5:proof"
     b"d17:digest_algorithmsl6:blake3e8:identityd4:hardd5:model1:me4:softd10:checkpoint1:cee"
-    b"7:layoutsl3:rawe15:manifest_digest2:dd5:nonce2:aa7:purpose7:weights10:transportsl3:tcp4:gloo"
+    b"7:layoutsl3:rawe15:manifest_digest2:dd5:nonce2:aa7:purpose7:weights9:serves_at3:h:110:transportsl3:tcp4:gloo"
     b"e8:versionsli2eee2:bbdee"
 )
-KNOWN: Final = "be2e1fd2525b21f5d63345c97cf0c9d38e38cbbe09ba5c3d0904e2acb8b32a9f"
+KNOWN: Final = "5e23cfedbff35569bba3cdadcb649e30a35170f153651aaab2ccded63ff62bac"
 
 
 def test_the_proof_is_hmac_sha256_of_the_documented_bytes() -> None:
