@@ -84,7 +84,7 @@ class ClientWorker(SessionWorker):
         self._connect = connect
         self._stall_s = stall_s
         self._transports = transports
-        self._intake: Lease | None = None
+        self._lease: Lease | None = None
         self._receiving: Receiver | None = None
         self._aborted = False
         self._lock = threading.Lock()
@@ -94,13 +94,13 @@ class ClientWorker(SessionWorker):
         match order:
             case OpenTransport():
                 return self._open(order.offer)
-            case StartTransfer() if self._receiving is not None and self._intake is not None:
-                segments = [self._intake.segments[i] for i in order.segments]
+            case StartTransfer() if self._receiving is not None and self._lease is not None:
+                segments = [self._lease.segments[i] for i in order.segments]
                 return Transferred(self._receiving.run(segments))
-            case ChooseSegments() if self._intake is not None:
+            case ChooseSegments() if self._lease is not None:
                 if order.number > 1 and not self._ledger.progress.missing():
-                    settle(self._intake)
-                return self._owner.choose(self._intake.offer, order)
+                    settle(self._lease)
+                return self._owner.choose(self._lease.offer, order)
             case _:
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
 
@@ -108,8 +108,8 @@ class ClientWorker(SessionWorker):
         """End the receiver: until then it may write into the model. Then others may."""
         if self._receiving is not None:
             self._receiving.end()
-        if self._intake is not None:
-            self._ledger.release(self._intake)
+        if self._lease is not None:
+            self._ledger.release(self._lease)
 
     def _open(self, offer: Offer) -> Event:
         def dial(index: int) -> socket:
@@ -121,8 +121,8 @@ class ClientWorker(SessionWorker):
                 raise
             return lane
 
-        self._intake = self._ledger.lease(offer)
-        inlet = Inlet(self._intake, offer.session, self._stall_s, dial, self._lanes)
+        self._lease = self._ledger.lease(offer)
+        inlet = Inlet(self._lease, offer.session, self._stall_s, dial, self._lanes)
         attachment = self._attachments.to(self._transports.named(offer.transport))
         receiving = attachment.receiver(inlet)
         with self._lock:

@@ -8,6 +8,11 @@ REQUESTS: Final = "netloader/fsm/requests.py"
 CLIENT: Final = "netloader/fsm/client.py"
 SERVER: Final = "netloader/fsm/server.py"
 RANGES: Final = "netloader/fsm/ranges.py"
+AUTH: Final = "netloader/fsm/auth.py"
+TERMS: Final = "netloader/fsm/terms.py"
+ASKING: Final = "netloader/io/asking.py"
+REFERRALS: Final = "netloader/io/referrals.py"
+FILLING: Final = "netloader/io/client.py"
 SESSION: Final = "netloader/fsm/session.py"
 CLIENT_WORKER: Final = "netloader/io/client_worker.py"
 
@@ -63,6 +68,28 @@ REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "weights are settled before all of them are there": Mutant(
         L4, CLIENT_WORKER, r" and not self\._ledger\.progress\.missing\(\)", ""
+    ),
+    "what a source says later to have is not heard": Mutant(
+        L4, ASKING, r"self\._noted \|= segments", "pass"
+    ),
+    "what a failed session brought is forgotten": Mutant(
+        L4,
+        ASKING,
+        r"if self\._fetch\.sources\[self\._key\]\.state is Stage\.RECEIVING:",
+        "if False:",
+    ),
+    "a manifest that differs is left out": Mutant(
+        L4, SERVER, r"None if session\.hello\.manifest_digest == .* else mine\.manifest", "None"
+    ),
+    "a proof does not cover a manifest that is left out": Mutant(
+        L4, AUTH, r"hello\.manifest_digest if manifest is None", '"" if manifest is None'
+    ),
+    "a source may name any number of others": Mutant(
+        L4, TERMS, r"in islice\(texts, MAX_OTHER_SOURCES\)", "in texts"
+    ),
+    "a client is named to itself": Mutant(L4, REFERRALS, r" if known != place\)", ")"),
+    "sources that name each other are asked for ever": Mutant(
+        L4, FILLING, r" if place not in known\]", "]"
     ),
 }
 """By what is wrong then."""
