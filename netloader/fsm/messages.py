@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest
+from netloader.fsm.ranges import Ranges
 
 PROTOCOL_VERSION = 2
 
@@ -33,6 +34,10 @@ class Hello:
     transports: tuple[str, ...] = ()
     digest_algorithms: tuple[str, ...] = ()
     nonce: str = ""
+    manifest_digest: str = ""
+    """That of the client's manifest: one that is the same need not be sent."""
+    serves_at: str = ""
+    """`host:port` where the client will serve what it receives; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,39 +74,63 @@ class Offer:
     layout: str
     transport: str
     digest_algorithm: str
-    manifest: Manifest
+    manifest: Manifest | None
+    """None: it has the digest that the hello names."""
     segment_bytes: int
     segment_digests: tuple[str, ...]
     root: str
     """The digest over the segment digests: see `root_digest`."""
     rendezvous: Mapping[str, str] = field(default_factory=dict)
+    availability: Ranges | None = None
+    """The segments that the server has; None: all."""
+    other_sources: tuple[str, ...] = ()
+    """`host:port` of others that may have the same weights; nothing is proven of them."""
     mac: str = ""
     """The server's proof of it; empty without a token."""
 
 
 @dataclass(frozen=True, slots=True)
+class Have:
+    """Server: I have these segments too, and keep those that I had."""
+
+    segments: Ranges
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """Client: my end of the transport is ready; send me these segments."""
+    """Client: my end of the transport is ready; send me these segments.
+
+    Requests of a session are numbered from 1. The next one may follow when this one is complete. No
+    segment is asked for twice, and only the first request may be empty.
+    """
 
     segments: tuple[int, ...]
     lanes: int = 1
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Server: the transfer starts now."""
+    """Server: the transfer of this request starts now."""
+
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """Server: everything you asked for has been sent."""
+    """Server: everything that this request asked for has been sent."""
 
     nbytes: int
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Client: received and verified; `root` is the offer's."""
+    """Client: all is here; `root` is the offer's.
+
+    `segments` and `nbytes` count what this session has brought: nothing, if other sources brought
+    all of it.
+    """
 
     segments: int
     nbytes: int
@@ -116,6 +145,8 @@ class Reject:
     detail: str = ""
     differences: tuple[Difference, ...] = ()
     retry_after_s: float = 0.0
+    other_sources: tuple[str, ...] = ()
+    """As in an offer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +158,16 @@ class Lane:
 
 
 Message: TypeAlias = (
-    Hello | Challenge | Proof | Description | Offer | Request | Begin | Complete | Verified | Reject
+    Hello
+    | Challenge
+    | Proof
+    | Description
+    | Offer
+    | Have
+    | Request
+    | Begin
+    | Complete
+    | Verified
+    | Reject
 )
 """Everything a machine may receive from its peer."""

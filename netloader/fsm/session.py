@@ -20,10 +20,13 @@ from netloader.fsm.events import (
     Violated,
 )
 from netloader.fsm.identity import Difference
-from netloader.fsm.messages import Reject
+from netloader.fsm.manifest import span
+from netloader.fsm.messages import Reject, Request
 from netloader.fsm.reasons import Reason
+from netloader.fsm.requests import Requests
 from netloader.fsm.states import INITIAL, TERMINAL, State
 from netloader.fsm.table import Limit, Program, Row, fire
+from netloader.fsm.terms import places
 
 FRAME_BEFORE_TRUST = 64 * 1024
 """Bytes of one frame from a peer that has proven nothing: a hello is below 4 KiB."""
@@ -55,6 +58,7 @@ class Session:
         "deadline",
         "deadlines",
         "entered",
+        "requests",
         "state",
         "touched",
         "verdict",
@@ -69,8 +73,10 @@ class Session:
         self.state = INITIAL
         self.verdict: Verdict | None = None
         self.touched = False
+        self.requests = Requests()
         self._effects: tuple[Effect, ...] = ()
         self._row: Row[Any] | None = None
+        self.entered = now
         self._arm(now)
 
     @property
@@ -79,9 +85,43 @@ class Session:
         return ""
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of all segments, and of a full one."""
+        return 0, 1
+
+    @property
+    def request(self) -> Request | None:
+        """The request at hand; None before the first and between two."""
+        return self.requests.at_hand
+
+    @property
     def nbytes(self) -> int:
-        """Bytes this session has to move, as far as it knows."""
-        return 0
+        """Bytes of the request at hand."""
+        return 0 if self.request is None else span(*self.sizes, self.request.segments)
+
+    @property
+    def asked_bytes(self) -> int:
+        """Bytes of all requests so far."""
+        return span(*self.sizes, self.requests.asked)
+
+    @property
+    def deadline_bytes(self) -> int:
+        """Bytes by which the deadline of TRANSFER is measured.
+
+        Between two requests those of all: before it finishes a client may hash them once more.
+        """
+        idle = self.state is State.TRANSFER and self.request is None
+        return self.sizes[0] if idle else self.nbytes
+
+    @property
+    def phase(self) -> object:
+        """What the deadline is for; it is armed anew when this changes.
+
+        In TRANSFER each request has its own, and so has the time between two.
+        """
+        if self.state is not State.TRANSFER:
+            return self.state
+        return self.requests.count, self.request is None
 
     @property
     def frame_limit(self) -> int:
@@ -96,11 +136,13 @@ class Session:
                 `step` is a bug on this side: abandon the session.
 
         """
-        before, lasted_s = self.state, now - self.entered
+        before, phase, lasted_s = self.state, self.phase, now - self.entered
         fire(self.machine, self, event)
         if self._row is None:
             raise AssertionError("a fired row always collects")
         if self.state is not before:
+            self.entered = now
+        if self.phase != phase:
             self._arm(now)
         done = Step(before, event, self.state, self._effects, self._row, lasted_s)
         self._effects, self._row = (), None
@@ -124,10 +166,9 @@ class Session:
                 self.verdict = effect.verdict
 
     def _arm(self, now: float) -> None:
-        self.entered = now
         self.deadline: float | None = None
         if self.state not in TERMINAL:
-            self.deadline = now + self.limits[self.state](self.deadlines, self.nbytes)
+            self.deadline = now + self.limits[self.state](self.deadlines, self.deadline_bytes)
 
     def __copy__(self) -> Self:
         twin = object.__new__(type(self))
@@ -150,10 +191,11 @@ def refuse(
     detail: str = "",
     differences: tuple[Difference, ...] = (),
     retry_after_s: float = 0.0,
+    other_sources: tuple[str, ...] = (),
 ) -> Iterable[Effect]:
     """End and tell the peer why."""
     theirs = tuple(d.swapped() for d in differences)
-    yield Send(Reject(reason.value, detail, theirs, retry_after_s))
+    yield Send(Reject(reason.value, detail, theirs, retry_after_s, other_sources))
     yield from part(session, failure(session, reason, detail, differences, retry_after_s))
 
 
@@ -186,6 +228,12 @@ def expired(session: Session, event: DeadlinePassed) -> Iterable[Effect]:
     return refuse(session, Reason.DEADLINE_PASSED, f"in {session.state.value}")
 
 
+def idled(session: Session, event: DeadlinePassed) -> Iterable[Effect]:
+    """The client has asked for nothing more for as long as all of it may take."""
+    del event
+    return refuse(session, Reason.IDLE, "no further request, and no word that all is verified")
+
+
 def stopped(session: Session, event: StopRequested) -> Iterable[Effect]:
     """The owner wants an end."""
     return refuse(session, event.reason, event.detail)
@@ -206,6 +254,7 @@ def rejected(session: Session, event: Reject) -> Iterable[Effect]:
         by_peer=True,
         differences=event.differences,
         retry_after_s=event.retry_after_s,
+        other_sources=places(event.other_sources),
     )
     return part(session, verdict)
 

@@ -25,34 +25,31 @@ from netloader.config import (
     texts,
 )
 from netloader.errors import WeightsError
-from netloader.fsm.client import ClientSession, FetchSpec
+from netloader.fsm.client_session import ClientSession
+from netloader.fsm.effects import Verdict
 from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
-    Busy,
     CancelRequested,
-    Completed,
     Conclude,
     Dial,
     Drop,
     FetchEffect,
     FetchEvent,
     Finish,
-    Offered,
     Request,
-    Root,
-    SegmentVerified,
     SourceEnded,
-    SourceFailed,
     SourcesFound,
     Wait,
 )
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import Progress, root_digest
+from netloader.fsm.manifest import Progress
 from netloader.fsm.messages import Purpose
-from netloader.fsm.reasons import RETRYABLE, Reason
-from netloader.fsm.server import MAX_LANES
+from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
+from netloader.fsm.terms import MAX_LANES, FetchSpec, places
 from netloader.io.arguments import Weights, check_transports, identity_of, sources_of, store_of
+from netloader.io.asking import Asking
+from netloader.io.client_worker import ClientWorker
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.cores import cores
@@ -64,13 +61,16 @@ from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger, Report
 from netloader.io.transports import Attachments, suited
 from netloader.io.transports.tcp import TCP
-from netloader.io.worker import ClientWorker
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
 
 LANES = min(2, max(1, cores() // 2))
 """One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
 1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
+
+
+MOST_SOURCES = 64
+"""Sources that one call asks, those that other sources named included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,9 @@ class ClientOptions:
     timeout_s: float | None = None
     """Seconds that the whole call may take, whatever `deadlines` allow: afterwards it ends within a
     second, with the reason DEADLINE_PASSED. None: no limit beside `deadlines`."""
+    serves_at: Endpoint | str | None = None
+    """Where this process will serve what it receives, for the source to name to other clients that
+    it has no place for. None: nowhere."""
     silent: tuple[Attempt, ...] = ()
     """What `describe` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
@@ -106,6 +109,10 @@ class ClientOptions:
         check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         check_type("report", self.report, Callable, "give a callable that takes two integers")
+        if isinstance(self.serves_at, str):
+            object.__setattr__(self, "serves_at", Endpoint.parse(self.serves_at))
+        remedy = "give a netloader.Endpoint or 'host:port'"
+        check_type("serves_at", self.serves_at, Endpoint | None, remedy)
         check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
         if self.timeout_s is not None:
             check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)
@@ -180,7 +187,9 @@ def prepare(
         digest_algorithms=tuple(ALGORITHMS),
         lanes=options.lanes,
         token=options.token,
+        serves_at="" if options.serves_at is None else str(options.serves_at),
     )
+    _ = weights.manifest.digest  # made once, and not on the loop's thread
     ledger = Ledger(weights, harmless(options.report, options.logger))
     return Filling(ledger, spec, options, stop, endpoints, resume)
 
@@ -261,8 +270,8 @@ class Filling:
                         todo += self._tell(fetch, stopped, SourceEnded(key))
                     else:
                         transports = (TCP.name,) if stepped_down else self._spec.transports
-                        ended = yield from self._ask(self._sources[key], transports)
-                        todo += self._report(fetch, key, ended)
+                        asking = Asking(fetch, key, self._ledger)
+                        todo += yield from self._ask(asking, self._sources[key], transports)
                 case Wait() as wait:
                     waits += 1
                     yield self._say_waiting(wait, waits, fetch.patience_end)
@@ -273,7 +282,7 @@ class Filling:
                 case Finish(state, reason):
                     return self._outcome(state, reason)
                 case Request() | Conclude() | Drop():
-                    pass  # a session asks for all that is missing, and ends, by itself
+                    pass  # of a session that has ended meanwhile
 
     def _resume(self, before: Progress) -> None:
         self._ledger.resume(before, lambda: self.stop.request() is not None)
@@ -291,39 +300,9 @@ class Filling:
     def _tell(self, fetch: Fetch, *events: FetchEvent) -> list[FetchEffect]:
         return [effect for event in events for effect in fetch.step(event, monotonic())]
 
-    def _report(self, fetch: Fetch, key: int, session: ClientSession) -> list[FetchEffect]:
-        """Tell the fetch how a session went, which has ended."""
-        effects: list[FetchEffect] = []
-        held, offer, verdict = self._ledger.progress, session.offer, verdict_of(session)
-        if (
-            offer is not None
-            and held.continued(offer.digest_algorithm, offer.segment_bytes, offer.segment_digests)
-            is held
-        ):
-            count = len(held.segment_digests)
-            root = Root(
-                held.digest_algorithm, held.segment_bytes, root_digest(held.segment_digests), count
-            )
-            effects += self._tell(fetch, Offered(key, root, frozenset(range(count))))
-            new = sorted(held.verified - fetch.verified)
-            effects += self._tell(fetch, *(SegmentVerified(key, i) for i in new))
-        stopped = self._stopped()
-        if verdict.state is State.DONE:
-            effects += self._tell(fetch, Completed(key))
-        elif stopped:
-            effects += self._tell(fetch, stopped)
-        elif verdict.reason in RETRYABLE:
-            effects += self._tell(fetch, Busy(key, verdict.retry_after_s))
-        else:
-            # A source chooses the first transport that both sides have: tcp is left to try where it
-            # is not the first that was asked for.
-            left = TCP.name in self._spec.transports[1:]
-            effects += self._tell(fetch, SourceFailed(key, verdict.reason, left))
-        return effects + self._tell(fetch, SourceEnded(key))
-
     def _ask(
-        self, endpoint: Endpoint, transports: tuple[str, ...]
-    ) -> Generator[Conversation, None, ClientSession]:
+        self, asking: Asking, endpoint: Endpoint, transports: tuple[str, ...]
+    ) -> Generator[Conversation, None, list[FetchEffect]]:
         number = len(self._attempts) + 1
         fields = {"netloader.source.attempt": number}
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
@@ -332,7 +311,8 @@ class Filling:
         deadlines = self._options.deadlines
         dialer = Dialer(endpoint, deadlines.connect_s)
         worker = ClientWorker(
-            self._ledger, spec.lanes, dialer.dial, deadlines.stall_s, self._attachments
+            *(self._ledger, spec.lanes, dialer.dial, deadlines.stall_s, self._attachments),
+            owner=asking,
         )
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
@@ -342,7 +322,22 @@ class Filling:
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
         self._attempts.append(attempt_of(endpoint, verdict, moved, observer.seconds))
-        return conversation.session
+        # A source chooses the first transport that both sides have: tcp is left to try where it is
+        # not the first that was asked for.
+        left = TCP.name in self._spec.transports[1:]
+        found = self._found(conversation.session, verdict)
+        return asking.ended(verdict, self._stopped(), another_transport=left, found=found)
+
+    def _found(self, session: ClientSession, verdict: Verdict) -> tuple[int, ...]:
+        """Take up the sources that a source has named; returns their numbers."""
+        offered = places(session.offer.other_sources) if session.offer else ()
+        known = {*self._sources, *places((self._spec.serves_at,))}
+        known |= {attempt.source for attempt in self._attempts}
+        named = dict.fromkeys(offered + verdict.other_sources)
+        new = [place for place in named if place not in known]
+        begin = len(self._sources)
+        self._sources += new[: max(MOST_SOURCES - begin, 0)]
+        return tuple(range(begin, len(self._sources)))
 
     def _say_waiting(self, wait: Wait, count: int, patience_end: float) -> float:
         """Log a pause, and return its seconds."""

@@ -8,11 +8,12 @@ from collections import deque
 
 from netloader.config import Deadlines
 from netloader.errors import UnsafeError
-from netloader.fsm.client import ClientSession, FetchSpec
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import Verdict
 from netloader.fsm.events import ConnectFailed
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
+from netloader.fsm.terms import FetchSpec
 from netloader.io.clock import monotonic
 from netloader.io.dialing import Dialer
 from netloader.io.driver import Link, Loop, Reactor

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from netloader.config import Endpoint
-from netloader.fsm.client import FetchSpec
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.states import State
+from netloader.fsm.terms import FetchSpec
 from netloader.io.client import ClientOptions
 from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.dialing import Dialer

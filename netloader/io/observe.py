@@ -27,6 +27,8 @@ class Observer:
         self._probe = False
         """The peer connected and went away without a byte, as health checks of a TCP port do."""
         self._transferring = False
+        self._finished = False
+        """The last transfer that started is through."""
         self._logger = logger
         self._fields = {
             "network.peer.address": peer.host,
@@ -100,16 +102,17 @@ class Observer:
     def _transfer(self, session: Session, step: Step) -> None:
         """A transfer that started ends once: done, failed, or stopped because the session ends."""
         if isinstance(step.event, Transferred):
-            self.moved_bytes = step.event.nbytes
-            self._transferring = False
-            self._say("transfer.finished", session, {"netloader.transfer.bytes": self.moved_bytes})
-        if isinstance(step.event, TransferFailed):
+            self.moved_bytes += step.event.nbytes
+            self._transferring, self._finished = False, True
+            moved = {"netloader.transfer.bytes": step.event.nbytes}
+            self._say("transfer.finished", session, moved)
+        if isinstance(step.event, TransferFailed) and not self._finished:
             self._say("transfer.aborted", session, {"netloader.detail": step.event.detail})
         elif self._transferring and step.after in TERMINAL:
             self._say("transfer.aborted", session, {})
         for effect in step.effects:
             if isinstance(effect, StartTransfer):
-                self._transferring = True
+                self._transferring, self._finished = True, False
                 asked = {
                     "netloader.segments": len(effect.segments),
                     "netloader.lanes": effect.lanes,

@@ -15,12 +15,13 @@ from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Segment, segments_of
 from netloader.fsm.published_events import ModelState
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
+from netloader.fsm.terms import CatalogEntry
 from netloader.io.background import BACKGROUND, in_background
 from netloader.io.clock import monotonic
 from netloader.io.cores import cores
 from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
+from netloader.io.referrals import Referrals
 from netloader.io.snapshot import ModelSnapshot, OnSession, SessionRecord, Tally
 from netloader.io.store.base import Store
 from netloader.io.store.digests import digests_of
@@ -109,6 +110,7 @@ class PublishedModel:
         self._doubts = Doubts()
         self.tally = Tally()
         """Shared with what is published in its place."""
+        self.referrals = Referrals()
 
     def seal(self, known: tuple[str, ...] = ()) -> None:
         """Fix the digests: those `known` (just verified by a client), or computed on every core."""

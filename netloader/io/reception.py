@@ -16,7 +16,7 @@ from netloader.config import Deadlines, Endpoint
 from netloader.fsm.events import StopRequested
 from netloader.fsm.messages import Lane
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.io.catalog import Catalog
 from netloader.io.driver import Arrival, Link, Reactor
 from netloader.io.forks import INHERITANCE

@@ -12,7 +12,7 @@ from netloader.config import Deadlines, Endpoint, Secret, check_type, check_whol
 from netloader.errors import LocalProtocolError, WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES
-from netloader.fsm.server import CatalogEntry
+from netloader.fsm.terms import CatalogEntry
 from netloader.io.arguments import (
     Weights,
     check_reason,
@@ -68,9 +68,8 @@ class ServerOptions:
         texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
         check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
-        if not (self.on_session is None or callable(self.on_session)):
-            kind = type(self.on_session).__name__
-            raise TypeError(f"on_session is of type {kind}; give a function of one record")
+        remedy = "give a function of one record"
+        check_type("on_session", self.on_session, Callable | None, remedy)
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
 
 

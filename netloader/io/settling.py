@@ -20,9 +20,10 @@ def settle(lease: Lease) -> None:
             cannot be kept.
     """
     offer, store = lease.offer, lease.ledger.store
-    if offer.manifest.values:
-        again = store.take_values(offer.manifest.values)
-        if difference := again.manifest.difference(offer.manifest):
+    manifest = offer.manifest or store.manifest
+    if manifest.values:
+        again = store.take_values(manifest.values)
+        if difference := again.manifest.difference(manifest):
             raise TransferError(Reason.MANIFEST_MISMATCH, f"with its extra state, {difference}")
         digests = segment_digests(again, lease.segments, offer.digest_algorithm, 1)
         if digests != offer.segment_digests:

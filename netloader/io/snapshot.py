@@ -56,7 +56,7 @@ class SessionRecord:
     seconds: Mapping[State, float]
 
 
-OnSession: TypeAlias = Callable[[SessionRecord], object]
+OnSession: TypeAlias = Callable[[SessionRecord], None]
 
 
 class Tally:

@@ -1,11 +1,11 @@
 """The laws of a session, by name. Law of this file: a law says what holds, never how."""
 
 from netloader.fsm import auth
-from netloader.fsm.client import ClientSession
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import AbortTransfer, AuditWeights, OpenTransport, Send, Settle
 from netloader.fsm.messages import Description, Offer, Reject
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import LIVING, TERMINAL, State
 
@@ -85,6 +85,7 @@ def _always_a_deadline(session: Session, now: float) -> None:
     if session.state in TERMINAL:
         must(due is None, "always-a-deadline", "none after the verdict")
         return
-    longest = max(limit(session.deadlines, session.nbytes) for limit in session.limits.values())
+    nbytes = session.deadline_bytes
+    longest = max(limit(session.deadlines, nbytes) for limit in session.limits.values())
     soon = due is not None and due <= now + longest
     must(soon, "always-a-deadline", f"{session.state.name} may last for ever")

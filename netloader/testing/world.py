@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from netloader.config import Deadlines
-from netloader.fsm.client import ClientSession, FetchSpec
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import Settle, StartTransfer
-from netloader.fsm.events import Event, OfferRefused, TransferFailed
+from netloader.fsm.events import Event, MoreAvailable, OfferRefused, TransferFailed
 from netloader.fsm.manifest import segments_of
 from netloader.fsm.messages import Purpose
-from netloader.fsm.server import CatalogEntry, ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.testing.fabric import Fabric, Hands, Holding, digest
 from netloader.testing.laws import lawful, must
 from netloader.testing.sides import Side
@@ -23,7 +24,7 @@ from netloader.testing.wire import ALL, WINDOW, Pipe, Plug
 from netloader.wire.connection import Connection
 from netloader.wire.frames import HEADER, Spoken, encode
 
-Act: TypeAlias = Literal["connects", "hears", "writes", "works"]
+Act: TypeAlias = Literal["connects", "hears", "writes", "works", "learns"]
 
 
 class Choice(NamedTuple):
@@ -204,6 +205,8 @@ class World:
                 found.append(Choice(end.side, "writes"))
             if end.hands.able:
                 found.append(Choice(end.side, "works"))
+        if self._coming() and self.server_session.offered:
+            found.append(Choice("server", "learns"))
         return found
 
     def do(self, choice: Choice, nbytes: int = ALL) -> None:
@@ -213,12 +216,20 @@ class World:
             end.connect()
         elif choice.what == "works":
             end.hands.work()
+        elif choice.what == "learns":
+            end.link.handle(MoreAvailable(frozenset(self._coming()[:1])))
         else:
             end.plug.chunk = nbytes
             reads = choice.what == "hears"
             _, call = self._watched[end.plug]
             call(selectors.EVENT_READ if reads else selectors.EVENT_WRITE)
         self._settle_down()
+
+    def _coming(self) -> list[int]:
+        """Segments that a server with some of them will have later."""
+        if self.fabric.available is None or self.server_session.state in TERMINAL:
+            return []
+        return sorted(set(range(len(self.fabric.segments))) - self.server_session.available)
 
     def wait(self, seconds: float) -> None:
         """Let virtual time pass; whose deadline comes by then is told."""
@@ -282,15 +293,17 @@ class World:
             end.check()
             settles = sum(isinstance(e, Settle) for step in end.steps for e in step.effects)
             must(settles == (end.session.verdict is not None), "one-verdict", "exactly one")
-            starts = sum(isinstance(e, StartTransfer) for step in end.steps for e in step.effects)
-            must(starts <= 1, "join-once", "one transfer in a session")
+            starts = [e for step in end.steps for e in step.effects if isinstance(e, StartTransfer)]
+            moved = [segment for start in starts for segment in start.segments]
+            must(len(moved) == len(set(moved)), "once-each", "no segment twice in a session")
         client, server = self.client_session, self.server_session
         if client.spec.purpose is Purpose.DESCRIBE or client.state is not State.DONE:
             return
         count = len(self.fabric.segments)
         received = tuple(digest(self.holding.contents.get(i, b"")) for i in range(count))
         must(received == self.fabric.published, "same-bytes", "what was published has arrived")
-        must(server.sent, "agreement", "a client is only done after its server sent everything")
+        sent = server.sent or not client.requests.count
+        must(sent, "agreement", "a client is only done after its server sent everything")
 
     def _settle_down(self) -> None:
         while self._inbox:

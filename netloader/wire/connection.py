@@ -10,6 +10,8 @@ from typing import TypeAlias, assert_never
 from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
+    ChooseSegments,
+    NoteAvailable,
     OpenTransport,
     PrepareOffer,
     Send,
@@ -103,6 +105,8 @@ class Connection:
                 case (
                     PrepareOffer()
                     | OpenTransport()
+                    | ChooseSegments()
+                    | NoteAvailable()
                     | StartTransfer()
                     | AuditWeights()
                     | AbortTransfer()

@@ -72,7 +72,7 @@ def sendable(value: Any) -> Any:
 
 
 def _body(message: Spoken) -> bytes:
-    if not isinstance(message, Offer):
+    if not isinstance(message, Offer) or message.manifest is None:
         return _ENCODER.encode(message)
     parts: dict[str, Any] = {f.name: getattr(message, f.name) for f in fields(message)}
     tensors = msgspec.Raw(_tensors(message.manifest))

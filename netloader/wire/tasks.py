@@ -6,6 +6,8 @@ from typing import Protocol, TypeAlias, assert_never
 from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
+    ChooseSegments,
+    NoteAvailable,
     OpenTransport,
     PrepareOffer,
     Settle,
@@ -13,9 +15,9 @@ from netloader.fsm.effects import (
 )
 from netloader.fsm.events import Event
 
-Order: TypeAlias = PrepareOffer | OpenTransport | StartTransfer
+Order: TypeAlias = PrepareOffer | OpenTransport | ChooseSegments | StartTransfer
 """Work that takes long, and ends with an event."""
-Task: TypeAlias = Order | AuditWeights | AbortTransfer | Settle
+Task: TypeAlias = Order | NoteAvailable | AuditWeights | AbortTransfer | Settle
 """What a driver must have done. `Settle` is the last: then free what the session has."""
 
 
@@ -30,6 +32,9 @@ class Worker(Protocol):
     def begin(self, order: Order) -> None:
         """Start on an order; its event is posted when it is done or has failed."""
 
+    def note(self, segments: frozenset[int]) -> None:
+        """The source has these segments too; a `ChooseSegments` at hand may be waiting for them."""
+
     def audit(self) -> None:
         """Have the published weights compared with their digests again."""
 
@@ -43,8 +48,10 @@ class Worker(Protocol):
 def perform(task: Task, worker: Worker) -> None:
     """Have a task carried out."""
     match task:
-        case PrepareOffer() | OpenTransport() | StartTransfer():
+        case PrepareOffer() | OpenTransport() | ChooseSegments() | StartTransfer():
             worker.begin(task)
+        case NoteAvailable():
+            worker.note(task.segments)
         case AuditWeights():
             worker.audit()
         case AbortTransfer():

@@ -98,6 +98,7 @@ class Shop:
             hand.say(hello(identity=IDENTITY))
             answer = hand.hear()
         assert isinstance(answer, Offer), answer
+        assert answer.manifest is not None
         assert len(answer.manifest.tensors) > self.spec.tensors
         return hand
 

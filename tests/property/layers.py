@@ -25,6 +25,9 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_published.py",
         "tests/unit/io/test_doubts.py",
         "tests/unit/io/test_client_sources.py",
+        "tests/unit/io/test_worker.py",
+        "tests/unit/io/test_asking.py",
+        "tests/unit/io/test_referrals.py",
     ),
     "L4 modules that are served": (
         "tests/unit/io/test_module_state.py",

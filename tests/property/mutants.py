@@ -16,6 +16,7 @@ from tests.planting import copied, planted
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.published_mutants import PUBLISHED_MUTANTS
+from tests.property.request_mutants import REQUEST_MUTANTS
 from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
 from tests.property.transport_mutants import TRANSPORT_MUTANTS
@@ -54,6 +55,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **FETCH_MUTANTS,
     **TRANSPORT_MUTANTS,
     **WIRE_MUTANTS,
+    **REQUEST_MUTANTS,
     **STORE_MUTANTS,
     **PUBLISHED_MUTANTS,
     # the tables
@@ -82,17 +84,20 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a guard is forgotten: done before the server said complete": Mutant(
         L2,
         CLIENT,
-        r"D, _confirm, +when=_told_complete\),\n +row\(T, Transferred, +T, _hold\)",
-        "D, _confirm)",
+        r"T, _go_on, +when=_told_complete\),\n +row\(T, Transferred, +T, _hold\)",
+        "T, _go_on)",
     ),
     "a request is taken before an offer was made": Mutant(
-        L2, SERVER, r"return session\.offered and ascending", "return ascending"
+        L2, SERVER, r"return session\.offered and allowed", "return allowed"
     ),
     "a server believes `verified` before it has sent": Mutant(
-        L2, SERVER, r"return session\.sent and \(", "return ("
+        L2, SERVER, r"return session\.sent and event", "return event"
     ),
     "a server offers its first model, whatever is asked for": Mutant(
-        L2, SERVER, r"return roles\.index\(wanted\) if wanted in roles else 0", "return 0"
+        L2,
+        "netloader/fsm/server_session.py",
+        r"return roles\.index\(wanted\) if wanted in roles else 0",
+        "return 0",
     ),
     "any proof is good": Mutant(L2, AUTH, r"return hmac\.compare_digest\(.*\)", "return bool(mac)"),
     "an offer's proof is not looked at": Mutant(
@@ -130,15 +135,15 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     # the session
     "a deadline is not armed anew": Mutant(
-        L1, SESSION, r"if self\.state is not before:", "if self.state is INITIAL:"
+        L1, SESSION, r"if self\.phase != phase:", "if self.state is INITIAL:"
     ),
     "a deadline is armed by every word": Mutant(
-        L2, SESSION, r"if self\.state is not before:", "if self.deadline:"
+        L2, SESSION, r"if self\.phase != phase:", "if self.deadline:"
     ),
     "nothing is aborted on the way out": Mutant(L1, SESSION, r"yield AbortTransfer\(\)", "pass"),
     "the verdict comes before the last word": Mutant(L1, SESSION, REFUSE, r"    \2\n    \1\n"),
     "a client forgets that its weights are dirty": Mutant(
-        L1, CLIENT, r"    session\.touched = True\n", ""
+        L1, CLIENT, r"session\.touched = session\.begun = True", "session.begun = True"
     ),
     # identity, manifest, progress
     "a field that only one side has is overlooked": Mutant(

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from netloader.fsm.client import FetchSpec
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
 from netloader.fsm.states import State
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.log import capture
 from netloader.testing import Choice, World
 from netloader.wire.connection import LINGER_S

@@ -99,6 +99,7 @@ def test_both_sides_derive_the_same_plan(manifest: Manifest, segment_bytes: int)
     (heard,) = Decoder(2**20).feed(encode(sent))
 
     assert isinstance(heard, Offer)
+    assert heard.manifest is not None
     assert manifest.difference(heard.manifest) is None
     assert heard.manifest.digest == manifest.digest
     assert segments_of(heard.manifest, heard.segment_bytes) == segments_of(manifest, segment_bytes)

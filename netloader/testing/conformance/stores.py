@@ -1,7 +1,7 @@
 """Models for the checks, and stores that see what a transport does with them."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,10 @@ class WatchedStore:
     def restart(self) -> None:
         """As `Store.restart`."""
         self._store.restart()
+
+    def resume(self, segments: Sequence[Segment]) -> None:
+        """As `Store.resume`."""
+        self._store.resume(segments)
 
     def take_values(self, values: Values) -> Store:
         """As `Store.take_values`."""

@@ -14,7 +14,7 @@ import pytest
 from netloader.config import Endpoint, Secret
 from netloader.fsm.messages import PROTOCOL_VERSION, Begin, Lane, Offer, Reject, Request
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import MAX_LANES
+from netloader.fsm.terms import MAX_LANES
 from netloader.io import Server, reception
 from netloader.io.clock import monotonic
 from netloader.io.listener import bind

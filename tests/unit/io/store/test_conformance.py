@@ -32,7 +32,7 @@ def model(seed: int) -> nn.Module:
 
 
 RIGHT, OTHER = Source(model(1), SEGMENT), Source(model(50), SEGMENT)
-MANIFEST: Final[Manifest] = RIGHT.offer.manifest
+MANIFEST: Final[Manifest] = ModuleStore.of(model(1)).manifest
 EVERY: Final = frozenset(range(len(RIGHT.blocks)))
 
 

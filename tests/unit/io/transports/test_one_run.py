@@ -12,12 +12,13 @@ from netloader.fsm.events import Event, OfferReady, TransferFailed, Transferred,
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
+from netloader.io.client_worker import ClientWorker
 from netloader.io.server import ServerOptions, publish
 from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TRANSPORTS, Capabilities
 from netloader.io.transports.tcp import Tcp
-from netloader.io.worker import ClientWorker, ServerWorker
+from netloader.io.worker import ServerWorker
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
