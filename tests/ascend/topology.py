@@ -1,4 +1,4 @@
-"""Who plays in a scenario: workers of vllm-ascend. Law: all are gone after the test."""
+"""The processes of a scenario: workers of vllm-ascend. All have ended after the test."""
 
 import os
 import re

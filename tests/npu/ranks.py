@@ -1,6 +1,6 @@
 """Ranks of one HCCL group, as real processes that do what a test tells them, step by step.
 
-Law: a rank knows torch_npu and its simulator, and nothing of netloader: these tests are about the
+A rank knows torch_npu and its simulator, and nothing of netloader: these tests are about the
 fidelity of the simulator. Steps are functions of the test module, called with the rank's `World`.
 """
 

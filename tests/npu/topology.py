@@ -1,4 +1,4 @@
-"""Who plays in an NPU test: servers and clients. Law: all are gone after the test."""
+"""The processes of an NPU test: servers and clients. All have ended after the test."""
 
 import contextlib
 import threading

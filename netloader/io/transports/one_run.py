@@ -1,4 +1,4 @@
-"""Ends of a transport that is not repeatable. Law: `run` is called once, and no more."""
+"""Ends of a transport that is not repeatable: `run` may be called once."""
 
 from collections.abc import Mapping, Sequence
 from socket import socket
