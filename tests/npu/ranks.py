@@ -15,8 +15,8 @@ import torch
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 import tests.npu.peers  # for what the processes are forked from
-from tests.e2e.peers import Line, Peer, Spec, Watch, Words, orders
 from tests.npu.simulator import torch_npu
+from tests.support.peers import Line, Peer, Spec, Watch, Words, orders
 
 assert tests.npu.peers
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.peers import MIB, Halt, How, Words
 from tests.npu.topology import IMPATIENT, SHORT, Cast, Host, NpuPeer, served, soon
+from tests.support.peers import MIB, Halt, How, Words
 
 NOTICED = pytest.mark.parametrize(
     "knobs",
