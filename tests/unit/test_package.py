@@ -38,7 +38,8 @@ def listed(path: Path) -> set[str]:
     imports = [node for node in body if isinstance(node, ast.ImportFrom)]
     if not all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in body):
         return set()
-    return {alias.asname or alias.name for node in imports for alias in node.names}
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    return {name for name in names if not name.startswith("_")}
 
 
 FILES = {module_of(path): path for path in PACKAGE.rglob("*.py")}
