@@ -1,4 +1,4 @@
-"""One store filled from many sources. Law: it decides who is asked for what; drivers perform it.
+"""One store filled from many sources: decides which source is asked for which segments.
 
 The driver reports what happens (`step`) and what time it is (`handle_timeout`), and performs the
 effects of each answer in order. What may happen to one source is a table, see `source`. This is

@@ -1,4 +1,4 @@
-"""One source of a fetch, as the fetch sees it. Law: the table is the program.
+"""One source of a fetch, as the fetch sees it: a table of its own.
 
 Two kinds of events: what the driver reports, and what the fetch decides. Transports write received
 bytes in place, so the segments that a source was asked for stay its own until the driver reports

@@ -1,4 +1,4 @@
-"""All that one server publishes. Law: a role has one published model on offer, and nothing is lost.
+"""The published models of one server. Each role has at most one on offer.
 
 What was replaced is remembered as long as sessions hold it: a fence must end those too.
 """
@@ -17,7 +17,7 @@ from netloader.io.snapshot import ModelSnapshot
 class Catalog:
     """What one listener offers: a published model for each role, all with one token.
 
-    The first one's identity is what a client of a role that is not here is refused by.
+    A client of a role that is not here is refused with the differences from the first one.
 
     Raises ValueError for none at all, or for two tokens.
     """

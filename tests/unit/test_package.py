@@ -33,7 +33,7 @@ def public_names(path: Path) -> list[str] | None:
 
 
 def listed(path: Path) -> set[str]:
-    """The names that a file brings in, when bringing in names is all it does."""
+    """The public names that a file brings in, when bringing in names is all it does."""
     body = ast.parse(path.read_text()).body
     imports = [node for node in body if isinstance(node, ast.ImportFrom)]
     if not all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in body):
