@@ -13,8 +13,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from benchmarks.workload import GIB, IDENTITY, MIB, Llama, block, scramble, tensors_of
 from netloader.fsm.identity import Identity
+from netloader.io.catalog import Catalog
 from netloader.io.listener import Listener, bind
-from netloader.io.published import Catalog
 from netloader.io.server import ServerOptions, publish
 from netloader.io.store.module import ModuleStore
 

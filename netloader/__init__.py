@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from netloader.io.client import ClientOptions, fill
     from netloader.io.outcome import Attempt, Outcome
     from netloader.io.server import Server, ServerOptions, serve
+    from netloader.io.store.files import FileStore
+    from netloader.io.store.memory import HostStore
+    from netloader.io.store.module import ModuleStore
 
 __version__ = "0.1.0"
 
@@ -36,8 +39,11 @@ __all__ = [
     "Deadlines",
     "Difference",
     "Endpoint",
+    "FileStore",
+    "HostStore",
     "Identity",
     "LocalProtocolError",
+    "ModuleStore",
     "NetloaderError",
     "Outcome",
     "Reason",
@@ -68,6 +74,9 @@ _WHERE = {
     "netloader.io.client": ("ClientOptions", "fill"),
     "netloader.io.outcome": ("Attempt", "Outcome"),
     "netloader.io.server": ("Server", "ServerOptions", "serve"),
+    "netloader.io.store.files": ("FileStore",),
+    "netloader.io.store.memory": ("HostStore",),
+    "netloader.io.store.module": ("ModuleStore",),
 }
 
 

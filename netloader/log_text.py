@@ -1,6 +1,6 @@
 """What an operator reads: one sentence for an event, made of the fields of its record.
 
-Law: pure. A sentence says nothing that is not in the fields, apart from advice that follows from
+A sentence says nothing that is not in the fields, apart from advice that follows from
 the reason. An event without a sentence is for developers: its text is `event key=value ...`, and
 it is shown at level debug only. The fields have been through `redact` before they come here.
 """
@@ -21,6 +21,7 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
         "unreachable": "check that the source runs and that this host can reach its port",
         "connection_lost": "look for the cause in the log of the other side",
         "deadline_passed": "look at the log of the other side, or raise the deadline that passed",
+        "idle": "look at the log of the client",
         "protocol_violation": "check that both sides run netloader, and compare their versions",
         "unsupported_version": "run versions of netloader that share a protocol version",
         "auth_required": "give the client the AUTH_TOKEN_FILE of the server",
@@ -29,6 +30,7 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
         "manifest_mismatch": "start both sides with the same model and settings",
         "nothing_in_common": "allow a layout and a transport that both sides have",
         "not_serving": "look in the server's log for what ended its offer",
+        "not_available": "check that both sides run netloader, and compare their versions",
         "digest_mismatch": "look in the server's log for what its check of the weights found",
         "unknown_session": "name the servers themselves in SOURCE, not a load balancer",
         "transfer_failed": "check the network between the two hosts",
@@ -174,7 +176,7 @@ def _offered(fields: Fields) -> str:
 
 
 def _withdrawn(fields: Fields) -> str:
-    again = "clients are told `not_serving` until the weights are served again"
+    again = "clients are refused as `not_serving` until the weights are served again"
     return f"Weights are no longer served: {_detail(fields)}; {again}{_remedy(fields)}"
 
 
@@ -191,7 +193,7 @@ def _differing(what: str) -> Sentence:
 
 def _waiting(fields: Fields) -> str | None:
     if _number(fields, "netloader.wait_count") != 1:
-        return None  # the same every second for two minutes is no news
+        return None  # the same sentence every second would flood the log
     patience = duration(_number(fields, "netloader.patience_s"))
     then = f"asked again for up to {patience}"
     return f"{_text(fields, 'netloader.sources')}: busy or not ready; {then}"
@@ -277,7 +279,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.listener.stopped": lambda f: f"Stopped listening at {_place(f, 'local')}",
         "netloader.listener.failed": _port_failed,
         "netloader.listener.exhausted": _exhausted,
-        "netloader.address.unknown": _telling("No address can be told to clients"),
+        "netloader.address.unknown": _telling("No address can be named to clients"),
         "netloader.address_file.failed": _telling("The address file cannot be written"),
         "netloader.background.failed": _background,
         "netloader.server.offered": _offered,

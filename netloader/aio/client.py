@@ -1,36 +1,35 @@
-"""Fill a model on an asyncio event loop. Law: when `fill` has ended, nothing of it runs."""
+"""Fill a model on an asyncio event loop. `fill` leaves no thread or task behind."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
-
-from torch import nn
 
 from netloader.aio.reactor import AsyncioReactor
 from netloader.config import Endpoint
 from netloader.fsm.events import StopRequested
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
+from netloader.io.arguments import Weights
 from netloader.io.client import ClientOptions, prepare
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation
 from netloader.io.outcome import Outcome
 from netloader.io.stopping import Stop
-from netloader.io.store.module import ModuleStore
 
 
 async def fill(
-    model: nn.Module | ModuleStore,
+    model: Weights,
     sources: Sequence[Endpoint | str] | Endpoint | str,
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None = None,
+    *,
+    resume: Outcome | None = None,
 ) -> Outcome:
-    """Fill all that a model is seen to hold from the first source that delivers.
+    """Fill a model from the first source that delivers.
 
     Arguments, outcome and errors are those of `netloader.io.fill`. The conversation is held by the
     running event loop; only long work has threads: looking at the model, name look-ups, receiving
-    weights. The callback `options.report` is called on those threads.
+    weights, hashing what `resume` calls verified. `options.report` is called on those threads.
 
     A task that is cancelled here tells the source, and ends within a second, when nothing writes
     into the model any more. What was received until then is lost for the caller: to keep it, end
@@ -39,7 +38,7 @@ async def fill(
     Raises:
         UnsafeError: also in the place of CancelledError, when an aborted transfer did not end.
     """
-    filling = await asyncio.to_thread(prepare, model, sources, identity, options)
+    filling = await asyncio.to_thread(prepare, model, sources, identity, options, resume)
     steps = filling.steps()
     while True:
         try:
@@ -49,8 +48,10 @@ async def fill(
             return outcome
         if isinstance(step, Conversation):
             await _converse(step)
-        else:
+        elif isinstance(step, float):
             await _pause(filling.stop, step)
+        else:
+            await _call(filling.stop, step)
 
 
 async def _converse(conversation: Conversation) -> None:
@@ -69,7 +70,18 @@ async def _converse(conversation: Conversation) -> None:
         await _insist(asyncio.to_thread(conversation.join))
 
 
-async def _insist(work: Coroutine[Any, Any, None]) -> None:
+async def _call(stop: Stop, work: Callable[[], None]) -> None:
+    """Call a function on a thread; when this task is cancelled, it ends early."""
+    call = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(call)
+    except asyncio.CancelledError:
+        stop.cancel()
+        await _insist(call)
+        raise
+
+
+async def _insist(work: Awaitable[None]) -> None:
     """Wait for work that ends soon, even while this task is cancelled again and again."""
     task = asyncio.ensure_future(work)
     cancelled = False

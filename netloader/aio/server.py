@@ -1,23 +1,25 @@
-"""Serve a model's weights on an asyncio event loop. Law: all of it is gone after `close`."""
+"""Serve a model's weights on an asyncio event loop. All of it is gone after `close`."""
 
 import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self
-
-from torch import nn
 
 from netloader import io
 from netloader.aio.reactor import AsyncioReactor
 from netloader.config import Deadlines
 from netloader.fsm.identity import Identity
+from netloader.io.arguments import Weights
+from netloader.io.catalog import Catalog
 from netloader.io.listener import bind, endpoint_of, tell, trouble
-from netloader.io.published import Catalog
+from netloader.io.published import PublishedModel
 from netloader.io.reception import Reception
-from netloader.io.server import ServerOptions, prepare
+from netloader.io.server import FENCE_S, ServerOptions, prepare
+from netloader.io.snapshot import ServerSnapshot
 from netloader.log import Logger
 
 
@@ -43,8 +45,12 @@ class AsyncioListener:
             raise
         tell(logger, "netloader.listener.started", self.endpoint)
 
+    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
+        """As `netloader.io.listener.Listener.evict`; not on the loop's thread."""
+        return self._reception.evict(published, why, timeout_s)
+
     def close(self) -> None:
-        """Accept no more, and end every session; `wait_closed` waits for their goodbyes."""
+        """Accept no more, and end every session; `wait_closed` waits until they are closed."""
         if os.getpid() == self._process:
             self._reactor.call(self._reception.stop)
 
@@ -71,23 +77,64 @@ class Server:
         self._server = server
         self._listener: AsyncioListener | None = listener
 
-    async def put(
+    async def publish(
         self,
-        model: nn.Module,
+        model: Weights,
         identity: Mapping[str, str] | Identity,
         facts: Mapping[str, str] | None = None,
     ) -> None:
         """Serve one more model, or another in the place of the one with the same `role`.
 
-        Arguments and errors are those of `netloader.io.Server.put`. A thread looks at the model.
+        Arguments and errors are those of `netloader.io.Server.publish`. It looks at the model on a
+        thread.
         """
-        await asyncio.to_thread(self._server.put, model, identity, facts)
+        await asyncio.to_thread(self._server.publish, model, identity, facts)
+
+    def withdraw(self, role: str | None, why: str) -> None:
+        """Offer nothing in a role any more, as `netloader.io.Server.withdraw`."""
+        self._server.withdraw(role, why)
+
+    @asynccontextmanager
+    async def fence(
+        self, role: str | None, why: str, timeout_s: float = FENCE_S
+    ) -> AsyncIterator[None]:
+        """A block in which the weights of a role may be changed, as `netloader.io.Server.fence`.
+
+        A thread waits until nothing reads them. A task that is cancelled meanwhile still waits for
+        that thread, at most `timeout_s` seconds, so that no fence stays open.
+        """
+        fence = self._server.fence(role, why, timeout_s)
+        entering = asyncio.ensure_future(asyncio.to_thread(fence.__enter__))
+        try:
+            await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            await asyncio.wait((entering,))
+            if entering.exception() is None:
+                await asyncio.to_thread(fence.__exit__, None, None, None)
+            raise
+        try:
+            yield
+        except BaseException as error:
+            fence.__exit__(type(error), error, error.__traceback__)  # does not wait
+            raise
+        await asyncio.to_thread(fence.__exit__, None, None, None)
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until no client would have to wait for digests; False when that takes longer.
+
+        As `netloader.io.Server.wait_ready`. A task that is cancelled returns at once.
+        """
+        return await asyncio.to_thread(self._server.wait_ready, timeout_s)
+
+    def snapshot(self) -> ServerSnapshot:
+        """What is served now, as `netloader.io.Server.snapshot`."""
+        return self._server.snapshot()
 
     async def close(self) -> None:
         """Turn clients away and free the port, the threads and the model. Idempotent.
 
-        A task that is cancelled here leaves nothing behind either: sessions then end without a
-        goodbye.
+        A task that is cancelled here leaves nothing behind either: connections are then closed
+        without a last message.
         """
         if self._listener is not None:
             listener, self._listener = self._listener, None
@@ -107,13 +154,13 @@ class Server:
 
 
 async def serve(
-    model: nn.Module,
+    model: Weights,
     identity: Mapping[str, str] | Identity,
     host: str = "127.0.0.1",
     port: int = 0,
     options: ServerOptions | None = None,
 ) -> Server:
-    """Serve all that a model is seen to hold, in the running event loop.
+    """Serve a model, in the running event loop.
 
     Arguments, behaviour and errors are those of `netloader.io.serve`. Connections are served by the
     loop; only long work has threads: looking at the model, digests, sending weights.

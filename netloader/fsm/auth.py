@@ -1,4 +1,4 @@
-"""Mutual authentication by a shared token: HMAC-SHA256 (RFC 2104) over the messages. Law: pure.
+"""Mutual authentication by a shared token: HMAC-SHA256 (RFC 2104) over the messages.
 
 Four messages carry a `mac`: the server's challenge, offer and description, and the client's proof.
 Each `mac` covers the whole client hello, the server's nonce and every other field of its message.
@@ -53,11 +53,14 @@ def proves(message: Proven, token: Secret, hello: Hello, nonce: str) -> bool:
 def authenticated(message: Proven, hello: Hello, nonce: str) -> bytes:
     """The bytes that a `mac` covers: side and kind of message, hello, nonce and all other fields.
 
-    The fields are read from the message's class, so a field that is added later is covered too.
+    The fields are read from the message's class, so a field that is added later is covered too. One
+    that is None is left out.
     """
-    content = {f.name: getattr(message, f.name) for f in fields(message) if f.name != "mac"}
+    values = {f.name: getattr(message, f.name) for f in fields(message) if f.name != "mac"}
+    content = {name: value for name, value in values.items() if value is not None}
     if isinstance(message, Offer):
-        content["manifest"] = message.manifest.digest
+        manifest = message.manifest
+        content["manifest"] = hello.manifest_digest if manifest is None else manifest.digest
     kind = type(message)
     about = ("netloader", PROTOCOL_VERSION, SPEAKERS[kind], kind.__name__.lower())
     return canonical((*about, hello, nonce, content))

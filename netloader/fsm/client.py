@@ -1,38 +1,39 @@
-"""The client's side of a session. Law: the table is the program; guards look, actions answer."""
+"""The client's side of a session, as a table. Guards only read; actions return effects."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import replace
 
-from netloader.config import Deadlines, Secret
+from netloader.errors import LocalProtocolError
 from netloader.fsm import auth
-from netloader.fsm.effects import Effect, OpenTransport, Send, Settle, StartTransfer, Verdict
+from netloader.fsm.client_session import ClientSession
+from netloader.fsm.effects import (
+    ChooseSegments,
+    Effect,
+    NoteAvailable,
+    OpenTransport,
+    Send,
+    Settle,
+    StartTransfer,
+    Verdict,
+)
 from netloader.fsm.events import (
+    Ask,
     Connected,
     ConnectFailed,
     ConnectionLost,
     DeadlinePassed,
+    Finish,
     StopRequested,
     TransferFailed,
     Transferred,
     TransportReady,
 )
-from netloader.fsm.identity import Difference, Identity
-from netloader.fsm.manifest import (
-    MIN_SEGMENT_BYTES,
-    Manifest,
-    Progress,
-    root_digest,
-    segment_count,
-    span,
-)
 from netloader.fsm.messages import (
-    PROTOCOL_VERSION,
     Begin,
     Challenge,
     Complete,
     Description,
-    Hello,
+    Have,
     Offer,
     Proof,
     Purpose,
@@ -40,14 +41,13 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
+from netloader.fsm.ranges import are_ranges, segments_in
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import (
-    FRAME_AFTER_TRUST,
-    FRAME_BEFORE_TRUST,
-    Session,
     expired,
     failed,
     failure,
+    idled,
     lost,
     part,
     refuse,
@@ -57,91 +57,6 @@ from netloader.fsm.session import (
 )
 from netloader.fsm.states import LIVING, State
 from netloader.fsm.table import Limit, Program, Table, build, check, complete, every, row
-
-
-@dataclass(frozen=True, slots=True)
-class FetchSpec:
-    """What a client wants of one source; lists in order of preference.
-
-    `progress` is what it holds from earlier sources. To be told a description takes no manifest.
-    """
-
-    purpose: Purpose
-    identity: Identity
-    manifest: Manifest = field(default_factory=lambda: Manifest(()))
-    layouts: tuple[str, ...] = ()
-    transports: tuple[str, ...] = ()
-    digest_algorithms: tuple[str, ...] = ()
-    lanes: int = 1
-    token: Secret | None = None
-    progress: Progress = field(default_factory=Progress)
-
-
-class ClientSession(Session):
-    """One source, seen from the client. `nonce` is the caller's randomness."""
-
-    __slots__ = (
-        "challenge",
-        "completed",
-        "description",
-        "nonce",
-        "offer",
-        "received",
-        "request",
-        "spec",
-    )
-
-    side: ClassVar[str] = "client"
-
-    def __init__(self, spec: FetchSpec, deadlines: Deadlines, nonce: str, now: float) -> None:
-        self.spec = spec
-        self.nonce = nonce
-        self.challenge: Challenge | None = None
-        self.offer: Offer | None = None
-        self.request: Request | None = None
-        self.description: Description | None = None
-        self.received: Transferred | None = None
-        self.completed = False
-        super().__init__(deadlines, now)
-
-    @property
-    def name(self) -> str:
-        """The id the offer named."""
-        return self.offer.session if self.offer else ""
-
-    @property
-    def hello(self) -> Hello:
-        """What this client says first; every proof of the session covers it."""
-        spec = self.spec
-        return Hello(
-            versions=(PROTOCOL_VERSION,),
-            purpose=spec.purpose,
-            identity=spec.identity,
-            layouts=spec.layouts,
-            transports=spec.transports,
-            digest_algorithms=spec.digest_algorithms,
-            nonce=self.nonce,
-        )
-
-    @property
-    def proven(self) -> bool:
-        """Whether the server has shown that it knows the token."""
-        return self.challenge is not None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes asked of this source."""
-        if self.offer is None or self.request is None:
-            return 0
-        total, size = self.spec.manifest.nbytes, self.offer.segment_bytes
-        return span(total, size, self.request.segments)
-
-    @property
-    def frame_limit(self) -> int:
-        """Small while a server that must prove itself has not."""
-        trusted = self.spec.token is None or self.proven
-        return FRAME_AFTER_TRUST if trusted else FRAME_BEFORE_TRUST
-
 
 # -- guards --------------------------------------------------------------------------------------
 
@@ -177,50 +92,70 @@ def _other_identity(session: ClientSession, event: Offer) -> bool:
 
 
 def _other_manifest(session: ClientSession, event: Offer) -> bool:
-    return session.spec.manifest.difference(event.manifest) is not None
+    theirs = event.manifest
+    return theirs is not None and session.spec.manifest.difference(theirs) is not None
 
 
 def _unusable(session: ClientSession, event: Offer) -> bool:
-    return bool(_flaw(session.spec, event))
+    return bool(session.spec.flaw(event))
 
 
-def _ready(session: ClientSession, event: Begin) -> bool:
-    del event
-    return session.request is not None
+def _news(session: ClientSession, event: Have) -> bool:
+    """Whether a server that has not everything has more than it said, so it cannot go on for ever.
+
+    One that has made no offer has nothing.
+    """
+    count = len(session.offer.segment_digests) if session.offer else 0
+    return are_ranges(event.segments, count) and not session.available.issuperset(
+        segments_in(event.segments)
+    )
+
+
+def _awaited(session: ClientSession, event: Begin) -> bool:
+    asked = session.request is not None and not session.begun
+    return asked and event.number == session.requests.count
+
+
+def _unasked(session: ClientSession, event: Complete) -> bool:
+    under_way = session.request is not None and session.begun and not session.completed
+    return not under_way or event.number != session.requests.count
 
 
 def _received_all(session: ClientSession, event: Complete) -> bool:
     del event
-    return session.received is not None
+    return session.received
 
 
 def _miscounted(session: ClientSession, event: Complete) -> bool:
     return event.nbytes != session.nbytes
 
 
-def _told_complete(session: ClientSession, event: Complete | Transferred | ConnectionLost) -> bool:
+def _told_complete(session: ClientSession, event: Transferred) -> bool:
     del event
     return session.completed
 
 
-def _flaw(spec: FetchSpec, offer: Offer) -> str:
-    """Why an offer for the right tensors cannot be used all the same, or ''."""
-    choices = (
-        ("layout", offer.layout, spec.layouts),
-        ("transport", offer.transport, spec.transports),
-        ("digest algorithm", offer.digest_algorithm, spec.digest_algorithms),
-    )
-    for name, choice, able in choices:
-        if choice not in able:
-            return f"the server chose a {name} that was not asked for"
-    if offer.segment_bytes < MIN_SEGMENT_BYTES:
-        return f"segments below {MIN_SEGMENT_BYTES} bytes"
-    expected = segment_count(spec.manifest.nbytes, offer.segment_bytes)
-    if len(offer.segment_digests) != expected:
-        return f"{len(offer.segment_digests)} segment digests for {expected} segments"
-    if offer.root != root_digest(offer.segment_digests):
-        return "the root is not that of the segment digests"
-    return ""
+def _owes_nothing(session: ClientSession, event: ConnectionLost) -> bool:
+    """Whether the server has sent everything that it was asked for, or all that is lacking."""
+    del event
+    return session.completed or (session.request is None and not session.lacking)
+
+
+def _cut_short(session: ClientSession, event: Transferred) -> bool:
+    """Whether a server that is gone has sent everything it was asked for, but not all."""
+    brought = session.request.segments if session.request else ()
+    gone = _told_complete(session, event) and session.cut is not None
+    return gone and not set(session.lacking).issubset(brought)
+
+
+def _cut_off(session: ClientSession, event: Ask) -> bool:
+    del event
+    return session.cut is not None
+
+
+def _idle(session: ClientSession, event: DeadlinePassed) -> bool:
+    del event
+    return session.request is None
 
 
 # -- actions -------------------------------------------------------------------------------------
@@ -279,43 +214,66 @@ def _refuse_identity(session: ClientSession, event: Offer) -> Iterable[Effect]:
 
 
 def _refuse_manifest(session: ClientSession, event: Offer) -> Iterable[Effect]:
-    first = session.spec.manifest.difference(event.manifest)
-    found: tuple[Difference, ...] = (first,) if first else ()
+    first = session.spec.manifest.difference(event.manifest or session.spec.manifest)
+    found = () if first is None else (first,)
     return refuse(session, Reason.MANIFEST_MISMATCH, f"first difference: {first}", found)
 
 
 def _refuse_offer(session: ClientSession, event: Offer) -> Iterable[Effect]:
-    return refuse(session, Reason.PROTOCOL_VIOLATION, _flaw(session.spec, event))
+    return refuse(session, Reason.PROTOCOL_VIOLATION, session.spec.flaw(event))
 
 
 def _accept(session: ClientSession, event: Offer) -> Iterable[Effect]:
-    session.offer = event
-    yield OpenTransport(event)
+    session.offer = replace(event, manifest=event.manifest or session.spec.manifest)
+    held = session.spec.progress.continued(
+        event.digest_algorithm, event.segment_bytes, event.segment_digests
+    )
+    session.lacking = held.missing()
+    everything = ((0, len(event.segment_digests)),)
+    ranges = everything if event.availability is None else event.availability
+    session.available = segments_in(ranges)
+    yield OpenTransport(session.offer)
 
 
-def _ask(session: ClientSession, event: TransportReady) -> Iterable[Effect]:
+def _choose(session: ClientSession, event: TransportReady) -> Iterable[Effect]:
     del event
-    offer, spec = session.offer, session.spec
+    yield _choice(session)
+
+
+def _choice(session: ClientSession) -> ChooseSegments:
+    return ChooseSegments(session.lacking, session.requests.count + 1, session.available)
+
+
+def _learn_of_more(session: ClientSession, event: Have) -> Iterable[Effect]:
+    more = segments_in(event.segments) - session.available
+    session.available |= more
+    yield NoteAvailable(more)
+
+
+def _ask(session: ClientSession, event: Ask) -> Iterable[Effect]:
+    offer = session.offer
     if offer is None:
         raise AssertionError("VALIDATE is only entered with an offer")
-    held = spec.progress.continued(
-        offer.digest_algorithm, offer.segment_bytes, offer.segment_digests
-    )
-    session.request = Request(held.missing(), spec.lanes)
-    yield Send(session.request)
+    request = Request(event.segments, session.spec.lanes, session.requests.count + 1)
+    there = session.available.issuperset(event.segments)
+    if not there or not session.requests.allow(request, len(offer.segment_digests)):
+        raise LocalProtocolError(f"these segments cannot be asked for now: {event.segments[:8]}")
+    session.requests = session.requests.with_next(request)
+    yield Send(request)
 
 
 def _start(session: ClientSession, event: Begin) -> Iterable[Effect]:
     del event
     request = session.request
     if request is None:
-        raise AssertionError("guarded by _ready")
-    session.touched = True
+        raise AssertionError("guarded by _awaited")
+    session.touched = session.begun = True
     yield StartTransfer(request.segments, request.lanes)
 
 
 def _hold(session: ClientSession, event: Transferred) -> Iterable[Effect]:
-    session.received = event
+    del event
+    session.received = True
     return ()
 
 
@@ -332,17 +290,43 @@ def _note_complete(session: ClientSession, event: Complete) -> Iterable[Effect]:
 
 def _carry_on(session: ClientSession, event: ConnectionLost) -> Iterable[Effect]:
     """Everything was sent before the connection went: what is in flight may still arrive."""
-    del session, event
+    session.cut = event.detail
     return ()
 
 
-def _confirm(session: ClientSession, event: Complete | Transferred) -> Iterable[Effect]:
-    received = event if isinstance(event, Transferred) else session.received
-    offer, request = session.offer, session.request
-    if received is None or offer is None or request is None:
-        raise AssertionError("TRANSFER is only entered with an offer and a request")
-    yield Send(Verified(len(request.segments), received.nbytes, offer.root))
-    yield Settle(Verdict(State.DONE, Reason.VERIFIED, weights_dirty=True))
+def _go_on(session: ClientSession, event: Complete | Transferred) -> Iterable[Effect]:
+    """A request is over: everything was sent and has arrived."""
+    del event
+    if session.request is None:
+        raise AssertionError("a transfer begins with a request")
+    brought = session.request.segments
+    session.lacking = tuple(sorted({*session.lacking}.difference(brought)))
+    session.requests = session.requests.completed()
+    session.begun = session.completed = session.received = False
+    yield _choice(session)
+
+
+def _too_late(session: ClientSession, event: Ask | Transferred) -> Iterable[Effect]:
+    del event
+    return part(session, failure(session, Reason.CONNECTION_LOST, session.cut or ""))
+
+
+def _confirm(session: ClientSession, event: Finish) -> Iterable[Effect]:
+    return _finish(session, event, Reason.VERIFIED)
+
+
+def _need_nothing(session: ClientSession, event: Finish) -> Iterable[Effect]:
+    """Other sources have brought everything, so this one may go."""
+    return _finish(session, event, Reason.NOT_NEEDED)
+
+
+def _finish(session: ClientSession, event: Finish, reason: Reason) -> Iterable[Effect]:
+    del event
+    if session.request is not None:
+        raise LocalProtocolError(f"request {session.request.number} is not complete")
+    root = session.offer.root if session.offer else ""
+    yield Send(Verified(len(session.requests.asked), session.asked_bytes, root))
+    yield Settle(Verdict(State.DONE, reason, weights_dirty=session.touched))
 
 
 # -- the table -----------------------------------------------------------------------------------
@@ -367,17 +351,27 @@ TABLE: Table[ClientSession] = complete(
         row(H, Offer,           F, _refuse_manifest,  when=_other_manifest),
         row(H, Offer,           F, _refuse_offer,     when=_unusable),
         row(H, Offer,           V, _accept),
-        row(V, TransportReady,  V, _ask),
+        row(V, TransportReady,  V, _choose),
         row(V, TransferFailed,  F, failed),
-        row(V, Begin,           T, _start,            when=_ready),
-        row(T, Transferred,     D, _confirm,          when=_told_complete),
+        row(V, Have,            V, _learn_of_more,    when=_news),
+        row(V, Ask,             V, _ask),
+        row(V, Finish,          D, _need_nothing),
+        row(V, Begin,           T, _start,            when=_awaited),
+        row(T, Have,            T, _learn_of_more,    when=_news),
+        row(T, Begin,           T, _start,            when=_awaited),
+        row(T, Transferred,     F, _too_late,         when=_cut_short),
+        row(T, Transferred,     T, _go_on,            when=_told_complete),
         row(T, Transferred,     T, _hold),
-        row(T, Complete,        F, violation,         when=_told_complete),
+        row(T, Complete,        F, violation,         when=_unasked),
         row(T, Complete,        F, _disagree,         when=_miscounted),
-        row(T, Complete,        D, _confirm,          when=_received_all),
+        row(T, Complete,        T, _go_on,            when=_received_all),
         row(T, Complete,        T, _note_complete),
+        row(T, Ask,             F, _too_late,         when=_cut_off),
+        row(T, Ask,             T, _ask),
+        row(T, Finish,          D, _confirm),
         row(T, TransferFailed,  F, failed),
-        row(T, ConnectionLost,  T, _carry_on,         when=_told_complete),
+        row(T, ConnectionLost,  T, _carry_on,         when=_owes_nothing),
+        row(T, DeadlinePassed,  F, idled,             when=_idle),
         row(L, DeadlinePassed,  F, _unreachable),
         *every(LIVING,    Reject,         F, rejected),
         *every(LIVING,    ConnectionLost, F, lost),

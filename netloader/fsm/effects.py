@@ -1,8 +1,9 @@
-"""What a machine may ask of its driver, as orders. Law: a closed union of frozen data."""
+"""What a session asks of its driver: a closed union of frozen dataclasses."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from netloader.config import Endpoint
 from netloader.fsm.identity import Difference
 from netloader.fsm.messages import Message, Offer
 from netloader.fsm.reasons import Reason
@@ -22,6 +23,8 @@ class Verdict:
     """Whether the peer ended it (its refusal) rather than this side."""
     differences: tuple[Difference, ...] = ()
     retry_after_s: float = 0.0
+    other_sources: tuple[Endpoint, ...] = ()
+    """Other sources that the peer named in its refusal, as `host:port`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class PrepareOffer:
     transport: str
     digest_algorithm: str
     entry: int
+    serves_at: str = ""
+    """Where the client will serve what it receives, `host:port`; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,27 @@ class OpenTransport:
     """Client: open this end of the transport that the offer names."""
 
     offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
+class ChooseSegments:
+    """Client: decide what to ask this source for next; report `Ask`, or `Finish` if all is here.
+
+    `missing` are the segments that this client lacks, as far as its session knows; the source has
+    those in `available`, and perhaps more later (`NoteAvailable`). `number` is that of the request
+    to come. The answer may wait for more segments, but the session has its deadline meanwhile.
+    """
+
+    missing: tuple[int, ...]
+    number: int
+    available: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class NoteAvailable:
+    """Client: the source has these segments too. No event comes of it."""
+
+    segments: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +105,13 @@ class Settle:
 
 
 Effect: TypeAlias = (
-    Send | PrepareOffer | OpenTransport | StartTransfer | AuditWeights | AbortTransfer | Settle
+    Send
+    | PrepareOffer
+    | OpenTransport
+    | ChooseSegments
+    | NoteAvailable
+    | StartTransfer
+    | AuditWeights
+    | AbortTransfer
+    | Settle
 )

@@ -1,4 +1,4 @@
-"""What can happen to a session, as past-tense facts. Law: a closed union of frozen data.
+"""What can happen to a session: a closed union of frozen dataclasses.
 
 Peer events are messages received, or `Violated` when the peer's bytes made no message; every
 state has an answer to each of them. Local events are reported by the driver; one that has no row
@@ -46,7 +46,7 @@ class DeadlinePassed:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """Whoever owns this session wants it to end."""
+    """The owner of this session ends it."""
 
     reason: Reason = Reason.STOPPED
     detail: str = ""
@@ -58,6 +58,17 @@ class OfferReady:
 
     rendezvous: Mapping[str, str] = field(default_factory=dict)
     segment_digests: tuple[str, ...] = ()
+    available: frozenset[int] | None = None
+    """The segments available now; None: all, and no `MoreAvailable` will come."""
+    other_sources: tuple[str, ...] = ()
+    """`host:port` of others that may have the same weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoreAvailable:
+    """Server: since its offer it has these segments too."""
+
+    segments: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class OfferRefused:
     reason: Reason
     detail: str
     retry_after_s: float = 0.0
+    other_sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +87,23 @@ class TransportReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Client: its owner wants these segments next, in ascending order.
+
+    None of them was asked for before in this session. Only the first request may be empty.
+    """
+
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Client: its owner has all segments, verified, from whatever sources."""
+
+
+@dataclass(frozen=True, slots=True)
 class Transferred:
-    """All segments were sent (server), or received and verified (client)."""
+    """All segments of a request were sent (server), or received and verified (client)."""
 
     nbytes: int
 
@@ -98,7 +125,10 @@ LocalEvent: TypeAlias = (
     | StopRequested
     | OfferReady
     | OfferRefused
+    | MoreAvailable
     | TransportReady
+    | Ask
+    | Finish
     | Transferred
     | TransferFailed
 )

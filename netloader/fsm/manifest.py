@@ -1,11 +1,11 @@
-"""The ordered list of tensors, and how it is cut into segments. Law: plain data, no tensor here.
+"""The ordered list of tensors, and how it is cut into segments. Plain data, without tensors.
 
 Both sides build their own manifest from their own model; a transfer needs the two to be equal.
 The plan follows from the manifest and one number, so it is never sent.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
@@ -173,7 +173,7 @@ def segment_count(nbytes: int, segment_bytes: int) -> int:
     return -(-nbytes // segment_bytes)
 
 
-def span(nbytes: int, segment_bytes: int, segments: Sequence[int]) -> int:
+def span(nbytes: int, segment_bytes: int, segments: Collection[int]) -> int:
     """Bytes in some segments of a manifest of `nbytes`: all are full but, perhaps, the last."""
     last = segment_count(nbytes, segment_bytes) - 1
     missing = (last + 1) * segment_bytes - nbytes if last in segments else 0

@@ -1,4 +1,4 @@
-"""What the two sides say to each other. Law: plain data; bytes are wire/frames's matter.
+"""The messages of the protocol, as plain data. `wire.frames` encodes them.
 
 A message received is an event of the machine that receives it, so these classes appear in the
 tables. docs/protocol/conversation.md describes the conversation.
@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest
+from netloader.fsm.ranges import Ranges
 
 PROTOCOL_VERSION = 2
 
@@ -24,7 +25,7 @@ class Purpose(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Client: who I am and what I can do, each list in order of preference."""
+    """Client: its identity and abilities, each list in order of preference."""
 
     versions: tuple[int, ...]
     purpose: Purpose
@@ -33,11 +34,15 @@ class Hello:
     transports: tuple[str, ...] = ()
     digest_algorithms: tuple[str, ...] = ()
     nonce: str = ""
+    manifest_digest: str = ""
+    """That of the client's manifest: one that is the same need not be sent."""
+    serves_at: str = ""
+    """`host:port` where the client will serve what it receives; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """Server: here is my proof over your hello and my nonce; now give me yours."""
+    """Server: its proof over the client's hello and its own nonce; asks for the client's."""
 
     nonce: str
     mac: str = ""
@@ -45,14 +50,14 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Client: my proof over my hello and your nonce."""
+    """Client: its proof over its hello and the server's nonce."""
 
     mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """Server: what I am and what I resolved when I loaded the model."""
+    """Server: its identity, and what it resolved when it loaded the model."""
 
     identity: Identity
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -62,46 +67,70 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Server: these tensors, in these segments, with these digests, by this transport."""
+    """Server: the tensors, segments, digests and transport of a transfer."""
 
     session: str
     identity: Identity
     layout: str
     transport: str
     digest_algorithm: str
-    manifest: Manifest
+    manifest: Manifest | None
+    """None: it has the digest that the hello names."""
     segment_bytes: int
     segment_digests: tuple[str, ...]
     root: str
     """The digest over the segment digests: see `root_digest`."""
     rendezvous: Mapping[str, str] = field(default_factory=dict)
+    availability: Ranges | None = None
+    """The segments that the server has; None: all."""
+    other_sources: tuple[str, ...] = ()
+    """`host:port` of others that may have the same weights; nothing is proven of them."""
     mac: str = ""
     """The server's proof of it; empty without a token."""
 
 
 @dataclass(frozen=True, slots=True)
+class Have:
+    """Server: it has these segments too, besides those announced before."""
+
+    segments: Ranges
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """Client: my end of the transport is ready; send me these segments."""
+    """Client: its end of the transport is ready; it asks for these segments.
+
+    Requests of a session are numbered from 1. The next one may follow when this one is complete. No
+    segment is asked for twice, and only the first request may be empty.
+    """
 
     segments: tuple[int, ...]
     lanes: int = 1
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Server: the transfer starts now."""
+    """Server: the transfer of this request starts now."""
+
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """Server: everything you asked for has been sent."""
+    """Server: everything that this request asked for has been sent."""
 
     nbytes: int
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Client: received and verified; `root` is the offer's."""
+    """Client: all segments are verified; `root` is the offer's.
+
+    `segments` and `nbytes` count what this session has brought: nothing, if other sources brought
+    all of it.
+    """
 
     segments: int
     nbytes: int
@@ -110,23 +139,35 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Either side: no, and why. `reason` is a word of `Reason`; unknown words are allowed."""
+    """Either side: a refusal. `reason` is a value of `Reason`; unknown ones are allowed."""
 
     reason: str
     detail: str = ""
     differences: tuple[Difference, ...] = ()
     retry_after_s: float = 0.0
+    other_sources: tuple[str, ...] = ()
+    """As in an offer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """First words of a data connection; routed by the listener, never seen by a machine."""
+    """The first message of a data connection; the listener routes it, no machine sees it."""
 
     session: str
     index: int
 
 
 Message: TypeAlias = (
-    Hello | Challenge | Proof | Description | Offer | Request | Begin | Complete | Verified | Reject
+    Hello
+    | Challenge
+    | Proof
+    | Description
+    | Offer
+    | Have
+    | Request
+    | Begin
+    | Complete
+    | Verified
+    | Reject
 )
 """Everything a machine may receive from its peer."""

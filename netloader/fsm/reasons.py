@@ -1,4 +1,4 @@
-"""Every way a session can end. Law: one word, the same on the wire, in logs, in docs, in tests."""
+"""The reasons for the end of a session: one word each, on the wire, in logs and in docs."""
 
 from enum import Enum
 
@@ -7,10 +7,12 @@ class Reason(Enum):
     """Why a session ended; the value is the word used everywhere."""
 
     VERIFIED = "verified"
+    NOT_NEEDED = "not_needed"
     DESCRIBED = "described"
     UNREACHABLE = "unreachable"
     CONNECTION_LOST = "connection_lost"
     DEADLINE_PASSED = "deadline_passed"
+    IDLE = "idle"
     PROTOCOL_VIOLATION = "protocol_violation"
     UNSUPPORTED_VERSION = "unsupported_version"
     AUTH_REQUIRED = "auth_required"
@@ -21,6 +23,7 @@ class Reason(Enum):
     BUSY = "busy"
     NOT_READY = "not_ready"
     NOT_SERVING = "not_serving"
+    NOT_AVAILABLE = "not_available"
     DIGEST_MISMATCH = "digest_mismatch"
     UNKNOWN_SESSION = "unknown_session"
     TRANSFER_FAILED = "transfer_failed"
@@ -46,10 +49,12 @@ class Reason(Enum):
 
 SENTENCES: dict[Reason, str] = {
     Reason.VERIFIED: "Every byte asked for arrived and matched its digest.",
+    Reason.NOT_NEEDED: "All segments came from other sources; this one was asked for none.",
     Reason.DESCRIBED: "The server described what it resolved; no weights were asked for.",
     Reason.UNREACHABLE: "No connection to the source could be made in time.",
     Reason.CONNECTION_LOST: "The control connection closed before the session was over.",
     Reason.DEADLINE_PASSED: "A phase took longer than its deadline.",
+    Reason.IDLE: "The client asked for nothing more and did not finish, for too long.",
     Reason.PROTOCOL_VIOLATION: "The peer said something the protocol does not allow at this point.",
     Reason.UNSUPPORTED_VERSION: "The two sides share no protocol version.",
     Reason.AUTH_REQUIRED: "The server asks for a token and the client has none.",
@@ -60,6 +65,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.BUSY: "The server already feeds as many clients as it may; try again later.",
     Reason.NOT_READY: "The server has not finished preparing its weights; try again later.",
     Reason.NOT_SERVING: "The server has withdrawn its weights.",
+    Reason.NOT_AVAILABLE: "A segment was asked for that the server does not have yet.",
     Reason.DIGEST_MISMATCH: "Bytes arrived that do not match the digest the server published.",
     Reason.UNKNOWN_SESSION: "A data connection reached a server that does not know the session.",
     Reason.TRANSFER_FAILED: "The transport failed while bytes were moving.",

@@ -1,31 +1,29 @@
-"""The server's side of a session. Law: the table is the program; guards look, actions answer."""
+"""The server's side of a session, as a table. Guards only read; actions return effects."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import ClassVar
 
-from netloader.config import Deadlines, Secret
 from netloader.fsm import auth
 from netloader.fsm.effects import Effect, PrepareOffer, Send, Settle, StartTransfer, Verdict
 from netloader.fsm.events import (
     Connected,
     ConnectionLost,
     DeadlinePassed,
+    MoreAvailable,
     OfferReady,
     OfferRefused,
     StopRequested,
     TransferFailed,
     Transferred,
 )
-from netloader.fsm.identity import Difference, Identity
-from netloader.fsm.manifest import MIN_SEGMENT_BYTES, Manifest, root_digest, segment_count, span
+from netloader.fsm.identity import Difference
+from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
     Begin,
     Challenge,
     Complete,
     Description,
+    Have,
     Hello,
     Offer,
     Proof,
@@ -34,14 +32,15 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
+from netloader.fsm.ranges import ranges_of
 from netloader.fsm.reasons import Reason
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import (
-    FRAME_BEFORE_TRUST,
-    Session,
     doubted,
     doubts,
     expired,
     failed,
+    idled,
     lost,
     refuse,
     rejected,
@@ -50,106 +49,7 @@ from netloader.fsm.session import (
 )
 from netloader.fsm.states import LIVING, State
 from netloader.fsm.table import Limit, Program, Table, build, check, complete, every, row
-
-MAX_LANES = 16
-"""More connections than this only fight for the same link."""
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogEntry:
-    """What a server publishes: everything its sessions need to know, in order of preference.
-
-    Raises ValueError for a `segment_bytes` that no client would take.
-    """
-
-    identity: Identity
-    manifest: Manifest
-    segment_bytes: int
-    layouts: tuple[str, ...]
-    transports: tuple[str, ...]
-    digest_algorithms: tuple[str, ...]
-    facts: Mapping[str, str] = field(default_factory=dict)
-    token: Secret | None = None
-
-    def __post_init__(self) -> None:
-        if self.segment_bytes < MIN_SEGMENT_BYTES:
-            least, given = MIN_SEGMENT_BYTES, self.segment_bytes
-            raise ValueError(f"segment_bytes is {given}; clients take no less than {least}")
-
-    @property
-    def role(self) -> str | None:
-        """What the model is for, if its identity says so: see `Identity.role`."""
-        return self.identity.role
-
-
-class ServerSession(Session):
-    """One client. `session_id`, `nonce`: the caller's randomness; `entries` have one token."""
-
-    __slots__ = (
-        "entries",
-        "hello",
-        "nonce",
-        "offered",
-        "request",
-        "segment_digests",
-        "sent",
-        "session_id",
-    )
-
-    side: ClassVar[str] = "server"
-
-    def __init__(
-        self,
-        entries: tuple[CatalogEntry, ...],
-        deadlines: Deadlines,
-        session_id: str,
-        nonce: str,
-        now: float,
-    ) -> None:
-        self.entries = entries
-        self.session_id = session_id
-        self.nonce = nonce
-        self.hello: Hello | None = None
-        self.offered = False
-        self.segment_digests: tuple[str, ...] = ()
-        self.request: Request | None = None
-        self.sent = False
-        super().__init__(deadlines, now)
-
-    @property
-    def name(self) -> str:
-        """The id this side chose."""
-        return self.session_id
-
-    def chosen(self, hello: Hello) -> int:
-        """Which entry a hello is about: that of its role; else the first, to name that role."""
-        roles, wanted = [o.role for o in self.entries], hello.identity.role
-        return roles.index(wanted) if wanted in roles else 0
-
-    @property
-    def entry(self) -> CatalogEntry:
-        """What the conversation is about; the first entry while the client has not spoken."""
-        return self.entries[0 if self.hello is None else self.chosen(self.hello)]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes this client asked for."""
-        if self.request is None:
-            return 0
-        total, size = self.entry.manifest.nbytes, self.entry.segment_bytes
-        return span(total, size, self.request.segments)
-
-    @property
-    def frame_limit(self) -> int:
-        """Small, but for a request once the client has been let past the handshake.
-
-        Not more than a request for every segment needs: reading holds the interpreter lock.
-        """
-        if self.state not in (State.VALIDATE, State.TRANSFER):
-            return FRAME_BEFORE_TRUST
-        count = segment_count(self.entry.manifest.nbytes, self.entry.segment_bytes)
-        return FRAME_BEFORE_TRUST + count * len(f"{count},")
-
+from netloader.fsm.terms import MAX_LANES, MAX_OTHER_SOURCES, places
 
 # -- guards --------------------------------------------------------------------------------------
 
@@ -194,19 +94,33 @@ def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
 
 
 def _offered_and_valid(session: ServerSession, event: Request) -> bool:
-    asked, count = event.segments, len(session.segment_digests)
-    ascending = all(a < b for a, b in pairwise(asked))
-    in_range = not asked or (asked[0] >= 0 and asked[-1] < count)
-    return session.offered and ascending and in_range and 1 <= event.lanes <= MAX_LANES
+    allowed = session.requests.allow(event, len(session.segment_digests))
+    return session.offered and allowed and 1 <= event.lanes <= MAX_LANES
+
+
+def _too_early(session: ServerSession, event: Request) -> bool:
+    """Whether a request that is right in all else names a segment that is not here."""
+    there = session.available.issuperset(event.segments)
+    return _offered_and_valid(session, event) and not there
 
 
 def _all_sent_and_right(session: ServerSession, event: Verified) -> bool:
-    asked = session.request.segments if session.request else ()
-    return session.sent and (event.segments, event.nbytes, event.root) == (
-        len(asked),
-        session.nbytes,
-        root_digest(session.segment_digests),
-    )
+    return session.sent and event == _finished(session)
+
+
+def _never_asked(session: ServerSession, event: Verified) -> bool:
+    return session.offered and event == _finished(session)
+
+
+def _finished(session: ServerSession) -> Verified:
+    """What a client says that has verified all that it asked for, and has the rest."""
+    root = root_digest(session.segment_digests)
+    return Verified(len(session.requests.asked), session.asked_bytes, root)
+
+
+def _idle(session: ServerSession, event: DeadlinePassed) -> bool:
+    del event
+    return session.request is None
 
 
 def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
@@ -299,7 +213,9 @@ def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
 def _prepare(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     session.hello = _hello(session, event)
     _, transport, algorithm = _shared(session, session.hello)
-    yield PrepareOffer(transport, algorithm, session.chosen(session.hello))
+    announced = [str(place) for place in places((session.hello.serves_at,))]
+    serves_at = "".join(announced)
+    yield PrepareOffer(transport, algorithm, session.chosen(session.hello), serves_at)
 
 
 def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
@@ -308,39 +224,63 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
     layout, transport, algorithm = _shared(session, session.hello)
     mine = session.entry
     session.offered, session.segment_digests = True, event.segment_digests
+    everything = frozenset(range(len(event.segment_digests)))
+    session.available = everything if event.available is None else event.available
     offer = Offer(
         session=session.session_id,
         identity=mine.identity,
         layout=layout,
         transport=transport,
         digest_algorithm=algorithm,
-        manifest=mine.manifest,
+        manifest=None if session.hello.manifest_digest == mine.manifest.digest else mine.manifest,
         segment_bytes=mine.segment_bytes,
         segment_digests=event.segment_digests,
         root=root_digest(event.segment_digests),
         rendezvous=event.rendezvous,
+        other_sources=event.other_sources[:MAX_OTHER_SOURCES],
+        availability=None if event.available is None else ranges_of(event.available),
     )
     yield Send(auth.proven(offer, mine.token, session.hello, session.nonce))
 
 
+def _tell_of_more(session: ServerSession, event: MoreAvailable) -> Iterable[Effect]:
+    """Say it at once, but never twice."""
+    more = event.segments - session.available
+    session.available |= more
+    if more:
+        yield Send(Have(ranges_of(more)))
+
+
+def _refuse_early(session: ServerSession, event: Request) -> Iterable[Effect]:
+    first = min(segment for segment in event.segments if segment not in session.available)
+    return refuse(session, Reason.NOT_AVAILABLE, f"segment {first} is not here yet")
+
+
 def _turn_away(session: ServerSession, event: OfferRefused) -> Iterable[Effect]:
-    return refuse(session, event.reason, event.detail, (), event.retry_after_s)
+    others = event.other_sources[:MAX_OTHER_SOURCES]
+    return refuse(session, event.reason, event.detail, (), event.retry_after_s, others)
 
 
 def _begin(session: ServerSession, event: Request) -> Iterable[Effect]:
-    session.request = event
-    yield Send(Begin())
+    session.requests = session.requests.with_next(event)
+    yield Send(Begin(event.number))
     yield StartTransfer(event.segments, event.lanes)
 
 
 def _say_complete(session: ServerSession, event: Transferred) -> Iterable[Effect]:
-    session.sent = True
-    yield Send(Complete(event.nbytes))
+    session.requests = session.requests.completed()
+    yield Send(Complete(event.nbytes, session.requests.count))
 
 
 def _succeed(session: ServerSession, event: Verified) -> Iterable[Effect]:
     del session, event
     yield Settle(Verdict(State.DONE, Reason.VERIFIED))
+
+
+def _let_go(session: ServerSession, event: Verified) -> Iterable[Effect]:
+    """Other sources have brought everything, and this one was asked for nothing."""
+    del session, event
+    yield Settle(Verdict(State.DONE, Reason.NOT_NEEDED))
 
 
 def _disagree(session: ServerSession, event: Verified) -> Iterable[Effect]:
@@ -371,11 +311,18 @@ TABLE: Table[ServerSession] = complete(
         row(H, Proof,         V, _prepare),
         row(V, OfferReady,    V, _offer),
         row(V, OfferRefused,  F, _turn_away),
+        row(V, MoreAvailable, V, _tell_of_more),
+        row(V, Request,       F, _refuse_early,      when=_too_early),
         row(V, Request,       T, _begin,             when=_offered_and_valid),
+        row(V, Verified,      D, _let_go,            when=_never_asked),
+        row(T, MoreAvailable, T, _tell_of_more),
+        row(T, Request,       F, _refuse_early,      when=_too_early),
+        row(T, Request,       T, _begin,             when=_offered_and_valid),
         row(T, Transferred,   T, _say_complete),
         row(T, Verified,      D, _succeed,           when=_all_sent_and_right),
         row(T, Verified,      F, _disagree),
         row(T, Reject,        F, doubted,            when=doubts),
+        row(T, DeadlinePassed, F, idled,             when=_idle),
         *every((V, T), TransferFailed, F, failed),
         *every(LIVING, Reject,         F, rejected),
         *every(LIVING, ConnectionLost, F, lost),

@@ -1,4 +1,4 @@
-"""One conversation. Law: all that happens enters by `step`, all there is to do leaves in a Step.
+"""The state machine of one session. Events enter by `step`; effects leave in its Step.
 
 A session has one owner, is fed one event at a time, and its effects are performed before the
 next event. Time is an argument: seconds of any monotonic clock.
@@ -20,10 +20,13 @@ from netloader.fsm.events import (
     Violated,
 )
 from netloader.fsm.identity import Difference
-from netloader.fsm.messages import Reject
+from netloader.fsm.manifest import span
+from netloader.fsm.messages import Reject, Request
 from netloader.fsm.reasons import Reason
+from netloader.fsm.requests import Requests
 from netloader.fsm.states import INITIAL, TERMINAL, State
 from netloader.fsm.table import Limit, Program, Row, fire
+from netloader.fsm.terms import places
 
 FRAME_BEFORE_TRUST = 64 * 1024
 """Bytes of one frame from a peer that has proven nothing: a hello is below 4 KiB."""
@@ -47,7 +50,7 @@ class Step:
 
 
 class Session:
-    """What both roles share; `ClientSession` and `ServerSession` bring table, limits and data."""
+    """What both sides share; `ClientSession` and `ServerSession` add table, limits and data."""
 
     __slots__ = (
         "_effects",
@@ -55,6 +58,7 @@ class Session:
         "deadline",
         "deadlines",
         "entered",
+        "requests",
         "state",
         "touched",
         "verdict",
@@ -69,8 +73,10 @@ class Session:
         self.state = INITIAL
         self.verdict: Verdict | None = None
         self.touched = False
+        self.requests = Requests()
         self._effects: tuple[Effect, ...] = ()
         self._row: Row[Any] | None = None
+        self.entered = now
         self._arm(now)
 
     @property
@@ -79,9 +85,43 @@ class Session:
         return ""
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of all segments, and of a full one."""
+        return 0, 1
+
+    @property
+    def request(self) -> Request | None:
+        """The current request; None before the first and between two."""
+        return self.requests.at_hand
+
+    @property
     def nbytes(self) -> int:
-        """Bytes this session has to move, as far as it knows."""
-        return 0
+        """Bytes of the current request."""
+        return 0 if self.request is None else span(*self.sizes, self.request.segments)
+
+    @property
+    def asked_bytes(self) -> int:
+        """Bytes of all requests so far."""
+        return span(*self.sizes, self.requests.asked)
+
+    @property
+    def deadline_bytes(self) -> int:
+        """Bytes by which the deadline of TRANSFER is measured.
+
+        Between two requests those of all: before it finishes a client may hash them once more.
+        """
+        idle = self.state is State.TRANSFER and self.request is None
+        return self.sizes[0] if idle else self.nbytes
+
+    @property
+    def phase(self) -> object:
+        """What the deadline is for; it is armed anew when this changes.
+
+        In TRANSFER each request has its own, and so has the time between two.
+        """
+        if self.state is not State.TRANSFER:
+            return self.state
+        return self.requests.count, self.request is None
 
     @property
     def frame_limit(self) -> int:
@@ -96,11 +136,13 @@ class Session:
                 `step` is a bug on this side: abandon the session.
 
         """
-        before, lasted_s = self.state, now - self.entered
+        before, phase, lasted_s = self.state, self.phase, now - self.entered
         fire(self.machine, self, event)
         if self._row is None:
             raise AssertionError("a fired row always collects")
         if self.state is not before:
+            self.entered = now
+        if self.phase != phase:
             self._arm(now)
         done = Step(before, event, self.state, self._effects, self._row, lasted_s)
         self._effects, self._row = (), None
@@ -124,10 +166,9 @@ class Session:
                 self.verdict = effect.verdict
 
     def _arm(self, now: float) -> None:
-        self.entered = now
         self.deadline: float | None = None
         if self.state not in TERMINAL:
-            self.deadline = now + self.limits[self.state](self.deadlines, self.nbytes)
+            self.deadline = now + self.limits[self.state](self.deadlines, self.deadline_bytes)
 
     def __copy__(self) -> Self:
         twin = object.__new__(type(self))
@@ -138,7 +179,7 @@ class Session:
 
 
 def part(session: Session, verdict: Verdict) -> Iterable[Effect]:
-    """End without a word: stop what was started, then the verdict."""
+    """End without a message to the peer: stop what was started, then the verdict."""
     if session.state in (State.VALIDATE, State.TRANSFER):
         yield AbortTransfer()
     yield Settle(verdict)
@@ -150,10 +191,11 @@ def refuse(
     detail: str = "",
     differences: tuple[Difference, ...] = (),
     retry_after_s: float = 0.0,
+    other_sources: tuple[str, ...] = (),
 ) -> Iterable[Effect]:
     """End and tell the peer why."""
     theirs = tuple(d.swapped() for d in differences)
-    yield Send(Reject(reason.value, detail, theirs, retry_after_s))
+    yield Send(Reject(reason.value, detail, theirs, retry_after_s, other_sources))
     yield from part(session, failure(session, reason, detail, differences, retry_after_s))
 
 
@@ -186,18 +228,24 @@ def expired(session: Session, event: DeadlinePassed) -> Iterable[Effect]:
     return refuse(session, Reason.DEADLINE_PASSED, f"in {session.state.value}")
 
 
+def idled(session: Session, event: DeadlinePassed) -> Iterable[Effect]:
+    """The client has asked for nothing more for as long as all of it may take."""
+    del event
+    return refuse(session, Reason.IDLE, "no further request, and no word that all is verified")
+
+
 def stopped(session: Session, event: StopRequested) -> Iterable[Effect]:
-    """The owner wants an end."""
+    """The owner ended the session."""
     return refuse(session, event.reason, event.detail)
 
 
 def failed(session: Session, event: TransferFailed) -> Iterable[Effect]:
-    """The transport gave up."""
+    """The transport failed."""
     return refuse(session, event.reason, event.detail)
 
 
 def rejected(session: Session, event: Reject) -> Iterable[Effect]:
-    """The peer said no."""
+    """The peer refused."""
     verdict = Verdict(
         state=State.FALLBACK,
         reason=Reason.of(event.reason),
@@ -206,6 +254,7 @@ def rejected(session: Session, event: Reject) -> Iterable[Effect]:
         by_peer=True,
         differences=event.differences,
         retry_after_s=event.retry_after_s,
+        other_sources=places(event.other_sources),
     )
     return part(session, verdict)
 
@@ -217,7 +266,7 @@ def doubts(session: Session, event: Reject) -> bool:
 
 
 def doubted(session: Session, event: Reject) -> Iterable[Effect]:
-    """The peer said no to the bytes: it may be right, and the next one need not find out."""
+    """The peer refused the bytes: compare the weights again before the next client asks."""
     yield AuditWeights()
     yield from rejected(session, event)
 

@@ -1,44 +1,78 @@
-"""Arguments of `serve` and `fill`, checked where they come in. Law: an error says what to give."""
+"""Checks of the arguments of `serve` and `fill`. Each error says what to give instead."""
 
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from netloader.config import Endpoint, check_type, shown
 from netloader.fsm.identity import ROLE, Identity
 from netloader.io import transports
+from netloader.io.store.base import Store
 from netloader.io.store.module import ModuleStore
+from netloader.io.tensors import Named
+
+Weights: TypeAlias = nn.Module | Mapping[str, Tensor] | Iterable[Named] | Store
+"""What `serve` and `fill` take: a module, a state dict, pairs of names and tensors, or a store."""
 
 
-def module_of(model: object) -> nn.Module:
-    """A model that can be served.
+def weights_of(model: object) -> Weights:
+    """Something that can be served or filled; pairs as a list, because they are looked at again.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is none of `Weights`.
+        ValueError: a name is given twice.
     """
-    check_type("model", model, nn.Module, _module_remedy(model))
-    module: Any = model
-    return module  # type: ignore[no-any-return]
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, Store) and not isinstance(model, type):
+        return model
+    if isinstance(model, Mapping):
+        named_in(model)
+        return model
+    if isinstance(model, Iterable) and not isinstance(model, str | bytes | Tensor | type):
+        return named_in([*model])
+    remedy = "give a torch.nn.Module, a state dict, named tensors or a Store"
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        remedy = f"give an instance of {model.__name__}, not the class"
+    raise TypeError(f"model is of type {type(model).__name__}; {remedy}")
 
 
-def weights_of(model: nn.Module | ModuleStore) -> ModuleStore:
-    """All that a model is seen to hold.
+def store_of(model: object) -> Store:
+    """What is to be filled.
 
     Raises:
-        TypeError: it is no model.
+        TypeError, ValueError: as `weights_of`.
         WeightsError: some of it cannot travel.
     """
-    return model if isinstance(model, ModuleStore) else ModuleStore.of(module_of(model))
+    weights = weights_of(model)
+    if isinstance(weights, nn.Module):
+        return ModuleStore.of(weights)
+    return weights if isinstance(weights, Store) else ModuleStore(named_in(weights))
 
 
-def _module_remedy(model: object) -> str:
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        return f"give an instance of {model.__name__}, not the class"
-    if isinstance(model, Mapping):
-        return "give the torch.nn.Module itself, not its state_dict()"
-    return "give a torch.nn.Module"
+def named_in(weights: Mapping[str, Tensor] | Iterable[Named]) -> list[Named]:
+    """The tensors of a state dict, or of pairs, in their order.
+
+    Raises:
+        TypeError: something is no pair, no name or no tensor.
+        ValueError: a name is given twice.
+    """
+    pairs: list[Any] = [*(weights.items() if isinstance(weights, Mapping) else weights)]
+    names = set[str]()
+    for place, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            remedy = "give pairs of a name and a tensor"
+            raise TypeError(f"model[{place}] is of type {type(pair).__name__}; {remedy}")
+        name, tensor = pair
+        check_type(f"a name in model, {shown(name)},", name, str, "give a text")
+        remedy = "give tensors only, or the torch.nn.Module with all that it holds"
+        check_type(f"model[{name!r}]", tensor, Tensor, remedy)
+        if name in names:
+            raise ValueError(f"model has {name!r} twice; give each tensor a name of its own")
+        names.add(name)
+    return [(name, tensor) for name, tensor in pairs]
 
 
 def sources_of(sources: object) -> list[Endpoint]:
@@ -110,3 +144,14 @@ def check_transports(names: tuple[str, ...]) -> None:
                 f"no transport is named {shown(name)}; {hint}there are {', '.join(known)}, and a "
                 "third one's name is known after netloader.io.transports.register"
             )
+
+
+def check_reason(role: str | None, why: str) -> None:
+    """Check for which role something is offered no more, and why.
+
+    Raises TypeError or ValueError.
+    """
+    check_type("role", role, str | None, "give the role of the model, or None if it has none")
+    check_type("why", why, str, "give a sentence for clients")
+    if not why.strip():
+        raise ValueError("why is empty; give a sentence that tells clients the reason")

@@ -1,4 +1,4 @@
-"""Try sources in order until the weights are whole. Law: one session at a time, one ledger for all.
+"""Fill a model from its sources. All sessions share one ledger.
 
 After a failure in the middle the next source is asked only for what is not verified yet. Sources
 that answered busy are asked again until `Deadlines.queue_s` is over. A source with which another
@@ -11,8 +11,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-from torch import nn
+from functools import partial
+from typing import TypeAlias
 
 from netloader.config import (
     LONGEST_S,
@@ -25,54 +25,52 @@ from netloader.config import (
     texts,
 )
 from netloader.errors import WeightsError
-from netloader.fsm.client import ClientSession, FetchSpec
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import Verdict
 from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
-    Busy,
     CancelRequested,
-    Completed,
     Conclude,
     Dial,
     Drop,
     FetchEffect,
     FetchEvent,
     Finish,
-    Offered,
     Request,
-    Root,
-    SegmentVerified,
     SourceEnded,
-    SourceFailed,
     SourcesFound,
     Wait,
 )
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import root_digest
-from netloader.fsm.messages import Description, Purpose
-from netloader.fsm.reasons import RETRYABLE, Reason
-from netloader.fsm.server import MAX_LANES
+from netloader.fsm.manifest import Progress
+from netloader.fsm.messages import Purpose
+from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io.arguments import check_transports, identity_of, sources_of, weights_of
+from netloader.fsm.terms import MAX_LANES, FetchSpec, places
+from netloader.io.arguments import Weights, check_transports, identity_of, sources_of, store_of
+from netloader.io.asking import Asking
+from netloader.io.client_worker import ClientWorker
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.cores import cores
 from netloader.io.dialing import Dialer
 from netloader.io.observe import Observer
-from netloader.io.outcome import Attempt, Outcome
+from netloader.io.outcome import Attempt, Outcome, attempt_of
 from netloader.io.stopping import CancelToken, Stop
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger, Report
-from netloader.io.store.module import ModuleStore
 from netloader.io.transports import Attachments, suited
 from netloader.io.transports.tcp import TCP
-from netloader.io.worker import ClientWorker, IdleWorker
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
 
 LANES = min(2, max(1, cores() // 2))
 """One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
 1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
+
+
+MOST_SOURCES = 64
+"""Sources that one call asks, those that other sources named included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +94,9 @@ class ClientOptions:
     timeout_s: float | None = None
     """Seconds that the whole call may take, whatever `deadlines` allow: afterwards it ends within a
     second, with the reason DEADLINE_PASSED. None: no limit beside `deadlines`."""
+    serves_at: Endpoint | str | None = None
+    """Where this process will serve what it receives, for the source to name to other clients that
+    it has no place for. None: nowhere."""
     silent: tuple[Attempt, ...] = ()
     """What `describe` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
@@ -108,6 +109,10 @@ class ClientOptions:
         check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         check_type("report", self.report, Callable, "give a callable that takes two integers")
+        if isinstance(self.serves_at, str):
+            object.__setattr__(self, "serves_at", Endpoint.parse(self.serves_at))
+        remedy = "give a netloader.Endpoint or 'host:port'"
+        check_type("serves_at", self.serves_at, Endpoint | None, remedy)
         check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
         if self.timeout_s is not None:
             check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)
@@ -118,17 +123,27 @@ class ClientOptions:
 
 
 def fill(
-    model: nn.Module | ModuleStore,
+    model: Weights,
     sources: Sequence[Endpoint | str] | Endpoint | str,
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None = None,
+    *,
+    resume: Outcome | None = None,
 ) -> Outcome:
-    """Fill all that a model is seen to hold from the first source that delivers.
+    """Fill a model from the first source that delivers.
+
+    `model` is a module, of which all is filled that it is seen to hold; a state dict, or pairs of
+    names and tensors, whose tensors are filled in place and whose order is the server's; or a
+    `Store`, such as `HostStore` and `FileStore`.
 
     Blocks; never longer than the deadlines of each phase for each source, plus `queue_s`, and never
     longer than `options.timeout_s`. `options.cancel` ends it from any other thread. `sources` are
     tried in order; a single one needs no list. `identity` must equal the server's field by field;
     its field `role` says which of the server's models is wanted (see `Role`).
+
+    `resume` is what an earlier call returned for the same model, to ask only for what is missing.
+    Segments that it calls verified are read from the model and hashed again, so those that have
+    changed since are asked for as well. If the sources offer other weights, all is.
 
     Raises:
         TypeError: an argument is of a type that cannot be used; the message says what to give.
@@ -137,14 +152,15 @@ def fill(
             memory that cannot be written.
         UnsafeError: an aborted transfer did not end; the tensors must not be used.
     """
-    return prepare(model, sources, identity, options).run()
+    return prepare(model, sources, identity, options, resume).run()
 
 
 def prepare(
-    model: nn.Module | ModuleStore,
+    model: Weights,
     sources: Sequence[Endpoint | str] | Endpoint | str,
     identity: Mapping[str, str] | Identity,
     options: ClientOptions | None,
+    resume: Outcome | None,
 ) -> "Filling":
     """Look at a model that is to be filled. Arguments are those of `fill`.
 
@@ -157,7 +173,8 @@ def prepare(
     endpoints = sources_of(sources)
     known = identity_of(identity)
     check_transports(options.transports)
-    weights = weights_of(model)
+    check_type("resume", resume, Outcome | None, "give what an earlier fill returned")
+    weights = store_of(model)
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to fill")
     weights.check_writable()
@@ -170,9 +187,11 @@ def prepare(
         digest_algorithms=tuple(ALGORITHMS),
         lanes=options.lanes,
         token=options.token,
+        serves_at="" if options.serves_at is None else str(options.serves_at),
     )
+    _ = weights.manifest.digest  # made once, and not on the loop's thread
     ledger = Ledger(weights, harmless(options.report, options.logger))
-    return Filling(ledger, spec, options, stop, endpoints)
+    return Filling(ledger, spec, options, stop, endpoints, resume)
 
 
 def harmless(report: Report, logger: Logger) -> Report:
@@ -190,6 +209,9 @@ def harmless(report: Report, logger: Logger) -> Report:
     return call
 
 
+Step: TypeAlias = Conversation | float | Callable[[], None]
+
+
 class Filling:
     """One call of `fill`, for any driver."""
 
@@ -200,15 +222,17 @@ class Filling:
         options: ClientOptions,
         stop: Stop,
         endpoints: Sequence[Endpoint],
+        resumed: Outcome | None,
     ) -> None:
         self.stop = stop
+        self._resumed = resumed
         self._ledger = ledger
         self._spec = spec
         self._options = options
         self._attempts = [*options.silent]
         silent = {attempt.source for attempt in self._attempts}
         self._sources = [endpoint for endpoint in endpoints if endpoint not in silent]
-        self._dirty = False
+        self._dirty = resumed is not None and resumed.weights_dirty
         self._attachments = Attachments(ledger.store)
 
     def run(self) -> Outcome:
@@ -222,11 +246,19 @@ class Filling:
                 return outcome
             if isinstance(step, Conversation):
                 converse(step)
-            else:
+            elif isinstance(step, float):
                 self.stop.pause(step)
+            else:
+                step()
 
-    def steps(self) -> Generator[Conversation | float, None, Outcome]:
-        """Yield what a driver has to do next: run a conversation, or wait some seconds."""
+    def steps(self) -> Generator[Step, None, Outcome]:
+        """Yield what a driver has to do next.
+
+        It runs a conversation, or waits some seconds, or calls a function that may take long and
+        ends soon after `stop` does.
+        """
+        if self._resumed is not None:
+            yield partial(self._resume, self._resumed.progress)
         deadlines = self._options.deadlines
         fetch = Fetch(FetchOptions(1, deadlines.queue_s, deadlines.stall_s), monotonic())
         todo = deque(self._begin(fetch))
@@ -238,8 +270,8 @@ class Filling:
                         todo += self._tell(fetch, stopped, SourceEnded(key))
                     else:
                         transports = (TCP.name,) if stepped_down else self._spec.transports
-                        ended = yield from self._ask(self._sources[key], transports)
-                        todo += self._report(fetch, key, ended)
+                        asking = Asking(fetch, key, self._ledger)
+                        todo += yield from self._ask(asking, self._sources[key], transports)
                 case Wait() as wait:
                     waits += 1
                     yield self._say_waiting(wait, waits, fetch.patience_end)
@@ -250,7 +282,10 @@ class Filling:
                 case Finish(state, reason):
                     return self._outcome(state, reason)
                 case Request() | Conclude() | Drop():
-                    pass  # a session asks for all that is missing, and ends, by itself
+                    pass  # of a session that has ended meanwhile
+
+    def _resume(self, before: Progress) -> None:
+        self._ledger.resume(before, lambda: self.stop.request() is not None)
 
     def _begin(self, fetch: Fetch) -> Iterable[FetchEffect]:
         if stopped := self._stopped():
@@ -265,39 +300,9 @@ class Filling:
     def _tell(self, fetch: Fetch, *events: FetchEvent) -> list[FetchEffect]:
         return [effect for event in events for effect in fetch.step(event, monotonic())]
 
-    def _report(self, fetch: Fetch, key: int, session: ClientSession) -> list[FetchEffect]:
-        """Tell the fetch how a session went, which has ended."""
-        effects: list[FetchEffect] = []
-        held, offer, verdict = self._ledger.progress, session.offer, verdict_of(session)
-        if (
-            offer is not None
-            and held.continued(offer.digest_algorithm, offer.segment_bytes, offer.segment_digests)
-            is held
-        ):
-            count = len(held.segment_digests)
-            root = Root(
-                held.digest_algorithm, held.segment_bytes, root_digest(held.segment_digests), count
-            )
-            effects += self._tell(fetch, Offered(key, root, frozenset(range(count))))
-            new = sorted(held.verified - fetch.verified)
-            effects += self._tell(fetch, *(SegmentVerified(key, i) for i in new))
-        stopped = self._stopped()
-        if verdict.state is State.DONE:
-            effects += self._tell(fetch, Completed(key))
-        elif stopped:
-            effects += self._tell(fetch, stopped)
-        elif verdict.reason in RETRYABLE:
-            effects += self._tell(fetch, Busy(key, verdict.retry_after_s))
-        else:
-            # A source chooses the first transport that both sides have: tcp is left to try where it
-            # is not the first that was asked for.
-            left = TCP.name in self._spec.transports[1:]
-            effects += self._tell(fetch, SourceFailed(key, verdict.reason, left))
-        return effects + self._tell(fetch, SourceEnded(key))
-
     def _ask(
-        self, endpoint: Endpoint, transports: tuple[str, ...]
-    ) -> Generator[Conversation, None, ClientSession]:
+        self, asking: Asking, endpoint: Endpoint, transports: tuple[str, ...]
+    ) -> Generator[Conversation, None, list[FetchEffect]]:
         number = len(self._attempts) + 1
         fields = {"netloader.source.attempt": number}
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
@@ -306,7 +311,8 @@ class Filling:
         deadlines = self._options.deadlines
         dialer = Dialer(endpoint, deadlines.connect_s)
         worker = ClientWorker(
-            self._ledger, spec.lanes, dialer.dial, deadlines.stall_s, self._attachments
+            *(self._ledger, spec.lanes, dialer.dial, deadlines.stall_s, self._attachments),
+            owner=asking,
         )
         before = self._ledger.counted_bytes
         observer = Observer(self._options.logger, endpoint, fields)
@@ -315,8 +321,23 @@ class Filling:
         verdict = verdict_of(conversation.session)
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
-        self._attempts.append(_attempt(endpoint, verdict, moved, observer))
-        return conversation.session
+        self._attempts.append(attempt_of(endpoint, verdict, moved, observer.seconds))
+        # A source chooses the first transport that both sides have: tcp is left to try where it is
+        # not the first that was asked for.
+        left = TCP.name in self._spec.transports[1:]
+        found = self._found(conversation.session, verdict)
+        return asking.ended(verdict, self._stopped(), another_transport=left, found=found)
+
+    def _found(self, session: ClientSession, verdict: Verdict) -> tuple[int, ...]:
+        """Take up the sources that a source has named; returns their numbers."""
+        offered = places(session.offer.other_sources) if session.offer else ()
+        known = {*self._sources, *places((self._spec.serves_at,))}
+        known |= {attempt.source for attempt in self._attempts}
+        named = dict.fromkeys(offered + verdict.other_sources)
+        new = [place for place in named if place not in known]
+        begin = len(self._sources)
+        self._sources += new[: max(MOST_SOURCES - begin, 0)]
+        return tuple(range(begin, len(self._sources)))
 
     def _say_waiting(self, wait: Wait, count: int, patience_end: float) -> float:
         """Log a pause, and return its seconds."""
@@ -341,49 +362,3 @@ class Filling:
             weights_dirty=self._dirty,
             progress=self._ledger.progress,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """What sources said before a model is built.
-
-    `sources` is the order in which to try them: the one that described itself, those not asked
-    yet, those that did not answer well. `silent` are the attempts with those that let a deadline
-    pass; give them to `fill` in `ClientOptions.silent`, so that none costs a second one.
-    """
-
-    description: Description | None
-    sources: tuple[Endpoint, ...]
-    silent: tuple[Attempt, ...] = ()
-
-
-def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOptions) -> Described:
-    """Ask sources, in order, what they resolved when they loaded the model, until one says.
-
-    Takes no place at the server. `identity` may name only what is known before a model is built.
-    `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
-    """
-    stop = Stop(options.cancel, options.timeout_s)
-    spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.token)
-    silent: list[Attempt] = []
-    for number, endpoint in enumerate(sources):
-        fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "describe"}
-        observer = Observer(options.logger, endpoint, fields)
-        dialer = Dialer(endpoint, options.deadlines.connect_s)
-        conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines, stop)
-        converse(conversation)
-        session = conversation.session
-        verdict = verdict_of(session)
-        if session.description is not None and verdict.state is State.DONE:
-            tried, untried = sources[:number], sources[number + 1 :]
-            return Described(session.description, (endpoint, *untried, *tried), tuple(silent))
-        if stop.request() is not None:  # which does not show that the source is silent
-            break
-        attempt = _attempt(endpoint, verdict, 0, observer)
-        silent += [attempt] if attempt.silent else []
-    return Described(None, tuple(sources), tuple(silent))
-
-
-def _attempt(endpoint: Endpoint, verdict: Verdict, nbytes: int, observer: Observer) -> Attempt:
-    seconds = dict(observer.seconds)
-    return Attempt(endpoint, verdict.reason, verdict.detail, nbytes, seconds, verdict.differences)

@@ -1,4 +1,4 @@
-"""One session of a client, from connect to verdict. Law: when it returns, nothing of it runs."""
+"""One session of a client, from connect to verdict. It leaves no thread behind."""
 
 import contextlib
 import secrets
@@ -8,11 +8,12 @@ from collections import deque
 
 from netloader.config import Deadlines
 from netloader.errors import UnsafeError
-from netloader.fsm.client import ClientSession, FetchSpec
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import Verdict
 from netloader.fsm.events import ConnectFailed
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
+from netloader.fsm.terms import FetchSpec
 from netloader.io.clock import monotonic
 from netloader.io.dialing import Dialer
 from netloader.io.driver import Link, Loop, Reactor
@@ -24,7 +25,7 @@ from netloader.io.worker import SessionWorker
 from netloader.wire.connection import Connection
 
 STOP_S = 10.0
-"""How long an aborted transfer may take to be gone beyond the stall deadline, which ends every
+"""How long an aborted transfer may take to end beyond the stall deadline, which ends every
 wait there is: sockets take milliseconds, but gloo is not always woken when its peer was killed."""
 
 
@@ -137,7 +138,7 @@ def converse(conversation: Conversation) -> None:
 
 
 def verdict_of(session: ClientSession) -> Verdict:
-    """The session's verdict; one that ended without has hit a bug of ours, already logged."""
+    """The session's verdict. A session without one has hit a bug in netloader, already logged."""
     if session.verdict is not None:
         return session.verdict
     return Verdict(State.FALLBACK, Reason.STOPPED, "internal error", session.touched)

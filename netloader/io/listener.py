@@ -1,4 +1,4 @@
-"""Servers' sockets, and the thread that serves one. Law: everything is gone after `close`."""
+"""Servers' sockets, and the thread that serves one. `close` frees everything."""
 
 import contextlib
 import os
@@ -7,9 +7,10 @@ import threading
 from functools import partial
 
 from netloader.config import Deadlines, Endpoint
+from netloader.io.catalog import Catalog
 from netloader.io.driver import Loop
 from netloader.io.forks import INHERITANCE
-from netloader.io.published import Catalog, PublishedModel
+from netloader.io.published import PublishedModel
 from netloader.io.reception import CLOSE_S, Reception
 from netloader.log import Logger, emit
 
@@ -86,9 +87,7 @@ class Listener:
         rewritten for the next `Catalog.put`. Other sessions are not affected. Call it from any
         thread except the listener's own.
         """
-        published.withdraw(why)
-        self._loop.post(partial(self._reception.end, published, why))
-        return published.quiet(timeout_s)
+        return self._reception.evict(published, why, timeout_s)
 
     def _run(self) -> None:
         self._loop.run(lambda: self._reception.over)
@@ -108,7 +107,7 @@ def trouble(logger: Logger, error: Exception) -> None:
 
 
 def tell(logger: Logger, event: str, endpoint: Endpoint) -> None:
-    """Log what became of a listening socket."""
+    """Log what happens to a listening socket."""
     fields = {
         "network.local.address": EVERY_ADDRESS if endpoint.host in ANYWHERE else endpoint.host,
         "network.local.port": endpoint.port,

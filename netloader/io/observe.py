@@ -1,4 +1,4 @@
-"""Steps to log lines. Law: the machine does not log, the driver does not phrase; this file does."""
+"""Log lines of a session's steps. Neither the machines nor the drivers log them."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -27,6 +27,8 @@ class Observer:
         self._probe = False
         """The peer connected and went away without a byte, as health checks of a TCP port do."""
         self._transferring = False
+        self._finished = False
+        """Whether the last transfer that started is complete."""
         self._logger = logger
         self._fields = {
             "network.peer.address": peer.host,
@@ -36,11 +38,11 @@ class Observer:
         }
 
     def heard(self) -> None:
-        """Note that the peer has said something, if only half a frame."""
+        """Note that the peer has sent something, if only half a frame."""
         self._heard = True
 
     def saw(self, session: Session, step: Step) -> None:
-        """Log one step; what a session that is over still hears is only the echo of its end."""
+        """Log one step. Messages that reach a session that is over are not logged."""
         if step.before in TERMINAL:
             return
         self._open(session, step)
@@ -86,7 +88,7 @@ class Observer:
         emit(self._logger, "netloader.session.closed", self._with(session, fields), level=level)
 
     def trouble(self, error: Exception) -> None:
-        """Log a bug of ours, with its stack."""
+        """Log a bug in netloader, with its stack."""
         emit(self._logger, "netloader.driver.error", self._fields, exc_info=error)
 
     def _open(self, session: Session, step: Step) -> None:
@@ -100,16 +102,17 @@ class Observer:
     def _transfer(self, session: Session, step: Step) -> None:
         """A transfer that started ends once: done, failed, or stopped because the session ends."""
         if isinstance(step.event, Transferred):
-            self.moved_bytes = step.event.nbytes
-            self._transferring = False
-            self._say("transfer.finished", session, {"netloader.transfer.bytes": self.moved_bytes})
-        if isinstance(step.event, TransferFailed):
+            self.moved_bytes += step.event.nbytes
+            self._transferring, self._finished = False, True
+            moved = {"netloader.transfer.bytes": step.event.nbytes}
+            self._say("transfer.finished", session, moved)
+        if isinstance(step.event, TransferFailed) and not self._finished:
             self._say("transfer.aborted", session, {"netloader.detail": step.event.detail})
         elif self._transferring and step.after in TERMINAL:
             self._say("transfer.aborted", session, {})
         for effect in step.effects:
             if isinstance(effect, StartTransfer):
-                self._transferring = True
+                self._transferring, self._finished = True, False
                 asked = {
                     "netloader.segments": len(effect.segments),
                     "netloader.lanes": effect.lanes,

@@ -1,9 +1,10 @@
-"""What the caller of `fill` is told: how it ended, and how each session before went."""
+"""The result of `fill`: how it ended, and how each of its sessions ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from netloader.config import Endpoint
+from netloader.fsm.effects import Verdict
 from netloader.fsm.identity import Difference
 from netloader.fsm.manifest import Progress
 from netloader.fsm.reasons import Reason
@@ -31,9 +32,19 @@ class Attempt:
         return waited and sum(self.seconds.values()) >= SILENT_S
 
 
+def attempt_of(
+    source: Endpoint, verdict: Verdict, nbytes: int, seconds: Mapping[State, float]
+) -> Attempt:
+    """The record of a session that is over."""
+    spent = dict(seconds)
+    return Attempt(source, verdict.reason, verdict.detail, nbytes, spent, verdict.differences)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How filling ended. `state` is DONE (every byte verified) or FALLBACK.
+
+    `fill(..., resume=outcome)` asks only for what is not verified yet.
 
     The reason of a FALLBACK is NO_SOURCE, or STOPPED after `ClientOptions.cancel`, or
     DEADLINE_PASSED after `ClientOptions.timeout_s`.
@@ -43,11 +54,11 @@ class Outcome:
     reason: Reason
     attempts: tuple[Attempt, ...]
     nbytes: int
-    """Bytes verified over all attempts."""
+    """Bytes that are verified now, in these attempts or in the outcome that was resumed."""
     weights_dirty: bool
     """Whether tensors may hold received bytes; after FALLBACK every one must be written again."""
     progress: Progress
-    """What was verified, with its digests."""
+    """What was verified, against which digests."""
 
     @property
     def ok(self) -> bool:
@@ -69,5 +80,5 @@ class Outcome:
         return spent
 
     def history(self) -> str:
-        """Every attempt in one line each, for people."""
+        """One line for each attempt, to be read by people."""
         return "; ".join(f"{a.source}: {a.reason.value} ({a.detail})" for a in self.attempts)

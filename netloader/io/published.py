@@ -1,4 +1,4 @@
-"""What one server publishes: weights, digests, places. Law: it offers only what it can prove.
+"""What one server publishes: weights, their digests, and places for clients.
 
 Digests are computed once. An audit may compute them again later: when they differ, the weights
 were changed under the server and the published model is withdrawn. Once withdrawn, nobody begins to
@@ -7,20 +7,22 @@ read the weights; `quiet` tells when the last one who did has ended.
 
 import contextlib
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
 from netloader.errors import LocalProtocolError
 from netloader.fsm.manifest import Segment, segments_of
+from netloader.fsm.published_events import ModelState
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
+from netloader.fsm.terms import CatalogEntry
 from netloader.io.background import BACKGROUND, in_background
 from netloader.io.clock import monotonic
 from netloader.io.cores import cores
 from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
+from netloader.io.referrals import Referrals
+from netloader.io.snapshot import ModelSnapshot, OnSession, SessionRecord, Tally
 from netloader.io.store.base import Store
 from netloader.io.store.digests import digests_of
 from netloader.io.transports import Attachments
@@ -85,7 +87,9 @@ class PublishedModel:
         usage: Usage | None = None,
         on_change: Callable[["PublishedModel", str], bool] = withdraw_only,
         logger: Logger | None = None,
+        on_session: OnSession | None = None,
     ) -> None:
+        self._on_session = on_session
         self._logger = logger
         self.usage: Usage = usage or AlwaysInUse()
         self._on_change = on_change
@@ -104,6 +108,9 @@ class PublishedModel:
         self._digests: tuple[str, ...] = ()
         self._ready = threading.Event()
         self._doubts = Doubts()
+        self.tally = Tally()
+        """Shared with what is published in its place."""
+        self.referrals = Referrals()
 
     def seal(self, known: tuple[str, ...] = ()) -> None:
         """Fix the digests: those `known` (just verified by a client), or computed on every core."""
@@ -207,6 +214,27 @@ class PublishedModel:
         with self._change:
             return self._change.wait_for(lambda: bool(self.withdrawn), timeout_s)
 
+    def ended(self, record: SessionRecord) -> None:
+        """Tell the owner of a session that is over, on a thread: its callback may take long."""
+        if self._on_session is not None:
+            told = partial(self._on_session, record)
+            in_background("netloader-on-session", told, logger=self._logger)
+
+    def snapshot(self) -> ModelSnapshot:
+        """What it is in now, and what was done for its clients."""
+        with self._change:
+            withdrawn, clients = self.withdrawn, self._clients
+        if withdrawn:
+            state = ModelState.LOST
+        elif not self._ready.is_set():
+            state = ModelState.PREPARING
+        else:
+            state = ModelState.OFFERED if self._doubts.settled(0) else ModelState.AUDITING
+        nbytes = self.entry.manifest.nbytes
+        sessions, sent_bytes = self.tally.read()
+        role = self.entry.role
+        return ModelSnapshot(role, state, nbytes, clients, sessions, sent_bytes, withdrawn)
+
     def digests(self, timeout_s: float) -> tuple[str, ...] | None:
         """The digest of every segment, or None when they are not ready within `timeout_s`.
 
@@ -222,7 +250,8 @@ class PublishedModel:
             if self.withdrawn or self._clients == self.max_clients:
                 return False
             self._clients += 1
-            return True
+        self.tally.add(sessions=1)
+        return True
 
     def leave(self) -> None:
         """Give a place back."""
@@ -286,56 +315,6 @@ class PublishedModel:
         if self.withdrawn or BACKGROUND.ending.is_set():
             raise WithdrawnError(self.withdrawn or "the process ends")
         return self.weights.views(segment)
-
-
-class Catalog:
-    """What one listener offers: a published model for each role, all with one token.
-
-    The first one's identity is what a client of a role that is not here is refused by.
-
-    Raises ValueError for none at all, or for two tokens.
-    """
-
-    def __init__(self, published_models: Iterable[PublishedModel]) -> None:
-        self.published_models = _by_role(published_models)
-        self._known = weakref.WeakSet(self.published_models)
-        self._lock = threading.Lock()
-
-    def put(self, published: PublishedModel) -> None:
-        """Offer this from now on, in the place of what had its role; sessions keep what they have.
-
-        Raises:
-            ValueError: its token is not that of the others.
-        """
-        with self._lock:
-            self.published_models = _by_role((*self.published_models, published))
-            self._known.add(published)
-
-    def replace(self, old: PublishedModel, new: PublishedModel) -> bool:
-        """Offer `new` in the place of `old`; False when something else has its place already."""
-        with self._lock:
-            if old not in self.published_models:
-                return False
-            rest = (published for published in self.published_models if published is not old)
-            self.published_models = _by_role((*rest, new))
-            self._known.add(new)
-            return True
-
-    def withdraw(self, why: str) -> None:
-        """Withdraw all that is here, and all that was here and has sessions or digests to do."""
-        with self._lock:
-            for published in self._known:
-                published.withdraw(why)
-
-
-def _by_role(published_models: Iterable[PublishedModel]) -> tuple[PublishedModel, ...]:
-    """The last published model of each role."""
-    found = {published.entry.role: published for published in published_models}
-    if not found:
-        raise ValueError("a catalog offers at least one published model")
-    if len({published.entry.token for published in found.values()}) > 1:
-        raise ValueError("published models on one port must have the same token")
-    return tuple(found.values())
 
 
 def segment_digests(

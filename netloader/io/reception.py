@@ -1,4 +1,4 @@
-"""What comes to one listening socket. Law: a client can affect its own link only.
+"""Accepts the connections of one listening socket. A client can affect its own link only.
 
 A connection gets a session when its first frame shows that it is a control connection. A client
 asks for a role, and gets the published model of that role that was in the catalog at that moment.
@@ -9,18 +9,21 @@ The session id lets a client attach data lanes. It is valid only while the sessi
 import secrets
 import selectors
 import socket
+from functools import partial
 from typing import assert_never
 
 from netloader.config import Deadlines, Endpoint
 from netloader.fsm.events import StopRequested
 from netloader.fsm.messages import Lane
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
+from netloader.io.catalog import Catalog
 from netloader.io.driver import Arrival, Link, Reactor
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
-from netloader.io.published import Catalog, PublishedModel
+from netloader.io.published import PublishedModel
 from netloader.io.reserve import EXHAUSTED, Reserve
+from netloader.io.snapshot import SessionRecord
 from netloader.io.transports.refusal import refuse
 from netloader.io.worker import ServerWorker
 from netloader.log import Logger
@@ -31,7 +34,7 @@ MAX_LINKS = 256
 """Control connections at once. At the limit, the oldest one that has not sent its hello is closed,
 so a flood of idle connections does not lock out a client that sends its hello promptly."""
 CLOSE_S = 5.0
-"""How long sessions may take to say goodbye when the server closes."""
+"""How long sessions may take to send their last message when the server closes."""
 PAUSE_S = 1.0
 """How long accepting rests when it fails and no descriptor can be freed."""
 
@@ -39,7 +42,7 @@ PAUSE_S = 1.0
 class Reception:
     """Accepts connections and has them served, in a loop that it does not own.
 
-    Everything is called on the loop's thread. The socket is closed by `stop`.
+    Everything but `evict` is called on the loop's thread. The socket is closed by `stop`.
 
     Raises:
         OSError: the process is out of file descriptors.
@@ -79,6 +82,16 @@ class Reception:
             if worker.published is published:
                 link.handle(StopRequested(Reason.NOT_SERVING, why))
 
+    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
+        """Withdraw a published model, end its sessions with `why`, wait for its readers to stop.
+
+        Returns True if they stopped within `timeout_s` seconds: the memory may then be freed or
+        rewritten. Other sessions are not affected. Call it from any thread but the loop's own.
+        """
+        published.withdraw(why)
+        self._loop.post(partial(self.end, published, why))
+        return published.quiet(timeout_s)
+
     def stop(self) -> None:
         """Accept no more, and end every session. When it is `over`, call `close`."""
         self._stopping = True
@@ -100,7 +113,7 @@ class Reception:
         self._reserve.close()
 
     def next_timeout(self) -> float | None:
-        """When to accept again, or to stop waiting for goodbyes."""
+        """When to accept again, or to stop waiting for sessions to end."""
         return self._resume_at
 
     def handle_timeout(self, now: float) -> None:
@@ -132,7 +145,7 @@ class Reception:
         return len(self._arrivals) + len(self._links)
 
     def _decided(self, arrival: Arrival, decision: Decision) -> None:
-        """Do with a connection what its first frame asks for."""
+        """Make a connection what its first frame asks for: a session, a lane or a refusal."""
         match decision:
             case Lane():
                 del self._arrivals[arrival]
@@ -163,13 +176,27 @@ class Reception:
         link = Link(self._loop, Connection(session, observer.saw), worker, observer)
         self._links[link] = worker
         self._workers[name] = worker
-        link.on_close = lambda: self._forget(link, name)
+        link.on_close = lambda: self._forget(link, name, observer, peer)
         link.connected(arrival.sock, arrival.since, data)
         return link
 
-    def _forget(self, link: Link, name: str) -> None:
-        self._links.pop(link, None)
+    def _forget(self, link: Link, name: str, observer: Observer, peer: Endpoint) -> None:
+        worker = self._links.pop(link, None)
         self._workers.pop(name, None)
+        published = worker.published if worker is not None else None
+        verdict = link.connection.session.verdict
+        if published is not None and verdict is not None:
+            published.ended(
+                SessionRecord(
+                    peer,
+                    published.entry.role,
+                    verdict.state,
+                    verdict.reason,
+                    verdict.detail,
+                    observer.moved_bytes,
+                    dict(observer.seconds),
+                )
+            )
 
     def _make_room(self) -> Link | None:
         """Refuse the connection that has been silent longest; None when there is none."""

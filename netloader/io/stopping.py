@@ -1,4 +1,4 @@
-"""An end that the caller of `fill` sets. Law: the session's machine ends the session, not this.
+"""An end that the caller of `fill` sets, as an event of the session.
 
 A caller may cancel, or limit the time of the whole call. Both become a `StopRequested`.
 """
@@ -30,13 +30,18 @@ class Stop:
     """When one call has to end early. `timeout_s` counts from the construction."""
 
     def __init__(self, cancel: CancelToken | None, timeout_s: float | None) -> None:
-        self._cancel = cancel
+        self._token = cancel
         self._timeout_s = math.inf if timeout_s is None else timeout_s
         self._end = monotonic() + self._timeout_s
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End the call, from any thread, as its token would."""
+        self._cancelled = True
 
     def request(self) -> StopRequested | None:
-        """What the session at hand has to be told; None while the call may go on."""
-        if self._cancel is not None and self._cancel.is_set():
+        """The event that ends the current session; None while the call may go on."""
+        if self._cancelled or (self._token is not None and self._token.is_set()):
             return StopRequested(Reason.STOPPED, "cancelled by the client's caller")
         if monotonic() >= self._end:
             detail = f"the client's timeout_s of {self._timeout_s:g} s is over"
@@ -45,7 +50,7 @@ class Stop:
 
     def next_look(self, now: float) -> float:
         """When to call `request` again, in seconds of the monotonic clock; may be infinite."""
-        return self._end if self._cancel is None else min(self._end, now + LOOK_S)
+        return self._end if self._token is None else min(self._end, now + LOOK_S)
 
     def pause(self, seconds: float) -> None:
         """Wait, but not longer than the call may take."""
@@ -68,7 +73,7 @@ class StopWatch:
         return self._due if self._due < math.inf else None
 
     def handle_timeout(self, now: float) -> None:
-        """Stop the session when it is time to; a session that is over has its own end."""
+        """Stop the session when it is time to; a session that is over is left alone."""
         if self._asked:
             self._link.close()
         if self._link.session.verdict is not None:

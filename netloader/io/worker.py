@@ -1,4 +1,4 @@
-"""The long work of one session, on a thread of its own. Law: an order in, one event out.
+"""The long work of one session, on a thread of its own: each order gives one event.
 
 The thread starts with the first order and carries out all of them, one after the other. When the
 session is over, it ends what they made: a transport's library may want to be left on the thread on
@@ -10,40 +10,33 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from socket import socket
 from typing import TypeAlias
 
 from netloader.config import Deadlines
 from netloader.errors import LocalProtocolError
-from netloader.fsm.effects import OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.effects import PrepareOffer, StartTransfer
 from netloader.fsm.events import (
     Event,
     OfferReady,
     OfferRefused,
     TransferFailed,
     Transferred,
-    TransportReady,
 )
-from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import RETRYABLE, Reason
-from netloader.fsm.server import MAX_LANES
+from netloader.fsm.terms import MAX_LANES
 from netloader.io.published import PublishedModel
-from netloader.io.settling import settle
-from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.transports import (
     TRANSPORTS,
-    Attachments,
     BusyError,
-    Inlet,
-    Outlet,
-    Receiver,
     Registry,
     Sender,
+    SenderSetup,
     TransferError,
 )
 from netloader.wire import tasks
-from netloader.wire.frames import encode
 
 Order: TypeAlias = tasks.Order
 
@@ -122,6 +115,9 @@ class SessionWorker(ABC):
     def abort(self) -> None:
         """Make the order at hand fail within a second (from any thread, any number of times)."""
 
+    def note(self, segments: frozenset[int]) -> None:  # noqa: B027 - only a client has a source
+        """The source has these segments too."""
+
     def audit(self) -> None:  # noqa: B027 - only a server has published anything
         """Have the published weights compared with their digests again, on another thread."""
 
@@ -170,7 +166,7 @@ class ServerWorker(SessionWorker):
         """The client's choice: known, to whoever gives the orders, from the first one on."""
         self._published_models = published_models
         self._transports = transports
-        self._outlet = Outlet(session, deadlines.stall_s)
+        self._setup = SenderSetup(session, deadlines.stall_s)
         # The client waits in its handshake, this side in VALIDATE: answer before either is over.
         self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
         self._sending: Sender | None = None
@@ -178,6 +174,8 @@ class ServerWorker(SessionWorker):
         self._reading = contextlib.ExitStack()
         """Guards the memory from before there is a sender until it has ended."""
         self._closed = False
+        self._repeatable = True
+        self._runs = 0
         self._lock = threading.Lock()
 
     def begin(self, order: Order) -> None:
@@ -196,7 +194,13 @@ class ServerWorker(SessionWorker):
         """Prepare an offer, or send what was asked for."""
         published, sending = self.published, self._sending
         if isinstance(order, PrepareOffer) and published is not None:
-            return self._prepare(published, order.transport)
+            ready = self._prepare(published, order.transport)
+            if isinstance(ready, OfferReady | OfferRefused):
+                others = published.referrals.besides(order.serves_at)
+                ready = replace(ready, other_sources=others)
+            if isinstance(ready, OfferReady):
+                published.referrals.note(order.serves_at)
+            return ready
         if isinstance(order, StartTransfer) and published is not None and sending is not None:
             return self._send(published, sending, order)
         raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
@@ -223,10 +227,13 @@ class ServerWorker(SessionWorker):
         if digests is None:
             detail = "digests are being computed or checked"
             return OfferRefused(Reason.NOT_READY, detail, _soon(published))
+        _ = published.entry.manifest.digest  # made once, and not on the loop's thread
         self._reading.enter_context(published.reading())
-        attachment = published.attachments.to(self._transports.named(transport))
+        way = self._transports.named(transport)
+        self._repeatable = way.capabilities.repeatable
+        attachment = published.attachments.to(way)
         try:
-            sending = attachment.sender(self._outlet)
+            sending = attachment.sender(self._setup)
         except BusyError as error:
             return OfferRefused(error.reason, error.detail, RETRY_AFTER_S)
         with self._lock:
@@ -238,6 +245,10 @@ class ServerWorker(SessionWorker):
 
     def _send(self, published: PublishedModel, sending: Sender, order: StartTransfer) -> Event:
         """Send segments; while they are under way, compare what the client cannot."""
+        self._runs += 1
+        if self._runs > 1 and not self._repeatable:
+            detail = "this transport carries one request in a session; ask in a new session"
+            raise TransferError(Reason.TRANSFER_FAILED, detail)
         asked = set(order.segments)
         segments = [published.segments[i] for i in order.segments]
         unasked = [segment for segment in published.segments if segment.index not in asked]
@@ -248,6 +259,7 @@ class ServerWorker(SessionWorker):
             published.changed(why)
         if why or not published.still_used():
             raise _withdrawn(published)
+        published.tally.add(sent_bytes=sent)
         return Transferred(sent)
 
     def _enter(self, published: PublishedModel) -> bool:
@@ -317,81 +329,3 @@ def _beside(work: Callable[[], str]) -> Callable[[], str]:
         return answer[0] if answer else "the weights could not be compared"
 
     return wait
-
-
-class ClientWorker(SessionWorker):
-    """Opens transports and receives.
-
-    `connect` makes one more connection to the server's port. `attachments` are those of the
-    ledger's weights, where they outlive the session.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        lanes: int,
-        connect: Callable[[], socket],
-        stall_s: float,
-        attachments: Attachments | None = None,
-        transports: Registry = TRANSPORTS,
-    ) -> None:
-        super().__init__()
-        self._ledger = ledger
-        self._attachments = attachments or Attachments(ledger.store)
-        self._lanes = lanes
-        self._connect = connect
-        self._stall_s = stall_s
-        self._transports = transports
-        self._intake: Lease | None = None
-        self._receiving: Receiver | None = None
-        self._aborted = False
-        self._lock = threading.Lock()
-
-    def do(self, order: Order) -> Event:
-        """Open this end, or receive what was asked for."""
-        match order:
-            case OpenTransport():
-                return self._open(order.offer)
-            case StartTransfer() if self._receiving is not None and self._intake is not None:
-                segments = [self._intake.segments[i] for i in order.segments]
-                received = self._receiving.run(segments)
-                settle(self._intake)
-                return Transferred(received)
-            case _:
-                raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
-
-    def end(self) -> None:
-        """End the receiver: until then it may write into the model. Then others may."""
-        if self._receiving is not None:
-            self._receiving.end()
-        if self._intake is not None:
-            self._ledger.release(self._intake)
-
-    def _open(self, offer: Offer) -> Event:
-        def dial(index: int) -> socket:
-            lane = self._connect()
-            try:
-                lane.sendall(encode(Lane(offer.session, index)))
-            except OSError:
-                lane.close()
-                raise
-            return lane
-
-        self._intake = self._ledger.lease(offer)
-        inlet = Inlet(self._intake, offer.session, self._stall_s, dial, self._lanes)
-        attachment = self._attachments.to(self._transports.named(offer.transport))
-        receiving = attachment.receiver(inlet)
-        with self._lock:
-            self._receiving = receiving
-            if self._aborted:
-                raise TransferError(Reason.TRANSFER_FAILED, "aborted")
-        receiving.open(offer.rendezvous)
-        return TransportReady()
-
-    def abort(self) -> None:
-        """Stop receiving."""
-        with self._lock:
-            self._aborted = True
-            receiving = self._receiving
-        if receiving is not None:
-            receiving.abort()

@@ -11,10 +11,36 @@ whatever a test chooses happens again the same way:
     assert world.client_session.state is State.DONE
 
 After every call the laws of docs/contribute/testing.md are checked; a broken one raises LawError.
+
+`check_transport` is about transports, real ones: it loads torch when it is first used.
 """
+
+import importlib
 
 from netloader.testing.fabric import Holding
 from netloader.testing.laws import LawError, lawful
 from netloader.testing.world import Choice, Driver, End, World
 
-__all__ = ["Choice", "Driver", "End", "Holding", "LawError", "World", "lawful"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from netloader.testing.conformance import TransportCheckError, check_transport
+
+__all__ = [
+    "Choice",
+    "Driver",
+    "End",
+    "Holding",
+    "LawError",
+    "TransportCheckError",
+    "World",
+    "check_transport",
+    "lawful",
+]
+
+if not TYPE_CHECKING:  # with it, type checkers would accept any name
+
+    def __getattr__(name: str) -> object:
+        """Load what needs torch when it is first used (PEP 562)."""
+        if name in ("TransportCheckError", "check_transport"):
+            return getattr(importlib.import_module("netloader.testing.conformance"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The transport between two ends, and who works on it. Law: a collective; nobody ends it alone.
+"""The simulated transport between two ends. As in a collective, neither can end it alone.
 
 A segment's contents are a token, its digest is SHA-256 of the token. When one side aborts, the
 other side is not told: its order hangs until its own machine aborts it, as a collective does.
@@ -10,14 +10,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.effects import OpenTransport, PrepareOffer, StartTransfer
-from netloader.fsm.events import Event, OfferReady, TransferFailed, Transferred, TransportReady
+from netloader.fsm.effects import ChooseSegments, OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.events import (
+    Ask,
+    Event,
+    Finish,
+    OfferReady,
+    TransferFailed,
+    Transferred,
+    TransportReady,
+)
 from netloader.fsm.manifest import Progress, Segment, segments_of
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
+from netloader.fsm.terms import CatalogEntry
 from netloader.testing.sides import Side
 from netloader.wire.tasks import Order
+
+ALL_SEGMENTS = 1 << 30
 
 
 class Holding:
@@ -49,14 +59,18 @@ def digest(content: bytes) -> str:
 
 
 class Fabric:
-    """The transport between the two: a collective, so nobody ends alone."""
+    """The transport between the two sides: a collective, so neither ends alone."""
 
     def __init__(self, entry: CatalogEntry, contents: Sequence[bytes], holding: Holding) -> None:
         self.segments: tuple[Segment, ...] = segments_of(entry.manifest, entry.segment_bytes)
         self.contents = list(contents)
         self.published = tuple(map(digest, contents))
         self.holding = holding
+        self.available: frozenset[int] | None = None
+        """Segments that the server has when it makes its offer; None: all."""
         self.moving: set[Side] = set()
+        self.portion = ALL_SEGMENTS
+        """How many segments a client asks for at a time; 0: it needs nothing of this source."""
         self.sending: tuple[int, ...] = ()
         """What the server was asked for: the client is given these, whatever it expects."""
         self.sent = False
@@ -66,11 +80,22 @@ class Fabric:
         return sum(self.segments[i].nbytes for i in segments)
 
 
+def next_request(order: ChooseSegments, portion: int) -> Ask | Finish | None:
+    """What a client asks for that needs at most so many segments at a time, and nothing for 0.
+
+    None: it waits until the source has more.
+    """
+    wanted = tuple(i for i in order.missing if i in order.available)[:portion]
+    if wanted or (portion and order.number == 1 and not order.missing):
+        return Ask(wanted)
+    return None if portion and order.missing else Finish()
+
+
 class Hands:
     """Carries out the tasks of one side, when the world says so.
 
-    A driver calls `begin` with a `PrepareOffer`, `OpenTransport` or `StartTransfer`, and `audit`,
-    `abort` and `close` when it is told to. It sets `post` to what takes the events that come of it.
+    A driver calls `begin` with an order, and `audit`, `abort` and `close` when it is told to. It
+    sets `post` to what takes the events that come of it.
     """
 
     def __init__(self, side: Side, fabric: Fabric) -> None:
@@ -80,20 +105,22 @@ class Hands:
         self.order: Order | None = None
         self.hangs = False
         self.fate: Event | None = None
-        """What the order at hand will end with, when it is not to succeed."""
+        """The event that ends the current order, if it is to fail."""
         self.audits = 0
-        """How often its machine wanted the weights compared again."""
+        """How often its machine asked for the weights to be compared again."""
         self._fabric = fabric
         self._left: deque[int] = deque()
         self._moved = 0
 
     @property
     def able(self) -> bool:
-        """Whether the order at hand can go on now."""
+        """Whether the current order can go on now."""
         if self.order is None or self.hangs:
             return False
         if self.fate is not None or self.side == "server":
             return True
+        if isinstance(self.order, ChooseSegments):
+            return next_request(self.order, self._fabric.portion) is not None
         if not isinstance(self.order, StartTransfer):
             return True
         fed = self._fabric.sent or "server" in self._fabric.moving
@@ -101,20 +128,20 @@ class Hands:
 
     @property
     def preparing(self) -> bool:
-        """Whether the order at hand is to make an offer."""
+        """Whether the current order is to make an offer."""
         return isinstance(self.order, PrepareOffer)
 
     def begin(self, order: Order) -> None:
         """Note the order."""
         self.order = order
         if isinstance(order, StartTransfer):
-            self._left = deque(order.segments)
+            self._left, self._moved = deque(order.segments), 0
             self._fabric.moving.add(self.side)
             if self.side == "server":
-                self._fabric.sending = order.segments
+                self._fabric.sending, self._fabric.sent = order.segments, False
 
     def work(self) -> None:
-        """Move one segment, or end the order and post what became of it."""
+        """Move one segment, or end the order and post its event."""
         order = self.order
         if order is None:
             raise LocalProtocolError("there is nothing to do")
@@ -130,23 +157,30 @@ class Hands:
         self.post(event)
 
     def do(self, order: Order) -> Event:
-        """What an order that succeeds ends with."""
+        """The event that ends an order that succeeds."""
         match order:
             case PrepareOffer():
-                return OfferReady({}, self._fabric.published)
+                return OfferReady({}, self._fabric.published, self._fabric.available)
             case OpenTransport():
                 self._fabric.holding.follow(order.offer)
                 return TransportReady()
+            case ChooseSegments():
+                return next_request(order, self._fabric.portion) or Finish()
             case StartTransfer():
                 self._fabric.sent |= self.side == "server"
                 return Transferred(self._fabric.nbytes(order.segments))
 
+    def note(self, segments: frozenset[int]) -> None:
+        """The source has more: an order to choose may go on."""
+        if isinstance(self.order, ChooseSegments):
+            self.order = replace(self.order, available=self.order.available | segments)
+
     def audit(self) -> None:
-        """Count: whether the weights have changed is for a test to know."""
+        """Count the request: a test decides whether the weights have changed."""
         self.audits += 1
 
     def abort(self) -> None:
-        """Make the order at hand fail; the other side's does not notice."""
+        """Make the current order fail; that of the other side goes on."""
         if self.order is not None:
             self.hangs = False
             self.fate = TransferFailed(Reason.TRANSFER_FAILED, "aborted")

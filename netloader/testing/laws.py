@@ -1,11 +1,11 @@
-"""The laws of a session, by name. Law of this file: a law says what holds, never how."""
+"""The laws of a session, by name: invariants that are checked after every step."""
 
 from netloader.fsm import auth
-from netloader.fsm.client import ClientSession
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import AbortTransfer, AuditWeights, OpenTransport, Send, Settle
 from netloader.fsm.messages import Description, Offer, Reject
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import LIVING, TERMINAL, State
 
@@ -53,7 +53,7 @@ def _one_verdict(session: Session, step: Step) -> None:
 
 
 def _under_the_proof(session: Session, step: Step) -> None:
-    """What is acted upon, and what is said, is under the proof of the token, if there is one."""
+    """With a token, a session acts on and sends only messages that the proof covers."""
     believed: list[Offer | Description] = []
     if isinstance(session, ClientSession):
         token, nonce = session.spec.token, session.challenge.nonce if session.challenge else ""
@@ -72,7 +72,7 @@ def _under_the_proof(session: Session, step: Step) -> None:
 
 
 def _doubts_are_audited(session: Session, step: Step) -> None:
-    """A server has its weights compared when a client found other bytes, and only then."""
+    """A server compares its weights again if a client reported other bytes, and only then."""
     word = step.event.reason if isinstance(step.event, Reject) else ""
     doubted = word == Reason.DIGEST_MISMATCH.value and step.before is State.TRANSFER
     expected = int(doubted and session.side == "server")
@@ -85,6 +85,7 @@ def _always_a_deadline(session: Session, now: float) -> None:
     if session.state in TERMINAL:
         must(due is None, "always-a-deadline", "none after the verdict")
         return
-    longest = max(limit(session.deadlines, session.nbytes) for limit in session.limits.values())
+    nbytes = session.deadline_bytes
+    longest = max(limit(session.deadlines, nbytes) for limit in session.limits.values())
     soon = due is not None and due <= now + longest
     must(soon, "always-a-deadline", f"{session.state.name} may last for ever")

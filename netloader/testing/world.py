@@ -1,4 +1,4 @@
-"""Two drivers in a simulated world. Law: nothing happens unless a test lets it."""
+"""Two drivers in a simulated world. Nothing happens unless a test chooses it."""
 
 import selectors
 import socket
@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from netloader.config import Deadlines
-from netloader.fsm.client import ClientSession, FetchSpec
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import Settle, StartTransfer
-from netloader.fsm.events import Event, OfferRefused, TransferFailed
+from netloader.fsm.events import Event, MoreAvailable, OfferRefused, TransferFailed
 from netloader.fsm.manifest import segments_of
 from netloader.fsm.messages import Purpose
-from netloader.fsm.server import CatalogEntry, ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.testing.fabric import Fabric, Hands, Holding, digest
 from netloader.testing.laws import lawful, must
 from netloader.testing.sides import Side
@@ -23,7 +24,7 @@ from netloader.testing.wire import ALL, WINDOW, Pipe, Plug
 from netloader.wire.connection import Connection
 from netloader.wire.frames import HEADER, Spoken, encode
 
-Act: TypeAlias = Literal["connects", "hears", "writes", "works"]
+Act: TypeAlias = Literal["connects", "hears", "writes", "works", "learns"]
 
 
 class Choice(NamedTuple):
@@ -34,13 +35,13 @@ class Choice(NamedTuple):
 
 
 class Timed(Protocol):
-    """Something that wants to be called at a time."""
+    """A member of the world that has deadlines."""
 
     def next_timeout(self) -> float | None:
-        """When, in seconds of the world's clock; None for never."""
+        """When to call `handle_timeout`, in seconds of the world's clock; None for never."""
 
     def handle_timeout(self, now: float) -> None:
-        """It is that time."""
+        """Act on the deadlines that have passed."""
 
 
 class Driver(Protocol):
@@ -66,7 +67,7 @@ Drive: TypeAlias = Callable[["World", Connection, Hands], Driver]
 
 
 class _InOrder(MutableSet[Timed]):
-    """A set that is gone through in the order in which its members came.
+    """A set that is iterated in the order of insertion.
 
     The order of a `set` depends on addresses, so a run could not be repeated.
     """
@@ -84,11 +85,11 @@ class _InOrder(MutableSet[Timed]):
         return len(self._members)
 
     def add(self, value: Timed) -> None:
-        """Put one at the end, unless it is here."""
+        """Append a member, unless it is in the set."""
         self._members.setdefault(value)
 
     def discard(self, value: Timed) -> None:
-        """Take one away, if it is here."""
+        """Remove a member, if it is in the set."""
         self._members.pop(value, None)
 
 
@@ -155,7 +156,7 @@ class World:
         tokens = contents or [b"segment %d" % i for i in range(count)]
         self.fabric = Fabric(entry, tokens, self.holding)
         self.pipes: dict[Side, Pipe] = {"client": Pipe(window), "server": Pipe(window)}
-        """By who reads from it."""
+        """By the side that reads from it."""
         self.members: MutableSet[Timed] = _InOrder()
         self._now = begun
         self._inbox: deque[Callable[[], None]] = deque()
@@ -204,15 +205,19 @@ class World:
                 found.append(Choice(end.side, "writes"))
             if end.hands.able:
                 found.append(Choice(end.side, "works"))
+        if self._coming() and self.server_session.offered:
+            found.append(Choice("server", "learns"))
         return found
 
     def do(self, choice: Choice, nbytes: int = ALL) -> None:
-        """Let it happen; who hears is given at most `nbytes` bytes (1 or more)."""
+        """Make a choice happen; a side that reads gets at most `nbytes` bytes (1 or more)."""
         end = self.end(choice.who)
         if choice.what == "connects":
             end.connect()
         elif choice.what == "works":
             end.hands.work()
+        elif choice.what == "learns":
+            end.link.handle(MoreAvailable(frozenset(self._coming()[:1])))
         else:
             end.plug.chunk = nbytes
             reads = choice.what == "hears"
@@ -220,12 +225,18 @@ class World:
             call(selectors.EVENT_READ if reads else selectors.EVENT_WRITE)
         self._settle_down()
 
+    def _coming(self) -> list[int]:
+        """Segments that a server with some of them will have later."""
+        if self.fabric.available is None or self.server_session.state in TERMINAL:
+            return []
+        return sorted(set(range(len(self.fabric.segments))) - self.server_session.available)
+
     def wait(self, seconds: float) -> None:
-        """Let virtual time pass; whose deadline comes by then is told."""
+        """Advance virtual time, and run the deadlines that pass."""
         self._pass(self._now + seconds)
 
     def wait_for_a_deadline(self) -> None:
-        """Let virtual time pass until somebody's patience ends."""
+        """Advance virtual time to the next deadline of either side."""
         due = self.next_due()
         if due is not None:
             self._pass(max(self._now, due))
@@ -249,9 +260,9 @@ class World:
         return self.client if who == "client" else self.server
 
     def run(self, order: Sequence[int] = (0,), most: int = 100_000) -> None:
-        """Let everything happen without a fault, until nothing is left or `most` things have.
+        """Make choices happen, without a fault, until none is left or `most` were made.
 
-        `order` says which of the choices to take, round and round, each modulo their number.
+        `order` gives the indices of the choices to take, cyclically, modulo their number.
         """
         for turn in range(most):
             choices = self.choices()
@@ -267,11 +278,11 @@ class World:
             pipe.snap()
 
     def forge(self, who: Side, said: Spoken | bytes) -> None:
-        """Put a message, or bytes, at the end of what `who` will hear."""
+        """Append a message, or bytes, to what `who` will read."""
         self.pipes[who].bytes += said if isinstance(said, bytes) else encode(said)
 
     def fail(self, who: Side, event: TransferFailed | OfferRefused) -> None:
-        """The work that `who` has at hand will end with this."""
+        """Make the current order of `who` end with this event."""
         self.end(who).hands.fate = event
 
     # -- laws ------------------------------------------------------------------------------------
@@ -282,15 +293,17 @@ class World:
             end.check()
             settles = sum(isinstance(e, Settle) for step in end.steps for e in step.effects)
             must(settles == (end.session.verdict is not None), "one-verdict", "exactly one")
-            starts = sum(isinstance(e, StartTransfer) for step in end.steps for e in step.effects)
-            must(starts <= 1, "join-once", "one transfer in a session")
+            starts = [e for step in end.steps for e in step.effects if isinstance(e, StartTransfer)]
+            moved = [segment for start in starts for segment in start.segments]
+            must(len(moved) == len(set(moved)), "once-each", "no segment twice in a session")
         client, server = self.client_session, self.server_session
         if client.spec.purpose is Purpose.DESCRIBE or client.state is not State.DONE:
             return
         count = len(self.fabric.segments)
         received = tuple(digest(self.holding.contents.get(i, b"")) for i in range(count))
         must(received == self.fabric.published, "same-bytes", "what was published has arrived")
-        must(server.sent, "agreement", "a client is only done after its server sent everything")
+        sent = server.sent or not client.requests.count
+        must(sent, "agreement", "a client is only done after its server sent everything")
 
     def _settle_down(self) -> None:
         while self._inbox:

@@ -1,12 +1,10 @@
-"""netloader as vLLM's load format `netloader`. Law: only this package imports vllm."""
+"""netloader as vLLM's load format `netloader`; no other package of netloader imports vllm."""
 
 from importlib.metadata import EntryPoint, entry_points
 
 from netloader.installed import mixed
 from netloader.log import emit, get_logger, quiet_dependencies
-
-LOG_BASE = "vllm.netloader"
-"""vLLM shows what is logged below `vllm`, and nothing else."""
+from netloader.vllm_plugin.log_base import LOG_BASE
 
 PLUGINS = "vllm.general_plugins"
 """The entry points that vLLM calls in each of its processes."""
@@ -21,8 +19,10 @@ def register() -> None:
     from vllm.model_executor.model_loader import register_model_loader
 
     from netloader.vllm_plugin.load.loader import NetLoader
+    from netloader.vllm_plugin.patches.worker_methods import install_when_made
 
     register_model_loader("netloader")(NetLoader)
+    install_when_made()
     logger = get_logger("plugin", LOG_BASE)
     if problem := mixed():
         emit(logger, "netloader.plugin.mixed", {"netloader.detail": problem})

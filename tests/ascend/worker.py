@@ -16,7 +16,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.plugins import load_general_plugins
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from netloader.vllm_plugin.serve.worker import this_worker
+from netloader.vllm_plugin.patches.worker_methods import worker_of
 from tests.ascend.arithmetic import HostArithmetic
 from tests.ascend.holdings import held_by
 from tests.ascend.talk import converse
@@ -65,7 +65,7 @@ class Worker:
     def offer(self) -> None:
         """Be warm: netloader serves from now on."""
         with set_current_vllm_config(self.config):
-            this_worker().warm_up.done()
+            worker_of(self.inner).warm_up.done()
 
     def samples_taken(self) -> list[int]:
         """MiB in tensors while the model was loaded: every change, in order."""

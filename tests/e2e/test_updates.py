@@ -146,16 +146,20 @@ def outcome(fork_server: ForkServer, server: Engine, model: Model, at: list[str]
 
 def proven(worker: Any) -> bool:
     """Whether the first look at everything is over."""
-    from netloader.vllm_plugin.serve.worker import this_worker
+    from netloader.vllm_plugin.patches.worker_methods import worker_of
+    from netloader.vllm_plugin.serve.worker import current_worker
 
-    return all(role in server._proven for server in this_worker().servers for role in server.roles)
+    servers = worker_of(worker).servers
+    assert servers, "vLLM's worker does not hold ours"
+    assert current_worker() is None, "the thread holds it"
+    return all(role in server._proven for server in servers for role in server.roles)
 
 
 def look_now(worker: Any) -> None:
     """Do what the server does from time to time."""
-    from netloader.vllm_plugin.serve.worker import this_worker
+    from netloader.vllm_plugin.patches.worker_methods import worker_of
 
-    for server in this_worker().servers:
+    for server in worker_of(worker).servers:
         for published in server._catalog.published_models if server._catalog else ():
             published.audit()
 

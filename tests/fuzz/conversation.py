@@ -1,19 +1,22 @@
 """A real session with a hostile peer: what it hears is any bytes, what it does is held to account.
 
 The driver's part is played here: effects become local work that is reported when the input says
-so. Laws of one step are those of tests/property/world.py; the others need the whole conversation.
+so. Laws of one step are those of tests/support/world.py; the others need the whole conversation.
 """
 
 from collections import deque
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final, assert_never
 
 from netloader.fsm import auth
-from netloader.fsm.client import ClientSession
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
+    ChooseSegments,
     Effect,
+    NoteAvailable,
     OpenTransport,
     PrepareOffer,
     Send,
@@ -35,7 +38,6 @@ from netloader.fsm.events import (
 from netloader.fsm.manifest import segments_of
 from netloader.fsm.messages import (
     Challenge,
-    Complete,
     Description,
     Hello,
     Lane,
@@ -46,13 +48,15 @@ from netloader.fsm.messages import (
     Reject,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import MAX_LANES, ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import FRAME_AFTER_TRUST, Step
 from netloader.fsm.states import TERMINAL, State
+from netloader.fsm.terms import MAX_LANES
 from netloader.testing import lawful
+from netloader.testing.fabric import ALL_SEGMENTS, next_request
 from netloader.wire.frames import HEADER, MAGIC, PREFIX, Decoder, encode
-from tests.property.histories import LIVES
-from tests.property.world import (
+from tests.support.histories import LIVES
+from tests.support.world import (
     IDENTITY,
     MANIFEST,
     OFFERING,
@@ -98,13 +102,18 @@ class Conversation:
         self.work: deque[Event] = deque([Connected()])
         self.said: list[Message] = []
         self.started = 0
+        self.moved: set[int] = set()
+        self.choice: ChooseSegments | None = None
+        """What the owner of a client is to decide; it does so at once."""
         self.trusted = False
         self.reported: Transferred | None = None
         self.reached: set[str] = set()
         for event in events:
             if self.work and type(self.work[0]) is type(event):
                 self.work.popleft()
+            self.choice = None
             self._step(event)
+        self._choose()
 
     # -- what may happen -------------------------------------------------------------------------
 
@@ -127,6 +136,17 @@ class Conversation:
                     self._step(ConnectionLost("reset"))
             case _:
                 self._hear(framed(document_of(word, rest)))
+        self._choose()
+
+    def _choose(self) -> None:
+        choice, self.choice = self.choice, None
+        if choice is None or self.session.state in TERMINAL:
+            return
+        answer = next_request(choice, ALL_SEGMENTS)
+        if answer is None:
+            self.choice = choice
+        else:
+            self._step(answer)
 
     def end(self) -> None:
         """Whatever was said, one deadline later it is over."""
@@ -182,7 +202,7 @@ class Conversation:
         for effect in step.effects:
             self._perform(effect, step)
 
-    def _perform(self, effect: Effect, step: Step) -> None:
+    def _perform(self, effect: Effect, step: Step) -> None:  # noqa: C901 - a case for each
         match effect:
             case Send():
                 self._check_words(effect.message, step)
@@ -194,6 +214,12 @@ class Conversation:
             case OpenTransport():
                 self._check_offer(effect.offer)
                 self.work.append(TransportReady())
+            case ChooseSegments():
+                self.choice = effect
+            case NoteAvailable():
+                if self.choice is not None:
+                    more = self.choice.available | effect.segments
+                    self.choice = replace(self.choice, available=more)
             case StartTransfer():
                 self._check_start(effect)
                 self.work.append(Transferred(self._nbytes(effect)))
@@ -241,8 +267,9 @@ class Conversation:
 
     def _check_start(self, effect: StartTransfer) -> None:
         self.started += 1
-        assert self.started == 1, "join once"
-        assert all(a < b for a, b in pairwise(effect.segments)), "no segment twice"
+        assert all(a < b for a, b in pairwise(effect.segments)), "in order"
+        assert self.moved.isdisjoint(effect.segments), "no segment twice"
+        self.moved.update(effect.segments)
         assert set(effect.segments) <= set(range(len(SEGMENTS))), "only segments there are"
         assert 1 <= effect.lanes <= MAX_LANES
 
@@ -262,10 +289,11 @@ class Conversation:
             told = session.description in (None, PROVEN_DESCRIPTION)
             assert told, "what the server described, all of it"
         if isinstance(session, ClientSession) and session.spec.purpose is Purpose.WEIGHTS:
-            assert self.reported is not None, "never wrong: done means received"
+            unused = verdict.reason is Reason.NOT_NEEDED
+            assert unused != (self.reported is not None), "never wrong: done means received"
             assert session.offer is not None
             assert session.offer.manifest == MANIFEST
-            assert session.completed or isinstance(step.event, Complete)
+            assert session.request is None
         elif isinstance(session, ServerSession) and verdict.reason is Reason.VERIFIED:
             assert self.reported is not None, "verified what was never sent"
 

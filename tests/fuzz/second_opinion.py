@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from enum import Enum
+from types import UnionType
 from typing import Any, Final, TypeAlias, get_args, get_origin, get_type_hints
 
 from netloader.fsm.identity import Difference, Identity
@@ -100,8 +101,14 @@ def _is_plain(value: object, depth: int) -> bool:
 def _built(hint: Any, value: Any) -> Any:
     """`value` as the type `hint` asks for, or _MisfitError; no value is ever bent into a type."""
     origin = get_origin(hint)
+    if origin is UnionType:
+        wanted, _ = get_args(hint)  # a type, or nothing
+        return None if value is None else _built(wanted, value)
     if origin is tuple and isinstance(value, list):
-        return tuple(_built(get_args(hint)[0], item) for item in value)
+        kinds = get_args(hint)
+        if Ellipsis not in kinds and len(kinds) != len(value):
+            raise _MisfitError(f"{len(value)} values, not {len(kinds)}")
+        return tuple(_built(kinds[0], item) for item in value)
     if origin is Mapping and isinstance(value, dict):
         key, item = get_args(hint)
         return {_built(key, k): _built(item, v) for k, v in value.items()}
@@ -154,6 +161,8 @@ def marks(document: bytes) -> set[str]:
 
 def _mark(found: set[str], path: str, hint: Any, value: Any) -> None:
     found.add(f"{path} {_sort(value)}")
+    if get_origin(hint) is UnionType:
+        hint = get_args(hint)[0]
     if hint in HINTS and isinstance(value, dict):
         for name in value:
             known = HINTS[hint].get(name)

@@ -50,9 +50,9 @@ MODELS: Final = (every_kind, fractal, on_both)
 class Lane:
     """One segment on its way; until its bytes come, its targets hold anything."""
 
-    def __init__(self, intake: Lease, index: int, device: torch.device) -> None:
-        segment = intake.segments[index]
-        self.writer: SegmentWriter = intake.expect(segment)
+    def __init__(self, lease: Lease, index: int, device: torch.device) -> None:
+        segment = lease.segments[index]
+        self.writer: SegmentWriter = lease.expect(segment)
         self.index = index
         extents = [extent for chunk in chunks(segment) for extent in chunk]
         self.targets = [self.writer.target(extent, device) for extent in extents]
@@ -95,14 +95,14 @@ def test_what_is_verified_is_here_whatever_failed(
     content = 0
 
     for _ in range(TRIES):
-        intake = ledger.lease(sources[content].offer)
+        lease = ledger.lease(sources[content].offer)
         missing = [*ledger.progress.missing()]
         if not missing:
-            ledger.release(intake)
+            ledger.release(lease)
             break
         chance.shuffle(missing)
         device = chance.choice(DEVICES)
-        lanes = [Lane(intake, index, device) for index in missing[:LANES]]
+        lanes = [Lane(lease, index, device) for index in missing[:LANES]]
         chance.shuffle(lanes)
         for lane in lanes[: chance.randint(1, LANES)]:  # then the source is gone
             block = bytearray(sources[content].blocks[lane.index])
@@ -114,9 +114,13 @@ def test_what_is_verified_is_here_whatever_failed(
             except TransferError as error:
                 failed = error.detail
             assert ("out of sorts" in failed) or bool(failed) == spoilt
-        ledger.release(intake)
+        ledger.release(lease)
         if chance.random() < 0.1:
             content = 1 - content
+        if chance.random() < 0.1:  # the call ended; the caller goes on from its outcome
+            before = ledger.progress
+            ledger = Ledger(ModuleStore.of(target), lambda *_: None)
+            ledger.resume(before, lambda: False)
 
     assert not ledger.progress.missing()
     assert digest(target) == digest(models[content])

@@ -6,20 +6,22 @@ that catches it; `python -m tests.property.mutants [WORDS]` finds that out anew.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.planting import copied, planted
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.published_mutants import PUBLISHED_MUTANTS
+from tests.property.request_mutants import REQUEST_MUTANTS
 from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
 from tests.property.transport_mutants import TRANSPORT_MUTANTS
 from tests.property.wire_mutants import WIRE_MUTANTS
+from tests.support.planting import copied, planted
 
 CLIENT: Final = "netloader/fsm/client.py"
 SERVER: Final = "netloader/fsm/server.py"
@@ -28,9 +30,10 @@ TABLE: Final = "netloader/fsm/table.py"
 MANIFEST: Final = "netloader/fsm/manifest.py"
 IDENTITY: Final = "netloader/fsm/identity.py"
 AUTH: Final = "netloader/fsm/auth.py"
-INTAKE: Final = "netloader/io/store/ledger.py"
+LEDGER: Final = "netloader/io/store/ledger.py"
 DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
+CATALOG: Final = "netloader/io/catalog.py"
 SERVED_MODEL: Final = "netloader/vllm_plugin/serve/served_model.py"
 PLACES: Final = "netloader/vllm_plugin/inspect/places.py"
 USAGE_RECORD: Final = "netloader/vllm_plugin/serve/usage_record.py"
@@ -53,6 +56,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **FETCH_MUTANTS,
     **TRANSPORT_MUTANTS,
     **WIRE_MUTANTS,
+    **REQUEST_MUTANTS,
     **STORE_MUTANTS,
     **PUBLISHED_MUTANTS,
     # the tables
@@ -81,17 +85,20 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a guard is forgotten: done before the server said complete": Mutant(
         L2,
         CLIENT,
-        r"D, _confirm, +when=_told_complete\),\n +row\(T, Transferred, +T, _hold\)",
-        "D, _confirm)",
+        r"T, _go_on, +when=_told_complete\),\n +row\(T, Transferred, +T, _hold\)",
+        "T, _go_on)",
     ),
     "a request is taken before an offer was made": Mutant(
-        L2, SERVER, r"return session\.offered and ascending", "return ascending"
+        L2, SERVER, r"return session\.offered and allowed", "return allowed"
     ),
     "a server believes `verified` before it has sent": Mutant(
-        L2, SERVER, r"return session\.sent and \(", "return ("
+        L2, SERVER, r"return session\.sent and event", "return event"
     ),
     "a server offers its first model, whatever is asked for": Mutant(
-        L2, SERVER, r"return roles\.index\(wanted\) if wanted in roles else 0", "return 0"
+        L2,
+        "netloader/fsm/server_session.py",
+        r"return roles\.index\(wanted\) if wanted in roles else 0",
+        "return 0",
     ),
     "any proof is good": Mutant(L2, AUTH, r"return hmac\.compare_digest\(.*\)", "return bool(mac)"),
     "an offer's proof is not looked at": Mutant(
@@ -129,15 +136,15 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     # the session
     "a deadline is not armed anew": Mutant(
-        L1, SESSION, r"if self\.state is not before:", "if self.state is INITIAL:"
+        L1, SESSION, r"if self\.phase != phase:", "if self.state is INITIAL:"
     ),
     "a deadline is armed by every word": Mutant(
-        L2, SESSION, r"if self\.state is not before:", "if self.deadline:"
+        L2, SESSION, r"if self\.phase != phase:", "if self.deadline:"
     ),
     "nothing is aborted on the way out": Mutant(L1, SESSION, r"yield AbortTransfer\(\)", "pass"),
     "the verdict comes before the last word": Mutant(L1, SESSION, REFUSE, r"    \2\n    \1\n"),
     "a client forgets that its weights are dirty": Mutant(
-        L1, CLIENT, r"    session\.touched = True\n", ""
+        L1, CLIENT, r"session\.touched = session\.begun = True", "session.begun = True"
     ),
     # identity, manifest, progress
     "a field that only one side has is overlooked": Mutant(
@@ -165,10 +172,10 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L2, MANIFEST, r"    if extents:\n", "    if room == 0:\n"
     ),
     "a segment is counted twice on resume": Mutant(
-        L4, INTAKE, r"clear\(\)\n        self\.verified_bytes = 0", "clear()"
+        L4, LEDGER, r"clear\(\)\n        self\.verified_bytes = 0", "clear()"
     ),
     "a segment's digest is not compared": Mutant(
-        L4, INTAKE, r"if self\._hasher\.hexdigest\(\) != .*:", "if not self._hasher.hexdigest():"
+        L4, LEDGER, r"if self\._hasher\.hexdigest\(\) != .*:", "if not self._hasher.hexdigest():"
     ),
     # the fence
     "who reads on does not keep memory from being freed": Mutant(
@@ -229,7 +236,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "a late finding puts the old model back on offer": Mutant(
         SERVED,
-        PUBLISHED,
+        CATALOG,
         r"            if old not in self\.published_models:\n +return False\n",
         "",
     ),
@@ -284,6 +291,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
 COPIED: Final = (
     "netloader",
     "docs",
+    "tests/support",
     "tests/property",
     "tests/unit/fsm",
     "tests/unit/wire",
@@ -310,8 +318,7 @@ def caught(layer: str, copy: Path, template: Template) -> str:
 def planted_in(folder: Path, name: str, template: Template, *layers: str) -> str:
     """Which of some layers is the first to catch a mutant, and with which test; "" for none."""
     copy = copied(folder, *COPIED)
-    for file in ("conftest.py", "planting.py"):
-        (copy / "tests" / file).write_bytes((Path(__file__).parents[1] / file).read_bytes())
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", copy / "tests")
     _, *planting = MUTANTS[name]
     with planted(copy, *planting):
         found = ((layer, caught(layer, copy, template)) for layer in layers)

@@ -5,11 +5,14 @@ from dataclasses import replace
 from typing import Final
 
 from netloader.fsm.events import (
+    Ask,
     Connected,
     ConnectFailed,
     ConnectionLost,
     DeadlinePassed,
     Event,
+    Finish,
+    MoreAvailable,
     OfferReady,
     OfferRefused,
     StopRequested,
@@ -25,6 +28,7 @@ from netloader.fsm.messages import (
     Challenge,
     Complete,
     Description,
+    Have,
     Hello,
     Offer,
     Proof,
@@ -33,8 +37,9 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import MAX_LANES
-from tests.property.world import (
+from netloader.fsm.terms import MAX_LANES
+from tests.support.world import (
+    ASK,
     CHALLENGE,
     CURIOUS,
     CURIOUS_CHALLENGE,
@@ -52,6 +57,8 @@ from tests.property.world import (
     RECEIVED,
     REFUSAL,
     REQUEST,
+    ROOT,
+    SEGMENT_BYTES,
     SERVER_NONCE,
     VERIFIED,
     WISH,
@@ -59,6 +66,8 @@ from tests.property.world import (
     proven,
 )
 
+REST: Final = NBYTES - SEGMENT_BYTES
+"""Bytes of all segments but the first."""
 OTHER_MANIFEST: Final = Manifest(MANIFEST.tensors[:1])
 
 OTHER_DIGESTS: Final = ("another-0", "another-1", "another-2")
@@ -95,11 +104,21 @@ SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
         replace(OFFER, manifest=OTHER_MANIFEST),
         replace(OFFER, transport="gloo"),
         replace(OFFER, root="another"),
+        replace(OFFER, availability=((0, 1),)),
+        replace(PROVEN_OFFER, manifest=None),
+        replace(OFFER, availability=((1, 1),)),
     ),
-    Request: (REQUEST, Request(()), Request((1, 0)), Request((0,), MAX_LANES + 1)),
-    Begin: (Begin(),),
-    Complete: (Complete(NBYTES), Complete(0)),
-    Verified: (VERIFIED, Verified(3, NBYTES, "another"), Verified(0, 0, "")),
+    Have: (Have(((1, 3),)), Have(((0, 3),)), Have(((2, 2),)), Have(())),
+    Request: (
+        *(REQUEST, Request(()), Request((1, 0)), Request((0,), MAX_LANES + 1)),
+        *(Request((0,)), Request((1, 2), 2, 2), Request((0, 1), 1, 2), Request((), 1, 2)),
+    ),
+    Begin: (Begin(), Begin(2)),
+    Complete: (Complete(NBYTES), Complete(0), Complete(SEGMENT_BYTES), Complete(REST, 2)),
+    Verified: (
+        *(VERIFIED, Verified(3, NBYTES, "another"), Verified(0, 0, ""), Verified(0, 0, ROOT)),
+        Verified(1, SEGMENT_BYTES, ROOT),
+    ),
     Reject: (REFUSAL, Reject("a word of the year 2040"), DOUBT),
     Violated: (Violated("bytes of another protocol"),),
     Connected: (Connected(),),
@@ -107,9 +126,12 @@ SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
     ConnectionLost: (ConnectionLost("reset"),),
     DeadlinePassed: (DeadlinePassed(),),
     StopRequested: (StopRequested(), StopRequested(Reason.NOT_SERVING, "sleeping")),
-    OfferReady: (OFFER_READY,),
+    OfferReady: (OFFER_READY, replace(OFFER_READY, available=frozenset({0}))),
+    MoreAvailable: (MoreAvailable(frozenset({1, 2})), MoreAvailable(frozenset())),
     OfferRefused: (OfferRefused(Reason.BUSY, "full", 2.0),),
     TransportReady: (TransportReady(),),
+    Ask: (ASK, Ask((0,)), Ask((1, 2)), Ask(())),
+    Finish: (Finish(),),
     Transferred: (RECEIVED,),
     TransferFailed: (TransferFailed(Reason.TRANSFER_STALLED, "silence"),),
 }

@@ -13,16 +13,26 @@ from time import perf_counter
 from typing import Final, NamedTuple
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.client import ClientSession
-from netloader.fsm.effects import AbortTransfer, OpenTransport, PrepareOffer, Send, StartTransfer
+from netloader.fsm.client_session import ClientSession
+from netloader.fsm.effects import (
+    AbortTransfer,
+    ChooseSegments,
+    OpenTransport,
+    PrepareOffer,
+    Send,
+    StartTransfer,
+)
 from netloader.fsm.events import (
     LOCAL_EVENTS,
     PEER_EVENTS,
+    Ask,
     Connected,
     ConnectFailed,
     ConnectionLost,
     DeadlinePassed,
     Event,
+    Finish,
+    MoreAvailable,
     OfferReady,
     OfferRefused,
     StopRequested,
@@ -32,12 +42,12 @@ from netloader.fsm.events import (
 )
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import INITIAL, TERMINAL, State
 from netloader.testing.laws import lawful, must
 from tests.property.samples import SAMPLES
-from tests.property.world import PROVEN_DESCRIPTION, PROVEN_OFFER, Choice, World
+from tests.support.world import PROVEN_DESCRIPTION, PROVEN_OFFER, Choice, World
 
 CONSTANT: Final = {"spec", "entries", "nonce", "session_id"}
 """What no event changes."""
@@ -47,10 +57,11 @@ OF_A_STEP: Final = {"_effects", "_row"}
 ENDINGS: Final[dict[type, tuple[type[Event], ...]]] = {
     PrepareOffer: (OfferReady, OfferRefused, TransferFailed),
     OpenTransport: (TransportReady, TransferFailed),
+    ChooseSegments: (Ask, Finish, TransferFailed),
     StartTransfer: (Transferred, TransferFailed),
 }
 """What the driver may report of an order, once for each."""
-ONCE: Final = ("always-a-deadline", "nothing a peer says moves it while a state lasts")
+ONCE: Final = ("always-a-deadline", "nothing a peer says moves it while a phase lasts")
 LATER_S: Final = 1.0
 ANY_TIME: Final = (ConnectionLost, DeadlinePassed, StopRequested)
 
@@ -86,7 +97,11 @@ class Alone(NamedTuple):
 
     @property
     def key(self) -> tuple[object, ...]:
-        return (self.order, *fingerprint(self.session))
+        """What a session that is over knows does not matter any more: it absorbs everything."""
+        session = self.session
+        if session.state in TERMINAL:
+            return self.order, session.side, session.state, repr(session.verdict)
+        return self.order, *fingerprint(session)
 
 
 def possible(at: Alone) -> Iterator[Event]:
@@ -100,8 +115,20 @@ def possible(at: Alone) -> Iterator[Event]:
         locals_ = (Connected, *dials, *ANY_TIME)
     else:
         locals_ = (*ANY_TIME, *ENDINGS.get(at.order or object, ()))
+        if isinstance(at.session, ServerSession) and at.session.offered:
+            locals_ = (*locals_, MoreAvailable)
     for local in locals_:
-        yield from SAMPLES[local]
+        yield from (event for event in SAMPLES[local] if _may_be_asked(at.session, event))
+
+
+def _may_be_asked(session: Session, event: Event) -> bool:
+    """Whether an owner may want this: what is there, once, and nothing at first only."""
+    if not isinstance(event, Ask) or not isinstance(session, ClientSession):
+        return True
+    if session.state in TERMINAL or not session.available.issuperset(event.segments):
+        return session.state in TERMINAL
+    asked = session.requests.asked
+    return asked.isdisjoint(event.segments) and (bool(event.segments) or not session.requests.count)
 
 
 def after(at: Alone, step: Step) -> type | None:
@@ -147,12 +174,24 @@ def _told(at: Alone, event: Event, found: Found) -> Alone:
         raise
     found.rows.add(id(step.row))
     lawful(twin, step, now)
-    must(twin.state is not at.session.state or twin.deadline == at.session.deadline, *ONCE)
+    must(twin.phase != at.session.phase or twin.deadline == at.session.deadline, *ONCE)
+    must(_goes_on(at.session, twin), "once-each", "one request at a time, and no segment twice")
     if isinstance(twin, ServerSession):
         _server_holds(twin, step)
     if isinstance(twin, ClientSession) and twin.spec.token is not None:
         _believed(twin, step)
     return Alone(twin, after(at, step))
+
+
+def _goes_on(before: Session, after: Session) -> bool:
+    """Whether requests follow each other, so that a session cannot go on for ever."""
+    was, now = before.requests, after.requests
+    if now.count == was.count:
+        return now.asked == was.asked
+    wanted = frozenset(now.at_hand.segments) if now.at_hand else frozenset()
+    one = was.at_hand is None and now.count == was.count + 1
+    new = was.asked.isdisjoint(wanted) and now.asked == was.asked | wanted
+    return one and new and (bool(wanted) or not was.count)
 
 
 def _believed(session: ClientSession, step: Step) -> None:
@@ -166,7 +205,8 @@ def _believed(session: ClientSession, step: Step) -> None:
 def _server_holds(session: ServerSession, step: Step) -> None:
     if session.state is State.DONE:
         described = session.verdict is not None and session.verdict.reason is Reason.DESCRIBED
-        must(session.sent or described, "agreement", "a server is only done when it has sent")
+        unused = not session.requests.count
+        must(session.sent or described or unused, "agreement", "a server is done when it has sent")
     for effect in step.effects:
         if isinstance(effect, Send) and isinstance(effect.message, Offer):
             asked = session.hello is not None and session.hello.identity
@@ -187,10 +227,13 @@ class Node(NamedTuple):
     def key(self) -> tuple[object, ...]:
         """Two worlds with one key have one future."""
         sides = [
-            (*fingerprint(p.session), repr(p.inbox), repr(p.work), p.moves, p.hangs, p.audits)
+            (
+                *(*fingerprint(p.session), repr(p.inbox), repr(p.work), repr(p.choosing)),
+                *(p.moves, p.hangs, p.audits),
+            )
             for p in self.world.parties.values()
         ]
-        return (self.faults, self.world.wire, *sides)
+        return (self.faults, self.world.wire, self.world.coming, *sides)
 
 
 def search_pair(make: Callable[[], World], faults: int, holds: Callable[[World], None]) -> Found:

@@ -5,15 +5,14 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from netloader.fsm.client import FetchSpec
 from netloader.fsm.events import PEER_EVENTS, Violated
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, Progress, TensorSpec
 from netloader.fsm.messages import Lane
-from netloader.fsm.server import CatalogEntry
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.wire.frames import Spoken
 from tests.property.samples import SAMPLES
-from tests.property.world import (
+from tests.support.world import (
     CURIOUS,
     DIGESTS,
     GUARDED,

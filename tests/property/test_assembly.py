@@ -39,7 +39,7 @@ STEPS: Final = (
     *["all", "all, held up"] * 8,
     *["assign"] * 4,
     *[*FAULTS, "gone"] * 2,
-    *["a bit", "another checkpoint", "other segments"],
+    *["a bit", "another checkpoint", "other segments", "another call"],
 )
 
 happened: Counter[str] = Counter()
@@ -112,8 +112,32 @@ class Assembly:
         self.source, self.lanes, self.failed = self.sources[key], list[Lane](), False
         for lease in self.leases:
             self.ledger.release(lease)
-        self.intake = self.ledger.lease(self.source.offer)
-        self.leases = [self.intake]
+        self.lease = self.ledger.lease(self.source.offer)
+        self.leases = [self.lease]
+
+    def turn_to(self, what: str) -> None:
+        """The next source, or the next call."""
+        match what:
+            case "another checkpoint":
+                self.follow(SAME + OTHER - self.content, self.segment_bytes)
+            case "other segments":
+                self.follow(self.content, self.sizes[self.segment_bytes == self.sizes[0]])
+            case "another call":
+                self.another_call()
+            case _:
+                self.follow(self.content, self.segment_bytes)
+
+    def another_call(self) -> None:
+        """The fill ends, and its caller goes on from the outcome."""
+        for lease in self.leases:
+            self.ledger.release(lease)
+        before = self.ledger.progress
+        self.weights = ModuleStore.of(self.target)
+        self.ledger = Ledger(self.weights, lambda *_: self.strike("report"))
+        self.ledger.resume(before, lambda: False)
+        happened["resumed"] += bool(self.ledger.progress.verified)
+        self.leases = []
+        self.follow(self.content, self.segment_bytes)
 
     @property
     def missing(self) -> list[int]:
@@ -126,12 +150,8 @@ class Assembly:
         match what:
             case "begin" if self.missing and len(self.lanes) < LANES and not self.failed:
                 self.begin(pick)
-            case "gone":
-                self.follow(self.content, self.segment_bytes)
-            case "another checkpoint":
-                self.follow(SAME + OTHER - self.content, self.segment_bytes)
-            case "other segments":
-                self.follow(self.content, self.sizes[self.segment_bytes == self.sizes[0]])
+            case "gone" | "another checkpoint" | "other segments" | "another call":
+                self.turn_to(what)
             case _ if what in FAULTS:
                 self.armed.add(what)
             case "all, held up" if self.missing and len(self.lanes) == 1 and not self.failed:
@@ -147,8 +167,8 @@ class Assembly:
         """All lanes that are free have a segment each, from anywhere on."""
         missing = self.missing
         for turn in range(pick, pick + min(LANES - len(self.lanes), len(missing))):
-            segment = self.intake.segments[missing[turn % len(missing)]]
-            coming, block = self.intake.expect(segment), self.source.blocks[segment.index]
+            segment = self.lease.segments[missing[turn % len(missing)]]
+            coming, block = self.lease.expect(segment), self.source.blocks[segment.index]
             self.lanes.append(Lane(coming, segment, block, turn))
 
     def go_on(self, what: str, lane: Lane, pick: int) -> None:
@@ -198,7 +218,7 @@ class Assembly:
 
     def check(self) -> None:
         """After any step."""
-        verified = [self.intake.segments[i] for i in self.ledger.progress.verified]
+        verified = [self.lease.segments[i] for i in self.ledger.progress.verified]
         assert self.ledger.verified_bytes == sum(segment.nbytes for segment in verified)
         here, specs = contents(self.target), self.weights.manifest.tensors
         shared = {spec.shares for spec in specs}
@@ -239,5 +259,5 @@ def test_what_is_verified_is_here_whatever_failed(figures: list[str]) -> None:
     put_together()
     seconds = perf_counter() - begun
     figures.append(f"assembly: {dict(happened)}, {happened['runs'] / seconds * 60:.0f} a minute")
-    for event in ("meanwhile", *(f"failed: {where}" for where in FAULTS)):
+    for event in ("meanwhile", "resumed", *(f"failed: {where}" for where in FAULTS)):
         assert happened[event], f"never {event}"

@@ -4,14 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
-from netloader.fsm.client import FetchSpec
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
 from netloader.fsm.states import State
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.log import capture
 from netloader.testing import Choice, World
 from netloader.wire.connection import LINGER_S
-from tests.property.world import CURIOUS, DEADLINES, GUARDED, NBYTES, OFFERING, SECURED, WISH
+from tests.support.world import CURIOUS, DEADLINES, GUARDED, NBYTES, OFFERING, SECURED, WISH
 
 PAIRS = {"plain": (WISH, OFFERING), "token": (SECURED, GUARDED), "curious": (CURIOUS, OFFERING)}
 

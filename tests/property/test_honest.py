@@ -4,15 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
-from netloader.fsm.client import FetchSpec
 from netloader.fsm.effects import StartTransfer
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
 from netloader.fsm.states import State
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.testing import World
 from tests.property.machine import Conversation, Depth, depths, orders
 from tests.property.strategies import IDENTITIES, MANIFESTS, UNLIKE, matching, windows
-from tests.property.world import OFFERING
+from tests.support.world import OFFERING
 
 
 class Honest(Conversation):

@@ -14,19 +14,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from netloader.fsm.client import FetchSpec
 from netloader.fsm.events import ConnectFailed, OfferRefused, StopRequested, TransferFailed
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
 from netloader.fsm.states import LIVING, TERMINAL, State
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.testing import World
 from netloader.testing.sides import Side
 from netloader.wire.connection import LINGER_S
 from netloader.wire.frames import Spoken
 from tests.property.machine import Conversation, Depth, F, depths
 from tests.property.strategies import pairs, plausible, windows
-from tests.property.world import DEADLINES, NBYTES, OFFERING, WISH
+from tests.support.world import DEADLINES, NBYTES, OFFERING, WISH
 
 SIDES: Final = st.sampled_from(["client", "server"])
 SEGMENTS: Final = (0, 1, 2)

@@ -18,7 +18,7 @@ from netloader.fsm.manifest import (
 )
 from netloader.fsm.messages import Offer
 from netloader.wire.frames import Decoder, encode
-from tests.property.world import OFFER
+from tests.support.world import OFFER
 
 ELEMENT = 2
 shapes = st.lists(st.integers(0, 6), max_size=3)
@@ -99,6 +99,7 @@ def test_both_sides_derive_the_same_plan(manifest: Manifest, segment_bytes: int)
     (heard,) = Decoder(2**20).feed(encode(sent))
 
     assert isinstance(heard, Offer)
+    assert heard.manifest is not None
     assert manifest.difference(heard.manifest) is None
     assert heard.manifest.digest == manifest.digest
     assert segments_of(heard.manifest, heard.segment_bytes) == segments_of(manifest, segment_bytes)

@@ -8,16 +8,15 @@ import pytest
 
 from netloader.fsm import client as client_side
 from netloader.fsm import server as server_side
-from netloader.fsm.client import FetchSpec
 from netloader.fsm.effects import StartTransfer
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Purpose
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
 from netloader.fsm.session import Session
 from netloader.fsm.states import State
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from tests.property.search import search_alone, search_pair
-from tests.property.world import (
+from tests.support.world import (
     BOTH,
     CURIOUS,
     DIGESTS,
@@ -71,6 +70,8 @@ HONEST: Final[dict[str, PeerGroup]] = {
     "the draft of two": (DRAFTING, *BOTH),
     "the draft of two with a token": (replace(DRAFTING, token=TOKEN), *GUARDED_BOTH),
 }
+PORTIONS: Final = {"one segment at a time": 1, "two segments at a time": 2, "nothing": 0}
+"""How many segments the owner of a client asks for at a time."""
 UNLIKE: Final[dict[str, PeerGroup]] = {
     "another model": (replace(WISH, identity=OTHER_IDENTITY), OFFERING),
     "a draft that is not there": (DRAFTING, BOTH[0]),
@@ -81,6 +82,7 @@ UNLIKE: Final[dict[str, PeerGroup]] = {
     "a token only here": (SECURED, OFFERING),
 }
 MOST_FAULTS: Final = 3
+FEWER_FAULTS: Final = 2
 DONE: Final = ("DONE", "DONE")
 
 
@@ -91,8 +93,9 @@ def holds(world: World) -> None:
         who: [e for step in p.steps for e in step.effects if isinstance(e, StartTransfer)]
         for who, p in world.parties.items()
     }
-    assert len(starts["client"]) <= 1, "join-once"
-    assert len(starts["server"]) <= 1, "join-once"
+    for who, started in starts.items():
+        moved = [segment for start in started for segment in start.segments]
+        assert len(moved) == len(set(moved)), f"once-each: {who}"
     if c.verdict is not None:
         assert c.verdict.weights_dirty == bool(starts["client"]), "clean-or-dirty"
     if s.verdict is not None:
@@ -103,7 +106,7 @@ def holds(world: World) -> None:
     assert audits["server"] == int(doubted), "doubts-are-audited"
     if c.spec.purpose is Purpose.DESCRIBE:
         return  # the description is the last word, and a last word may be lost
-    if c.state is State.DONE:
+    if c.state is State.DONE and c.requests.count:
         assert s.sent, "agreement: a client is only done after the server has sent everything"
         assert c.offer is not None
         assert c.offer.segment_digests == s.segment_digests, "same-bytes"
@@ -111,8 +114,9 @@ def holds(world: World) -> None:
         assert s.segment_digests == (DRAFT_DIGESTS if drafting else DIGESTS), "what it asked for"
     if s.state is State.DONE:
         assert c.state is State.DONE, "a server is only done after its client"
-    if starts["client"]:
-        assert starts["client"] == starts["server"], "both move the same"
+    count = len(starts["client"])
+    assert starts["client"] == starts["server"][:count], "both move the same"
+    assert len(starts["server"]) <= count + 1, "one request at a time"
 
 
 @pytest.mark.parametrize("side", MAKERS)
@@ -163,4 +167,47 @@ def test_no_few_faults_bring_the_two_to_a_wrong_end_or_to_none(
         f"{pair}, up to {MOST_FAULTS} faults: {found.nodes} nodes, {found.edges} edges, "
         f"{found.seconds:.2f} s; {len(found.rows)} rows fired"
     )
+    assert {DONE, ("FALLBACK", "FALLBACK")} <= found.ends
+
+
+def in_portions(size: int) -> World:
+    """A client that asks for so many segments at a time, and its server."""
+    world = World(WISH, OFFERING)
+    world.portion = size
+    return world
+
+
+@pytest.mark.parametrize("portion", PORTIONS)
+def test_requests_may_follow_each_other_whatever_goes_wrong(
+    portion: str, figures: list[str]
+) -> None:
+    size = PORTIONS[portion]
+
+    def agreed(world: World) -> None:
+        holds(world)
+        c, s = world.client_session, world.server_session
+        if s.state is State.DONE and s.verdict is not None:
+            assert s.requests.asked == c.requests.asked, "agreement: all that was asked was sent"
+            assert s.verdict.reason is (Reason.VERIFIED if size else Reason.NOT_NEEDED)
+
+    found = search_pair(lambda: in_portions(size), FEWER_FAULTS, agreed)
+
+    figures.append(
+        f"{portion}, up to {FEWER_FAULTS} faults: {found.nodes} nodes, {found.edges} edges, "
+        f"{found.seconds:.2f} s; {len(found.rows)} rows fired"
+    )
+    assert search_pair(lambda: in_portions(size), 0, agreed).ends == {DONE}
+    assert {DONE, ("FALLBACK", "FALLBACK")} <= found.ends
+
+
+def test_a_server_that_gets_its_segments_later_is_asked_for_them_then(figures: list[str]) -> None:
+    def growing() -> World:
+        world = World(WISH, OFFERING)
+        world.coming = (1, 2)
+        return world
+
+    found = search_pair(growing, 1, holds)
+
+    figures.append(f"a growing server, up to 1 fault: {found.nodes} nodes, {found.edges} edges")
+    assert search_pair(growing, 0, holds).ends == {DONE}
     assert {DONE, ("FALLBACK", "FALLBACK")} <= found.ends

@@ -8,15 +8,14 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netloader.fsm.client import FetchSpec
 from netloader.fsm.effects import StartTransfer
 from netloader.fsm.manifest import Progress, segments_of
 from netloader.fsm.messages import Complete, Purpose, Verified
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry
 from netloader.fsm.states import State
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from tests.property.strategies import matching, progresses
-from tests.property.world import (
+from tests.support.world import (
     CURIOUS,
     DIGESTS,
     GUARDED,

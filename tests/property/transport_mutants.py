@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tests.property.layers import TRANSPORTS, Mutant
+from tests.property.layers import L4, TRANSPORTS, Mutant
 
 SHM: Final = "netloader/io/transports/shm.py"
 
@@ -15,5 +15,23 @@ TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "a host is not asked for its boot id": Mutant(
         TRANSPORTS, SHM, r"if rendezvous\.get\(\"boot_id\"\) .*:", "if False:"
+    ),
+    "a slot is filled before it was read": Mutant(
+        TRANSPORTS, SHM, r"if unread == SLOTS:", "if unread == 2 * SLOTS:"
+    ),
+    "a client need not show that it has read the memory file": Mutant(
+        TRANSPORTS, SHM, r"if not hmac\.compare_digest\(said, expected\):", "if False:"
+    ),
+    "a server leaves its memory file open": Mutant(
+        TRANSPORTS, SHM, r" +INHERITANCE\.close\(self\._file\)\n", ""
+    ),
+    "a client leaves the memory file open": Mutant(
+        TRANSPORTS, SHM, r"            os\.close\(self\._fd\)\n", ""
+    ),
+    "a second request goes to a transport that carries one": Mutant(
+        L4,
+        "netloader/io/worker.py",
+        r"if self\._runs > 1 and not self\._repeatable:",
+        "if False:",
     ),
 }

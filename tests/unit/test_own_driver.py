@@ -7,21 +7,22 @@ from typing import Any
 import pytest
 
 from netloader.config import Endpoint
-from netloader.fsm.client import ClientSession, FetchSpec
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.events import StopRequested
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Purpose
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
+from netloader.fsm.terms import FetchSpec
+from netloader.io.client_worker import ClientWorker
 from netloader.io.clock import monotonic
 from netloader.io.dialing import Dialer
 from netloader.io.driver import Loop
 from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
-from netloader.io.worker import ClientWorker
 from netloader.testing import World
 from netloader.wire import LINGER_S, Connection
-from tests.property.world import (
+from tests.support.world import (
     CURIOUS,
     DEADLINES,
     GUARDED,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.planting import copied, planted
+from tests.support.planting import copied, planted
 
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 
@@ -85,19 +85,19 @@ def test_an_effect_forgotten_in_the_driver_is_caught(copy: Path) -> None:
     ("pattern", "mistake", "told"),
     [
         pytest.param(
-            r"row\(V, TransportReady, +V, _ask\)",
+            r"row\(V, TransportReady, +V, _choose\)",
             "row(V, TransportReady, V, _greet)",
             r'Argument 4 to "row".*\[ClientSession, Connected\].*expected.*TransportReady\]',
             id="an action for another event",
         ),
         pytest.param(
-            r"row\(V, Begin, +T, _start, +when=_ready\)",
+            r"row\(V, Begin, +T, _start, +when=_awaited\)",
             "row(V, Begin, T, _start, when=_tokenless)",
             r'Argument "when" to "row".*\[ClientSession, Challenge\].*expected.*Begin\]',
             id="a guard of another event",
         ),
         pytest.param(
-            r"row\(V, Begin, +T, _start, +when=_ready\)",
+            r"row\(V, Begin, +T, _start, +when=_awaited\)",
             "row(V, Begin, T, _start, when=_start)",
             r'Argument "when" to "row".*Iterable.*expected.*bool',
             id="an action where a guard belongs",
@@ -169,7 +169,7 @@ def test_a_state_without_a_deadline_cannot_be_imported(copy: Path, file: str, st
             r" +row\(V, Begin, .*\n", "", "TRANSFER cannot be reached", id="unreachable state"
         ),
         pytest.param(
-            r" +row\(T, Transferred, +T, .*\n",
+            r" +row\(T, Transferred, +T, _hold\),\n",
             "",
             "TRANSFER has no last word on Transferred",
             id="guard without last word",

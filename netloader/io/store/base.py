@@ -1,11 +1,11 @@
-"""The store contract. Law: a store moves bytes between segments and memory, and decides nothing.
+"""The store contract: a store moves bytes between segments and memory, and decides nothing.
 
 A store holds the bytes of one manifest: in the tensors of a module (`module`), in a folder of
 safetensors files (`files`), or in memory of the host (`memory`). Which of these bytes are verified
 is known to the ledger of a fetch, not to the store.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -83,6 +83,15 @@ class Store(Protocol):
 
     def restart(self) -> None:
         """Forget every segment that has arrived: what comes next is of other weights."""
+
+    def resume(self, segments: Sequence[Segment]) -> None:
+        """Take segments as arrived whose bytes the store holds already, as `views` shows them.
+
+        Called before anything is written, with segments that were compared with their digests.
+
+        Raises:
+            TransferError: a tensor does not take its bytes.
+        """
 
     # -- the end ---------------------------------------------------------------------------------
 

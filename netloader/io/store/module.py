@@ -1,4 +1,4 @@
-"""The tensors of a module as a store. Law: bytes go into existing storage, never rebind.
+"""The tensors of a module as a store. Bytes go into existing storage; nothing is rebound.
 
 A dense tensor is reached in place on its own device: its memory is what a socket, or a group of
 accelerators, reads and writes. Tensors with holes or in private storage formats go through a copy
@@ -6,7 +6,7 @@ that is contiguous, on the same device. So each tensor has one place where it is
 source may go on where another failed, whatever their transports.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class ModuleStore:
         pairs = [*named]
         self.manifest = manifest_of(pairs, state.values if state else ())
         self.state = state
-        """What the module held from which they were taken; None for tensors without a module."""
+        """What the walk of the module found; None for tensors without a module."""
         self._tensors = [tensor.detach() for _, tensor in pairs]
         specs = self.manifest.tensors
         flat = zip(specs, self._tensors, strict=True)
@@ -61,7 +61,7 @@ class ModuleStore:
 
     @classmethod
     def of(cls, module: nn.Module) -> "ModuleStore":
-        """All that is seen to belong to a module: see `ModuleState`.
+        """A store of all tensors found in a module: see `ModuleState`.
 
         Raises:
             WeightsError: some of it cannot travel.
@@ -155,6 +155,24 @@ class ModuleStore:
     def restart(self) -> None:
         """Forget half-received tensors: what comes next is of another checkpoint."""
         self._staging.clear()
+
+    def resume(self, segments: Sequence[Segment]) -> None:
+        """Begin staged tensors with the bytes that they hold: as `Store.resume`.
+
+        Without that, a staged tensor would wait for segments that are not sent again. A tensor of
+        which all segments are there needs nothing.
+        """
+        held: dict[int, list[Extent]] = {}
+        for extent in (extent for segment in segments for extent in segment.extents):
+            held.setdefault(extent.tensor, []).append(extent)
+        for index, extents in held.items():
+            whole = sum(e.length for e in extents) == self.manifest.tensors[index].nbytes
+            if self._flat[index] or whole:
+                continue
+            tensor = self._tensors[index]
+            with beside(tensor.device):
+                self._staging.room(index, tensor).copy_(plain(tensor))
+            self._staging.arrived(extents, self._move_in)
 
     def _move_in(self, index: int, staged: Tensor) -> None:
         tensor = self._tensors[index]

@@ -1,4 +1,4 @@
-"""The transport contract. Law: a transport moves the bytes of given segments, and nothing else.
+"""The transport contract: a transport moves the bytes of given segments.
 
 The objects of a transport, from the longest lived to the shortest:
 
@@ -10,8 +10,8 @@ The objects of a transport, from the longest lived to the shortest:
 One session makes these calls:
 
     server                                    client
-    attachment.sender(outlet)
-    sender.rendezvous()    --- offer --->     attachment.receiver(inlet)
+    attachment.sender(setup)
+    sender.rendezvous()    --- offer --->     attachment.receiver(setup)
                                               receiver.open(rendezvous) -> answer
     sender.answered(answer)  <-- request ---
     sender.run(segments, lanes)               receiver.run(segments)
@@ -40,7 +40,7 @@ from netloader.io.store.ledger import Lease
 
 
 class BusyError(TransferError):
-    """There is no room for one more session now; the client is told to come again."""
+    """There is no room for one more session now; the client is refused as busy."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(Reason.BUSY, detail)
@@ -67,11 +67,12 @@ class Capabilities:
     """Whether it works only between processes of one host. Two host names that are equal prove
     nothing: both ends must see the same object of the kernel, see `Receiver.open`."""
     repeatable: bool = True
-    """Whether `run` may be called again after it has returned, for another request."""
+    """Whether `run` may be called again after it has returned, for another request. If not, a
+    second request of a session fails, and the client needs another session."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outlet:
+class SenderSetup:
     """What a sender is given: the id of its session, and how long a peer may do nothing."""
 
     session: str
@@ -79,14 +80,14 @@ class Outlet:
 
 
 @dataclass(frozen=True, slots=True)
-class Inlet:
-    """What a receiver is given. `intake` says where bytes go, and verifies them.
+class ReceiverSetup:
+    """What a receiver is given. `lease` says where bytes go, and verifies them.
 
     `dial(i)` opens data lane i, a TCP connection to the server's one port, which the sender gets by
     its `attach`. It blocks, and raises OSError. `lanes` is how many the client would like.
     """
 
-    intake: Lease
+    lease: Lease
     session: str
     stall_s: float
     dial: Callable[[int], socket]
@@ -183,7 +184,7 @@ class Receiver(Protocol):
 class Attachment(Protocol):
     """A transport's hold on one store. Its methods may be called from any thread."""
 
-    def sender(self, outlet: Outlet) -> Sender:
+    def sender(self, setup: SenderSetup) -> Sender:
         """Make the server's end for one session.
 
         Raises:
@@ -191,7 +192,7 @@ class Attachment(Protocol):
             TransferError: it cannot be made, for instance for memory of this device.
         """
 
-    def receiver(self, inlet: Inlet) -> Receiver:
+    def receiver(self, setup: ReceiverSetup) -> Receiver:
         """Make the client's end for one session. Must not block.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Segments over a process group of two. Law: never the host's default group, and one path for all.
+"""Segments over a process group of two, which is never the default group of the process.
 
 What differs between collective libraries is in `backends`. The group has two members (server 0,
 client 1), its own store and the session in its name; it serves one transfer. Small extents share a
@@ -25,7 +25,7 @@ from netloader.io.store.base import Store
 from netloader.io.store.digests import hashing_threads
 from netloader.io.store.ledger import SegmentWriter
 from netloader.io.transports.backends import BACKENDS, CLIENT, SERVER, Backend
-from netloader.io.transports.base import Capabilities, Inlet, Outlet
+from netloader.io.transports.base import Capabilities, ReceiverSetup, SenderSetup
 from netloader.io.transports.peer_group import PeerGroup
 
 READ_BACK = 2
@@ -35,10 +35,10 @@ READ_BACK = 2
 class GroupSender:
     """The server's end."""
 
-    def __init__(self, store: Store, outlet: Outlet, backend: Backend) -> None:
+    def __init__(self, store: Store, setup: SenderSetup, backend: Backend) -> None:
         self._store = store
         device = _device_for(backend, store)
-        self._peer_group = PeerGroup(backend, SERVER, outlet.session, outlet.stall_s, device)
+        self._peer_group = PeerGroup(backend, SERVER, setup.session, setup.stall_s, device)
         self._peer_group.slot.claim(self._peer_group)
 
     def rendezvous(self) -> Mapping[str, str]:
@@ -103,22 +103,22 @@ class _Landing:
 class GroupReceiver:
     """The client's end."""
 
-    def __init__(self, store: Store, inlet: Inlet, backend: Backend) -> None:
-        self._inlet = inlet
-        self._stall_s = inlet.stall_s
+    def __init__(self, store: Store, setup: ReceiverSetup, backend: Backend) -> None:
+        self._setup = setup
+        self._stall_s = setup.stall_s
         device = _device_for(backend, store)
-        self._peer_group = PeerGroup(backend, CLIENT, inlet.session, inlet.stall_s, device)
+        self._peer_group = PeerGroup(backend, CLIENT, setup.session, setup.stall_s, device)
         self._threads = 1 if device == CPU else hashing_threads()
         self._posted: deque[_Landing] = deque()
         self._reading: deque[tuple[SegmentWriter, Readback]] = deque()
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
-        """Have the device for this transfer, and open the lane of the store."""
+        """Take the slot of the device for this transfer, and open the lane of the store."""
         del rendezvous
         peer_group = self._peer_group
         peer_group.slot.wait_for(peer_group, self._stall_s, peer_group.stop)
         try:
-            lane = self._inlet.dial(0)
+            lane = self._setup.dial(0)
         except OSError as error:
             peer_group.abort()
             raise TransferError(Reason.TRANSFER_FAILED, "no lane for the store") from error
@@ -130,7 +130,7 @@ class GroupReceiver:
         """Receive and verify chunk by chunk, as many posted as may be under way."""
         with self._peer_group.joined(sizes_digest(segments)):
             for segment in segments:
-                writer = self._inlet.intake.expect(segment, self._threads)
+                writer = self._setup.lease.expect(segment, self._threads)
                 for chunk in chunks(segment):
                     if self._peer_group.full:
                         self._land()
@@ -194,16 +194,16 @@ class GroupAttachment:
     store: Store
     backend: Backend
 
-    def sender(self, outlet: Outlet) -> GroupSender:
+    def sender(self, setup: SenderSetup) -> GroupSender:
         """Make the server's end; on an accelerator it takes the device's slot."""
-        return GroupSender(self.store, outlet, self.backend)
+        return GroupSender(self.store, setup, self.backend)
 
-    def receiver(self, inlet: Inlet) -> GroupReceiver:
+    def receiver(self, setup: ReceiverSetup) -> GroupReceiver:
         """Make the client's end."""
-        return GroupReceiver(self.store, inlet, self.backend)
+        return GroupReceiver(self.store, setup, self.backend)
 
     def detach(self) -> None:
-        """Do nothing: what stays between sessions belongs to the device, see DeviceSlot."""
+        """Do nothing: memory that outlives a session belongs to the device, see DeviceSlot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ class GroupTransport:
         return self.backend.obstacle()
 
     def attach(self, store: Store) -> GroupAttachment:
-        """Keep the weights at hand."""
+        """Keep a reference to the weights."""
         return GroupAttachment(store, self.backend)
 
 

@@ -27,7 +27,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.forks import INHERITANCE
 from netloader.io.store.base import Store
-from netloader.io.transports.base import Capabilities, Direction, Inlet, Outlet
+from netloader.io.transports.base import Capabilities, Direction, ReceiverSetup, SenderSetup
 from netloader.io.transports.lanes import Lanes, set_stall
 from netloader.io.transports.tcp import (
     after,
@@ -67,9 +67,9 @@ def _cannot(why: str) -> TransferError:
 class ShmSender:
     """The server's end. It makes the memory file, and fills its slots as they become free."""
 
-    def __init__(self, store: Store, outlet: Outlet) -> None:
+    def __init__(self, store: Store, setup: SenderSetup) -> None:
         self._store = store
-        self._stall_s = outlet.stall_s
+        self._stall_s = setup.stall_s
         self._lanes = Lanes()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._proven = False
@@ -163,8 +163,8 @@ class ShmSender:
 class ShmReceiver:
     """The client's end. It reads out of the server's memory file."""
 
-    def __init__(self, inlet: Inlet) -> None:
-        self._inlet = inlet
+    def __init__(self, setup: ReceiverSetup) -> None:
+        self._setup = setup
         self._lanes = Lanes()
         self._fd = -1
         self._proof = b""
@@ -183,16 +183,16 @@ class ShmReceiver:
             raise _cannot("the memory file is not the server's")
         self._proof = _proof(nonce, "client").encode()
         try:
-            lane = self._inlet.dial(0)
+            lane = self._setup.dial(0)
         except OSError as error:
             raise _cannot("no lane could be opened") from error
-        set_stall(lane, self._inlet.stall_s)
+        set_stall(lane, self._setup.stall_s)
         self._lanes.attach(0, lane)
         return {}
 
     def run(self, segments: Sequence[Segment]) -> int:
         """Read chunk after chunk to its place, and verify what is there."""
-        return self._lanes.work(1, self._inlet.stall_s, lambda _, lane: self._take(segments, lane))
+        return self._lanes.work(1, self._setup.stall_s, lambda _, lane: self._take(segments, lane))
 
     def _take(self, segments: Sequence[Segment], lane: socket.socket) -> int:
         try:
@@ -200,7 +200,7 @@ class ShmReceiver:
                 send_batch(lane, [memoryview(self._proof)])
                 self._proof = b""
             for segment in segments:
-                writer = self._inlet.intake.expect(segment)
+                writer = self._setup.lease.expect(segment)
                 for batch in batches(writer.views(), SLOT_BYTES):
                     go_on(self._lanes)
                     receive_batch(lane, [memoryview(bytearray(1))])
@@ -254,13 +254,13 @@ class ShmAttachment:
 
     store: Store
 
-    def sender(self, outlet: Outlet) -> ShmSender:
+    def sender(self, setup: SenderSetup) -> ShmSender:
         """Make the server's end."""
-        return ShmSender(self.store, outlet)
+        return ShmSender(self.store, setup)
 
-    def receiver(self, inlet: Inlet) -> ShmReceiver:
+    def receiver(self, setup: ReceiverSetup) -> ShmReceiver:
         """Make the client's end."""
-        return ShmReceiver(inlet)
+        return ShmReceiver(setup)
 
     def detach(self) -> None:
         """Do nothing."""
@@ -279,7 +279,7 @@ class Shm:
         return ""
 
     def attach(self, store: Store) -> ShmAttachment:
-        """Keep the weights at hand."""
+        """Keep a reference to the weights."""
         return ShmAttachment(store)
 
 

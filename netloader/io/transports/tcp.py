@@ -1,4 +1,4 @@
-"""Tensor memory straight into and out of sockets. Law: no copy on the way, few and large calls.
+"""The tcp transport: from tensor memory to sockets and back, without copies.
 
 Lane k of n carries segments k, k+n, k+2n ... of the request, back to back, without a header:
 both sides know the plan.
@@ -15,7 +15,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io.clock import monotonic
 from netloader.io.failure import TransferError
 from netloader.io.store.base import Store
-from netloader.io.transports.base import Capabilities, Inlet, Outlet
+from netloader.io.transports.base import Capabilities, ReceiverSetup, SenderSetup
 from netloader.io.transports.lanes import Lanes, is_stall, set_stall
 from netloader.io.transports.refusal import check
 
@@ -104,9 +104,9 @@ def _failed(error: OSError, how: str) -> TransferError:
 class TcpSender:
     """The server's end."""
 
-    def __init__(self, store: Store, outlet: Outlet) -> None:
+    def __init__(self, store: Store, setup: SenderSetup) -> None:
         self._store = store
-        self._stall_s = outlet.stall_s
+        self._stall_s = setup.stall_s
         self._lanes = Lanes()
 
     def rendezvous(self) -> Mapping[str, str]:
@@ -148,26 +148,26 @@ class TcpSender:
 class TcpReceiver:
     """The client's end."""
 
-    def __init__(self, inlet: Inlet) -> None:
-        self._inlet = inlet
+    def __init__(self, setup: ReceiverSetup) -> None:
+        self._setup = setup
         self._lanes = Lanes()
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
         """Open every lane to the server's port."""
         del rendezvous
-        for index in range(self._inlet.lanes):
+        for index in range(self._setup.lanes):
             try:
-                lane = self._inlet.dial(index)
+                lane = self._setup.dial(index)
             except OSError as error:
                 raise _failed(error, "could not be opened") from error
-            set_stall(lane, self._inlet.stall_s)
+            set_stall(lane, self._setup.stall_s)
             self._lanes.attach(index, lane)
         return {}
 
     def run(self, segments: Sequence[Segment]) -> int:
         """Receive and verify, one thread a lane."""
-        job = partial(self._lane, segments, self._inlet.lanes)
-        return self._lanes.work(self._inlet.lanes, self._inlet.stall_s, job)
+        job = partial(self._lane, segments, self._setup.lanes)
+        return self._lanes.work(self._setup.lanes, self._setup.stall_s, job)
 
     def _lane(self, segments: Sequence[Segment], lanes: int, k: int, lane: socket.socket) -> int:
         own = segments[k::lanes]
@@ -175,7 +175,7 @@ class TcpReceiver:
             if own:
                 check(lane, sum(segment.nbytes for segment in own))
             for segment in own:
-                writer = self._inlet.intake.expect(segment)
+                writer = self._setup.lease.expect(segment)
                 for batch in batches(writer.views(), RECEIVE_BYTES):
                     go_on(self._lanes)
                     receive_batch(lane, batch)
@@ -200,13 +200,13 @@ class TcpAttachment:
 
     store: Store
 
-    def sender(self, outlet: Outlet) -> TcpSender:
+    def sender(self, setup: SenderSetup) -> TcpSender:
         """Make the server's end."""
-        return TcpSender(self.store, outlet)
+        return TcpSender(self.store, setup)
 
-    def receiver(self, inlet: Inlet) -> TcpReceiver:
+    def receiver(self, setup: ReceiverSetup) -> TcpReceiver:
         """Make the client's end."""
-        return TcpReceiver(inlet)
+        return TcpReceiver(setup)
 
     def detach(self) -> None:
         """Do nothing."""
@@ -223,7 +223,7 @@ class Tcp:
         return ""
 
     def attach(self, store: Store) -> TcpAttachment:
-        """Keep the weights at hand."""
+        """Keep a reference to the weights."""
         return TcpAttachment(store)
 
 

@@ -1,4 +1,4 @@
-"""The fields of `--model-loader-extra-config`. Law: one row per field; every problem, all at once.
+"""The fields of `--model-loader-extra-config`: one row per field; all problems at once.
 
 Reads the two files that fields may name (CONFIG_FILE, AUTH_TOKEN_FILE). A field that is null
 counts as absent. No error shows a secret, nor what might be one, such as a token written where
@@ -35,7 +35,7 @@ MAX_FILE_BYTES: Final = 2**20
 """A thousand ranks with ten sources each need 300 KiB; more is a wrong path."""
 
 MIN_TOKEN_CHARS: Final = 16
-"""Whoever records a handshake can try tokens at leisure; shorter ones are found that way."""
+"""An attacker who records a handshake can try tokens offline; shorter ones can be found."""
 
 AUTO: Final = "auto"
 """The TRANSPORT that means: what suits the device."""
@@ -44,7 +44,7 @@ NOT_BUILT: Final = ("TLS_*", "MAX_BANDWIDTH", "METRICS_PORT")
 """Announced fields that this version does not know."""
 
 HANDED_ON: Final = ("enable_multithread_load", "num_threads", "enable_weights_track")
-"""Fields of vLLM's ordinary loader. Operators of vllm-ascend's netloader give them beside its own,
+"""Fields of vLLM's ordinary loader. Operators of vllm-ascend's netloader give them next to its own,
 and it hands them to the loader that takes over; so does this one."""
 
 HIDDEN: Final = Secret("")
@@ -77,6 +77,17 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where the originals of parameters are kept for the raw layout, and how they are cut."""
+
+    int8: CachePolicy
+    int8_names: tuple[str, ...]
+    """Parts of the names that `int8` applies to; empty: all."""
+    others: CachePolicy
+    segment_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the operator asked for; FIELDS says what each means. Made by `parse` only."""
 
@@ -104,6 +115,17 @@ class Settings:
     def transports(self) -> tuple[str, ...]:
         """What may be used, to clients and from sources; none named: all that suit the device."""
         return () if self.transport == AUTO else (self.transport,)
+
+    @property
+    def keeping(self) -> Keeping:
+        """How originals are kept."""
+        segment_bytes = self.segment_mib << 20
+        return Keeping(self.int8_cache, self.int8_cache_name, self.weight_cache, segment_bytes)
+
+    @property
+    def keeping_at_load(self) -> Keeping | None:
+        """The same; None where the raw layout is not wanted, and loading keeps nothing for it."""
+        return None if self.layout is LayoutChoice.PROCESSED else self.keeping
 
     @classmethod
     def parse(
@@ -307,7 +329,8 @@ FIELDS: Final = (
           "JSON file with the same fields; what it says wins over the inline fields"),
     Field("TRANSPORT", text_line, "string", AUTO,
           "how bytes move, to clients and from sources: `auto` (what suits the device: hccl, nccl, "
-          "else tcp), `tcp`, `gloo`, `hccl`, `nccl`, or the name of a registered transport"),
+          "else tcp), `tcp`, `gloo`, `hccl`, `nccl`, `shm` (on one host, as one user), "
+          "or the name of a registered transport"),
     Field("LISTEN_HOST", text_line, "string", None, "address to listen at; absent: all of them"),
     Field("WEIGHT_CACHE", choice(*CachePolicy), "`hbm`, `dram`, `no`, `auto`", "auto",
           "as `INT8_CACHE`, for any other parameter that post-processing replaces"),

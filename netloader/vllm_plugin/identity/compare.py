@@ -1,4 +1,4 @@
-"""A source's description against this side. Law: found before a model is built, named, explained.
+"""Compare what a source says of itself with this side, before a model is built.
 
 What changes numbers is a difference, and the source is not asked for weights. What changes only
 defaults or the handling of text is a warning: the weights are right all the same, and the ordinary
@@ -9,13 +9,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 from netloader.fsm.identity import ABSENT, MAX_DIFFERENCES, Difference, Identity
 from netloader.vllm_plugin.identity import resolved
 from netloader.vllm_plugin.identity.files import MAX_FILES, Files
-from netloader.vllm_plugin.identity.identity import DRAFT, FILE, role_of
+from netloader.vllm_plugin.identity.identity import DRAFT, FILE
+from netloader.vllm_plugin.identity.local_model import LocalModel
 
 ANSWERS = "answers"
 """The fact that carries, as JSON, what changes answers but no number of the model."""
@@ -24,7 +23,7 @@ ASKED = ("model", "role", "dtype")
 """Fields that a source is asked to have before it describes itself; the others are compared here,
 where it is known what to do about them."""
 LATE = frozenset({"layout", "load_state", "tied_embeddings"})
-"""Fields that a client can only know once it has heard its source."""
+"""Fields that a client knows only when its source has described itself."""
 GROUPS = (resolved.CONFIG, resolved.POOLING, resolved.MULTIMODAL, resolved.SETTING, FILE)
 """Beginnings of the fields that are a difference when only one side has them."""
 
@@ -52,21 +51,19 @@ class Answers:
         return json.dumps([dict(self.defaults), self.text and dict(self.text), self.overridden])
 
 
-def answers_of(model_config: Any, files: Files) -> Answers:
+def answers_of(model: LocalModel) -> Answers:
     """Those of this side; a draft model answers no requests."""
-    overridden = tuple(resolved.overridden(model_config))
-    if role_of(model_config) == DRAFT:
-        return Answers({}, None, overridden)
+    if model.role == DRAFT:
+        return Answers({}, None, model.overridden)
     text: Mapping[str, str] | None = None
-    if not model_config.skip_tokenizer_init:
-        tokenizer = Path(model_config.tokenizer)
-        elsewhere = tokenizer.is_dir() and tokenizer != files.folder
-        text = (Files(tokenizer) if elsewhere else files).text()
-    return Answers(resolved.defaults(model_config), text, overridden)
+    if tokenizer := model.checkpoint.tokenizer():
+        elsewhere = tokenizer.is_dir() and tokenizer != model.files.folder
+        text = (Files(tokenizer) if elsewhere else model.files).text()
+    return Answers(model.checkpoint.defaults(), text, model.overridden)
 
 
 def parse(fact: str) -> Answers | None:
-    """What a source told; None when it told nothing, or nothing that can be read."""
+    """The answers that a source sent; None if it sent none, or none that can be read."""
     try:
         defaults, text, overridden = json.loads(fact)
     except (ValueError, TypeError, RecursionError):
@@ -136,7 +133,7 @@ def _about_file(name: str, mine: str, theirs: str) -> str:
 
 
 def warnings(mine: Answers, theirs: Answers) -> tuple[Difference, ...]:
-    """In what the source would answer otherwise to the same request."""
+    """What makes the source answer the same request otherwise, one sentence each."""
     return tuple(islice(_warnings(mine, theirs), MAX_DIFFERENCES))
 
 

@@ -1,8 +1,8 @@
-"""The files of a model's folder besides its weights. Law: read here is what the engine reads here.
+"""The files of a model's folder besides its weights: those that change what the engine answers.
 
 vLLM reads most of them in the process that makes the configuration, which the worker cannot watch:
-they are known by their names (`Kind`). What the worker itself reads while it builds a model is
-watched: it became part of the model in a way that no manifest shows.
+they are known by their names (`Kind`). The files that the worker itself reads while it builds a
+model are noted: their content became part of the model, and no manifest shows it.
 """
 
 import json
@@ -70,14 +70,13 @@ def kind_of(name: str) -> Kind:
     return Kind.OTHER
 
 
-def folder_of(model_config: ModelConfig) -> Path | None:
+def folder_of(model: str, revision: str | None = None) -> Path | None:
     """Where the files of a model are on this host: its folder, or its snapshot from the hub."""
-    path = Path(model_config.model)
+    path = Path(model)
     if path.is_dir():
         return path
-    revision = getattr(model_config, "revision", None)
     with suppress(HFValidationError, OSError, ValueError):
-        found = try_to_load_from_cache(str(model_config.model), "config.json", revision=revision)
+        found = try_to_load_from_cache(str(model), "config.json", revision=revision)
         if isinstance(found, str):
             return Path(found).parent
     return None
@@ -118,14 +117,15 @@ class Files:
 
     @classmethod
     def of(cls, model_config: ModelConfig) -> "Files":
-        """Those of a model; which kinds can change its numbers is up to its configuration."""
+        """The files of a model; which kinds can change its numbers depends on its configuration."""
         wanted = {
             Kind.PROCESSOR: getattr(model_config, "multimodal_config", None) is not None,
             Kind.CODE: getattr(model_config, "trust_remote_code", False),
             Kind.QUANTIZATION: getattr(model_config, "quantization", None) is not None,
         }
         kinds = frozenset(kind for kind, needed in wanted.items() if needed)
-        return cls(folder_of(model_config), kinds)
+        folder = folder_of(model_config.model, getattr(model_config, "revision", None))
+        return cls(folder, kinds)
 
     @property
     def read(self) -> Mapping[str, str]:
@@ -202,11 +202,11 @@ class Files:
 
 
 class _Watch:
-    """What this process opens, noted while somebody wants to know.
+    """Notes the files that this process opens between `begin` and `end`.
 
     Python cannot remove an audit hook, so there is one for the life of the process, and it looks at
-    one attribute when nobody does. A safetensors file is mapped by torch and raises no event of
-    Python's, so that call is watched as well, while somebody wants to know.
+    one attribute when nothing is noted. torch maps a safetensors file without an event of Python's,
+    so that call is replaced meanwhile.
     """
 
     def __init__(self) -> None:

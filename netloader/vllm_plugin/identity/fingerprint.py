@@ -1,9 +1,9 @@
-"""What the weight files on disk are known by. Law: a few small reads, the same ones on every host.
+"""Fingerprints of the weight files on disk, from a few small reads that are the same on every host.
 
 The headers of its files (names, dtypes, shapes) are the same in every revision of a model, so some
-bytes are looked at. Another training run changes bytes everywhere, and a few places show it;
-somebody who edits a model may change one small tensor, so the first bytes of tensors are looked at
-as well: of every one, in checkpoints of up to TENSOR_SAMPLES of them.
+bytes are read as well. Another training run changes bytes everywhere, and a few places show it; an
+edit of a model may change one small tensor, so the first bytes of tensors are read too: of every
+one, in checkpoints of up to TENSOR_SAMPLES of them.
 
 Each format and each sub-folder has a fingerprint of its own, so that two folders are compared in
 what both of them have.

@@ -1,32 +1,12 @@
-"""What makes two vLLM ranks interchangeable. Law: read from vLLM's configs, compared as words."""
+"""Names of roles, layouts, and of the fields and facts that servers and clients compare."""
 
-import hashlib
-import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import torch
 import vllm
-from vllm.config import ModelConfig, ParallelConfig, VllmConfig
-from vllm.distributed import (
-    get_pcp_group,
-    get_pp_group,
-    get_tensor_model_parallel_rank,
-    parallel_state,
-)
 from vllm.platforms import current_platform
-
-from netloader.fsm.identity import Identity
-from netloader.vllm_plugin.identity import resolved
-from netloader.vllm_plugin.identity.files import folder_of
-from netloader.vllm_plugin.identity.fingerprint import fingerprints
-from netloader.vllm_plugin.load import load_state
-from netloader.vllm_plugin.patches import compat
 
 TARGET, DRAFT = "target", "draft"
 RAW, PROCESSED = "raw", "processed"
@@ -41,7 +21,7 @@ UNTIED = "untied_by_checkpoint"
 LAYOUT = "layout"
 """The fact that tells a client how to build its model: `raw` or `processed`."""
 STATE = "load_state"
-"""The fact that carries what the server's `load_weights` left behind, see `loadstate`."""
+"""The fact that carries what the server's `load_weights` left behind, see `load_state`."""
 UNFILLED = "unfilled"
 """The fact that names, as a JSON list, the parameters of a draft that no checkpoint fills."""
 FILLED = "filled"
@@ -49,56 +29,6 @@ FILLED = "filled"
 the server's `load_weights` has filled."""
 CONSTRUCTED = "constructed"
 """The fact that says what else the server's model was constructed to hold, see `provenance`."""
-
-
-def role_of(model_config: ModelConfig) -> str:
-    """Draft models are told by their config; prefix and load config are the target's."""
-    return DRAFT if model_config.runner_type == "draft" else TARGET
-
-
-def rank(parallel: ParallelConfig) -> int:
-    """The worker's rank among all replicas of the instance: unique on a host, as its port must be.
-
-    It is the `torch.distributed` global rank. Only data parallel replicas of a dense model, each of
-    which vLLM gives a world of its own, are counted on from one to the next.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return int(parallel.data_parallel_index * parallel.world_size)
-    own = torch.distributed.get_world_size() == parallel.world_size
-    replica = parallel.data_parallel_index if own else 0
-    return int(replica * parallel.world_size + torch.distributed.get_rank())
-
-
-def known_early(vllm_config: VllmConfig, model_config: ModelConfig, name: str | None) -> Identity:
-    """What can be said before a model is built; `name` is the operator's MODEL, if given.
-
-    It is found out then, once: vLLM writes into configurations while it builds a model. A draft's
-    own changes, and attention layers put the dtype of the cache that the checkpoint asks for in the
-    place of `auto`. A server has built its model when it is asked, a client has not.
-    """
-    parallel = vllm_config.parallel_config
-    role = role_of(model_config)
-    return Identity(
-        {
-            "model": model_name(str(model_config.model), name),
-            "role": role,
-            "dtype": str(model_config.dtype).removeprefix("torch."),
-            **resolved.hard(model_config),
-            "architecture": ",".join(model_config.hf_config.architectures or []),
-            "quantization": str(model_config.quantization),
-            "tensor_parallel": f"{_tp_rank()} of {parallel.tensor_parallel_size}",
-            "pipeline_parallel": f"{_pp_rank()} of {parallel.pipeline_parallel_size}",
-            "data_parallel": f"{parallel.data_parallel_rank} of {parallel.data_parallel_size}",
-            "context_parallel": _context(parallel),
-            "expert_parallel": _experts(parallel),
-            "redundant_experts": str(parallel.eplb_config.num_redundant_experts),
-            "expert_map": _expert_map(vllm_config),
-            "ascend": _ascend(vllm_config),
-            "draft_lm_head": _draft_lm_head(vllm_config, role),
-            "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
-            "device": str(torch.device(vllm_config.device_config.device).type),
-        }
-    )
 
 
 def model_name(path: str, name: str | None) -> str:
@@ -111,37 +41,18 @@ def model_name(path: str, name: str | None) -> str:
     return name or (found["name"].replace("--", "/") if found else path)
 
 
-def identity_of(
-    vllm_config: VllmConfig,
-    model_config: ModelConfig,
-    early: Identity,
-    layout: str = RAW,
-    state: load_state.State = load_state.NOTHING,
-    files: Mapping[str, str] = MappingProxyType({}),
-) -> Identity:
-    """All that must be equal: what was `known_early`, and what is known only later.
-
-    `files` are those of the model's folder that can change numbers, with their digests.
-    """
-    hard = {
-        **early.hard,
-        "tied_embeddings": str(bool(getattr(model_config.hf_config, "tie_word_embeddings", False))),
-        "layout": layout,
-        "load_state": load_state.digest(state),
-        **{FILE + name: digest for name, digest in files.items()},
+def kernel_versions() -> dict[str, str]:
+    """The fields that count in the processed layout alone: kernels differ with them."""
+    return {
+        "vllm": str(vllm.__version__),
+        "torch": str(torch.__version__),
+        "device_name": str(current_platform.get_device_name()),
+        "platform": _platform(type(current_platform).__module__),
     }
-    if layout == PROCESSED:  # what kernels make of weights is between a version and a device
-        hard["vllm"] = str(vllm.__version__)
-        hard["torch"] = str(torch.__version__)
-        hard["device_name"] = str(current_platform.get_device_name())
-        hard["platform"] = _platform(type(current_platform).__module__)
-        transfer = getattr(vllm_config, "kv_transfer_config", None)
-        hard["kv_role"] = str(getattr(transfer, "kv_role", None))
-    return Identity(hard, dict(_fingerprint(model_config)))
 
 
 def _platform(module: str) -> str:
-    """The packages with the kernels of a platform that is no part of vLLM, with their versions."""
+    """The packages with the kernels of a platform outside vLLM, with their versions."""
     package = module.partition(".")[0]
     outside = [name for name in (package, "torch_npu") if name != "vllm" and name in sys.modules]
     return ", ".join(f"{name} {_version(name)}" for name in outside)
@@ -152,130 +63,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # its distribution has another name
         return str(getattr(sys.modules[package], "__version__", "unknown"))
-
-
-def _context(parallel: ParallelConfig) -> str:
-    prefill, decode = parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size
-    return f"prefill {_pcp_rank()} of {prefill}, decode {decode}"
-
-
-def _experts(parallel: ParallelConfig) -> str:
-    """Which experts this rank has: with expert parallelism they are dealt out by these numbers."""
-    if not parallel.enable_expert_parallel:
-        return "off"
-    size = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size
-    prefill = _pcp_rank() * parallel.tensor_parallel_size
-    mine = _tp_rank() + prefill + size * parallel.data_parallel_rank
-    return f"{mine} of {size * parallel.data_parallel_size}, {parallel.expert_placement_strategy}"
-
-
-def _additional(vllm_config: VllmConfig) -> Mapping[str, Any]:
-    """What a vendor's plugin is told, in `--additional-config`."""
-    more = vllm_config.additional_config
-    return more if isinstance(more, Mapping) else {}
-
-
-def _ascend_eplb(vllm_config: VllmConfig) -> Mapping[str, Any]:
-    """What vllm-ascend is told of balanced experts."""
-    given = _additional(vllm_config).get("eplb_config")
-    return given if isinstance(given, Mapping) else {}
-
-
-def _ascend(vllm_config: VllmConfig) -> str:
-    """What vllm-ascend is told of where weights go, as JSON: without what is off or its default."""
-    more = _additional(vllm_config)
-    finer = more.get("finegrained_tp_config")
-    told = {
-        "mix_placement": more.get("mix_placement"),
-        "num_redundant_experts": _ascend_eplb(vllm_config).get("num_redundant_experts"),
-        "finegrained_tp_config": {k: v for k, v in finer.items() if v}
-        if isinstance(finer, Mapping)
-        else finer,
-    }
-    return json.dumps({k: v for k, v in told.items() if v}, sort_keys=True, default=str)
-
-
-def _expert_map(vllm_config: VllmConfig) -> str:
-    """Where vllm-ascend puts experts, if a file says so: SHA-256 (first 16 hex digits) of it."""
-    file = _ascend_eplb(vllm_config).get("expert_map_path")
-    if not file:
-        return "none"
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-    except OSError:  # vllm-ascend will say so, if it wants the file
-        return f"unreadable: {file}"
-
-
-def moves_experts(vllm_config: VllmConfig) -> bool:
-    """Whether experts change places, and so weights, while the instance runs."""
-    ascend = _ascend_eplb(vllm_config)
-    moved = ascend.get("dynamic_eplb") or ascend.get("expert_map_record_path")
-    return bool(vllm_config.parallel_config.enable_eplb or moved)
-
-
-def _draft_lm_head(vllm_config: VllmConfig, role: str) -> str:
-    return compat.draft_lm_head_quantization(vllm_config) if role == DRAFT else "None"
-
-
-def refills_layers(vllm_config: VllmConfig) -> bool:
-    """Whether vllm-ascend refills layers with the weights of others while the instance runs."""
-    return bool(_additional(vllm_config).get("layer_sharding"))
-
-
-def _fingerprint(model_config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """The checkpoint's revision, as far as this side can see one."""
-    if commit := getattr(model_config.hf_config, "_commit_hash", None):
-        yield "checkpoint_commit", str(commit)
-    path = Path(model_config.model)
-    yield from fingerprints(path if path.exists() else folder_of(model_config) or path).items()
-
-
-def _tp_rank() -> int:
-    return (
-        int(get_tensor_model_parallel_rank())
-        if parallel_state.model_parallel_is_initialized()
-        else 0
-    )
-
-
-def _pcp_rank() -> int:
-    ready = parallel_state.model_parallel_is_initialized()
-    return int(get_pcp_group().rank_in_group) if ready else 0
-
-
-def _pp_rank() -> int:
-    ready = parallel_state.model_parallel_is_initialized()
-    return int(get_pp_group().rank_in_group) if ready else 0
-
-
-def facts_of(
-    model_config: ModelConfig, layout: str, state: load_state.State, unfilled: Iterable[str]
-) -> dict[str, str]:
-    """What this side resolved by looking into its checkpoint, and how it offers its weights."""
-    return {
-        UNTIED: str(compat.untied_by_checkpoint(model_config)),
-        LAYOUT: layout,
-        STATE: load_state.render(state),
-        UNFILLED: json.dumps(sorted(unfilled)),
-    }
-
-
-def adopt(facts: Mapping[str, str], model_config: ModelConfig) -> bool:
-    """Resolve as the server did what only checkpoint files can tell; True when it changed anything.
-
-    vLLM decides whether `lm_head` is tied by looking into the files
-    (`ModelConfig.maybe_untie_word_embeddings`). A client with files of its own has decided
-    already; one without would build other parameters than its server.
-    """
-    config = model_config.hf_config
-    if facts.get(UNTIED) != "True" or not getattr(config, "tie_word_embeddings", False):
-        return False
-    return not has_weight_files(model_config) and compat.untie(model_config)
-
-
-def has_weight_files(model_config: ModelConfig) -> bool:
-    """Whether an ordinary loader would find weights; a hub id always may have some."""
-    folder = Path(model_config.model)
-    if not folder.is_dir():
-        return True
-    return any(next(folder.glob(f"*.{end}"), None) for end in ("safetensors", "bin", "pt", "pth"))

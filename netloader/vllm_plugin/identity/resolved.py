@@ -1,4 +1,4 @@
-"""What vLLM decided from a model's folder and its options. Law: compared as words, key by key.
+"""What vLLM decided from a model's folder and its options, compared as text, key by key.
 
 `ModelConfig` is made in another process than the worker and sent to it, so what was decided there
 is read from it here. Each setting is a field of its own, so that a refusal names it.
@@ -161,9 +161,8 @@ def defaults(model_config: Any) -> dict[str, str]:
     return {name: _short(_words(value)) for name, value in values.items()}
 
 
-def overridden(model_config: Any) -> list[str]:
+def overridden(given: Any) -> list[str]:
     """The keys of the config that `--hf-overrides` sets on this side; `*` for a function."""
-    given = getattr(model_config, "hf_overrides", None)
     if isinstance(given, Mapping):
         return sorted(map(str, given))
     return ["*"] if callable(given) else []

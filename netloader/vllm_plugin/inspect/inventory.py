@@ -1,4 +1,4 @@
-"""Everything an engine's model holds. Law: what cannot be read is named, never left out.
+"""Everything an engine's model holds. What cannot be read is named instead of left out.
 
 Kernels keep weights wherever they like: in parameters, in plain attributes, on implementation
 objects, in the closure of a function, or packed behind a C++ pointer. A path says where:
@@ -75,7 +75,7 @@ class Alias:
 
 
 class Place(NamedTuple):
-    """An attribute or item that a walk came by: who has it, under which name, and what is there."""
+    """An attribute or item that a walk came by: its holder, its name there, and its value."""
 
     holder: object
     at: At
@@ -250,7 +250,7 @@ class _Walk:
             self._seen[id(value)] = value
             try:
                 self._enter(path, value)
-            except Exception:  # noqa: BLE001 - objects of strangers may do anything when looked at
+            except Exception:  # noqa: BLE001 - foreign objects may raise anything when inspected
                 self._hidden(path, value)
         shown = Alias(self._listed[id(value)]) if isinstance(value, Tensor) else value
         self.found.places[path] = _new(Place, (holder, at, key, shown))

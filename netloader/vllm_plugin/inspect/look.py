@@ -1,4 +1,4 @@
-"""One look at what an engine uses beside the weights on offer. Law: each tensor is digested once.
+"""Look once at what an engine uses beside the weights on offer, digesting each tensor once.
 
 A *part* is a module that holds tensors or handles of its kernels beside the weights on offer.
 Post-processing is given that module and nothing else, so what it made follows from what can be
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from netloader.vllm_plugin.inspect import inventory
-from netloader.vllm_plugin.inspect.places import storage_of
-from netloader.vllm_plugin.load.raw import revived
+from netloader.vllm_plugin.inspect.places import revived, storage_of
 
 COUNTERS = frozenset({torch.int16, torch.int32, torch.int64})
 """Kernels count in plain attributes of these types: locks, loads of experts, places in a ring."""
@@ -36,7 +35,7 @@ class Part:
     derived: dict[str, str] = field(default_factory=dict)
     """Digest of each tensor of the kernels, by its path."""
     handles: dict[str, Callable[[], object]] = field(default_factory=dict)
-    """What cannot be read: how to get hold of each object while it lives, by its path."""
+    """Weak access to each object that cannot be read, by its path."""
     sources: dict[str, str] = field(default_factory=dict)
     """Digest of each tensor on offer that can be reached from the module, by its path."""
     copies: set[str] = field(default_factory=set)

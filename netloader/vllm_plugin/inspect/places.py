@@ -1,4 +1,4 @@
-"""Where an engine has its tensors registered. Law: looked at without reading a byte of them.
+"""Where an engine has its tensors registered, found without reading a byte of them.
 
 Rebinding (`p.data = ...`) shows in the address, writing in place in torch's version counter. What
 is written through `p.data` shows in neither: for that bytes have to be compared.
@@ -8,10 +8,11 @@ import weakref
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from netloader.io.memory import version_of
 
@@ -27,6 +28,13 @@ def key_of(tensor: Tensor) -> Key:
 def storage_of(tensor: Tensor) -> int:
     """Where the memory begins that a tensor is a part of."""
     return tensor.untyped_storage().data_ptr()
+
+
+def revived(storage: StorageWeakRef) -> torch.UntypedStorage | None:
+    """A storage, if it is still alive."""
+    revive: Any = torch.UntypedStorage._new_with_weak_ptr  # noqa: SLF001 - torch's only way
+    found: torch.UntypedStorage | None = revive(storage.cdata)
+    return found
 
 
 @dataclass(slots=True)

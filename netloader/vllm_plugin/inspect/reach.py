@@ -1,4 +1,4 @@
-"""What an object is to a walk over a model. Law: entered, compared as it is, or named as a handle.
+"""How a walk over a model treats an object: enters it, compares it, or names it as a handle.
 
 A model may carry any object: of vLLM, of a plugin, of code that came with a checkpoint. Objects of
 Python are entered by their attributes. Those of C keep memory that has no name here. A few

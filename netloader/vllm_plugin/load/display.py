@@ -9,7 +9,7 @@ from netloader.config import Endpoint, shown
 from netloader.fsm.identity import Difference
 from netloader.io.outcome import Outcome
 from netloader.log import Logger, emit
-from netloader.vllm_plugin.config.settings import Settings
+from netloader.vllm_plugin.config.settings import Fallback, Settings
 
 BAR_FORMAT = (
     "{desc}: {percentage:3.0f}% Completed | {n_fmt}/{total_fmt} "
@@ -49,7 +49,7 @@ def tell_differences(outcome: Outcome, logger: Logger) -> None:
 
 
 def tell_warnings(source: Endpoint, found: Iterable[Difference], logger: Logger) -> None:
-    """Log one line for each thing in which a source would answer otherwise."""
+    """Log one line for each setting that makes a source answer otherwise."""
     _tell("netloader.source.answers_differ", source, found, logger)
 
 
@@ -79,9 +79,9 @@ def _cells(difference: Difference) -> tuple[str, str, str, str]:
     return str(shown(difference.field)), mine, theirs, difference.remedy
 
 
-def tell_fallback(outcome: Outcome | None, settings: Settings, logger: Logger) -> None:
+def tell_fallback(outcome: Outcome | None, fallback: Fallback | None, logger: Logger) -> None:
     """Log that no source filled this rank, why, and which loader takes over, if one may."""
-    loader = {"netloader.fallback": _fallback(settings)}
+    loader = {"netloader.fallback": _fallback(fallback)}
     if outcome is None:
         emit(logger, "netloader.loader.ordinary", loader)
         return
@@ -105,11 +105,11 @@ def settings_shown(settings: Settings) -> dict[str, object]:
         "netloader.layout": settings.layout.value,
         "netloader.weight_cache": settings.weight_cache.value,
         "netloader.int8_cache": settings.int8_cache.value,
-        "netloader.fallback": _fallback(settings),
+        "netloader.fallback": _fallback(settings.fallback),
         "netloader.max_clients": settings.max_clients,
         "netloader.asks_for_proof": settings.token is not None,
     }
 
 
-def _fallback(settings: Settings) -> str:
-    return settings.fallback.load_format if settings.fallback else "never"
+def _fallback(fallback: Fallback | None) -> str:
+    return fallback.load_format if fallback else "never"

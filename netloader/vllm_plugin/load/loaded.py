@@ -14,8 +14,7 @@ from netloader.fsm.manifest import Manifest, Progress
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.module import Named, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
-from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
+from netloader.vllm_plugin.config.settings import Keeping
 from netloader.vllm_plugin.identity.identity import (
     DRAFT,
 )
@@ -24,6 +23,7 @@ from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, provenance
 from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import RawSnapshot
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders
 from netloader.vllm_plugin.patches.instance import replaced_on
 
@@ -47,7 +47,7 @@ class Loaded:
     constructed: Mapping[str, int] = field(default_factory=dict)
     """What else the model was constructed to hold, see `provenance`."""
     placeholders: bool = False
-    """The weights mean nothing: they are offered in no layout."""
+    """Whether the weights are placeholders: these are offered in no layout."""
 
 
 NOT_KNOWN = Loaded(load_state.NOTHING, obstacle="netloader has failed here, see the error above")
@@ -62,12 +62,12 @@ def reloadable(loaded: Loaded, model: nn.Module) -> bool:
     return bool(loaded.manifest.tensors) and not loaded.state and not online
 
 
-def taken(plan: LoadPlan, model: nn.Module, settings: Settings, progress: Progress) -> Loaded:
+def taken(plan: LoadPlan, model: nn.Module, keeping: Keeping | None, progress: Progress) -> Loaded:
     """Remember what was received and verified; never raises."""
-    same_cut = progress.segment_bytes == settings.segment_mib << 20
+    same_cut = keeping is not None and progress.segment_bytes == keeping.segment_bytes
     known = progress.segment_digests if same_cut and progress.digest_algorithm in ALGORITHMS else ()
     loaded = Loaded(plan.state, plan.unfilled, filled=plan.filled)
-    return _safely(lambda: _remember(loaded, plan, model, settings, inventory.take(model), known))
+    return _safely(lambda: _remember(loaded, plan, model, keeping, inventory.take(model), known))
 
 
 def read(
@@ -75,7 +75,7 @@ def read(
     plan: LoadPlan,
     model: nn.Module,
     model_config: ModelConfig,
-    settings: Settings,
+    keeping: Keeping | None,
 ) -> Loaded:
     """Have the ordinary loader read the checkpoint, and remember what that did to the model.
 
@@ -96,7 +96,7 @@ def read(
         return NOT_KNOWN
     if made.seen:
         return _safely(lambda: _placeholders(model))
-    return _safely(lambda: watch.remembered(settings))
+    return _safely(lambda: watch.remembered(keeping))
 
 
 class _Watch:
@@ -118,14 +118,14 @@ class _Watch:
         """Leave the model's `load_weights` as it was."""
         self._reading.close()
 
-    def remembered(self, settings: Settings) -> Loaded:
+    def remembered(self, keeping: Keeping | None) -> Loaded:
         """What the checkpoint did to the model."""
         derived = self._built.derived(self._model)
         if derived.obstacle:
             return Loaded(derived.values, obstacle=derived.obstacle)
         unfilled = _unfilled(self._model, self._before, self._filled)
         loaded = Loaded(derived.values, unfilled, filled=derived.filled)
-        return _remember(loaded, self._plan, self._model, settings, derived.found)
+        return _remember(loaded, self._plan, self._model, keeping, derived.found)
 
 
 def _placeholders(model: nn.Module) -> Loaded:
@@ -148,16 +148,16 @@ def _remember(
     loaded: Loaded,
     plan: LoadPlan,
     model: nn.Module,
-    settings: Settings,
+    keeping: Keeping | None,
     found: Inventory,
     known: tuple[str, ...] = (),
 ) -> Loaded:
     """Add the raw tensors: described for a reload in place, kept if they are to be served."""
     try:
         named = _travelling(loaded, model, found)
-        if not plan.serves or settings.layout is LayoutChoice.PROCESSED:
+        if not plan.serves or keeping is None:
             return _described(loaded, found, manifest_of(named))
-        snapshot = RawSnapshot(named, settings, known, model.buffers())
+        snapshot = RawSnapshot(named, keeping, known, model.buffers())
         return replace(_described(loaded, found, snapshot.manifest), snapshot=snapshot)
     except WeightsError as error:
         return replace(loaded, obstacle=str(error))
@@ -195,7 +195,7 @@ def _unfilled(
     """Parameters of a draft that no checkpoint fills: not said to be, and bytewise untouched.
 
     An EAGLE draft without an embedding of its own has an uninitialised one, until vLLM puts the
-    target's in its place. Its bytes mean nothing, and are gone before a client could ask.
+    target's in its place. Its bytes are garbage, and are gone before a client could ask.
     """
     if not before or not filled or None in filled:
         return frozenset()

@@ -1,8 +1,9 @@
-"""The load format `netloader`. Law: vLLM's own `load_model` creates, loads and post-processes.
+"""The load format `netloader`.
 
-`load_weights` receives from a source or delegates to the ordinary loader; after post-processing
-this rank becomes a server itself. The constructor runs two or three times per worker and only
-reads settings. The shared LoadConfig is never changed.
+vLLM's own `load_model` creates, loads and post-processes the model. `load_weights` receives from a
+source or delegates to the ordinary loader, and after post-processing this rank serves the model.
+The constructor runs two or three times per worker and only reads settings. The shared LoadConfig is
+never changed.
 """
 
 import gc
@@ -20,25 +21,35 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError, UnsafeError
 from netloader.fsm.identity import Identity
-from netloader.io.client import ClientOptions, Described, describe, fill
+from netloader.io.client import ClientOptions, fill
+from netloader.io.describe import Described, describe
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.log import configure_json, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.checks import loader_of, settings_of
 from netloader.vllm_plugin.identity import ranks
-from netloader.vllm_plugin.identity.identity import PROCESSED, RAW, TARGET, rank
+from netloader.vllm_plugin.identity.identity import PROCESSED, RAW, TARGET
+from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load import agree, display, load_state, processed, provenance
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
+from netloader.vllm_plugin.load.offer import identity_of, offer
 from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
 from netloader.vllm_plugin.load.raw import Backup
-from netloader.vllm_plugin.load.reload import HandOver, Reloadable, beside, obstacle, unreadable
+from netloader.vllm_plugin.load.reload import (
+    HandOver,
+    Reloadable,
+    beside,
+    obstacle,
+    remember,
+    remembered,
+    unreadable,
+)
 from netloader.vllm_plugin.load.standby import offer_received
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.patches.registries import Traces
 from netloader.vllm_plugin.serve import port
-from netloader.vllm_plugin.serve.offer import identity_of, offer
 from netloader.vllm_plugin.serve.worker import this_worker
 
 AUTO = "auto"
@@ -74,33 +85,30 @@ class NetLoader(BaseModelLoader):
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
     ) -> nn.Module:
         """Create, load and post-process as vLLM does, then serve what was loaded."""
-        self._logger = self._logger.bind(**ranks.named(rank(vllm_config.parallel_config)))
+        local = read_config(vllm_config, model_config, self._settings.model)
+        self._logger = self._logger.bind(**ranks.named(local.rank))
         self._start_logging()
-        parallel = vllm_config.parallel_config
-        for name in (parallel.worker_cls, parallel.worker_extension_cls):
-            worker_methods.install_in(name)
-        plan = plan_load(vllm_config, model_config, self._settings, self._ask, self._logger)
+        worker_methods.expect_warm_up(local.worker_classes)
+        plan = plan_load(local, self._settings, self._ask, self._logger)
         if plan.refused and not plan.sources:
-            self._ordinary(plan.refused)  # FALLBACK `never` speaks up before a model is built
+            self._ordinary(plan.refused)  # FALLBACK `never` raises before a model is built
         if plan.role == TARGET:
-            port.forget_address(self._settings, plan.rank)
-        model = self._build(plan, vllm_config, model_config, prefix)
+            port.forget_address(port.PortChoice.of(self._settings, plan.rank))
+        build = partial(super().load_model, vllm_config, model_config, prefix)
+        model = self._build(plan, build, Traces(vllm_config))
         loaded, self._plan, self._loaded = self._loaded, None, None
         if loaded is not None and reloadable(loaded, model):
             known = (loaded.manifest, loaded.constructed, loaded.placeholders)
             later = replace(plan, silent=())  # by then a source may answer again
-            this_worker().reloadable.put(model, Reloadable(later, *known))
+            remember(model, Reloadable(later, *known))
         if loaded is not None and plan.serves:
-            offer(model, plan, loaded, self._settings, model_config)
+            offer(model, plan, loaded, self._settings)
         return model
 
-    def _build(
-        self, plan: LoadPlan, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
-    ) -> nn.Module:
-        """Build and load; a model that cannot go on to the ordinary loader is built anew."""
-        traces = Traces(vllm_config)
+    def _build(self, plan: LoadPlan, build: Callable[[], nn.Module], traces: Traces) -> nn.Module:
+        """Have vLLM build and load; a model the ordinary loader cannot load is built anew."""
         try:
-            return self._first(plan, vllm_config, model_config, prefix)
+            return self._first(plan, build)
         except RebuildError as error:
             outcome = error.outcome
         # Only now, outside the handler, does no frame refer to the first model any more.
@@ -108,19 +116,16 @@ class NetLoader(BaseModelLoader):
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        display.tell_fallback(outcome, self._settings, self._logger)
-        self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
+        display.tell_fallback(outcome, self._settings.fallback, self._logger)
+        self._ordinary(outcome)  # FALLBACK `never` raises before a second model is built
         self._plan = replace(plan, sources=(), ranks=(), layout=RAW)
         with plan.building():
-            again: nn.Module = super().load_model(vllm_config, model_config, prefix)
-        return again
+            return build()
 
-    def _first(
-        self, plan: LoadPlan, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
-    ) -> nn.Module:
+    def _first(self, plan: LoadPlan, build: Callable[[], nn.Module]) -> nn.Module:
         self._plan = plan
         with plan.building():
-            model: nn.Module = super().load_model(vllm_config, model_config, prefix)
+            model = build()
         if plan.layout == PROCESSED:
             self._receive_processed(model, plan)
         return model
@@ -133,7 +138,7 @@ class NetLoader(BaseModelLoader):
             DisagreementError: the ranks could not agree on the loader in time.
         """
         plan = self._plan
-        if plan is None:  # in place, by whoever holds a loader and a model
+        if plan is None:  # in place: vLLM or a framework calls a loader that built no model
             self._ordinary().load_weights(model, model_config)
             return
         plan.files.built()
@@ -142,11 +147,11 @@ class NetLoader(BaseModelLoader):
             return
         received, outcome = self._fill_raw(model, model_config, plan)
         if received and outcome is not None:
-            self._loaded = taken(plan, model, self._settings, outcome.progress)
+            self._loaded = taken(plan, model, self._settings.keeping_at_load, outcome.progress)
         else:
-            display.tell_fallback(outcome, self._settings, self._logger)
+            display.tell_fallback(outcome, self._settings.fallback, self._logger)
             loader = self._ordinary(outcome)
-            self._loaded = read(loader, plan, model, model_config, self._settings)
+            self._loaded = read(loader, plan, model, model_config, self._settings.keeping_at_load)
 
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module
@@ -161,14 +166,14 @@ class NetLoader(BaseModelLoader):
         """
         if problem := obstacle(model):
             raise NotImplementedError(f"{problem}; restart this instance instead")
-        before = this_worker().reloadable.get(model)
+        before = remembered(model)
         outcome = None
         elsewhere = before is not None and before.plan.path != model_config.model
         if before and before.plan.sources and not elsewhere:
-            handed, outcome = self._receive_beside(model, before, model_config)
+            handed, outcome = self._receive_beside(model, before)
             if handed is not None:
                 return handed
-            display.tell_fallback(outcome, self._settings, self._logger)
+            display.tell_fallback(outcome, self._settings.fallback, self._logger)
         if problem := unreadable(model):
             raise NotImplementedError(f"{problem}; restart this instance instead")
         named = elsewhere and self._settings.fallback is None
@@ -186,7 +191,7 @@ class NetLoader(BaseModelLoader):
     def _fill_raw(
         self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
     ) -> tuple[bool, Outcome | None]:
-        """Fill what is between creating and post-processing; as it was, when that fails.
+        """Fill a model between creating and post-processing; restore it when that fails.
 
         Raises:
             RebuildError: layers that quantize while loading hold placeholders now.
@@ -275,7 +280,7 @@ class NetLoader(BaseModelLoader):
         self._loaded = Loaded(plan.state)
 
     def _receive_beside(
-        self, model: nn.Module, before: Reloadable, model_config: ModelConfig
+        self, model: nn.Module, before: Reloadable
     ) -> tuple[HandOver | None, Outcome | None]:
         """Receive raw weights beside a running model, to be reloaded in place."""
         plan = before.plan
@@ -287,9 +292,9 @@ class NetLoader(BaseModelLoader):
             return None, outcome
         if before.placeholders and plan.serves:
             loaded = Loaded(plan.state, filled=plan.filled, constructed=before.constructed)
-            job = (model, plan, loaded, self._settings, model_config, named)
-            this_worker().after_reload.add(partial(offer_received, *job))
-            this_worker().reloadable.put(model, replace(before, placeholders=False))
+            job = partial(offer_received, model, plan, loaded, self._settings, named)
+            this_worker().after_reload.add(job)
+            remember(model, replace(before, placeholders=False))
         return HandOver(model, named), outcome
 
     def _receive(
@@ -298,7 +303,7 @@ class NetLoader(BaseModelLoader):
         """Fill tensors from the sources; None when that broke down.
 
         Raises:
-            UnsafeError: an aborted transfer may still write, so nobody may load this model.
+            UnsafeError: an aborted transfer may still write, so no loader may fill this model.
         """
         try:
             weights = ModuleStore(named)
@@ -311,7 +316,7 @@ class NetLoader(BaseModelLoader):
         except WeightsError as error:
             emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
             return None
-        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
+        except Exception as error:  # noqa: BLE001 - a bug in netloader costs a source, not an engine
             emit(self._logger, "netloader.driver.error", exc_info=error)
             return None
         display.tell_differences(outcome, self._logger)
@@ -349,7 +354,7 @@ class NetLoader(BaseModelLoader):
         return self._loader(fallback.load_format, dict(fallback.extra))
 
     def _placeholders(self, model: nn.Module, model_config: ModelConfig) -> None:
-        """Take a model through the steps of loading, with weights that mean nothing."""
+        """Take a model through the steps of loading, with placeholder weights."""
         self._loader(placeholders.DUMMY, {}).load_weights(model, model_config)
 
     def _loader(self, load_format: str, extra: dict[str, object]) -> BaseModelLoader:

@@ -1,4 +1,4 @@
-"""What is to be done for one model, found out before it is built. Law: asked once, then fixed."""
+"""Decide how one model is loaded, before it is built: ask the sources once, then fix the plan."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,9 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from json import loads
 
-import torch
 from torch import nn
-from vllm.config import ModelConfig, VllmConfig
 from vllm.distributed import get_tp_group, get_world_group, parallel_state
 
 from netloader.config import Endpoint, shown
@@ -17,26 +15,27 @@ from netloader.fsm.manifest import Progress
 from netloader.fsm.messages import Description
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io.client import Described
+from netloader.io.describe import Described
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.store.module import Named
 from netloader.log import Logger, emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
-from netloader.vllm_plugin.identity import compare, resolved
+from netloader.vllm_plugin.identity import compare
 from netloader.vllm_plugin.identity import identity as identities
 from netloader.vllm_plugin.identity.files import Files
+from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, processed, provenance
 from netloader.vllm_plugin.load.display import tell_differences, tell_warnings
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve import port
 from netloader.vllm_plugin.serve.refusal import refuse
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """One model to load: who we are, whom to ask, what the first source said of itself."""
+    """How one model is loaded: this rank, the sources to ask, what the first one said of itself."""
 
     role: str
     rank: int
@@ -49,7 +48,8 @@ class LoadPlan:
     unfilled: frozenset[str]
     """Parameters that no checkpoint fills, so that no bytes are sent for them."""
     identify: Callable[[str, load_state.State], Identity]
-    """Ours, in a layout and with a state; asked anew when the checkpoint has changed."""
+    """Our identity in a layout and with a state; computed anew on each call, because a
+    reload may have changed the checkpoint."""
     serves: bool
     """Whether this rank is to be a server itself, so that originals are kept and digested."""
     path: str
@@ -64,23 +64,25 @@ class LoadPlan:
     """Those of the model's folder."""
     answers: Callable[[], Mapping[str, str]] = dict
     """The facts that change answers but no number of the model, for clients to be warned by."""
+    untied: bool = False
+    """Whether the embeddings are untied because the checkpoint holds an `lm_head`."""
     refused: Outcome | None = None
     """The sources that are another model, if there are any; they are not among `sources`."""
     warned: tuple[str, ...] = ()
-    """In what the first source would answer otherwise to the same request."""
+    """Names of what makes the first source answer the same request otherwise."""
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """While the model is built and loaded: what is read of its folder is noted until `built`.
+        """Note which files of the folder are read while the model is built, until `built`.
 
-        Bytes that no source sends may come from there.
+        They may become part of the model without being among the tensors that a source sends.
         """
         with self.files.watching():
             yield
 
     @property
     def identity(self) -> Identity:
-        """Ours, in the layout and with the state of the source."""
+        """Our identity, in the layout and with the state of the source."""
         return self.identify(self.layout, self.state)
 
     def tensors(self, model: nn.Module, found: Inventory | None = None) -> list[Named]:
@@ -91,39 +93,34 @@ class LoadPlan:
 
 
 def plan_load(
-    vllm_config: VllmConfig,
-    model_config: ModelConfig,
+    model: LocalModel,
     settings: Settings,
     ask: Callable[[Sequence[Endpoint], Identity], Described],
     logger: Logger,
 ) -> LoadPlan:
     """Ask the sources what they resolved, and have vLLM build the same parameters here."""
-    rank = identities.rank(vllm_config.parallel_config)
-    sources = tuple(settings.sources.get(rank, ()))
-    early = identities.known_early(vllm_config, model_config, settings.model)
-    side = _Side(vllm_config, model_config, early, Files.of(model_config), logger)
-    describe, refused = side.describe(sources, ask)
+    side = _Side(model, logger)
+    describe, refused = side.describe(tuple(settings.sources.get(model.rank, ())), ask)
     facts = describe.description.facts if describe.description else {}
-    identities.adopt(facts, model_config)
-    role = identities.role_of(model_config)
+    model.checkpoint.adopt(facts)
+    draft = model.role == identities.DRAFT
     return LoadPlan(
-        role=role,
-        rank=rank,
-        ranks=_company(role),
+        role=model.role,
+        rank=model.rank,
+        ranks=_company(model.role),
         sources=describe.sources,
-        layout=_layout(facts, settings, vllm_config),
+        layout=_layout(facts, settings.layout, model.device_type),
         state=_state(facts, logger),
-        unfilled=_names(identities.UNFILLED, facts, logger)
-        if role == identities.DRAFT
-        else frozenset(),
+        unfilled=_names(identities.UNFILLED, facts, logger) if draft else frozenset(),
         identify=partial(side.identity, describe.description),
-        serves=port.wanted(settings, rank) and not _moving(vllm_config),
-        path=str(model_config.model),
+        serves=port.wanted(settings.listen_port, model.rank) and _steady(model),
+        path=model.path,
         silent=describe.silent,
         filled=_names(identities.FILLED, facts, logger),
         constructed=facts.get(identities.CONSTRUCTED, ""),
-        files=side.files,
+        files=model.files,
         answers=side.answers,
+        untied=model.checkpoint.untied,
         refused=refused,
         warned=side.warn(describe),
     )
@@ -131,12 +128,9 @@ def plan_load(
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One side of a comparison: ours, before and after its model is built."""
+    """Our side of a comparison with a source, before and after the model is built."""
 
-    vllm_config: VllmConfig
-    model_config: ModelConfig
-    early: Identity
-    files: Files
+    model: LocalModel
     logger: Logger
 
     def identity(
@@ -146,13 +140,11 @@ class _Side:
         state: load_state.State,
     ) -> Identity:
         """Ours, with the files that count for the source that described itself."""
-        files = self.files.needed()
+        files = self.model.files.needed()
         if description is not None:
             told = compare.parse(description.facts.get(compare.ANSWERS, ""))
-            files = compare.files_for(self.files, description.identity, told)
-        return identities.identity_of(
-            self.vllm_config, self.model_config, self.early, layout, state, files
-        )
+            files = compare.files_for(self.model.files, description.identity, told)
+        return self.model.identity(layout, load_state.digest(state), files)
 
     def describe(
         self,
@@ -163,7 +155,7 @@ class _Side:
 
         The config is compared here, not by the source: only this side can say what to do about it.
         """
-        asked = Identity({name: self.early.hard[name] for name in compare.ASKED})
+        asked = Identity({name: self.model.early.hard[name] for name in compare.ASKED})
         refused: list[Attempt] = []
         left, silent = sources, sources[:0]
         describe = Described(None, ())
@@ -178,7 +170,7 @@ class _Side:
                 place = left.index(other)
                 silent, left = (*silent, *left[:place]), left[place + 1 :]
                 describe = Described(None, left)
-        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
+        except Exception as error:  # noqa: BLE001 - a bug in netloader costs a source, not an engine
             emit(self.logger, "netloader.driver.error", exc_info=error)
             describe = Described(None, left)
         describe = replace(describe, sources=(*describe.sources, *silent))
@@ -192,13 +184,12 @@ class _Side:
     def _differences(self, description: Description) -> tuple[Difference, ...]:
         mine = self.identity(description, identities.RAW, load_state.NOTHING)
         told = compare.parse(description.facts.get(compare.ANSWERS, ""))
-        overridden = resolved.overridden(self.model_config)
-        return compare.differences(mine, description.identity, overridden, told)
+        return compare.differences(mine, description.identity, self.model.overridden, told)
 
     def answers(self) -> Mapping[str, str]:
         """The facts to tell clients; none when they cannot be found out."""
         try:
-            return {compare.ANSWERS: compare.answers_of(self.model_config, self.files).render()}
+            return {compare.ANSWERS: compare.answers_of(self.model).render()}
         except Exception as error:  # noqa: BLE001 - a warning less; the weights are right
             emit(self.logger, "netloader.driver.error", exc_info=error)
             return {}
@@ -210,7 +201,7 @@ class _Side:
         if theirs is None:
             return ()
         try:
-            mine = compare.answers_of(self.model_config, self.files)
+            mine = compare.answers_of(self.model)
         except Exception as error:  # noqa: BLE001 - a warning less; the weights are right
             emit(self.logger, "netloader.driver.error", exc_info=error)
             return ()
@@ -224,24 +215,17 @@ def _refusal(source: Endpoint, found: tuple[Difference, ...]) -> Attempt:
     return Attempt(source, Reason.IDENTITY_MISMATCH, f"differing: {names}", 0, {}, found)
 
 
-def _moving(vllm_config: VllmConfig) -> bool:
-    """Whether weights change while this instance runs; says so, for it does not serve then."""
-    if identities.moves_experts(vllm_config):
-        why = "experts change places while this instance runs (EPLB), and so do its weights"
-        remedy = "turn dynamic EPLB off to serve; an expert map in a file is fine"
-    elif identities.refills_layers(vllm_config):
-        why = "layers are refilled while this instance runs (layer_sharding)"
-        remedy = "turn layer_sharding off in --additional-config to serve"
-    else:
-        return False
-    refuse(get_logger("server", LOG_BASE), why, remedy)
-    return True
+def _steady(model: LocalModel) -> bool:
+    """Whether weights stay the same while this instance runs; logs why not, for it cannot serve."""
+    why, remedy = model.unsteady
+    if why:
+        refuse(get_logger("server", LOG_BASE), why, remedy)
+    return not why
 
 
-def _layout(facts: Mapping[str, str], settings: Settings, vllm_config: VllmConfig) -> str:
-    """As the server offers it, where that can be had; else raw, and the server will say no."""
-    device = torch.device(vllm_config.device_config.device).type
-    wanted = settings.layout is not LayoutChoice.RAW and processed.allowed(device)
+def _layout(facts: Mapping[str, str], choice: LayoutChoice, device_type: str) -> str:
+    """The server's where it can be received; else raw, and the server will refuse."""
+    wanted = choice is not LayoutChoice.RAW and processed.allowed(device_type)
     theirs = facts.get(identities.LAYOUT) == identities.PROCESSED
     return identities.PROCESSED if theirs and wanted else identities.RAW
 
@@ -268,7 +252,7 @@ def _names(fact: str, facts: Mapping[str, str], logger: Logger) -> frozenset[str
 
 
 def _company(role: str) -> tuple[int, ...]:
-    """Who loads this model along with us: a draft lives on the last pipeline stage only."""
+    """The ranks that load this model together: a draft lives on the last pipeline stage only."""
     if not parallel_state.model_parallel_is_initialized():
         return (0,)
     group = get_tp_group() if role == identities.DRAFT else get_world_group()

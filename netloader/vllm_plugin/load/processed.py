@@ -3,7 +3,7 @@
 A server offers every tensor its model holds after post-processing, wherever it hangs, and the
 floating-point numbers beside them (vLLM turns a KV-cache scale into a Python float) as tensors of
 no dimension. A client has vLLM post-process placeholders, so that it holds the same tensors, and
-then receives into them. Law: what cannot be read is not offered: a C++ handle, memory addresses in
+then receives into them. What cannot be read is not offered: a C++ handle, memory addresses in
 a tensor, and anything at all on a CPU, where oneDNN packs weights out of sight.
 """
 
@@ -20,7 +20,7 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 
 EXCLUDED = frozenset({"cpu"})
-"""Types of device on which the layout is not used: vLLM's kernels for a CPU pack weights away."""
+"""Device types without this layout: vLLM's kernels for a CPU keep weights out of sight."""
 MAX_TABLE = 1 << 20
 """Elements of an integer tensor that is looked through for addresses; those tables are small."""
 

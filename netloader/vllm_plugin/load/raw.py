@@ -1,8 +1,8 @@
 """The raw layout: parameters as the loader left them, kept through post-processing.
 
-Law: nothing is offered that is not provably what was loaded. Before post-processing every segment
-is digested; afterwards a tensor is found again by its storage, never by name and shape, because
-kernels replace parameters under the same name and shape with permuted bytes.
+Only what provably was loaded is offered. Before post-processing every segment is digested;
+afterwards a tensor is found again by its storage, never by name and shape, because kernels replace
+parameters under the same name and shape with permuted bytes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,8 +18,10 @@ from netloader.io.cores import cores
 from netloader.io.published import segment_digests
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.module import ModuleStore, Named, WeightsError
-from netloader.vllm_plugin.config.settings import CachePolicy, Settings
+from netloader.vllm_plugin.config.settings import CachePolicy, Keeping
 from netloader.vllm_plugin.inspect import inventory
+from netloader.vllm_plugin.inspect.places import revived
+from netloader.vllm_plugin.serve.kept import Kept, layer_at, uses
 
 SMALL_BYTES = 64 * 1024
 """Tensors up to this size are backed up before a source may write: scales, sentinels and constants
@@ -51,24 +53,8 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Raw tensors after post-processing, and what it costs to have them."""
-
-    named: tuple[Named, ...]
-    weights: ModuleStore
-    cached: frozenset[str] = frozenset()
-    """Names of the tensors that only we keep alive."""
-    cached_bytes: int = 0
-    detached: frozenset[str] = frozenset()
-    """Names under which the model now has other memory, or nothing: `cached` and a few more."""
-    constants: tuple[StorageWeakRef, ...] = ()
-    """The storage of buffers that do not travel and were there before post-processing:
-    tables that follow from the configuration."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Held:
-    """A raw tensor: kept alive (`kept`), or only watched (its storage weakly, its geometry)."""
+    """A raw tensor: kept alive (`kept`), or watched by a weak reference and geometry."""
 
     name: str
     kept: Tensor | None
@@ -87,13 +73,6 @@ class _Held:
         return _view(storage, self.dtype, self.offset, self.shape, self.stride)
 
 
-def revived(storage: StorageWeakRef) -> torch.UntypedStorage | None:
-    """A storage, if it is still alive."""
-    revive: Any = torch.UntypedStorage._new_with_weak_ptr  # noqa: SLF001 - torch's only way
-    found: torch.UntypedStorage | None = revive(storage.cdata)
-    return found
-
-
 def _view(
     storage: torch.UntypedStorage,
     dtype: torch.dtype,
@@ -106,14 +85,14 @@ def _view(
 
 
 class _Keeper:
-    """Keeps originals as the settings say; storage that tensors share is kept, or copied, once."""
+    """Keeps originals; storage that tensors share is kept, or copied, once."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, keeping: Keeping) -> None:
+        self._keeping = keeping
         self._copies: dict[int, Any] = {}
 
     def hold(self, name: str, tensor: Tensor) -> _Held:
-        policy, setting = policy_for(name, tensor, self._settings)
+        policy, setting = policy_for(name, tensor, self._keeping)
         plain = tensor.detach()
         storage = plain.untyped_storage()
         return _Held(
@@ -140,7 +119,7 @@ class _Keeper:
         return _view(copy, plain.dtype, offset, plain.shape, plain.stride())
 
 
-def policy_for(name: str, tensor: Tensor, settings: Settings) -> tuple[CachePolicy, str]:
+def policy_for(name: str, tensor: Tensor, keeping: Keeping) -> tuple[CachePolicy, str]:
     """Where the original of a tensor is kept if it is replaced, and which setting says so.
 
     `auto` is `dram` on a CPU, where it costs only what is replaced, and `no` on a device, where all
@@ -148,11 +127,11 @@ def policy_for(name: str, tensor: Tensor, settings: Settings) -> tuple[CachePoli
     layout serves instead.
     """
     if tensor.dtype is torch.int8:
-        wanted = settings.int8_cache_name
+        wanted = keeping.int8_names
         if wanted and not any(part in name for part in wanted):
             return CachePolicy.NO, "INT8_CACHE_NAME"
-        return settings.int8_cache, "INT8_CACHE"
-    policy = settings.weight_cache
+        return keeping.int8, "INT8_CACHE"
+    policy = keeping.others
     if policy is CachePolicy.AUTO:
         policy = CachePolicy.DRAM if tensor.device.type == "cpu" else CachePolicy.NO
     return policy, "WEIGHT_CACHE"
@@ -164,7 +143,7 @@ class RawSnapshot:
     def __init__(
         self,
         named: Sequence[Named],
-        settings: Settings,
+        keeping: Keeping,
         known: tuple[str, ...] = (),
         tables: Iterable[Tensor] = (),
     ) -> None:
@@ -172,11 +151,11 @@ class RawSnapshot:
         self.manifest: Manifest = weights.manifest
         self.digests = known or segment_digests(
             weights,
-            segments_of(self.manifest, settings.segment_mib << 20),
+            segments_of(self.manifest, keeping.segment_bytes),
             next(iter(ALGORITHMS)),
             cores(),
         )
-        keeper = _Keeper(settings)
+        keeper = _Keeper(keeping)
         self._held = [keeper.hold(name, tensor) for name, tensor in named]
         self._tables = [StorageWeakRef(table.untyped_storage()) for table in tables]  # type: ignore[no-untyped-call]
 
@@ -215,25 +194,6 @@ class RawSnapshot:
     def _constants(self, travelling: set[int]) -> tuple[StorageWeakRef, ...]:
         found = ((table, revived(table)) for table in self._tables)
         return tuple(t for t, s in found if s is not None and s.data_ptr() not in travelling)
-
-
-def layer_at(model: nn.Module, name: str) -> nn.Module | None:
-    """The module that a tensor's name speaks of, if it is still there."""
-    try:
-        return model.get_submodule(name.rpartition(".")[0])
-    except AttributeError:
-        return None
-
-
-def uses(layer: nn.Module | None, name: str, tensor: Tensor) -> bool:
-    """Whether a layer has the memory of a tensor under its name."""
-    if layer is None:
-        return False
-    attribute = name.rpartition(".")[2]
-    own = {**layer._parameters, **layer._buffers}.get(attribute)  # noqa: SLF001 - of it alone
-    if own is None or own.is_meta:
-        return False
-    return own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
 def in_use(model: nn.Module) -> set[int]:

@@ -1,4 +1,4 @@
-"""Reload in place from sources. Law: vLLM's own reload does the work; we only bring the bytes.
+"""Reload in place from sources: vLLM's own reload does the work, and we hand it the tensors.
 
 vLLM reloads layer by layer: it takes each layer back to the form it had before loading, has a
 checkpoint read into it, post-processes it, and copies the result to where the old weights are. Its
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +19,32 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.store.module import Named
 from netloader.vllm_plugin.inspect import inventory
+from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.patches import compat
 from netloader.vllm_plugin.patches.instance import attribute_set, replaced_on
-
-if TYPE_CHECKING:  # plan imports this by way of what is served
-    from netloader.vllm_plugin.load.plan import LoadPlan
-
-REBUILT = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod"})
-"""Methods whose kernels vLLM's reload in place rebuilds on a CPU (seen in 0.23, 0.28 and 0.32)."""
+from netloader.vllm_plugin.serve.worker import this_worker
 
 
 @dataclass(frozen=True, slots=True)
 class Reloadable:
-    """What a reload in place must know of the load before it."""
+    """What is remembered of a model's load for a reload in place."""
 
-    plan: "LoadPlan"
+    plan: LoadPlan
     manifest: Manifest
     constructed: Mapping[str, int] = field(default_factory=dict)
     placeholders: bool = False
-    """The weights mean nothing yet, so nothing is on offer that could be renewed."""
+    """Whether the weights are placeholders, so that nothing is on offer yet."""
+
+
+def remember(model: nn.Module, load: Reloadable) -> None:
+    """Keep what a reload in place must know of a model, as long as the model lives."""
+    this_worker().loads.put(model, load)
+
+
+def remembered(model: nn.Module) -> Reloadable | None:
+    """What `remember` was told of a model, if it was."""
+    load = this_worker().loads.get(model)
+    return load if isinstance(load, Reloadable) else None
 
 
 def obstacle(model: nn.Module) -> str:
@@ -48,14 +54,15 @@ def obstacle(model: nn.Module) -> str:
     in the model's `load_weights`, which received tensors do not pass through.
 
     On a CPU, vLLM leaves fused experts in the form of the checkpoint and the packed int8 weights of
-    linear layers empty: the engine then answers nonsense, and nothing says so.
+    linear layers empty: the engine then answers nonsense, without an error.
     """
     if compat.has_substituted_experts(model):
         return "vLLM cannot reload substituted experts in place"
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return ""
-    names = {type(getattr(m, "quant_method", None)).__name__ for m in model.modules()}
-    odd = sorted(n for n in names - {"NoneType"} if not n.endswith(tuple(REBUILT)))
+    methods = {type(getattr(module, "quant_method", None)) for module in model.modules()}
+    kinds = methods - {type(None)}
+    odd = sorted({kind.__name__ for kind in kinds if not compat.reload_rebuilds(kind)})
     return f"vLLM cannot reload {', '.join(odd)} in place on a CPU" if odd else ""
 
 

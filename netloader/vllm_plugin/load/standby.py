@@ -1,4 +1,4 @@
-"""An instance on placeholders that is filled in place. Law: offered when its weights are real.
+"""An instance on placeholders that is filled in place, and offered only then.
 
 It starts with `FALLBACK: "dummy"` while no source is up, and offers nothing. When a source is up,
 vLLM's `reload_weights` fills it: the raw weights are received beside the model, and when the reload
@@ -10,15 +10,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from vllm.config import ModelConfig
 
 from netloader.io.store.module import Named, WeightsError
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load.loaded import Loaded
+from netloader.vllm_plugin.load.offer import offer
 from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import RawSnapshot
-from netloader.vllm_plugin.serve.offer import offer
 
 
 def offer_received(
@@ -26,17 +25,16 @@ def offer_received(
     plan: LoadPlan,
     loaded: Loaded,
     settings: Settings,
-    model_config: ModelConfig,
     named: list[Named],
 ) -> None:
     """Offer a model that has been reloaded with the raw tensors `named`."""
     live = inventory.take(model).tensors
     chosen = [(name, _live(live.get(name), tensor)) for name, tensor in named]
     try:
-        kept = replace(loaded, snapshot=RawSnapshot(chosen, settings))
+        kept = replace(loaded, snapshot=RawSnapshot(chosen, settings.keeping))
     except WeightsError as error:
         kept = replace(loaded, obstacle=str(error))
-    offer(model, plan, kept, settings, model_config)
+    offer(model, plan, kept, settings)
 
 
 def _live(live: Tensor | None, received: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where vLLM 0.23.0 to 0.33.0 differ. Law: no other file asks for a name that one of them lacks.
+"""Where vLLM 0.23.0 to 0.33.0 differ: no other file uses a name that one of them lacks.
 
 Told by what is there, not by version numbers: vendors carry single changes back and forth.
 """
@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # processes that only start engines use this, and need no vLL
 UNTIED = "word_embeddings_untied_by_checkpoint"
 SUBSTITUTED = "_expert_substitutions"
 """The attribute by which model classes know experts that constants stand for, from 0.33 on."""
+REBUILT = ("UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod")
+"""Ends of the names of methods whose kernels a reload in place rebuilds on a CPU (tried with 0.23,
+0.28 and 0.32)."""
 
 
 def untied_by_checkpoint(model_config: "ModelConfig") -> bool:
@@ -27,7 +30,7 @@ def untie(model_config: "ModelConfig") -> bool:
     """Do as `ModelConfig.maybe_untie_word_embeddings` when it meets an `lm_head` in the files.
 
     Returns:
-        False where this vLLM knows nothing of that; then nothing is changed.
+        False where this vLLM does not have that; then nothing is changed.
     """
     if not hasattr(model_config, UNTIED):
         return False
@@ -58,6 +61,11 @@ def reset_weights(worker: Any) -> bool:
 
 
 def pooling_task(llm: Any) -> str | None:
-    """The task of a pooling engine, where this vLLM says so."""
+    """The task of a pooling engine, where this vLLM names it."""
     task: str | None = getattr(llm, "pooling_task", None)
     return task
+
+
+def reload_rebuilds(method: type) -> bool:
+    """Whether vLLM's reload in place rebuilds on a CPU what a layer's `quant_method` has made."""
+    return method.__name__.endswith(REBUILT)

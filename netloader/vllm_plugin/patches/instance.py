@@ -11,7 +11,7 @@ Linear: TypeAlias = Callable[..., Any]
 def replaced_on(holder: Any, name: str, value: object) -> Iterator[None]:
     """Have an object answer `name` with `value` inside the block, and afterwards as before.
 
-    Its class is left alone. What somebody else has put there inside the block stays.
+    Its class is left alone. What other code has put there inside the block stays.
     """
     own = vars(holder)
     before = {name: own[name]} if name in own else {}

@@ -1,7 +1,7 @@
-"""What building a model leaves outside it. Law: a model that is given up leaves nothing behind.
+"""What building a model registers outside it, so that a discarded model leaves nothing behind.
 
 Layers register themselves: in vLLM's configs, where a name may come only once, and in registries of
-the process. Each of these holds layers, and with them the memory of a model that nobody uses.
+the process. Each of these holds layers, and with them the memory of a discarded model.
 """
 
 import sys
@@ -43,7 +43,7 @@ class Traces:
         }
 
     def undo(self) -> None:
-        """As if nothing had been built since."""
+        """Remove what was registered since."""
         for name, registry in _registries(self._config):
             before = self._before.get(name, ())  # else its module was imported for this model
             registry.clear()

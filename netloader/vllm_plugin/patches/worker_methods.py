@@ -1,23 +1,29 @@
-"""Weights that change under the server. Law: while they change nothing is offered.
+"""vLLM's methods that load and change weights, wrapped so that nothing is offered meanwhile.
 
 vLLM changes weights in place through a few methods of its worker class: reload, updates by a
 trainer, sleep. Frameworks that train call the runner's `reload_weights` or the model's own
-`load_weights` instead. Each is wrapped once, in the worker's process, so that the offer ends and
-nobody reads any more before the method begins, and returns after it has ended. They call one
-another: the outermost call counts. What is written past all of them is found by the usage record
-and the digests.
+`load_weights` instead. Each is wrapped once in its class: before the method begins the offer ends
+and no client reads any more, and when it has ended the weights are offered again. These methods
+call one another; the outermost call counts. Weights that are written in any other way are found by
+the usage record and the digests.
+
+The same wrappers say for which of vLLM's workers a thread runs (`worker_of`).
 """
 
-from collections.abc import Callable, Generator, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
 from torch import nn
 from vllm.utils.import_utils import resolve_obj_by_qualname
+from vllm.v1.worker.worker_base import WorkerBase
 
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.serve.harmless import harmless
-from netloader.vllm_plugin.serve.worker import this_worker
+from netloader.vllm_plugin.serve.worker import Worker, current_worker, running_for, this_worker
 
 Method = Callable[..., Any]
 
@@ -35,6 +41,8 @@ ADDS, ENDS = "update_weights", "finish_weight_update"
 """When the first fails, vLLM's update is over, and the weights are neither old nor new."""
 RUNNER_CHANGES = ("reload_weights",)
 """Methods of a worker's model runner that change the target's weights before they return."""
+LOADS = "load_model"
+"""The worker method that calls the loader."""
 LOAD = "load_weights"
 """The method of models, and of their modules, that reads tensors of a checkpoint."""
 SLEEP, DISCARD, WAKE = "sleep", "discard", "wake_up"
@@ -47,21 +55,72 @@ CLOSES = ("destroy_worker_extension", "shutdown")
 the second; either may free what clients read."""
 
 
-def install_in(qualified_name: str) -> None:
-    """Wrap the methods of the worker class that vLLM's configuration names.
+HELD = "_netloader_worker"
+"""The attribute of vLLM's workers and model runners that holds our `Worker`."""
+FENCED = "netloader_fence"
+"""The attribute by which a wrapped method is known; it holds what the wrapper remembers."""
+LOAD_FORMAT = "netloader"
 
-    Where there is no such class (`auto`, say), no worker will call them.
+
+def worker_of(holder: Any) -> Worker:
+    """Our object for a worker of vLLM or its model runner; made where there is none yet.
+
+    It is the one of the running thread if that has one: then a loader ran before its worker's
+    methods were wrapped.
     """
-    try:
-        worker_class: type = resolve_obj_by_qualname(qualified_name)
-    except (ImportError, AttributeError, ValueError):
+    ours: Worker | None = getattr(holder, HELD, None)
+    if ours is None:
+        ours = vars(holder)[HELD] = current_worker() or Worker()
+    return ours
+
+
+@contextmanager
+def _running(holder: Any) -> Iterator[Worker]:
+    with running_for(worker_of(holder)) as ours:
+        yield ours
+
+
+def install_when_made() -> None:
+    """Wrap the class of each worker that vLLM makes for our load format, before it loads.
+
+    Installed once in a process. `expect_warm_up` covers a class that is not wrapped by then.
+    """
+    make: Any = WorkerBase.__init__
+    if hasattr(make, FENCED):
         return
-    install(worker_class)
+
+    @wraps(make)
+    def made(worker: Any, *args: Any, **kwargs: Any) -> None:
+        make(worker, *args, **kwargs)
+        with harmless():
+            draft = getattr(worker.speculative_config, "draft_load_config", None)
+            configs = (worker.load_config, draft)
+            if any(getattr(config, "load_format", None) == LOAD_FORMAT for config in configs):
+                install(type(worker))
+
+    setattr(made, FENCED, True)
+    WorkerBase.__init__ = made
+
+
+def expect_warm_up(qualified_names: Iterable[str]) -> None:
+    """Wrap the classes of these names, and have offers wait where the worker will warm up.
+
+    Where there is no class of a name (`auto`, say), no worker will call its methods.
+    """
+    for name in qualified_names:
+        try:
+            worker_class: type = resolve_obj_by_qualname(name)
+        except (ImportError, AttributeError, ValueError):
+            continue
+        install(worker_class)
+        if hasattr(worker_class, WARMS_UP):
+            this_worker().warm_up.expect()
 
 
 def install(worker_class: type) -> None:
     """Wrap the methods of a worker class that change weights; a second call changes nothing."""
     wrappers: dict[str, Callable[[Method, str], Method]] = {
+        LOADS: _loading_model,
         **dict.fromkeys(CHANGES, _changing),
         **dict.fromkeys(BEGINS, _beginning),
         ADDS: _adding,
@@ -75,34 +134,70 @@ def install(worker_class: type) -> None:
     _wrap(worker_class, wrappers)
 
 
-def install_on_runner(runner_class: type) -> None:
-    """Wrap the methods of a model runner that change weights; once, as `install`."""
-    _wrap(runner_class, dict.fromkeys(RUNNER_CHANGES, _reloading))
+def install_on_runner(runner: Any, ours: Worker) -> None:
+    """Wrap the methods of a model runner's class that change weights; once, as `install`."""
+    vars(runner)[HELD] = ours
+    _wrap(type(runner), dict.fromkeys(RUNNER_CHANGES, _reloading))
 
 
-def install_on(model: nn.Module) -> None:
+def install_on(model: nn.Module, ours: Worker) -> None:
     """Wrap the methods by which a model, or a module of it, loads tensors of a checkpoint.
 
     In their classes, not in the instances: there a reload puts methods of its own.
     """
     for kind in {type(module) for module in model.modules()}:
         _wrap(kind, {LOAD: _loading})
+        if load := getattr(kind, LOAD, None):
+            getattr(load, FENCED).add(ours)
+
+
+class _Workers:
+    """The workers that have models of a class; keeps none of them alive. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakSet[Worker] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def add(self, ours: Worker) -> None:
+        with self._lock:
+            self._known.add(ours)
+
+    def steady(self) -> list[Worker]:
+        """Those that serve something that is not being changed yet."""
+        with self._lock:
+            return [ours for ours in self._known if not ours.all_changing]
+
+
+_WRAPPING = threading.Lock()
+"""Classes belong to the process, and workers may be made in several threads of it."""
 
 
 def _wrap(kind: type, wrappers: Mapping[str, Callable[[Method, str], Method]]) -> None:
-    for name, wrap in wrappers.items():
-        method = getattr(kind, name, None)
-        if method is not None and not hasattr(method, "netloader_fence"):
-            fenced = wrap(method, name)
-            fenced.netloader_fence = True  # type: ignore[attr-defined]
-            setattr(kind, name, fenced)
+    with _WRAPPING:
+        for name, wrap in wrappers.items():
+            method = getattr(kind, name, None)
+            if method is not None and not hasattr(method, FENCED):
+                fenced = wrap(method, name)
+                setattr(fenced, FENCED, _Workers())
+                setattr(kind, name, fenced)
+
+
+def _loading_model(method: Method, name: str) -> Method:
+    del name
+
+    @wraps(method)
+    def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        with _running(worker):
+            return method(worker, *args, **kwargs)
+
+    return fenced
 
 
 def _changing(method: Method, name: str) -> Method:
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        ours = this_worker()
         with (
+            _running(worker) as ours,
             ours.after_reload.reloading(),
             ours.changing(CHANGES[name], f"{name} changes the weights"),
         ):
@@ -114,8 +209,8 @@ def _changing(method: Method, name: str) -> Method:
 def _reloading(method: Method, name: str) -> Method:
     @wraps(method)
     def fenced(runner: Any, *args: Any, **kwargs: Any) -> Any:
-        ours = this_worker()
         with (
+            _running(runner) as ours,
             ours.after_reload.reloading(),
             ours.changing((TARGET,), f"{name} changes the weights"),
         ):
@@ -127,10 +222,12 @@ def _reloading(method: Method, name: str) -> Method:
 def _loading(method: Method, name: str) -> Method:
     @wraps(method)
     def fenced(module: Any, *args: Any, **kwargs: Any) -> Any:
-        ours = this_worker()
-        if ours.all_changing:
+        steady = getattr(fenced, FENCED).steady()
+        if not steady:
             return method(module, *args, **kwargs)
-        with ours.changing_part(module, f"{name} changes the weights"):
+        with ExitStack() as stack:
+            for ours in steady:
+                stack.enter_context(ours.changing_part(module, f"{name} changes the weights"))
             result = method(module, *args, **kwargs)
             return iter([*result]) if isinstance(result, Generator) else result
 
@@ -140,12 +237,12 @@ def _loading(method: Method, name: str) -> Method:
 def _beginning(method: Method, name: str) -> Method:
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        ours = this_worker()
-        if ours.updating:  # vLLM will refuse a second one
-            return method(worker, *args, **kwargs)
-        ours.begin_update(BEGINS[name], f"{name} was called, and no end yet")
-        with ours.update_ends_on_error():
-            return method(worker, *args, **kwargs)
+        with _running(worker) as ours:
+            if ours.updating:  # vLLM will refuse a second one
+                return method(worker, *args, **kwargs)
+            ours.begin_update(BEGINS[name], f"{name} was called, and no end yet")
+            with ours.update_ends_on_error():
+                return method(worker, *args, **kwargs)
 
     return fenced
 
@@ -155,7 +252,7 @@ def _adding(method: Method, name: str) -> Method:
 
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        with this_worker().update_ends_on_error():
+        with _running(worker) as ours, ours.update_ends_on_error():
             return method(worker, *args, **kwargs)
 
     return fenced
@@ -166,9 +263,10 @@ def _ending(method: Method, name: str) -> Method:
 
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        result = method(worker, *args, **kwargs)  # when it fails, vLLM lets it be tried again
-        this_worker().end_update()
-        return result
+        with _running(worker) as ours:
+            result = method(worker, *args, **kwargs)  # when it fails, vLLM lets it be tried again
+            ours.end_update()
+            return result
 
     return fenced
 
@@ -178,7 +276,7 @@ def _sleeping(method: Method, name: str) -> Method:
 
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        this_worker().fence_for_sleep("the instance is asleep")
+        worker_of(worker).fence_for_sleep("the instance is asleep")
         return method(worker, *args, **kwargs)
 
     return fenced
@@ -190,7 +288,7 @@ def _discarding(method: Method, name: str) -> Method:
     @wraps(method)
     def fenced(worker: Any, tags: Any, *args: Any, **kwargs: Any) -> Any:
         if WEIGHTS_TAG in tags:
-            this_worker().fence_for_sleep("the weights were discarded")
+            worker_of(worker).fence_for_sleep("the weights were discarded")
         return method(worker, tags, *args, **kwargs)
 
     return fenced
@@ -201,7 +299,7 @@ def _closing(method: Method, name: str) -> Method:
 
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        this_worker().fence("the instance shuts down")
+        worker_of(worker).fence("the instance shuts down")
         return method(worker, *args, **kwargs)
 
     return fenced
@@ -212,7 +310,7 @@ def _waking(method: Method, name: str) -> Method:
 
     @wraps(method)
     def fenced(worker: Any, tags: Any = None, **kwargs: Any) -> Any:
-        ours = this_worker()
+        ours = worker_of(worker)
         with ours.off_the_device("the instance wakes up"):
             result = method(worker, tags, **kwargs)
         if tags is None or WEIGHTS_TAG in tags:
@@ -224,15 +322,15 @@ def _waking(method: Method, name: str) -> Method:
 
 def _warming(method: Method, name: str) -> Method:
     del name
-    this_worker().warm_up.expect()
 
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
         result = method(worker, *args, **kwargs)
         with harmless():
-            this_worker().warm_up.done()
+            ours = worker_of(worker)
+            ours.warm_up.done()
             if hasattr(worker, "model_runner"):
-                install_on_runner(type(worker.model_runner))
+                install_on_runner(worker.model_runner, ours)
         return result
 
     return fenced

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
+from netloader.vllm_plugin.log_base import LOG_BASE
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Who has a port. Law: a sentence for a log line, as far as /proc tells; never an exception.
+"""Find the process that has a port, for a log line: as far as /proc tells, and without exceptions.
 
 A worker whose API server was killed may live on, keep its port and serve. The next start finds the
 port taken, and only the number of that process helps.

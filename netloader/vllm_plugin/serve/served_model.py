@@ -1,6 +1,6 @@
-"""What a rank has on offer of one model, and how it is had again after the model has changed.
+"""What a rank offers of one model, and how that is collected again after the model has changed.
 
-Law: after a change nothing is offered that the engine does not use. Raw tensors that the kernels
+After a change nothing is offered that the engine does not use. Raw tensors that the kernels
 still use have changed with the model. The others, which only we keep, must have been seen on their
 way through post-processing, or the kernels must hold bytewise what they held. And what kernels made
 of raw tensors must have been made again when those changed: each half is compared with what the
@@ -22,9 +22,9 @@ from netloader.fsm.manifest import Manifest
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.look import Part
-from netloader.vllm_plugin.load.raw import Kept, layer_at, uses
-from netloader.vllm_plugin.load.reload import REBUILT
+from netloader.vllm_plugin.patches.compat import reload_rebuilds
 from netloader.vllm_plugin.patches.instance import replaced_on
+from netloader.vllm_plugin.serve.kept import Kept, layer_at, uses
 from netloader.vllm_plugin.serve.usage_record import UsageRecord
 
 PROCESS = "process_weights_after_loading"
@@ -44,7 +44,7 @@ class ServedModel:
     facts: Mapping[str, str]
     weights: ModuleStore
     renew: Callable[["Changed"], ModuleStore]
-    """The same tensors after a change of the model; WeightsError when they cannot be had."""
+    """The same tensors after a change of the model; WeightsError when there are none."""
     usage: UsageRecord
     """Tells whether the engine still uses what is on offer."""
     owners: Mapping[str, "weakref.ref[nn.Module]"] = field(default_factory=dict)
@@ -203,7 +203,7 @@ def _rebuilds(owner: nn.Module) -> bool:
     kind = type(getattr(owner, "quant_method", None))
     on_cpu = all(parameter.device.type == "cpu" for parameter in owner.parameters())
     vllm_own = kind.__module__.startswith("vllm")
-    return not (on_cpu and vllm_own) or kind.__name__.endswith(tuple(REBUILT))
+    return not (on_cpu and vllm_own) or reload_rebuilds(kind)
 
 
 def renew_processed(

@@ -1,4 +1,4 @@
-"""Serve what this rank has loaded. Law: no error here reaches the engine.
+"""Serve what this rank has loaded; no error here reaches the engine.
 
 A server has one listener, one address, and in its catalog the weights of the target and of the
 draft.
@@ -15,18 +15,19 @@ from torch import nn
 
 from netloader.errors import NetloaderError
 from netloader.io.background import in_background
+from netloader.io.catalog import Catalog
+from netloader.io.clock import monotonic
 from netloader.io.device import CPU
 from netloader.io.forks import only_here
-from netloader.io.published import Catalog, PublishedModel
+from netloader.io.published import PublishedModel
 from netloader.io.server import ServerOptions, publish
 from netloader.io.store.module import ModuleStore
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
-from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity import ranks
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve import address
 from netloader.vllm_plugin.serve.change_monitor import ChangeMonitor, NotOnOfferError
-from netloader.vllm_plugin.serve.port import OpenPort, tell_failed
+from netloader.vllm_plugin.serve.port import OpenPort, PortChoice, tell_failed
 from netloader.vllm_plugin.serve.refusal import refuse
 from netloader.vllm_plugin.serve.served_model import ServedModel
 
@@ -41,10 +42,11 @@ ANNOUNCE = (
 class RankServer:
     """The models that a rank serves at one port. Safe to use from any thread."""
 
-    def __init__(self, settings: Settings, rank: int) -> None:
-        self.settings = settings
+    def __init__(self, rank: int, choice: PortChoice, options: ServerOptions) -> None:
         self.rank = rank
+        self._choice = choice
         self._logger = get_logger("server", LOG_BASE, **ranks.named(rank))
+        self._options = replace(options, logger=self._logger)
         self._served: dict[str, ServedModel] = {}
         self._owners: dict[str, object] = {}
         self._fenced: set[str] = set()
@@ -55,6 +57,8 @@ class RankServer:
         self.changing: set[str] = set()
         """The roles of which a method that is watched changes the weights now."""
         self._returning: dict[str, PublishedModel] = {}
+        self._known: weakref.WeakSet[PublishedModel] = weakref.WeakSet()
+        """All that was published: its sessions keep what was replaced, and go on reading it."""
         self._catalog: Catalog | None = None
         self._port: OpenPort | None = None
         self._lock = threading.RLock()
@@ -101,28 +105,32 @@ class RankServer:
         return False
 
     def fence(self, role: str, why: str) -> None:
-        """Offer nothing of a role, and wait until nobody reads its memory."""
+        """Offer nothing of a role, and wait until no client reads its memory."""
         with self._lock:
-            here = (self._on_catalog(role), self._returning.pop(role, None))
+            shown = (self._on_catalog(role), self._returning.pop(role, None))
+            known = [published for published in self._known if role_of(published) == role]
+            offered = any(p is not None and not p.withdrawn for p in shown)
             port = self._port
             self._fenced.add(role)
-        for published in filter(None, here):
+        end = monotonic() + self._options.deadlines.stall_s + EVICT_S
+        for published in known:
             with self._guarded():
-                self._evict(port, published, why)
+                self._evict(port, published, why, end)
+        if offered and port is not None:
+            fields = {"netloader.role": role, "netloader.detail": why}
+            emit(self._logger, "netloader.server.withdrawn", fields)
         served = self._served.get(role)
         if served is not None:
             served.usage.pause()
 
-    def _evict(self, port: OpenPort | None, published: PublishedModel, why: str) -> None:
+    def _evict(
+        self, port: OpenPort | None, published: PublishedModel, why: str, end: float
+    ) -> None:
+        """Wait until `end` for the last reader of a published model, be it replaced or not."""
         if port is None:
             return
-        timeout_s = self.settings.deadlines.stall_s + EVICT_S
-        told = not published.withdrawn
-        quiet = port.listener.evict(published, why, timeout_s)
-        fields = {"netloader.role": published.entry.role, "netloader.detail": why}
-        if told:
-            emit(self._logger, "netloader.server.withdrawn", fields)
-        if not quiet:
+        timeout_s = max(0.0, end - monotonic())
+        if not port.listener.evict(published, why, timeout_s):
             detail = f"clients still read {timeout_s:g} s after: {why}"
             emit(self._logger, "netloader.driver.error", {"netloader.detail": detail})
 
@@ -161,7 +169,7 @@ class RankServer:
                 self._say(role)
                 return
             digests = fenced.digests(0)
-            if not digests:  # then nobody can tell what the bytes were
+            if not digests:  # then it is not known what the bytes were
                 self.lose(role, "the weights were taken away before their digests were known")
                 return
             published = self._returning[role] = self._published(served, served.weights)
@@ -169,7 +177,7 @@ class RankServer:
             self._check(published, partial(self._put_back, served, published))
 
     def resume_unchanged(self, role: str) -> None:
-        """Offer again what was fenced for a moment in which nobody changes weights."""
+        """Offer again what was fenced for a moment in which weights do not change."""
         with self._guarded(), self._lock:
             fenced = self._on_catalog(role)
             served = self._served.get(role)
@@ -201,12 +209,12 @@ class RankServer:
                 self._tell(served, published)
                 self._monitor.keep(published)
 
-    # -- changes that nobody announced -----------------------------------------------------------
+    # -- changes without an announcement --------------------------------------------------------
 
     def replace(
         self, published: PublishedModel, why: str
     ) -> tuple[ServedModel, PublishedModel | None]:
-        """Offer something not known yet in the place of weights that somebody has written.
+        """Offer something not known yet in the place of weights that were written meanwhile.
 
         Without it, if post-processing was not yet seen to leave these weights alone: then what is
         there now need not be what a client has to load.
@@ -249,7 +257,7 @@ class RankServer:
     def confirm(
         self, served: ServedModel, successor: PublishedModel, digests: tuple[str, ...]
     ) -> None:
-        """Offer what was put in the place of weights that somebody has written."""
+        """Offer what was put in the place of weights that were written meanwhile."""
         with self._guarded(), self._lock:
             if not successor.withdrawn:
                 self._lost.pop(served.role, None)
@@ -264,8 +272,8 @@ class RankServer:
     def _gone(self, role: str, owner: object) -> None:
         """A model is gone, or the process ends; another model may have its role by now.
 
-        Runs from the garbage collector, so it must not wait: who has our lock may be writing a line
-        of the log, for which it waits for the very thread that collects.
+        Runs from the garbage collector, so it must not wait: the thread that has our lock may be
+        writing a line of the log, for which it waits for the very thread that collects.
         """
         if not self._lock.acquire(blocking=False):
             later = partial(self._gone_now, role, owner)
@@ -304,18 +312,12 @@ class RankServer:
             emit(self._logger, "netloader.driver.error", exc_info=error)
 
     def _published(self, served: ServedModel, weights: ModuleStore) -> PublishedModel:
-        settings = self.settings
-        options = ServerOptions(
-            transports=settings.transports,
-            layouts=(served.layout,),
-            segment_bytes=settings.segment_mib << 20,
-            max_clients=settings.max_clients,
-            facts=served.facts,
-            token=settings.token,
-            deadlines=settings.deadlines,
-            logger=self._logger,
-        )
-        return publish(weights, served.identity(), options, served.usage, self._monitor.changed)
+        options = replace(self._options, layouts=(served.layout,), facts=served.facts)
+        changed = self._monitor.changed
+        published = publish(weights, served.identity(), options, served.usage, changed)
+        with self._lock:
+            self._known.add(published)
+        return published
 
     def _on_catalog(self, role: str) -> PublishedModel | None:
         published_models = self._catalog.published_models if self._catalog else ()
@@ -330,9 +332,9 @@ class RankServer:
             return True
         catalog = Catalog((published,))
         try:
-            self._port = OpenPort(self.settings, self.rank, catalog, self._logger)
+            self._port = OpenPort(self._choice, catalog, self._options.deadlines, self._logger)
         except (OSError, RuntimeError) as error:
-            tell_failed(self.settings, self.rank, error, self._logger)
+            tell_failed(self._choice, error, self._logger)
             return False
         self._catalog = catalog
         return True

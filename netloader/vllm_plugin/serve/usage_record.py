@@ -19,10 +19,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from netloader.io.background import in_background
 from netloader.io.store.module import Named
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.look import Look, Part, Tables, bare
 from netloader.vllm_plugin.inspect.places import Key, Place, Places, key_of, registered, storage_of
+from netloader.vllm_plugin.log_base import LOG_BASE
 
 INTERRUPTED = "the check was interrupted: the weights are being taken away"
 POLL_S = 0.1

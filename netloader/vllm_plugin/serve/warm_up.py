@@ -1,9 +1,9 @@
-"""Offers that wait for their engine. Law: nothing of ours is on a device while graphs are captured.
+"""Offers that wait until their engine has warmed up.
 
 While an engine captures graphs, other threads must not copy or allocate on its device (CUDA:
 cudaStreamBeginCapture, mode global; CANN: aclmdlRICaptureBegin, the same), or the capture fails and
-the engine does not start. And before that it measures how much memory is free, of which the
-communicator of a transfer would be missing for good. Both are over when a worker has warmed up.
+the engine does not start. Before that it measures how much memory is free; what the communicator of
+a transfer takes then would be missing for good. Both are over when a worker has warmed up.
 """
 
 import threading
@@ -25,13 +25,13 @@ class WarmUp:
     def __init__(self) -> None:
         self._waiting: ByModel[Offer] = ByModel()
         self._settling: ByModel[Callable[[], None]] = ByModel()
-        self._awaited = False
+        self._awaited = self._over = False
         self._lock = threading.Lock()
 
     def expect(self) -> None:
-        """Say that `done` will be called."""
+        """Say that `done` will be called, if it was not called before."""
         with self._lock:
-            self._awaited = True
+            self._awaited = not self._over
 
     def offer(self, model: nn.Module, device: torch.device, offer: Offer) -> None:
         """Offer a model now, or when the engine of its device is warm."""
@@ -52,7 +52,7 @@ class WarmUp:
     def done(self) -> None:
         """Make the offers that have waited; those that come later are made at once."""
         with self._lock:
-            self._awaited = False
+            self._awaited, self._over = False, True
             waiting, settling = self._waiting.items(), self._settling.items()
             self._waiting.clear()
             self._settling.clear()

@@ -1,16 +1,21 @@
-"""What netloader has in one vLLM worker process. Law: all of its state is in one object."""
+"""All state that netloader keeps for one worker of vLLM, in one object.
+
+vLLM's worker holds it (`patches.worker_methods.worker_of`): it ends with that worker, and several
+workers in one process have one each. vLLM makes its loaders without naming their worker, so while a
+method of the worker runs, a context variable says which one it is.
+"""
 
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from torch import nn
 
-from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.serve.after_reload import AfterReload
 from netloader.vllm_plugin.serve.by_model import ByModel
 from netloader.vllm_plugin.serve.change import changing
@@ -19,8 +24,8 @@ from netloader.vllm_plugin.serve.served_model import ServedModel
 from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.warm_up import WarmUp
 
-if TYPE_CHECKING:  # the load room knows the worker, not the other way round
-    from netloader.vllm_plugin.load.reload import Reloadable
+NewServer: TypeAlias = Callable[[int], RankServer]
+"""Makes the server of a rank."""
 
 ASLEEP_S = 10.0
 """How long sleep waits until it is known what the kernels hold. Without that knowledge nothing is
@@ -36,8 +41,8 @@ class Worker:
     def __init__(self) -> None:
         self.warm_up = WarmUp()
         self.after_reload = AfterReload()
-        self.reloadable: ByModel[Reloadable] = ByModel()
-        """What is known of each model for a reload in place: vLLM makes a new loader for one."""
+        self.loads: ByModel[object] = ByModel()
+        """What `load.reload` remembers of each model's load: vLLM makes a new loader to reload."""
         self._servers: list[RankServer] = []
         self._update: ExitStack | None = None
         """The update by a trainer that has begun and not ended; vLLM allows one at a time."""
@@ -45,19 +50,23 @@ class Worker:
 
     @property
     def servers(self) -> tuple[RankServer, ...]:
-        """All that serve a model, the newest last."""
+        """The servers that serve a model, the newest last."""
         return tuple(server for server in self._servers if server.roles)
 
     def next_agreement(self, role: str) -> int:
         """The number of this load of a role: ranks load in step, so it is the same on each."""
         return next(self._agreements[role])
 
-    def offer(self, model: nn.Module, served: ServedModel, settings: Settings, rank: int) -> None:
+    def offer(
+        self, model: nn.Module, served: ServedModel, rank: int, new_server: NewServer
+    ) -> None:
         """Serve a post-processed model, as soon as the engine of its device is warm."""
-        offer = partial(self._open, served, settings, rank)
+        offer = partial(self._open, served, rank, new_server)
         self.warm_up.offer(model, served.weights.device, offer)
 
-    def _open(self, served: ServedModel, settings: Settings, rank: int, model: nn.Module) -> None:
+    def _open(
+        self, served: ServedModel, rank: int, new_server: NewServer, model: nn.Module
+    ) -> None:
         """Serve beside the models of the newest server, unless it has one of this role already.
 
         A process that loads a role again, as one with engine after engine does, has two models of
@@ -66,7 +75,7 @@ class Worker:
         newest = self.servers[-1:]
         server = next((s for s in newest if s.rank == rank and served.role not in s.roles), None)
         if server is None:
-            server = RankServer(settings, rank)
+            server = new_server(rank)
             self._servers = [*self.servers, server]
         if server.open(served, model):
             with harmless():
@@ -143,7 +152,7 @@ class Worker:
 
     @contextmanager
     def off_the_device(self, why: str) -> Iterator[None]:
-        """Offer nothing that is on a device inside the block: graphs may be captured there.
+        """Offer nothing that is on a device inside the block: vLLM may capture graphs there.
 
         vllm-ascend destroys them when it falls asleep and captures them anew when the cache is
         awake, which may be long after the weights (`SleepWakeupManager`). See also `warm_up`.
@@ -160,14 +169,32 @@ class Worker:
                     server.resume_unchanged(role)
 
 
+_CURRENT: ContextVar[Worker | None] = ContextVar("netloader_worker", default=None)
+
+
+def current_worker() -> Worker | None:
+    """The worker for which this thread runs, if that is known."""
+    return _CURRENT.get()
+
+
 def this_worker() -> Worker:
-    """The worker of this process: the one place where the state of a process is found.
+    """The worker for which this thread runs.
 
-    vLLM makes a loader from a LoadConfig alone and calls it without its worker, makes another one
-    for each reload, and calls the methods of models and model runners, which know no worker either.
-    What is certain is that a process is one worker of one rank.
+    Where no method of vLLM's worker is running, as in a program that calls a loader itself, the
+    thread is a worker of its own from now on.
     """
-    return _PROCESS
+    ours = _CURRENT.get()
+    if ours is None:
+        ours = Worker()
+        _CURRENT.set(ours)
+    return ours
 
 
-_PROCESS = Worker()
+@contextmanager
+def running_for(ours: Worker) -> Iterator[Worker]:
+    """Have `this_worker` answer with this worker inside the block, in this thread alone."""
+    token = _CURRENT.set(ours)
+    try:
+        yield ours
+    finally:
+        _CURRENT.reset(token)

@@ -16,14 +16,18 @@ import pytest
 import torch
 from torch import nn
 
-from netloader import ClientOptions, Endpoint, UnsafeError, aio
+from netloader import ClientOptions, Endpoint, HostStore, ModuleStore, UnsafeError, aio
+from netloader.fsm.manifest import Manifest, Segment
 from netloader.fsm.messages import Begin, Hello, Reject, Request
 from netloader.io import ServerOptions
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation
+from netloader.io.store.digests import MAX_WORKERS
+from tests.support.sockets import blackhole
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
+    KIB,
     MIB,
     SOON_S,
     Peer,
@@ -37,7 +41,6 @@ from tests.unit.io.helpers import (
     random,
     zoo,
 )
-from tests.unit.io.test_dialing import blackhole
 
 PROMPT_S = 5.0
 """A cancelled task ends within a second; the rest is for a busy machine. Everything that could end
@@ -224,6 +227,40 @@ def test_a_second_cancellation_does_not_give_the_model_back_while_it_is_written_
         asyncio.run(run())
 
 
+class Slow(HostStore):
+    """Memory that is read when the test says so."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self.reads, self.reading, self.free = 0, threading.Event(), threading.Event()
+
+    def views(self, segment: Segment) -> Iterator[memoryview]:
+        self.reads += 1
+        self.reading.set()
+        assert self.free.wait(SOON_S)
+        return super().views(segment)
+
+
+def test_a_fill_that_is_cancelled_while_it_hashes_what_it_resumes_ends_when_that_has() -> None:
+    async def run() -> None:
+        async with serving(large(1), segment_bytes=64 * KIB) as server:
+            store = Slow(ModuleStore.of(large(1)).manifest)
+            first = await aio.fill(store, server.endpoint, IDENTITY, asking())
+            again = aio.fill(store, server.endpoint, IDENTITY, asking(), resume=first)
+            task = asyncio.ensure_future(again)
+            await asyncio.to_thread(store.reading.wait, SOON_S)
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0)
+            assert not task.done(), "it still reads the store"
+            store.free.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert store.reads <= MAX_WORKERS < len(first.progress.verified)
+
+    asyncio.run(run())
+
+
 def test_a_transfer_that_does_not_end_is_told_in_the_place_of_the_cancellation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -321,7 +358,7 @@ def test_a_closed_server_takes_no_more_models() -> None:
     async def run() -> None:
         async with serving(zoo(1)) as server:
             pass
-        await server.put(zoo(1), IDENTITY)
+        await server.publish(zoo(1), IDENTITY)
 
     with pytest.raises(Exception, match="closed server"):
         asyncio.run(run())

@@ -33,6 +33,8 @@ HELLO: Final = Hello(
     transports=("tcp", "gloo"),
     digest_algorithms=("blake3",),
     nonce="aa",
+    manifest_digest="dd",
+    serves_at="h:1",
 )
 SPEC: Final = TensorSpec("w", "float32", (2,), (1,), 8)
 OFFER: Final = Offer(
@@ -71,6 +73,10 @@ OTHERS: Final[Mapping[str, Any]] = {
     "segment_bytes": 131_072,
     "rendezvous": {"key": "other"},
     "facts": {"tied": "no"},
+    "availability": ((0, 1),),
+    "manifest_digest": "d" * 64,
+    "serves_at": "h:2",
+    "other_sources": ("h:3",),
 }
 """Another value for each field of a message or of the hello."""
 
@@ -84,10 +90,10 @@ def said(name: str) -> Proven:
 PROOF_BYTES: Final = (
     b"l9:netloaderi2e6:client5:proof"
     b"d17:digest_algorithmsl6:blake3e8:identityd4:hardd5:model1:me4:softd10:checkpoint1:cee"
-    b"7:layoutsl3:rawe5:nonce2:aa7:purpose7:weights10:transportsl3:tcp4:gloo"
+    b"7:layoutsl3:rawe15:manifest_digest2:dd5:nonce2:aa7:purpose7:weights9:serves_at3:h:110:transportsl3:tcp4:gloo"
     b"e8:versionsli2eee2:bbdee"
 )
-KNOWN: Final = "df7c5668afe352f0403370e17d1dc4ab1fd70757460c7a26a2cd5aeaefa00585"
+KNOWN: Final = "5e23cfedbff35569bba3cdadcb649e30a35170f153651aaab2ccded63ff62bac"
 
 
 def test_the_proof_is_hmac_sha256_of_the_documented_bytes() -> None:
@@ -104,9 +110,17 @@ def test_an_offer_is_covered_with_the_digest_of_its_manifest() -> None:
     assert end == len(written)
     assert about == ["netloader", 2, "server", "offer"]
     assert (hello["nonce"], nonce) == ("aa", "bb")
-    assert content["manifest"] == OFFER.manifest.digest
+    assert content["manifest"] == Manifest((SPEC,)).digest
     assert content["segment_digests"] == ["d0", "d1"]
     assert "mac" not in content
+
+
+def test_a_manifest_that_is_left_out_is_that_of_the_hello() -> None:
+    hello = replace(HELLO, manifest_digest=Manifest((SPEC,)).digest)
+    said_short = proven(replace(OFFER, manifest=None), TOKEN, hello, NONCE)
+
+    assert proves(replace(said_short, manifest=OFFER.manifest), TOKEN, hello, NONCE)
+    assert not proves(said_short, TOKEN, HELLO, NONCE), "left out on the way"
 
 
 # -- what a proof is good for ---------------------------------------------------------------------
@@ -266,9 +280,10 @@ def test_tokens_may_hold_any_text() -> None:
 
 def test_the_proof_of_a_hundred_thousand_tensors_costs_one_digest_of_them() -> None:
     specs = tuple(replace(SPEC, name=f"model.layers.{i}.mlp.w13_weight") for i in range(100_000))
-    large = replace(OFFER, manifest=Manifest(specs), segment_digests=("d" * 64,) * 4096)
+    manifest = Manifest(specs)
+    large = replace(OFFER, manifest=manifest, segment_digests=("d" * 64,) * 4096)
     begun = perf_counter()
-    digested = large.manifest.digest
+    digested = manifest.digest
     first = perf_counter() - begun
     begun = perf_counter()
     mac = proven(large, TOKEN, HELLO, NONCE).mac

@@ -5,15 +5,29 @@ from dataclasses import replace
 
 import pytest
 
-from netloader.fsm.client import TABLE, ClientSession, FetchSpec
-from netloader.fsm.effects import AbortTransfer, OpenTransport, Send, Settle, StartTransfer, Verdict
+from netloader.errors import LocalProtocolError
+from netloader.fsm.client import TABLE
+from netloader.fsm.client_session import ClientSession
+from netloader.fsm.effects import (
+    AbortTransfer,
+    ChooseSegments,
+    NoteAvailable,
+    OpenTransport,
+    Send,
+    Settle,
+    StartTransfer,
+    Verdict,
+)
 from netloader.fsm.events import (
+    Ask,
     Connected,
     ConnectFailed,
     ConnectionLost,
     DeadlinePassed,
     Event,
+    Finish,
     TransferFailed,
+    Transferred,
     TransportReady,
 )
 from netloader.fsm.identity import Difference, Identity
@@ -22,6 +36,7 @@ from netloader.fsm.messages import (
     Begin,
     Challenge,
     Complete,
+    Have,
     Hello,
     Offer,
     Proof,
@@ -30,11 +45,15 @@ from netloader.fsm.messages import (
     Request,
     Verified,
 )
+from netloader.fsm.ranges import Ranges
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
-from tests.property.histories import lived
-from tests.property.world import (
+from netloader.fsm.terms import FetchSpec
+from tests.support.histories import lived
+from tests.support.world import (
+    ASK,
+    BRIEF,
     CHALLENGE,
     CLIENT_NONCE,
     CURIOUS,
@@ -51,6 +70,7 @@ from tests.property.world import (
     PROVEN_DESCRIPTION,
     PROVEN_OFFER,
     RECEIVED,
+    REQUEST,
     RESUMING,
     ROOT,
     SECURED,
@@ -60,6 +80,13 @@ from tests.property.world import (
     said,
 )
 
+PART = (
+    *(OFFER, TransportReady(), Ask((0,)), Begin()),
+    *(Transferred(65_536), Complete(65_536)),
+)
+"""One segment was asked for and has come."""
+THERE = frozenset({0, 1, 2})
+LOST = Verdict(State.FALLBACK, Reason.CONNECTION_LOST, "reset", weights_dirty=True)
 DONE = Settle(Verdict(State.DONE, Reason.VERIFIED, weights_dirty=True))
 
 
@@ -93,6 +120,7 @@ def test_a_client_introduces_itself_as_soon_as_it_is_connected() -> None:
         transports=("hccl", "tcp"),
         digest_algorithms=("blake3", "sha256"),
         nonce=CLIENT_NONCE,
+        manifest_digest=MANIFEST.digest,
     )
     assert step.effects == (Send(hello),)
 
@@ -283,6 +311,14 @@ def test_an_offer_that_cannot_be_right_is_refused(offer: Offer, detail: str) -> 
     assert (verdict(step).reason, verdict(step).detail) == (Reason.PROTOCOL_VIOLATION, detail)
 
 
+def test_a_manifest_that_is_left_out_is_the_clients_own() -> None:
+    session, step = after(BRIEF)
+
+    assert step.effects == (OpenTransport(OFFER),)
+    assert session.offer == OFFER
+    assert client(CURIOUS).hello.manifest_digest == ""
+
+
 # -- asking and receiving ------------------------------------------------------------------------
 
 
@@ -295,8 +331,10 @@ def test_a_client_asks_for_what_it_does_not_hold(
     spec: FetchSpec, missing: tuple[int, ...], nbytes: int
 ) -> None:
     session, step = after(OFFER, TransportReady(), spec=spec)
+    assert (session.state, step.effects) == (State.VALIDATE, (ChooseSegments(missing, 1, THERE),))
 
-    assert session.state is State.VALIDATE
+    step = session.step(Ask(missing), 0.0)
+
     assert step.effects == (Send(Request(missing, 2)),)
     assert session.nbytes == nbytes
     assert session.step(Begin(), 0.0).effects == (StartTransfer(missing, 2),)
@@ -308,7 +346,112 @@ def test_what_is_held_from_other_bytes_is_asked_for_again() -> None:
 
     _, step = after(offer, TransportReady(), spec=RESUMING)
 
-    assert said(step) == [Request((0, 1, 2), 2)]
+    assert step.effects == (ChooseSegments((0, 1, 2), 1, THERE),)
+
+
+@pytest.mark.parametrize("segments", [(1, 0), (0, 0), (-1,), (3,)], ids=str)
+def test_an_owner_cannot_ask_for_what_was_not_offered(segments: tuple[int, ...]) -> None:
+    session, _ = after(OFFER, TransportReady())
+
+    with pytest.raises(LocalProtocolError, match="cannot be asked for now"):
+        session.step(Ask(segments), 0.0)
+
+    assert session.request is None
+
+
+def test_a_source_that_is_not_needed_is_let_go_untouched() -> None:
+    _, step = after(OFFER, TransportReady(), Finish())
+
+    assert step.effects == (
+        Send(Verified(0, 0, ROOT)),
+        Settle(Verdict(State.DONE, Reason.NOT_NEEDED)),
+    )
+
+
+def test_the_next_request_follows_when_one_is_complete_and_has_its_own_deadline() -> None:
+    session, step = after(*PART)
+    assert step.effects == (ChooseSegments((1, 2), 2, THERE),)
+    assert session.next_timeout() == DEADLINES.transfer_s(NBYTES)
+
+    step = session.step(Ask((1, 2)), 1.0)
+
+    assert step.effects == (Send(Request((1, 2), 2, 2)),)
+    assert session.next_timeout() == 1.0 + DEADLINES.transfer_s(NBYTES - 65_536)
+    assert session.step(Begin(2), 2.0).effects == (StartTransfer((1, 2), 2),)
+    session.step(Transferred(NBYTES - 65_536), 3.0)
+    assert session.step(Complete(NBYTES - 65_536, 2), 3.0).effects == (
+        ChooseSegments((), 3, THERE),
+    )
+    assert session.step(Finish(), 3.0).effects == (Send(VERIFIED), DONE)
+
+
+def test_no_segment_is_asked_for_twice() -> None:
+    session, _ = after(*PART)
+
+    for again in (Ask((0,)), Ask(())):
+        with pytest.raises(LocalProtocolError, match="cannot be asked for now"):
+            session.step(again, 0.0)
+
+
+@pytest.mark.parametrize("word", [Begin(), Begin(3), Complete(NBYTES), Complete(65_536, 2)])
+def test_what_is_said_of_another_request_is_a_violation(word: Event) -> None:
+    _, step = after(*PART, Ask((1, 2)), word)
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_a_client_cannot_finish_in_the_middle_of_a_request() -> None:
+    session, _ = after(OFFER, TransportReady(), ASK, Begin())
+
+    with pytest.raises(LocalProtocolError, match="request 1 is not complete"):
+        session.step(Finish(), 0.0)
+
+
+def test_a_client_that_was_cut_off_when_it_had_all_may_finish_but_ask_no_more() -> None:
+    nothing = (Ask(()), Begin(), Transferred(0), Complete(0))
+    cut = (OFFER, TransportReady(), *nothing, ConnectionLost("reset"))
+
+    assert after(*cut, Finish(), spec=FINISHED)[0].state is State.DONE
+    assert after(*cut, Ask((1, 2)), spec=FINISHED)[1].effects == (AbortTransfer(), Settle(LOST))
+
+
+def test_a_client_that_was_cut_off_before_it_had_all_does_not_wait() -> None:
+    before = (OFFER, TransportReady(), Ask((0,)), Begin(), Complete(65_536))
+
+    assert after(*PART, ConnectionLost("reset"))[1].effects == (AbortTransfer(), Settle(LOST))
+    step = after(*before, ConnectionLost("reset"), Transferred(65_536))[1]
+    assert step.effects == (AbortTransfer(), Settle(LOST))
+
+
+def test_a_client_is_told_of_more_segments_once() -> None:
+    session, _ = after(replace(OFFER, availability=((0, 1),)), TransportReady())
+    with pytest.raises(LocalProtocolError, match="cannot be asked for now"):
+        session.step(ASK, 0.0)
+
+    more = session.step(Have(((1, 3),)), 0.0)
+    assert more.effects == (NoteAvailable(frozenset({1, 2})),)
+
+    assert said(session.step(ASK, 0.0)) == [REQUEST]
+    assert verdict(session.step(Have(((1, 2),)), 0.0)).reason is Reason.PROTOCOL_VIOLATION
+
+
+@pytest.mark.parametrize("ranges", [((1, 1),), ((2, 1),), ((0, 1), (1, 2)), ((2, 4),), ((-1, 1),)])
+def test_ranges_have_one_form(ranges: Ranges) -> None:
+    offered = after(replace(OFFER, availability=ranges))[1]
+    said_later = after(replace(OFFER, availability=()), Have(ranges))[1]
+
+    detail = "the availability is no ascending list of ranges of segments"
+    assert (verdict(offered).reason, verdict(offered).detail) == (
+        Reason.PROTOCOL_VIOLATION,
+        detail,
+    )
+    assert verdict(said_later).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_a_client_that_asks_for_nothing_more_gives_its_place_back() -> None:
+    _, step = after(*PART, DeadlinePassed())
+
+    assert verdict(step).reason is Reason.IDLE
 
 
 def test_a_transfer_that_was_not_asked_for_is_a_violation() -> None:
@@ -326,45 +469,47 @@ def test_nothing_is_known_of_bytes_before_the_offer() -> None:
     "ends", [(RECEIVED, Complete(NBYTES)), (Complete(NBYTES), RECEIVED)], ids=["first", "last"]
 )
 def test_a_client_is_done_when_all_is_sent_and_all_has_arrived(ends: tuple[Event, Event]) -> None:
-    session, step = after(OFFER, TransportReady(), Begin(), ends[0])
+    session, step = after(OFFER, TransportReady(), ASK, Begin(), ends[0])
     assert (session.state, step.effects) == (State.TRANSFER, ())
 
     step = session.step(ends[1], 0.0)
+    assert (session.state, step.effects) == (State.TRANSFER, (ChooseSegments((), 2, THERE),))
 
-    assert step.effects == (Send(VERIFIED), DONE)
+    assert session.step(Finish(), 0.0).effects == (Send(VERIFIED), DONE)
     assert Verified(3, NBYTES, ROOT) == VERIFIED
 
 
 def test_a_connection_lost_after_the_last_byte_left_does_not_matter() -> None:
     session, step = after(
-        *(OFFER, TransportReady(), Begin(), Complete(NBYTES)), ConnectionLost("reset")
+        *(OFFER, TransportReady(), ASK, Begin(), Complete(NBYTES)), ConnectionLost("reset")
     )
     assert (session.state, step.effects) == (State.TRANSFER, ())
 
-    assert session.step(RECEIVED, 0.0).after is State.DONE
+    session.step(RECEIVED, 0.0)
+    assert session.step(Finish(), 0.0).after is State.DONE
 
 
 def test_a_connection_lost_before_that_ends_it_with_dirty_weights() -> None:
-    _, step = after(OFFER, TransportReady(), Begin(), RECEIVED, ConnectionLost("reset"))
+    _, step = after(OFFER, TransportReady(), ASK, Begin(), RECEIVED, ConnectionLost("reset"))
 
     lost = Verdict(State.FALLBACK, Reason.CONNECTION_LOST, "reset", weights_dirty=True)
     assert step.effects == (AbortTransfer(), Settle(lost))
 
 
 def test_a_server_that_counts_other_bytes_disagrees() -> None:
-    _, step = after(OFFER, TransportReady(), Begin(), Complete(NBYTES - 1))
+    _, step = after(OFFER, TransportReady(), ASK, Begin(), Complete(NBYTES - 1))
 
     assert verdict(step).reason is Reason.DISAGREEMENT
     assert str(NBYTES - 1) in verdict(step).detail
 
 
 def test_saying_complete_twice_is_a_violation() -> None:
-    _, step = after(OFFER, TransportReady(), Begin(), Complete(NBYTES), Complete(NBYTES))
+    _, step = after(OFFER, TransportReady(), ASK, Begin(), Complete(NBYTES), Complete(NBYTES))
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
 
 
-@pytest.mark.parametrize("begun", [(), (TransportReady(), Begin())])
+@pytest.mark.parametrize("begun", [(), (TransportReady(), ASK, Begin())])
 def test_a_failed_transport_says_why_and_whether_bytes_came(begun: tuple[Event, ...]) -> None:
     _, step = after(OFFER, *begun, TransferFailed(Reason.DIGEST_MISMATCH, "segment 1"))
 
@@ -380,7 +525,7 @@ def test_a_failed_transport_says_why_and_whether_bytes_came(begun: tuple[Event, 
 
 @pytest.mark.parametrize(
     ("source", "event"),
-    [(State.VALIDATE, TransportReady()), (State.TRANSFER, RECEIVED)],
+    [(State.VALIDATE, ASK), (State.TRANSFER, RECEIVED)],
 )
 def test_a_state_set_by_hand_is_found_out_and_says_nothing(source: State, event: Event) -> None:
     session = client()
@@ -392,12 +537,12 @@ def test_a_state_set_by_hand_is_found_out_and_says_nothing(source: State, event:
 
     assert (session.state, session.verdict) == (source, None)
     session.completed = False
-    assert copy.copy(session).step(ConnectionLost("reset"), 0.0).after is State.FALLBACK
+    assert copy.copy(session).step(TransferFailed(Reason.STOPPED, "x"), 0.0).after is State.FALLBACK
 
 
 @pytest.mark.parametrize(("action", "event"), [("prove", CHALLENGE), ("start", Begin())])
 def test_an_action_whose_guard_was_taken_away_does_not_go_on(action: str, event: Event) -> None:
-    (unguarded,) = (r for r in TABLE if r.action == action)
+    unguarded = next(r for r in TABLE if r.action == action)
 
     with pytest.raises(AssertionError, match="guarded by"):
         list(unguarded.do(client(), event))

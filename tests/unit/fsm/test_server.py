@@ -16,7 +16,9 @@ from netloader.fsm.effects import (
 from netloader.fsm.events import (
     Connected,
     ConnectionLost,
+    DeadlinePassed,
     Event,
+    MoreAvailable,
     OfferReady,
     OfferRefused,
     TransferFailed,
@@ -28,17 +30,21 @@ from netloader.fsm.messages import (
     Begin,
     Complete,
     Description,
+    Have,
     Reject,
     Request,
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import MAX_LANES, TABLE, CatalogEntry, ServerSession
+from netloader.fsm.server import TABLE
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
+from netloader.fsm.terms import MAX_LANES, CatalogEntry
 from netloader.wire.frames import encode
-from tests.property.histories import lived
-from tests.property.world import (
+from tests.support.histories import lived
+from tests.support.world import (
+    BRIEF,
     CURIOUS,
     DEADLINES,
     DIGESTS,
@@ -64,6 +70,10 @@ from tests.property.world import (
 
 OTHER = hello(replace(WISH, identity=OTHER_IDENTITY))
 UNABLE = hello(replace(WISH, transports=("hccl",), digest_algorithms=()))
+
+
+FIRST = (hello(), OFFER_READY, Request((0,)), Transferred(65_536))
+"""One segment was asked for and sent."""
 
 
 def after(*events: Event, entry: CatalogEntry = OFFERING) -> tuple[ServerSession, Step]:
@@ -188,7 +198,14 @@ def test_the_longest_thing_a_client_may_say_is_a_request_for_every_segment() -> 
 def test_an_offer_says_all_that_a_client_must_know() -> None:
     session, step = after(hello(), OFFER_READY)
 
-    assert (session.state, step.effects) == (State.VALIDATE, (Send(OFFER),))
+    assert (session.state, step.effects) == (State.VALIDATE, (Send(BRIEF),))
+
+
+def test_a_manifest_travels_only_where_it_differs() -> None:
+    unlike = replace(hello(), manifest_digest="d" * 64)
+
+    assert said(after(unlike, OFFER_READY)[1]) == [OFFER]
+    assert said(after(replace(hello(), manifest_digest=""), OFFER_READY)[1]) == [OFFER]
 
 
 def test_a_full_server_says_when_to_come_again() -> None:
@@ -243,6 +260,83 @@ def test_a_request_for_what_was_not_offered_is_a_violation(request_: Request) ->
 @pytest.mark.parametrize("request_", [REQUEST, Request(())], ids=["for all", "for nothing"])
 def test_a_request_before_the_offer_is_a_violation(request_: Request) -> None:
     assert verdict(after(hello(), request_)[1]).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_requests_follow_each_other_and_each_has_its_own_deadline() -> None:
+    session, step = after(*FIRST)
+    assert step.effects == (Send(Complete(65_536)),)
+    assert session.next_timeout() == DEADLINES.transfer_s(NBYTES)
+
+    step = session.step(Request((1, 2), 2, 2), 1.0)
+
+    assert step.effects == (Send(Begin(2)), StartTransfer((1, 2), 2))
+    assert session.next_timeout() == 1.0 + DEADLINES.transfer_s(NBYTES - 65_536)
+    sent = session.step(Transferred(NBYTES - 65_536), 2.0)
+    assert sent.effects == (Send(Complete(NBYTES - 65_536, 2)),)
+    assert session.step(VERIFIED, 3.0).after is State.DONE
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [Request((1, 2)), Request((1, 2), 1, 3), Request((0, 1), 1, 2), Request((), 1, 2)],
+    ids=["of the same number", "out of turn", "for a segment again", "for nothing"],
+)
+def test_requests_come_in_turn_and_go_on(request_: Request) -> None:
+    assert verdict(after(*FIRST, request_)[1]).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_a_request_waits_for_the_end_of_the_one_before() -> None:
+    _, step = after(hello(), OFFER_READY, Request((0,)), Request((1,), 1, 2))
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_a_client_that_asks_for_nothing_more_loses_its_place() -> None:
+    _, step = after(*FIRST, DeadlinePassed())
+
+    assert (verdict(step).state, verdict(step).reason) == (State.FALLBACK, Reason.IDLE)
+
+
+def test_a_client_that_needs_nothing_of_this_source_says_so() -> None:
+    _, step = after(hello(), OFFER_READY, Verified(0, 0, ROOT))
+
+    assert step.effects == (Settle(Verdict(State.DONE, Reason.NOT_NEEDED)),)
+
+
+@pytest.mark.parametrize("verified", [VERIFIED, Verified(0, 0, "another")])
+def test_a_client_that_was_sent_nothing_has_verified_nothing(verified: Verified) -> None:
+    _, step = after(hello(), OFFER_READY, verified)
+
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
+
+
+def test_a_part_is_not_all() -> None:
+    assert verdict(after(*FIRST, VERIFIED)[1]).reason is Reason.DISAGREEMENT
+
+
+PARTIAL = replace(OFFER_READY, available=frozenset({0}))
+
+
+def test_a_server_with_some_segments_says_which_and_which_come_later() -> None:
+    session, step = after(hello(), PARTIAL)
+    assert step.effects == (Send(replace(BRIEF, availability=((0, 1),))),)
+
+    step = session.step(MoreAvailable(frozenset({0, 2})), 0.0)
+
+    assert step.effects == (Send(Have(((2, 3),))),)
+    assert session.step(MoreAvailable(frozenset({2})), 0.0).effects == ()
+    assert session.step(Request((0, 2)), 0.0).after is State.TRANSFER
+    assert said(session.step(MoreAvailable(frozenset({1})), 0.0)) == [Have(((1, 2),))]
+
+
+@pytest.mark.parametrize("before", [(), (Request((0,)), Transferred(65_536))], ids=len)
+def test_a_request_for_what_is_not_here_is_refused_by_name(before: tuple[Event, ...]) -> None:
+    number = 2 if before else 1
+
+    _, step = after(hello(), PARTIAL, *before, Request((1, 2), 1, number))
+
+    assert said(step) == [Reject("not_available", "segment 1 is not here yet")]
+    assert verdict(step).reason is Reason.NOT_AVAILABLE
 
 
 # -- doubts --------------------------------------------------------------------------------------

@@ -5,17 +5,17 @@ from typing import Final
 
 import pytest
 
-from netloader.fsm.client import FetchSpec
 from netloader.fsm.effects import PrepareOffer, Send, Settle
 from netloader.fsm.events import Connected, Event, Transferred
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import Challenge, Complete, Description, Offer, Proof, Reject, Verified
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry, ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Step
 from netloader.fsm.states import State
-from tests.property.world import (
+from netloader.fsm.terms import CatalogEntry, FetchSpec
+from tests.support.world import (
     BOTH,
     CURIOUS,
     DRAFT,
@@ -56,16 +56,18 @@ def test_a_client_is_offered_the_model_of_its_role(
 
     assert step.effects == (PrepareOffer("tcp", "sha256", place),)
     assert isinstance(offer, Offer)
-    assert (offer.identity, offer.manifest) == (entry.identity, entry.manifest)
+    assert (offer.identity, offer.manifest) == (entry.identity, None)
+    assert hello(spec).manifest_digest == entry.manifest.digest
     assert offer.segment_digests == READY[place].segment_digests
 
 
 def test_a_session_about_the_draft_counts_its_bytes_and_its_digests() -> None:
     nbytes = DRAFT.manifest.nbytes
     session, sent = after(hello(DRAFTING), READY[1], REQUEST, Transferred(nbytes))
+    counted = session.asked_bytes
     step = session.step(Verified(3, nbytes, root_digest(DRAFT_DIGESTS)), 0.0)
 
-    assert session.nbytes == nbytes < TARGET.manifest.nbytes
+    assert counted == nbytes < TARGET.manifest.nbytes
     assert said(sent) == [Complete(nbytes)]
     assert step.after is State.DONE
 

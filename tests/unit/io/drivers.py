@@ -15,6 +15,7 @@ from netloader import aio, io
 from netloader.aio.reactor import AsyncioReactor
 from netloader.io import Outcome, Server
 from netloader.io.driver import Loop
+from netloader.io.snapshot import ServerSnapshot
 
 LONGEST_S = 120.0
 T = TypeVar("T")
@@ -73,8 +74,28 @@ class Served:
     def _open(self) -> object:
         return self._server._server._open
 
-    def put(self, *args: Any, **kw: Any) -> None:
-        self._loop.run(self._server.put(*args, **kw))
+    def publish(self, *args: Any, **kw: Any) -> None:
+        self._loop.run(self._server.publish(*args, **kw))
+
+    def withdraw(self, *args: Any, **kw: Any) -> None:
+        self._server.withdraw(*args, **kw)
+
+    @contextlib.contextmanager
+    def fence(self, *args: Any, **kw: Any) -> Iterator[None]:
+        fence = self._server.fence(*args, **kw)
+        self._loop.run(fence.__aenter__())
+        try:
+            yield
+        except BaseException as error:
+            self._loop.run(fence.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._loop.run(fence.__aexit__(None, None, None))
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        return self._loop.run(self._server.wait_ready(timeout_s))
+
+    def snapshot(self) -> ServerSnapshot:
+        return self._server.snapshot()
 
     def close(self) -> None:
         self._loop.run(self._server.close())

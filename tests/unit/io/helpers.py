@@ -14,6 +14,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, root_digest, segments_of
 from netloader.fsm.messages import PROTOCOL_VERSION, Hello, Offer, Purpose
 from netloader.io import ClientOptions, Server, ServerOptions
+from netloader.io.arguments import Weights
 from netloader.io.clock import monotonic
 from netloader.io.store.digests import digest_of
 from netloader.io.store.module import ModuleStore, named_tensors
@@ -38,7 +39,7 @@ def asking(transport: str = "tcp", **options: Any) -> ClientOptions:
 
 @contextlib.contextmanager
 def serving(
-    model: nn.Module,
+    model: Weights,
     identity: Mapping[str, str] | Identity = IDENTITY,
     host: str = "127.0.0.1",
     **options: Any,
@@ -51,9 +52,7 @@ def serving(
 
 def sealed(server: Server) -> Server:
     """A server whose digests are known: a client that comes earlier does not wait for long."""
-    assert server._open is not None
-    _, catalog = server._open
-    assert all(published.digests(SEALED_S) for published in catalog.published_models)
+    assert server.wait_ready(SEALED_S)
     return server
 
 

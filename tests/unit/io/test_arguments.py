@@ -12,6 +12,7 @@ from netloader import (
     ClientOptions,
     Deadlines,
     Endpoint,
+    HostStore,
     Identity,
     Reason,
     Role,
@@ -36,17 +37,23 @@ def served(**given: Any) -> object:
         return server
 
 
-def put(**given: Any) -> None:
+def published(**given: Any) -> None:
     with serve(zoo(1), IDENTITY) as server:
-        server.put(**{"model": zoo(1), "identity": IDENTITY, **given})
+        server.publish(**{"model": zoo(1), "identity": IDENTITY, **given})
 
 
 BAD_MODELS: list[tuple[Any, str]] = [
-    (zoo(1).state_dict(), "model is of type OrderedDict; give the torch.nn.Module itself"),
     (nn.Linear, "model is of type type; give an instance of Linear, not the class"),
-    (None, "model is of type NoneType; give a torch.nn.Module"),
-    (torch.zeros(3), "model is of type Tensor; give a torch.nn.Module"),
+    (HostStore, "model is of type type; give a torch.nn.Module, a state dict, named"),
+    (None, "model is of type NoneType; give a torch.nn.Module, a state dict, named"),
+    (torch.zeros(3), "model is of type Tensor; give a torch.nn.Module, a state dict"),
+    ("weights.pt", "model is of type str; give a torch.nn.Module, a state dict"),
+    ([torch.zeros(3)], r"model\[0\] is of type Tensor; give pairs of a name and a tensor"),
+    ([("w",)], r"model\[0\] is of type tuple; give pairs of a name and a tensor"),
+    ({"w": None}, r"model\['w'\] is of type NoneType; give tensors only, or the torch.nn.Module"),
+    ({7: torch.zeros(3)}, r"a name in model, 7, is of type int; give a text"),
 ]
+TWICE = [("w", torch.zeros(3)), ("w", torch.ones(3))]
 BAD_IDENTITIES: list[tuple[Any, str]] = [
     ("demo", "identity is of type str; give a mapping of texts such as"),
     (None, "identity is of type NoneType; give a mapping of texts such as"),
@@ -57,21 +64,21 @@ BAD_IDENTITIES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("call", [filled, served, put])
+@pytest.mark.parametrize("call", [filled, served, published])
 @pytest.mark.parametrize(("model", "words"), BAD_MODELS)
 def test_what_is_no_model(call: Callable[..., object], model: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         call(model=model)
 
 
-@pytest.mark.parametrize("call", [filled, served, put])
+@pytest.mark.parametrize("call", [filled, served, published])
 @pytest.mark.parametrize(("identity", "words"), BAD_IDENTITIES)
 def test_what_is_no_identity(call: Callable[..., object], identity: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         call(identity=identity)
 
 
-@pytest.mark.parametrize("call", [filled, served, put])
+@pytest.mark.parametrize("call", [filled, served, published])
 @pytest.mark.parametrize("role", ["", " \t"])
 def test_an_empty_role_is_refused(call: Callable[..., object], role: str) -> None:
     with pytest.raises(ValueError, match=r"identity\['role'\] is empty; name a role, or leave"):
@@ -140,7 +147,11 @@ def test_what_is_no_source(sources: Any, error: type[Exception], words: str) -> 
         (served, {"options": ClientOptions()}, TypeError, "options is of type ClientOptions; give"),
         (served, {"options": {}}, TypeError, "options is of type dict; give a netloader.ServerOp"),
         (filled, {"options": ServerOptions()}, TypeError, "options is of type ServerOptions; give"),
-        (put, {"facts": 7}, TypeError, "facts is of type int; give a mapping of texts"),
+        (filled, {"resume": True}, TypeError, "resume is of type bool; give what an earlier fill"),
+        (filled, {"resume": {}}, TypeError, "resume is of type dict; give what an earlier fill"),
+        (filled, {"model": TWICE}, ValueError, "model has 'w' twice; give each tensor a name"),
+        (served, {"model": TWICE}, ValueError, "model has 'w' twice; give each tensor a name"),
+        (published, {"facts": 7}, TypeError, "facts is of type int; give a mapping of texts"),
     ],
 )
 def test_a_wrong_option_names_itself_the_type_and_the_remedy(
@@ -195,7 +206,7 @@ def test_no_source_at_all_is_an_outcome() -> None:
 def test_a_model_is_chosen_by_its_role_as_an_enum_or_as_a_text() -> None:
     target, draft = zoo(2), zoo(3)
     with serving(zoo(10), {**IDENTITY, "role": Role.TARGET}) as server:
-        server.put(zoo(20), Identity({**IDENTITY, "role": Role.DRAFT}))
+        server.publish(zoo(20), Identity({**IDENTITY, "role": Role.DRAFT}))
         assert fill(target, server.endpoint, {**IDENTITY, "role": "target"}, asking()).ok
         assert fill(draft, server.endpoint, {**IDENTITY, "role": Role.DRAFT}, asking()).ok
         (attempt,) = fill(zoo(4), server.endpoint, {**IDENTITY, "role": "other"}, asking()).attempts
@@ -221,7 +232,7 @@ def test_a_refused_argument_leaves_nothing_running() -> None:
         served(port=place.port, model=7)
     with serve(zoo(1), IDENTITY, port=place.port) as server:
         with pytest.raises(TypeError):
-            server.put(zoo(2), 7)  # type: ignore[arg-type]
+            server.publish(zoo(2), 7)  # type: ignore[arg-type]
         target = zoo(2)
         assert fill(target, server.endpoint, IDENTITY, asking()).ok
     assert contents(target) == contents(zoo(1))

@@ -13,12 +13,13 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Segment
 from netloader.fsm.messages import Begin, Lane, Offer, Reject, Request
 from netloader.io import Endpoint, Outcome, ServerOptions, fill, serve
+from netloader.io.catalog import Catalog
 from netloader.io.listener import Listener, bind
-from netloader.io.published import Catalog, PublishedModel
+from netloader.io.published import PublishedModel
 from netloader.io.server import publish
 from netloader.io.store.base import Store
 from netloader.io.store.module import ModuleStore
-from netloader.io.transports import TRANSPORTS, Outlet
+from netloader.io.transports import TRANSPORTS, SenderSetup
 from netloader.io.transports.tcp import Tcp, TcpAttachment, TcpSender
 from tests.unit.io.helpers import (
     FAST,
@@ -163,21 +164,21 @@ def test_the_next_client_gets_what_was_put_there_and_the_present_one_what_it_beg
 def test_a_server_takes_a_second_model_and_another_in_its_place() -> None:
     target, draft = zoo(70), zoo(71)
     with serving(zoo(1), named("target")) as server:
-        server.put(zoo(2), named("draft"))
-        server.put(zoo(3), named("draft"))
+        server.publish(zoo(2), named("draft"))
+        server.publish(zoo(3), named("draft"))
         for model, role in ((target, "target"), (draft, "draft")):
             assert fill(model, [server.endpoint], named(role), asking()).ok
 
     assert contents(target) == contents(zoo(1))
     assert contents(draft) == contents(zoo(3))
     with pytest.raises(LocalProtocolError, match="closed"):
-        server.put(zoo(4), named("draft"))
+        server.publish(zoo(4), named("draft"))
 
 
 def test_closing_ends_the_digests_of_a_model_that_was_replaced_too() -> None:
     before = our_threads()
     server = serve(large(1), named("target"))
-    server.put(large(2), named("target"))
+    server.publish(large(2), named("target"))
     server.close()
 
     assert eventually(lambda: our_threads() <= before)
@@ -276,8 +277,8 @@ def test_evict_is_true_only_when_nobody_reads_any_more(
             return Sending(store)
 
     class Sending(TcpAttachment):
-        def sender(self, outlet: Outlet) -> TcpSender:
-            return Stubborn(self.store, outlet)
+        def sender(self, setup: SenderSetup) -> TcpSender:
+            return Stubborn(self.store, setup)
 
     shop = opened()
     with TRANSPORTS.registered(StubbornTcp()), shop.call() as peer:

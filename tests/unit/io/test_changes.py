@@ -18,6 +18,7 @@ from netloader.io.module_state import ModuleState
 from netloader.io.published import PublishedModel
 from netloader.io.transports.tcp import TcpSender
 from netloader.io.watch import ModuleUsage
+from tests.support.relay import Fault, Relay
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     IDENTITY,
@@ -32,7 +33,6 @@ from tests.unit.io.helpers import (
     sealed,
     serving,
 )
-from tests.unit.io.relay import Fault, Relay
 from tests.unit.io.test_module_state import Scaled
 
 pytestmark = pytest.mark.usefixtures("driver")
@@ -197,7 +197,7 @@ def test_a_model_put_in_the_place_of_a_changed_one_is_what_clients_get() -> None
         assert sealed(server)._open is not None
         (replaced,) = server._open[1].published_models  # type: ignore[index]
         rebind(first)
-        server.put(second, IDENTITY)
+        server.publish(second, IDENTITY)
         replaced.changed("found late")  # by a session that was under way
         after_put = Model(3)
         outcome = fill(after_put, [server.endpoint], IDENTITY, asking(deadlines=PATIENT))

@@ -16,6 +16,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import Server, worker
 from netloader.io.clock import monotonic
+from tests.support.relay import Fault, Relay
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     FAST,
@@ -32,7 +33,6 @@ from tests.unit.io.helpers import (
     random,
     serving,
 )
-from tests.unit.io.relay import Fault, Relay
 
 pytestmark = pytest.mark.usefixtures("driver")
 Lines = list[dict[str, Any]]
@@ -245,7 +245,7 @@ def test_an_attempt_counts_the_bytes_that_were_verified_in_it(stack: ExitStack) 
 def test_half_a_staged_tensor_of_another_checkpoint_does_not_pass_for_success(
     stack: ExitStack, transport: str
 ) -> None:
-    # The first source is lost while the tensor with holes is on its way; see test_intake.
+    # The first source is lost while the tensor with holes is on its way; see test_verified.
     def lose(done: int, total: int) -> None:
         if done > total - 512 * KIB and not lost.is_set():
             lost.set()

@@ -58,12 +58,12 @@ class RefusingTransport:
         del weights
         return self
 
-    def sender(self, outlet: object) -> Refusing:
-        del outlet
+    def sender(self, setup: object) -> Refusing:
+        del setup
         return Refusing()
 
-    def receiver(self, inlet: object) -> Refusing:
-        del inlet
+    def receiver(self, setup: object) -> Refusing:
+        del setup
         return Refusing()
 
     def detach(self) -> None:

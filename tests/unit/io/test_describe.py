@@ -2,7 +2,7 @@
 
 from netloader.config import Secret
 from netloader.fsm.identity import Identity
-from netloader.io.client import Described, describe
+from netloader.io.describe import Described, describe
 from tests.unit.io.helpers import IDENTITY, Peer, asking, closed_port, serving, zoo
 
 FACTS = {"tie_word_embeddings": "true"}

@@ -149,7 +149,7 @@ def test_weights_of_another_role_are_not_compared(
     stack: ExitStack, audits: list[PublishedModel]
 ) -> None:
     server = stack.enter_context(serving(model(1)))
-    server.put(model(3), {**IDENTITY, "role": "draft"})
+    server.publish(model(3), {**IDENTITY, "role": "draft"})
 
     lie(sealed(server))
 

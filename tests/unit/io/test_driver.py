@@ -18,8 +18,9 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Purpose, Reject
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry, ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.states import State
+from netloader.fsm.terms import CatalogEntry
 from netloader.io.clock import monotonic
 from netloader.io.driver import Link, Loop
 from netloader.io.observe import Observer

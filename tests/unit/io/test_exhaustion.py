@@ -14,7 +14,7 @@ from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import fill, reception
 from netloader.io.clock import monotonic
-from tests.children import process
+from tests.support.children import process
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -106,7 +106,7 @@ CLIENT = """
     from netloader.config import Deadlines
     from netloader.fsm.identity import Identity
     from netloader.io import ClientOptions, fill
-    from netloader.io.client import describe
+    from netloader.io.describe import describe
     from netloader.config import Endpoint
     from tests.unit.io.helpers import module_of, random
     target = module_of(w=random(1000, seed=1))

@@ -8,7 +8,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description, Hello, Purpose, Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
-from netloader.io.client import describe
+from netloader.io.describe import describe
 from netloader.wire.frames import Decoder, encode
 from tests.unit.io.helpers import Peer, asking, contents, hello, module_of, random, serving
 

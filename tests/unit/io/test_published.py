@@ -10,7 +10,8 @@ from netloader.config import Secret
 from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
 from netloader.io.background import in_background
-from netloader.io.published import Catalog, PublishedModel, WithdrawnError
+from netloader.io.catalog import Catalog
+from netloader.io.published import PublishedModel, WithdrawnError
 from netloader.io.server import ServerOptions, publish
 from netloader.io.store import digests
 from netloader.io.store.digests import digest_of

@@ -59,14 +59,14 @@ def four(seed: int) -> Any:
     return module_of(**{f"w{i}": random(250, seed=seed + i) for i in range(4)})
 
 
-def intake_of(report: Any) -> tuple[Ledger, Lease, Source]:
+def lease_of(report: Any) -> tuple[Ledger, Lease, Source]:
     source = Source(four(1), 1000)
     ledger = Ledger(ModuleStore.of(four(50)), report)
     return ledger, ledger.lease(source.offer), source
 
 
-def deliver(intake: Lease, source: Source, index: int) -> None:
-    incoming = intake.expect(intake.segments[index])
+def deliver(lease: Lease, source: Source, index: int) -> None:
+    incoming = lease.expect(lease.segments[index])
     (view,) = incoming.views()
     view[:] = source.blocks[index]
     incoming.update(view)
@@ -80,9 +80,9 @@ def in_thread(*call: Any) -> threading.Thread:
 
 def test_a_callback_may_look_at_what_is_verified() -> None:
     seen, ledgers = list[int](), list[Ledger]()
-    ledger, intake, source = intake_of(lambda *_: seen.append(len(ledgers[0].progress.verified)))
+    ledger, lease, source = lease_of(lambda *_: seen.append(len(ledgers[0].progress.verified)))
     ledgers.append(ledger)
-    receiving = in_thread(deliver, intake, source, 0)
+    receiving = in_thread(deliver, lease, source, 0)
     receiving.join(SOON_S)
 
     assert not receiving.is_alive(), "the callback waits for a lock that its own thread holds"
@@ -97,10 +97,10 @@ def test_a_slow_callback_holds_no_other_lane_up_and_the_last_count_is_reported()
         begun.set()
         go_on.wait(SOON_S)
 
-    ledger, intake, source = intake_of(slow)
-    first = in_thread(deliver, intake, source, 0)
+    ledger, lease, source = lease_of(slow)
+    first = in_thread(deliver, lease, source, 0)
     assert begun.wait(SOON_S)
-    others = [in_thread(deliver, intake, source, i) for i in (1, 2, 3)]
+    others = [in_thread(deliver, lease, source, i) for i in (1, 2, 3)]
     for thread in others:
         thread.join(SOON_S / 4)
     held_up = [thread for thread in others if thread.is_alive()]
@@ -118,8 +118,8 @@ def test_counts_only_grow_and_end_with_all_whatever_threads_do() -> None:
     try:
         for _ in range(50):
             told: list[tuple[int, int]] = []
-            _, intake, source = intake_of(lambda done, total, told=told: told.append((done, total)))
-            threads = [in_thread(deliver, intake, source, i) for i in range(4)]
+            _, lease, source = lease_of(lambda done, total, told=told: told.append((done, total)))
+            threads = [in_thread(deliver, lease, source, i) for i in range(4)]
             for thread in threads:
                 thread.join(SOON_S)
             assert told == sorted(set(told))

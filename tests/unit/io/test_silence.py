@@ -11,8 +11,8 @@ from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from netloader.io.client import describe
 from netloader.io.clock import monotonic
+from netloader.io.describe import describe
 from netloader.wire.connection import LINGER_S
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import FAST, IDENTITY, asking, closed_port, contents, serving, zoo

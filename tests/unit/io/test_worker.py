@@ -4,16 +4,18 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import pytest
 from torch import nn
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.effects import OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.effects import ChooseSegments, OpenTransport, PrepareOffer, StartTransfer
 from netloader.fsm.events import (
+    Ask,
     Event,
+    Finish,
     OfferReady,
     OfferRefused,
     TransferFailed,
@@ -22,12 +24,14 @@ from netloader.fsm.events import (
 )
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
+from netloader.io.client_worker import ClientWorker
 from netloader.io.published import PublishedModel
 from netloader.io.server import ServerOptions, publish
 from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TransferError
-from netloader.io.worker import ClientWorker, IdleWorker, Order, ServerWorker, SessionWorker
+from netloader.io.transports.tcp import Tcp
+from netloader.io.worker import IdleWorker, Order, ServerWorker, SessionWorker
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -313,6 +317,7 @@ class Two:
         self.ready = Heard(self.server).after(PREPARE)
         assert isinstance(self.ready, OfferReady)
         entry = published.entry
+        self.nbytes = entry.manifest.nbytes
         self.offer = offer_of(entry.manifest, self.ready.segment_digests, entry.segment_bytes)
         ledger = Ledger(ModuleStore.of(target), lambda done, total: None)
         self.client = ClientWorker(ledger, lanes, self._connect, SOON_S)
@@ -360,8 +365,51 @@ def test_both_workers_move_what_was_asked_for(two: Callable[..., Two]) -> None:
     received = client.after(everything)
 
     assert received == server.events.get(timeout=SOON_S)
-    assert received == Transferred(pair.offer.manifest.nbytes)
+    assert received == Transferred(pair.nbytes)
     assert contents(target) == contents(zoo(1))
+
+
+def test_requests_follow_each_other_and_only_the_last_one_settles(
+    two: Callable[..., Two], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, settled = zoo(50), list[int]()
+    pair = two(target)
+    client, server = Heard(pair.client), Heard(pair.server)
+    client.after(OpenTransport(pair.offer))
+    pair.join_lanes()
+    monkeypatch.setattr(ModuleStore, "complete", lambda store: settled.append(1))
+    count = len(pair.offer.segment_digests)
+    assert count > 1
+    everything = tuple(range(count))
+    there = frozenset(everything)
+    assert client.after(ChooseSegments(everything, 1, there)) == Ask(everything)
+
+    for order in (StartTransfer((0,), 1), StartTransfer(tuple(range(1, count)), 1)):
+        assert settled == []
+        pair.server.begin(order)
+        assert client.after(order) == server.events.get(timeout=SOON_S)
+        assert client.after(ChooseSegments((), 2, there)) == Finish()
+
+    assert settled == [1]
+    assert contents(target) == contents(zoo(1))
+
+
+def test_a_transport_for_one_request_refuses_the_second(
+    two: Callable[..., Two], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tcp, "capabilities", replace(Tcp.capabilities, repeatable=False))
+    pair = two(zoo(50))
+    client, server = Heard(pair.client), Heard(pair.server)
+    client.after(OpenTransport(pair.offer))
+    pair.join_lanes()
+    pair.server.begin(StartTransfer((0,), 1))
+    client.after(StartTransfer((0,), 1))
+    assert isinstance(server.events.get(timeout=SOON_S), Transferred)
+
+    told = server.after(StartTransfer((1,), 1))
+
+    assert isinstance(told, TransferFailed)
+    assert "one request in a session" in told.detail
 
 
 def test_a_client_worker_that_was_aborted_opens_nothing(two: Callable[..., Two]) -> None:

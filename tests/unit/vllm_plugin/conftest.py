@@ -1,4 +1,4 @@
-"""A process is one worker; each test that asks for one has its own."""
+"""A worker of vLLM's for the thread of a test that asks for one."""
 
 from collections.abc import Iterator
 
@@ -8,14 +8,14 @@ from tests.unit.io.helpers import eventually, our_threads
 
 
 @pytest.fixture
-def worker_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def worker_process() -> Iterator[None]:
     """As if in a new worker process; nothing of ours runs after the test."""
-    from netloader.vllm_plugin.serve import worker
+    from netloader.vllm_plugin.serve.worker import Worker, running_for
 
-    monkeypatch.setattr(worker, "_PROCESS", worker.Worker())
     before = our_threads()
-    yield
-    for server in worker.this_worker().servers:
+    with running_for(Worker()) as ours:
+        yield
+    for server in ours.servers:
         for role in server.roles:
             server._retire(role)
     assert eventually(lambda: our_threads() <= before), our_threads() - before

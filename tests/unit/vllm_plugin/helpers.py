@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,16 +16,13 @@ from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity.identity import RAW, TARGET
 from netloader.vllm_plugin.load.load_state import NOTHING
 from netloader.vllm_plugin.load.loaded import Loaded, taken
+from netloader.vllm_plugin.load.offer import offer
 from netloader.vllm_plugin.load.plan import LoadPlan
-from netloader.vllm_plugin.serve.offer import offer
 from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import asking
 
 Lines = list[dict[str, Any]]
-
-CONFIG: Any = SimpleNamespace()
-"""Stands for vLLM's ModelConfig where nothing of it is read."""
 
 
 def settings(**changes: Any) -> Settings:
@@ -120,12 +116,12 @@ def serve(
 ) -> Loaded:
     """Remember a loaded model, post-process it (`then`, or as it wants), offer it."""
     options = options or settings()
-    loaded = taken(plan(role), model, options, Progress())
+    loaded = taken(plan(role), model, options.keeping_at_load, Progress())
     if then is None:
         post_process(model)
     else:
         then()
-    offer(model, plan(role), loaded, options, CONFIG)
+    offer(model, plan(role), loaded, options)
     return loaded
 
 

@@ -7,6 +7,7 @@ import pytest
 from netloader.errors import LocalProtocolError
 from netloader.fsm.effects import (
     AbortTransfer,
+    ChooseSegments,
     OpenTransport,
     PrepareOffer,
     Settle,
@@ -16,26 +17,28 @@ from netloader.fsm.events import (
     Connected,
     ConnectFailed,
     Event,
+    Finish,
     OfferReady,
     StopRequested,
     Transferred,
     TransportReady,
 )
 from netloader.fsm.manifest import Manifest, TensorSpec, root_digest
-from netloader.fsm.messages import Begin, Complete, Lane, Reject
+from netloader.fsm.messages import Begin, Challenge, Complete, Lane, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Session, Step
 from netloader.fsm.states import State
 from netloader.wire import LINGER_S, Connection, Decoder, encode
 from netloader.wire.frames import HEADER
-from tests.property.world import (
-    CHALLENGE,
+from tests.support.world import (
+    ASK,
     DIGESTS,
     GUARDED,
     NBYTES,
     OFFER,
     OFFERING,
     SECURED,
+    SERVER_NONCE,
     WISH,
     client,
     hello,
@@ -67,6 +70,7 @@ def work(connection: Connection) -> None:
     done: dict[type, Event] = {
         PrepareOffer: OfferReady({}, DIGESTS),
         OpenTransport: TransportReady(),
+        ChooseSegments: Finish() if connection.session.requests.count else ASK,
         StartTransfer: Transferred(NBYTES),
     }
     for task in connection.tasks():
@@ -79,6 +83,7 @@ def transferring() -> Connection:
     connection = connected(client())
     connection.receive_data(encode(OFFER), NOW)
     connection.handle(TransportReady(), NOW)
+    connection.handle(ASK, NOW)
     connection.receive_data(encode(Begin()), NOW)
     assert connection.session.state is State.TRANSFER
     connection.data_to_send()
@@ -134,16 +139,19 @@ def test_each_step_is_shown_when_it_was_taken() -> None:
 def test_how_long_a_frame_may_be_is_decided_frame_by_frame() -> None:
     # The first frame proves the server; only then may it say as much as the second one does.
     specs = (TensorSpec(f"tensor {i}", "float32", (1,), (1,), 4) for i in range(1000))
+    manifest = Manifest(tuple(specs))
     offer = replace(
         OFFER,
-        manifest=Manifest(tuple(specs)),
+        manifest=manifest,
         segment_digests=DIGESTS[:1],
         root=root_digest(DIGESTS[:1]),
     )
-    frame = encode(proven(offer, hello()))
+    spec = replace(SECURED, manifest=manifest)
+    frame = encode(proven(offer, hello(spec)))
     assert len(frame) > FRAME_BEFORE_TRUST
-    connection = connected(client(replace(SECURED, manifest=offer.manifest)))
-    connection.receive_data(encode(CHALLENGE) + frame, NOW)
+    connection = connected(client(spec))
+    challenge = proven(Challenge(SERVER_NONCE), hello(spec))
+    connection.receive_data(encode(challenge) + frame, NOW)
 
     assert connection.session.state is State.VALIDATE
 
@@ -209,6 +217,7 @@ def test_a_client_that_was_sent_everything_finishes_though_its_peer_is_gone() ->
     assert (connection.closed, connection.eof_received) == (False, True)
 
     connection.handle(Transferred(NBYTES), NOW)
+    connection.handle(Finish(), NOW)
 
     assert connection.session.state is State.DONE
     assert (connection.closed, connection.data_to_send()) == (True, b"")

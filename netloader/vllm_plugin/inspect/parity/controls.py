@@ -1,6 +1,6 @@
 """Falsifying an engine's weights, so that the comparison can show that it notices.
 
-Law: everything here runs in a worker.
+Everything here runs in a worker.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """What a model can be asked, and what it answers.
 
-Law: all of it runs in the engine's process, and vLLM says what a model can do: what its runner and
+All of it runs in the engine's process, and vLLM says what a model can do: what its runner and
 its tasks are, which modalities it takes, and what its prompts look like.
 """
 
@@ -179,7 +179,7 @@ def _shown(data: torch.Tensor) -> str:
 
 
 def _wants_media(llm: Any) -> bool:
-    """Whether a prompt of tokens alone means nothing: the encoder of Whisper hears audio only."""
+    """Whether a prompt of tokens alone does not do: the encoder of Whisper takes audio only."""
     config = llm.llm_engine.model_config
     return bool(config.is_encoder_decoder and config.is_multimodal_model)
 

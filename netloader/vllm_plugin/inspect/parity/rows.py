@@ -1,4 +1,4 @@
-"""What two engines show, compared: one row of the table. Law: pure, no engine is needed here."""
+"""Compare what two engines show: one row of the table. Pure functions; no engine is needed here."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

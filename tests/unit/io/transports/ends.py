@@ -14,10 +14,10 @@ from netloader.io.store.ledger import Ledger, Report
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import (
     Attachments,
-    Inlet,
-    Outlet,
     Receiver,
+    ReceiverSetup,
     Sender,
+    SenderSetup,
     TransferError,
     named,
 )
@@ -56,7 +56,7 @@ class Ends:
         self.segments = segments_of(self.giving.manifest, segment_bytes)
         digests = tuple(digest_of("blake3", self.giving.views(s)) for s in self.segments)
         self.ledger = Ledger(taking, report)
-        intake = self.ledger.lease(offer_of(self.giving.manifest, digests, segment_bytes))
+        lease = self.ledger.lease(offer_of(self.giving.manifest, digests, segment_bytes))
         self.lanes = lanes
         self.near: list[socket.socket] = []
         self.far: list[socket.socket] = []
@@ -65,9 +65,9 @@ class Ends:
         chosen = named(transport)
         self.attachments = (Attachments(self.giving), Attachments(taking))
         giving, filling = (attachments.to(chosen) for attachments in self.attachments)
-        self.sending: Sender = giving.sender(Outlet("session", stall_s))
+        self.sending: Sender = giving.sender(SenderSetup("session", stall_s))
         self.receiving: Receiver = filling.receiver(
-            Inlet(intake, "session", stall_s, dial or self.dial, lanes)
+            ReceiverSetup(lease, "session", stall_s, dial or self.dial, lanes)
         )
         self._ended: list[Sender | Receiver] = []
 

@@ -1,16 +1,22 @@
 """The shm transport: all bytes, the same host or nothing, and an end to every wait."""
 
+import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
 from netloader.io.transports import TransferError
+from netloader.io.transports.shm import SLOT_BYTES, SLOTS
 from tests.unit.io.helpers import (
     IDENTITY,
     MIB,
+    SOON_S,
     asking,
     contents,
     eventually,
@@ -88,12 +94,62 @@ def test_a_peer_that_is_not_shown_to_be_on_this_host_is_left(
 
 
 def test_a_client_that_has_not_read_the_file_gets_nothing(join: Join) -> None:
-    ends = join("shm", zoo(1), zoo(2))
+    ends = join("shm", zoo(1), zoo(2), stall_s=1.0)
     sent = ends.send()
     ends.dial(0).sendall(b"0" * 64)
 
     assert sent.wait()
     assert "has not read the memory file" in sent.failure[0].detail
+
+
+def test_a_slot_is_filled_again_only_when_it_was_read(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The client stops in the middle, as it does when its core is busy; then it goes on.
+    count, stopped, go_on = 3 * SLOTS, threading.Event(), threading.Event()
+
+    def stop(done: int, total: int) -> None:
+        stopped.set()
+        go_on.wait(SOON_S)
+
+    source, target = (
+        module_of(w=random(count * SLOT_BYTES, seed=s, dtype=torch.uint8)) for s in (1, 2)
+    )
+    ends = join("shm", source, target, segment_bytes=SLOT_BYTES, stall_s=5.0, report=stop)
+    views, read = ends.giving.views, []
+
+    def counted(segment: Segment) -> Iterator[memoryview]:
+        read.append(segment)
+        yield from views(segment)
+
+    monkeypatch.setattr(ends.giving, "views", counted)
+    ends.open()
+    sent, received = ends.send(), ends.receive()
+    assert stopped.wait(SOON_S)
+    eventually(lambda: len(read) > 2 * SLOTS, timeout_s=0.5)
+    go_on.set()
+
+    assert received.wait()
+    assert sent.wait()
+    assert received.failure == sent.failure == []
+    assert contents(target) == contents(source)
+
+
+def memory_files() -> int:
+    """Descriptors of memory files that this process has open."""
+    links = (Path(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))  # noqa: PTH208
+    return sum(os.path.lexists(p) and "/memfd:" in str(p.readlink()) for p in links)
+
+
+def test_each_end_closes_the_memory_file_itself(join: Join) -> None:
+    # Not when it is garbage: whatever refers to it would keep 16 MiB.
+    before = memory_files()
+    ends = join("shm", zoo(1), zoo(2))
+    moved(ends)
+    assert memory_files() == before + 2
+    ends.close()
+
+    assert memory_files() == before
 
 
 def test_descriptors_come_back(join: Join) -> None:

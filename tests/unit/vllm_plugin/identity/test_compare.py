@@ -10,6 +10,8 @@ from netloader.fsm.identity import Identity
 from netloader.vllm_plugin.identity import compare
 from netloader.vllm_plugin.identity.compare import Answers
 from netloader.vllm_plugin.identity.files import Files, Kind, digest
+from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
+from netloader.vllm_plugin.identity.local_model import Checkpoint, LocalModel
 
 NOTHING = Answers({}, None, ())
 
@@ -137,18 +139,26 @@ def test_defaults_and_text_are_a_warning_with_the_file_that_helps() -> None:
     assert remedies[3] == "copy chat_template.jinja from the source's model folder into this one"
 
 
+def local(config: Any, files: Files, role: str = TARGET) -> LocalModel:
+    """A model with these files, of which vLLM says this."""
+    return LocalModel(
+        role=role, rank=0, path="", device_type="cpu", early=Identity({}), kv_role="None",
+        overridden=(), unsteady=("", ""), worker_classes=(), files=files,
+        checkpoint=Checkpoint(config),
+    )  # fmt: skip
+
+
 def test_an_engine_without_a_tokenizer_is_not_told_about_text(tmp_path: Path) -> None:
     there = files_of(tmp_path, tokenizer__json="{}")
-    model = SimpleNamespace(
-        runner_type="generate", hf_overrides={}, generation_config="auto", tokenizer=str(tmp_path),
-        override_generation_config={}, try_get_generation_config=dict, logits_processors=None,
-        skip_tokenizer_init=False,
+    config = SimpleNamespace(
+        generation_config="auto", tokenizer=str(tmp_path), override_generation_config={},
+        try_get_generation_config=dict, logits_processors=None, skip_tokenizer_init=False,
     )  # fmt: skip
-    full = compare.answers_of(model, there)
+    full = compare.answers_of(local(config, there))
     assert full.text is not None
     assert full.text.keys() == {"tokenizer.json"}
-    model.skip_tokenizer_init = True
-    bare = compare.answers_of(model, there)
+    config.skip_tokenizer_init = True
+    bare = compare.answers_of(local(config, there))
     assert bare.text is None
     assert compare.warnings(full, bare) == compare.warnings(bare, full) == ()
 
@@ -156,14 +166,12 @@ def test_an_engine_without_a_tokenizer_is_not_told_about_text(tmp_path: Path) ->
 def test_a_tokenizer_elsewhere_is_the_one_that_counts(tmp_path: Path) -> None:
     there = files_of(tmp_path / "model", tokenizer__json="{}")
     other = files_of(tmp_path / "other", tokenizer__json='{"a": 1}')
-    model = SimpleNamespace(
-        runner_type="generate", hf_overrides={}, generation_config="auto",
-        tokenizer=str(tmp_path / "other"), override_generation_config={},
+    config = SimpleNamespace(
+        generation_config="auto", tokenizer=str(tmp_path / "other"), override_generation_config={},
         try_get_generation_config=dict, logits_processors=None, skip_tokenizer_init=False,
     )  # fmt: skip
-    assert compare.answers_of(model, there).text == other.text() != there.text()
-    model.runner_type = "draft"
-    assert compare.answers_of(model, there) == NOTHING
+    assert compare.answers_of(local(config, there)).text == other.text() != there.text()
+    assert compare.answers_of(local(config, there, DRAFT)) == NOTHING
 
 
 def test_what_is_told_is_read_back() -> None:

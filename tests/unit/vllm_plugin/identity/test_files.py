@@ -104,9 +104,9 @@ def test_a_model_of_the_hub_is_found_in_its_cache(
     write(snapshot, config__json="{}", tokenizer__json="{}")
     write(cache / "models--org--tiny" / "refs", main="a" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    assert folder_of(model_of("org/tiny")) == snapshot
-    assert folder_of(model_of("org/other")) is None
-    assert folder_of(model_of("/no/such/place")) is None
+    assert folder_of("org/tiny") == snapshot
+    assert folder_of("org/other") is None
+    assert folder_of("/no/such/place") is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from netloader.fsm.identity import Identity
 from netloader.vllm_plugin.identity import identity as identities
 from netloader.vllm_plugin.identity.fingerprint import fingerprint
 from netloader.vllm_plugin.identity.identity import PROCESSED, RAW
-from netloader.vllm_plugin.load.load_state import NOTHING
+from netloader.vllm_plugin.identity.local_model import Checkpoint, facts_of
+from netloader.vllm_plugin.identity.reading import read_config
+from netloader.vllm_plugin.load.load_state import NOTHING, digest
 from tests.e2e import zoo
 
 
@@ -31,8 +33,7 @@ def checkpoint(folder: Path, with_files: bool = True, **changes: Any) -> Path:
 
 
 def identity_of(config: VllmConfig, name: str | None = "tiny", layout: str = RAW) -> Identity:
-    early = identities.known_early(config, config.model_config, name)
-    return identities.identity_of(config, config.model_config, early, layout)
+    return read_config(config, config.model_config, name).identity(layout)
 
 
 @pytest.fixture(autouse=True)
@@ -107,9 +108,10 @@ def test_another_dtype_is_refused(tmp_path: Path) -> None:
 def test_a_client_without_files_adopts_what_the_server_found(tmp_path: Path) -> None:
     server = config(checkpoint(tmp_path / "a", tie_word_embeddings=True))
     bare = config(checkpoint(tmp_path / "b", with_files=False, tie_word_embeddings=True))
-    facts = identities.facts_of(server.model_config, RAW, NOTHING, ())
+    untied = read_config(server, server.model_config, None).checkpoint.untied
+    facts = facts_of(RAW, "", (), untied=untied)
     assert facts["untied_by_checkpoint"] == "True"
-    assert identities.adopt(facts, bare.model_config)
+    assert Checkpoint(bare.model_config).adopt(facts)
     mine = identity_of(server)
     theirs = identity_of(bare)
     assert mine.differences(theirs) == ()
@@ -117,8 +119,9 @@ def test_a_client_without_files_adopts_what_the_server_found(tmp_path: Path) -> 
 
 def test_a_client_with_files_keeps_what_it_found_itself(tmp_path: Path) -> None:
     tied = config(checkpoint(tmp_path / "a", tie_word_embeddings=False))
-    assert not identities.adopt({"untied_by_checkpoint": "True"}, tied.model_config)
-    assert identities.has_weight_files(tied.model_config)
+    found = Checkpoint(tied.model_config)
+    assert not found.adopt({"untied_by_checkpoint": "True"})
+    assert found.has_weight_files()
 
 
 def test_another_revision_at_the_same_place_is_told_apart(tmp_path: Path) -> None:
@@ -277,9 +280,8 @@ def test_a_draft_model_is_never_taken_for_its_target(tmp_path: Path) -> None:
 
 def test_what_load_weights_left_behind_is_part_of_the_identity(tmp_path: Path) -> None:
     one = config(checkpoint(tmp_path / "a"))
-    early = identities.known_early(one, one.model_config, None)
-    mine = identities.identity_of(one, one.model_config, early)
-    theirs = identities.identity_of(one, one.model_config, early, RAW, {"model.has_own": True})
+    model = read_config(one, one.model_config, None)
+    mine, theirs = (model.identity(RAW, digest(s)) for s in (NOTHING, {"model.has_own": True}))
     (found,) = mine.differences(theirs)
     assert (found.field, found.mine) == ("load_state", "none")
 
@@ -330,9 +332,9 @@ def test_the_placement_of_experts_is_part_of_the_identity(tmp_path: Path) -> Non
 
 def test_what_vllm_writes_into_a_config_while_it_builds_changes_no_identity(tmp_path: Path) -> None:
     one = config(checkpoint(tmp_path / "a"))
-    early = identities.known_early(one, one.model_config, "tiny")
-    before = identities.identity_of(one, one.model_config, early)
+    model = read_config(one, one.model_config, "tiny")
+    before = model.identity()
     one.model_config.hf_config.written_by_a_draft = "something"
     one.cache_config.cache_dtype = "fp8"
-    after = identities.identity_of(one, one.model_config, early)
+    after = model.identity()
     assert before == after

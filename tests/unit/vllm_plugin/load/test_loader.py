@@ -18,11 +18,10 @@ from netloader.fsm.manifest import Manifest
 from netloader.log import capture
 from netloader.vllm_plugin import register
 from netloader.vllm_plugin.load.loader import NetLoader, NoWeightsError
-from netloader.vllm_plugin.load.reload import Reloadable
-from netloader.vllm_plugin.serve.worker import this_worker
+from netloader.vllm_plugin.load.reload import Reloadable, remember
 from tests.e2e import zoo
+from tests.support.relay import Fault, Relay
 from tests.unit.io.helpers import MIB, contents, serving
-from tests.unit.io.relay import Fault, Relay
 from tests.unit.vllm_plugin.helpers import identity, plan
 
 
@@ -230,7 +229,7 @@ def test_a_checkpoint_that_a_reload_names_is_read_even_with_fallback_never(tmp_p
     config = config_of(zoo.write(tmp_path / "m", zoo.llama_config(), tensors))
     loader = get_model_loader(load_config(FALLBACK="never"))
     model = Sink()
-    this_worker().reloadable.put(model, Reloadable(plan(path="elsewhere"), Manifest(())))
+    remember(model, Reloadable(plan(path="elsewhere"), Manifest(())))
     with set_current_vllm_config(config):
         names = {name for name, _ in loader.get_all_weights(config.model_config, model)}
     assert names == set(tensors)

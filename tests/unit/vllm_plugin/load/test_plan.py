@@ -1,7 +1,7 @@
 """What a source says becomes the plan; what it should not say costs a line in the log."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -14,14 +14,15 @@ from torch import nn
 from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description
-from netloader.io.client import Described
+from netloader.io.describe import Described
 from netloader.log import capture, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
-from netloader.vllm_plugin.identity import identity as identities
+from netloader.vllm_plugin.identity import reading
 from netloader.vllm_plugin.identity.identity import DRAFT, PROCESSED, RAW, TARGET
+from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.load.display import table_of
 from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
+from netloader.vllm_plugin.log_base import LOG_BASE
 from tests.unit.vllm_plugin.helpers import events, line_of
 
 SOURCES = (Endpoint("10.0.0.1", 1), Endpoint("10.0.0.2", 2))
@@ -51,7 +52,8 @@ def parallel(**changes: Any) -> Any:
     eplb = SimpleNamespace(num_redundant_experts=0)
     ranks = {"data_parallel_rank": 0, "data_parallel_index": 0}
     off = {"enable_expert_parallel": False, "enable_eplb": False}
-    more = {**off, "eplb_config": eplb, **ranks, **plain}
+    workers = {"worker_cls": "auto", "worker_extension_cls": ""}
+    more = {**off, **workers, "eplb_config": eplb, **ranks, **plain}
     return SimpleNamespace(**{**more, **changes})
 
 
@@ -62,6 +64,14 @@ def vllm_config(device: str = "cpu", **changes: Any) -> Any:
         cache_config=SimpleNamespace(cache_dtype="auto"),
         additional_config={},
     )
+
+
+def planned(
+    options: Settings, ask: Callable[..., Described], config: Any = None, model: Any = None
+) -> LoadPlan:
+    """The plan for a model, from vLLM's configuration of it."""
+    local = read_config(config or vllm_config(), model or model_config(), options.model)
+    return plan_load(local, options, ask, LOGGER)
 
 
 def told(
@@ -79,7 +89,7 @@ def told(
         whole = Identity({**known.hard, "config.hidden_size": "8"})
         return Described(Description(whole, facts), tuple(reversed(asked)))
 
-    return plan_load(vllm_config(device), model_config(role), options, ask, LOGGER)
+    return planned(options, ask, vllm_config(device), model_config(role))
 
 
 def no_one(*_: object) -> Described:
@@ -126,7 +136,7 @@ def test_without_sources_nobody_is_asked() -> None:
         raise AssertionError
 
     options = Settings.parse({"SOURCE": [{"device_id": 5, "sources": ["10.0.0.1:1"]}]})
-    lonely = plan_load(vllm_config(), model_config(), options, ask, LOGGER)
+    lonely = planned(options, ask)
     assert (lonely.sources, lonely.state, lonely.layout) == ((), {}, RAW)
 
 
@@ -136,7 +146,7 @@ def test_a_bug_in_asking_costs_a_line_and_the_sources_are_still_tried() -> None:
 
     options = replace(Settings.parse({}), sources={0: SOURCES})
     with capture() as lines:
-        asked = plan_load(vllm_config(), model_config(), options, ask, LOGGER)
+        asked = planned(options, ask)
     assert events(lines) == ["netloader.driver.error"]
     assert (asked.sources, asked.state) == (SOURCES, {})
 
@@ -193,7 +203,7 @@ def asked_of(*configs: str | None, **facts: str) -> tuple[LoadPlan, list[dict[st
         return Described(None, tuple(asked))
 
     with capture() as lines:
-        made = plan_load(vllm_config(), model_config(), options, ask, LOGGER)
+        made = planned(options, ask)
     return made, lines
 
 
@@ -235,7 +245,7 @@ def written(holder: Any) -> None:
 def test_building_a_model_makes_no_other_one_of_it(role: str) -> None:
     # A server has built its model when it says who it is, a client that asks it has not.
     config, model = vllm_config(), model_config(role)
-    server = plan_load(config, model, Settings.parse({}), no_one, LOGGER)
+    server = planned(Settings.parse({}), no_one, config, model)
     before = server.identity
     path = model.model
     model.hf_config = SimpleNamespace(architectures=["Tiny"], tie_word_embeddings=False)
@@ -265,7 +275,7 @@ def rank_in(monkeypatch: pytest.MonkeyPatch, world: int, mine: int, **changes: A
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: mine)
-    return identities.rank(parallel(**changes))
+    return reading.rank(parallel(**changes))
 
 
 @pytest.mark.parametrize("apart", [True, False], ids=["a world each", "one world"])
@@ -283,7 +293,7 @@ def test_no_two_workers_of_an_instance_have_one_rank(
 
 
 def test_before_there_is_a_process_group_replicas_are_told_apart_too() -> None:
-    ranks = [identities.rank(parallel(data_parallel_index=i, world_size=2)) for i in range(3)]
+    ranks = [reading.rank(parallel(data_parallel_index=i, world_size=2)) for i in range(3)]
     assert ranks == [0, 2, 4]
 
 
@@ -302,7 +312,7 @@ def test_who_moves_experts_about_does_not_serve(
     config = vllm_config(**experts)
     config.additional_config = more
     with capture() as lines:
-        found = plan_load(config, model_config(), Settings.parse({}), no_one, LOGGER)
+        found = planned(Settings.parse({}), no_one, config)
     assert not found.serves
     refused = line_of(lines, "netloader.server.refused")
     assert "EPLB" in refused["netloader.detail"]
@@ -313,7 +323,7 @@ def test_an_instance_that_refills_its_layers_does_not_serve() -> None:
     config = vllm_config()
     config.additional_config = {"layer_sharding": ["o_proj"]}
     with capture() as lines:
-        found = plan_load(config, model_config(), Settings.parse({}), no_one, LOGGER)
+        found = planned(Settings.parse({}), no_one, config)
     assert not found.serves
     assert "layer_sharding" in line_of(lines, "netloader.server.refused")["netloader.remedy"]
 
@@ -322,4 +332,4 @@ def test_an_instance_that_refills_its_layers_does_not_serve() -> None:
 def test_experts_that_stay_where_they_are_are_served(more: dict[str, Any]) -> None:
     config = vllm_config()
     config.additional_config = more
-    assert plan_load(config, model_config(), Settings.parse({}), no_one, LOGGER).serves
+    assert planned(Settings.parse({}), no_one, config).serves

@@ -39,7 +39,7 @@ def first_layer(module: nn.Module) -> nn.Linear:
 def snapshot_of(
     module: nn.Module, settings: Settings = AUTO, known: tuple[str, ...] = ()
 ) -> RawSnapshot:
-    return RawSnapshot(named_tensors(module), settings, known)
+    return RawSnapshot(named_tensors(module), settings.keeping, known)
 
 
 def content(weights: ModuleStore) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def test_which_setting_rules_a_tensor(
 ) -> None:
     settings = replace(AUTO, int8_cache=CachePolicy.DRAM, int8_cache_name=("a.",))
     tensor = torch.zeros(1, dtype=dtype, device=device)
-    assert policy_for(name, tensor, settings) == (policy, setting)
+    assert policy_for(name, tensor, settings.keeping) == (policy, setting)
 
 
 def test_a_backup_puts_back_small_tensors_only() -> None:

@@ -2,17 +2,19 @@
 
 import gc
 import weakref
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch import nn
 from vllm.config.load import LoadConfig
-from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.config import Endpoint
 from netloader.vllm_plugin.identity.identity import PROCESSED, RAW
 from netloader.vllm_plugin.load.loader import NetLoader, NoWeightsError, RebuildError
+from netloader.vllm_plugin.patches.registries import Traces
 from tests.unit.vllm_plugin.helpers import plan
 
 NOBODY = Endpoint("127.0.0.1", 1)
@@ -28,7 +30,10 @@ class Builder:
         self.built: list[weakref.ref[nn.Module]] = []
         self.layouts: list[str] = []
 
-    def load_model(self, loader: Any, *_: object) -> nn.Module:
+    def for_loader(self, loader: Any) -> Callable[[], nn.Module]:
+        return partial(self.load_model, loader)
+
+    def load_model(self, loader: Any) -> nn.Module:
         gc.collect()
         assert not any(model() for model in self.built), "two models in memory"
         assert TAKEN not in self.registered.static_forward_context, "Duplicate layer name"
@@ -41,10 +46,8 @@ class Builder:
 
 
 @pytest.fixture
-def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
-    made = Builder()
-    monkeypatch.setattr(BaseModelLoader, "load_model", lambda *given: made.load_model(*given))
-    return made
+def builder() -> Builder:
+    return Builder()
 
 
 def loader_with(fallback: str) -> NetLoader:
@@ -55,8 +58,7 @@ def loader_with(fallback: str) -> NetLoader:
 def test_the_first_model_is_gone_before_the_second_is_built(builder: Builder) -> None:
     loader = loader_with("auto")
     spec = plan(layout=PROCESSED, sources=(NOBODY,))
-    config: Any = SimpleNamespace()
-    model = loader._build(spec, builder.config, config, "")
+    model = loader._build(spec, builder.for_loader(loader), Traces(builder.config))
     assert isinstance(model, nn.Linear)
     assert builder.layouts == [PROCESSED, RAW]
     assert builder.registered.static_all_moe_layers == ["old", "new"]
@@ -65,9 +67,8 @@ def test_the_first_model_is_gone_before_the_second_is_built(builder: Builder) ->
 def test_with_fallback_never_no_second_model_is_built(builder: Builder) -> None:
     loader = loader_with("never")
     spec = plan(layout=PROCESSED, sources=(NOBODY,))
-    config: Any = SimpleNamespace()
     with pytest.raises(NoWeightsError, match="unreachable"):
-        loader._build(spec, builder.config, config, "")
+        loader._build(spec, builder.for_loader(loader), Traces(builder.config))
     assert len(builder.built) == 1
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from netloader.config import Endpoint
 from netloader.io.clock import monotonic
 from netloader.log import capture
+from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.load.loader import NetLoader, NoWeightsError
 from netloader.vllm_plugin.load.plan import plan_load
 from netloader.wire.connection import LINGER_S
@@ -35,9 +36,8 @@ def test_what_a_survey_found_silent_is_not_asked_again_and_is_named(tmp_path: Pa
             )
         )
         begun = monotonic()
-        found = plan_load(
-            vllm_config(), model_config(), loader._settings, loader._ask, loader._logger
-        )
+        local = read_config(vllm_config(), model_config(), None)
+        found = plan_load(local, loader._settings, loader._ask, loader._logger)
         loader._plan = replace(found, identify=lambda layout, _: identity(layout=layout))
         with capture() as lines, pytest.raises(NoWeightsError) as raised:
             loader.load_weights(nn.Linear(4, 4), config.model_config)

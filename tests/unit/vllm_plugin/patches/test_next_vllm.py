@@ -18,6 +18,7 @@ from netloader.vllm_plugin import register
 from netloader.vllm_plugin.load.loader import NetLoader
 from netloader.vllm_plugin.load.reload import obstacle
 from netloader.vllm_plugin.patches import worker_methods
+from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.vllm_plugin.helpers import Model, receive, refusal, serve
 
 pytestmark = pytest.mark.usefixtures("worker_process")
@@ -83,7 +84,7 @@ def test_constants_that_stand_for_experts_are_received_like_any_weight() -> None
 @NEW_IN_033
 def test_a_class_derived_for_them_is_fenced_as_its_base_is() -> None:
     model = substituted(2.0)
-    worker_methods.install_on(model)
+    worker_methods.install_on(model, this_worker())
     serve(model)
     told: list[tuple[str, str]] = []
 

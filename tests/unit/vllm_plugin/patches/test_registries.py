@@ -28,6 +28,7 @@ FEW = 40
 CHILD = """
 import json, sys, weakref
 from dataclasses import replace
+from functools import partial
 import torch
 from vllm.config import CompilationMode, set_current_vllm_config
 from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
@@ -35,6 +36,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from netloader.config import Endpoint
 from netloader.vllm_plugin.load.loader import NetLoader
+from netloader.vllm_plugin.patches.registries import Traces
 from tests.unit.vllm_plugin.helpers import plan
 
 folder, meeting = sys.argv[1:]
@@ -59,7 +61,9 @@ with set_current_vllm_config(config):
     init_distributed_environment(1, 0, f"file://{meeting}", 0, "gloo")
     ensure_model_parallel_initialized(1, 1)
     spec = plan(layout="processed", sources=(Endpoint("127.0.0.1", 1),))
-    model = NetLoader(config.load_config)._build(spec, config, config.model_config, "")
+    loader = NetLoader(config.load_config)
+    build = partial(BaseModelLoader.load_model, loader, config, config.model_config)
+    model = loader._build(spec, build, Traces(config))
 print(json.dumps({"alive": alive, "parts": len(parts)}))
 """
 

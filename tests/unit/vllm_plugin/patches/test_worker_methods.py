@@ -12,6 +12,7 @@ from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.patches import worker_methods
 from netloader.vllm_plugin.serve import served_model, server
 from netloader.vllm_plugin.serve.usage_record import UsageRecord
+from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import bytes_of, contents, eventually, module_of, random
 from tests.unit.vllm_plugin.helpers import (
     Lines,
@@ -62,10 +63,12 @@ def method_of(name: str) -> Callable[..., str]:
 
 
 def worker_of(*names: str) -> Any:
-    """A worker of a new class with these methods, fenced."""
+    """A worker of a new class with these methods, fenced; this thread loads for it."""
     kind = type("Worker", (Recorder,), {name: method_of(name) for name in names or METHODS})
     worker_methods.install(kind)
-    return kind()
+    worker = kind()
+    assert worker_methods.worker_of(worker) is this_worker()
+    return worker
 
 
 def offered(into: nn.Module, role: str = TARGET) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from netloader.log import capture
 from netloader.vllm_plugin.identity.identity import TARGET
 from netloader.vllm_plugin.patches import worker_methods
 from netloader.vllm_plugin.serve import change_monitor
+from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import contents, eventually, module_of, random
 from tests.unit.vllm_plugin.helpers import (
     Lines,
@@ -250,7 +251,7 @@ class Runner:
 def test_each_way_of_loading_is_fenced_once(way: str) -> None:
     model, worker, told = Loading(1), worker_of(), list[str]()
     runner, new = Runner(model), {"w": random(64, 64, seed=5)}
-    worker_methods.install_on_runner(Runner)
+    worker_methods.install_on_runner(runner, this_worker())
     serve(model, then=lambda: None)
     model.inner.told = lambda: told.append(refusal()[1])
     with capture() as lines:

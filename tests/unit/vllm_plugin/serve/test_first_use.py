@@ -10,9 +10,9 @@ import torch
 from netloader.fsm.manifest import Progress
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load.loaded import taken
-from netloader.vllm_plugin.serve.offer import _served_model
+from netloader.vllm_plugin.load.offer import _served_model
 from netloader.vllm_plugin.serve.served_model import Changed
-from tests.unit.vllm_plugin.helpers import CONFIG, plan, post_process, settings
+from tests.unit.vllm_plugin.helpers import plan, post_process, settings
 from tests.unit.vllm_plugin.serve.test_usage_record import PATIENCE_S, Engine, noted, offered, write
 
 
@@ -104,9 +104,9 @@ def test_until_a_table_was_digested_its_place_means_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, go = Engine(), threading.Event()
-    loaded = taken(plan(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings().keeping_at_load, Progress())
     post_process(model)
-    usage = _served_model(model, plan(), loaded, settings(), CONFIG).usage
+    usage = _served_model(model, plan(), loaded, settings().layout).usage
     digest = inventory.digest
 
     def later(found: inventory.Inventory) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What of a loaded model is offered: the best form that can be proven, or none, and why."""
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +17,10 @@ from netloader.vllm_plugin.identity.identity import DRAFT, PROCESSED, RAW, TARGE
 from netloader.vllm_plugin.load import loaded as loaded_models
 from netloader.vllm_plugin.load import processed, provenance
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
-from netloader.vllm_plugin.serve.offer import offer
+from netloader.vllm_plugin.load.offer import offer
 from netloader.vllm_plugin.serve.served_model import Changed
 from tests.unit.io.helpers import asking, bytes_of, contents, module_of
 from tests.unit.vllm_plugin.helpers import (
-    CONFIG,
     Lines,
     Model,
     Packed,
@@ -35,6 +35,9 @@ from tests.unit.vllm_plugin.helpers import (
     settings,
     where,
 )
+
+CONFIG: Any = SimpleNamespace()
+"""Stands for vLLM's ModelConfig where nothing of it is read."""
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -258,7 +261,7 @@ def loaded_from(
     model: nn.Module, *names: str, role: str = DRAFT, options: Settings | None = None
 ) -> Loaded:
     checkpoint: Any = Checkpoint(names)
-    return read(checkpoint, plan(role), model, CONFIG, options or settings())
+    return read(checkpoint, plan(role), model, CONFIG, (options or settings()).keeping_at_load)
 
 
 def travels(loaded: Loaded) -> list[str]:
@@ -270,7 +273,7 @@ def test_parameters_of_a_draft_that_no_checkpoint_fills_stay_behind() -> None:
     loaded = loaded_from(model, "up")
     assert loaded.unfilled == {"embed"}
     assert travels(loaded) == ["up"]
-    offer(model, plan(DRAFT), loaded, settings(), CONFIG)
+    offer(model, plan(DRAFT), loaded, settings())
     served = newest_server().served(DRAFT)
     assert served is not None
     assert served.facts["unfilled"] == '["embed"]'
@@ -285,7 +288,7 @@ def test_a_bug_of_ours_costs_the_offer_and_not_the_load(
     model = Draft()
     with capture() as lines:
         loaded = loaded_from(model, "up")
-        offer(model, plan(DRAFT), loaded, settings(), CONFIG)
+        offer(model, plan(DRAFT), loaded, settings())
     assert events(lines) == ["netloader.driver.error", "netloader.server.refused"]
     assert model.get_parameter("up").sum().item() == 4
     assert "load_weights" not in vars(model)
@@ -334,7 +337,7 @@ def test_a_load_that_leaves_more_than_plain_values_is_refused_by_name() -> None:
     model = Odd()
     with capture() as lines:
         loaded = loaded_from(model, "up", role=TARGET)
-        offer(model, plan(), loaded, settings(), CONFIG)
+        offer(model, plan(), loaded, settings())
     why, _ = told(lines)
     assert why == "load_weights leaves behind more than tensors and plain values: extra"
 
@@ -347,7 +350,7 @@ def test_what_load_weights_left_behind_is_told_with_the_offer() -> None:
 
     model = Owner()
     loaded = loaded_from(model, "up", role=TARGET)
-    offer(model, plan(), loaded, settings(), CONFIG)
+    offer(model, plan(), loaded, settings())
     served = newest_server().served(TARGET)
     assert served is not None
     assert served.facts["load_state"] == '{"has_own_head": true}'
@@ -377,8 +380,8 @@ def test_which_models_a_reload_may_be_handed_to() -> None:
 
 def test_a_rank_that_does_not_serve_keeps_no_originals_and_can_still_reload() -> None:
     model = Model()
-    kept = taken(plan(), model, settings(), Progress())
-    free = taken(plan(serves=False), model, settings(), Progress())
+    kept = taken(plan(), model, settings().keeping_at_load, Progress())
+    free = taken(plan(serves=False), model, settings().keeping_at_load, Progress())
     assert kept.snapshot is not None
     assert free.snapshot is None
     assert free.manifest == kept.manifest

@@ -15,11 +15,10 @@ from torch import nn
 from netloader.fsm.manifest import Progress
 from netloader.io.store.module import ModuleStore, WeightsError
 from netloader.vllm_plugin.load.loaded import taken
-from netloader.vllm_plugin.serve.offer import _served_model
+from netloader.vllm_plugin.load.offer import _served_model
 from netloader.vllm_plugin.serve.served_model import Changed, ServedModel, watched
 from tests.unit.io.helpers import bytes_of, contents
 from tests.unit.vllm_plugin.helpers import (
-    CONFIG,
     Kernels,
     Model,
     Packed,
@@ -34,9 +33,9 @@ PATIENCE_S = 30.0
 
 def goods_of(model: nn.Module) -> ServedModel:
     """What is on offer of a freshly loaded model, which is post-processed here."""
-    loaded = taken(plan(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings().keeping_at_load, Progress())
     post_process(model)
-    served = _served_model(model, plan(), loaded, settings(), CONFIG)
+    served = _served_model(model, plan(), loaded, settings().layout)
     served.usage.begin()
     assert served.usage.wait(PATIENCE_S)
     return served

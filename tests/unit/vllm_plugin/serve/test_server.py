@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from netloader.config import Endpoint
-from netloader.fsm.messages import Offer
+from netloader.fsm.messages import Begin, Lane, Offer, Request
 from netloader.io import fill
 from netloader.log import capture
 from netloader.vllm_plugin.config.settings import CachePolicy, Settings
@@ -155,7 +155,7 @@ def test_an_unwritable_prefix_does_not_stop_the_server(tmp_path: Path) -> None:
 )
 def test_which_ports_mean_no_listener(port: int | None, rank: int, answer: bool) -> None:
     with capture() as lines:
-        assert ports.wanted(settings(listen_port=port), rank) is answer
+        assert ports.wanted(port, rank) is answer
     assert bool(lines) is not answer
 
 
@@ -174,9 +174,9 @@ def test_the_offer_says_what_it_costs() -> None:
 def test_an_address_left_behind_by_a_killed_server_is_taken_away(tmp_path: Path) -> None:
     options = settings(output_prefix=f"{tmp_path}/r-")
     (tmp_path / "r-0.txt").write_text("10.0.0.1:19374")
-    ports.forget_address(options, 0)
+    ports.forget_address(ports.PortChoice.of(options, 0))
     assert list(tmp_path.iterdir()) == []
-    ports.forget_address(options, 0)
+    ports.forget_address(ports.PortChoice.of(options, 0))
 
 
 def test_the_address_of_a_later_server_is_left_alone(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_later_server_that_writes_its_address_at_the_last_moment_keeps_it(
 def test_a_model_that_goes_waits_for_nobody() -> None:
     # The garbage collector runs on any thread, and who has the lock may need one that it has.
     def hold() -> None:
-        with newest_server()._lock:
+        with server._lock:
             held.set()
             collected_in_time.append(gone.wait(PATIENCE_S))
 
@@ -229,15 +229,47 @@ def test_a_model_that_goes_waits_for_nobody() -> None:
         list[bool](),
     )
     serve(model)
+    server = newest_server()
     holding = threading.Thread(target=hold)
     holding.start()
-    held.wait()
+    assert held.wait(PATIENCE_S)
     del model
     gc.collect()
     gone.set()
     holding.join()
     assert collected_in_time == [True]
     assert eventually(lambda: not this_worker().servers, PATIENCE_S)
+
+
+@pytest.mark.parametrize("changes", [1, 2])
+def test_a_fence_ends_the_sessions_of_every_model_that_was_replaced_in_its_role(
+    changes: int,
+) -> None:
+    # Sleep frees the memory after the fence: no session may still read it, however old it is.
+    model = nn.Linear(4096, 2048)  # 32 MiB: more than the buffers of a connection hold
+    serve(model)
+    rank_server = newest_server()
+    with Peer.call(where()) as peer, Peer.call(where()) as lane:
+        peer.say(hello(identity=identity().hard))
+        offer = peer.hear()
+        assert isinstance(offer, Offer)
+        lane.say(Lane(offer.session, 0))
+        peer.say(Request(tuple(range(len(offer.segment_digests)))))
+        assert peer.hear() == Begin()
+        assert lane.sock.recv(1)  # and no more: the server's thread waits in the middle of a send
+        first = rank_server._on_catalog(TARGET)
+        assert first is not None
+        for _ in range(changes):
+            replaced = rank_server._on_catalog(TARGET)
+            assert replaced is not None
+            rank_server.prove(replaced)
+            rank_server.replace(replaced, "weight was written to")
+        assert rank_server._on_catalog(TARGET) is not first
+        assert not first.quiet(0)
+
+        rank_server.fence(TARGET, "the engine sleeps")
+
+        assert first.quiet(0)
 
 
 # -- a target and a draft ------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from netloader.fsm.manifest import Progress
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load.loaded import taken
-from netloader.vllm_plugin.serve.offer import _served_model
+from netloader.vllm_plugin.load.offer import _served_model
 from netloader.vllm_plugin.serve.served_model import ServedModel
 from netloader.vllm_plugin.serve.usage_record import INTERRUPTED, UsageRecord
-from tests.unit.vllm_plugin.helpers import CONFIG, Model, plan, post_process, settings
+from tests.unit.vllm_plugin.helpers import Model, plan, post_process, settings
 
 PATIENCE_S = 30.0
 
@@ -65,11 +65,11 @@ class Engine(Model):
 
 def offered(model: nn.Module) -> ServedModel:
     """What is on offer of a model that is loaded, post-processed and noted here."""
-    loaded = taken(plan(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings().keeping_at_load, Progress())
     post_process(model)
     if isinstance(model, Engine):
         model.finish()
-    served = _served_model(model, plan(), loaded, settings(), CONFIG)
+    served = _served_model(model, plan(), loaded, settings().layout)
     served.usage.begin()
     served.usage.settle()
     assert served.usage.wait(PATIENCE_S)
@@ -201,10 +201,10 @@ def test_memory_that_is_gone_is_named() -> None:
 def test_until_the_engine_has_its_final_shape_nothing_is_a_change() -> None:
     # vLLM puts the target's embedding in the place of a draft's, and wraps adapters.
     model = Engine()
-    loaded = taken(plan(), model, settings(), Progress())
+    loaded = taken(plan(), model, settings().keeping_at_load, Progress())
     post_process(model)
     model.finish()
-    usage = _served_model(model, plan(), loaded, settings(), CONFIG).usage
+    usage = _served_model(model, plan(), loaded, settings().layout).usage
     usage.begin()
     replace_layer(model)
     assert (usage.quick(), usage.thorough()) == ("", "")

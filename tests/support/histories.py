@@ -4,10 +4,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, TypeAlias
 
-from netloader.fsm.events import Connected, ConnectionLost, Event, TransportReady
-from netloader.fsm.messages import Begin, Complete, Verified
+from netloader.fsm.events import (
+    Ask,
+    Connected,
+    ConnectionLost,
+    Event,
+    Finish,
+    Transferred,
+    TransportReady,
+)
+from netloader.fsm.messages import Begin, Complete, Have, Request, Verified
 from netloader.fsm.session import Session
-from tests.property.world import (
+from tests.support.world import (
+    ASK,
     BOTH,
     CHALLENGE,
     CURIOUS,
@@ -27,7 +36,9 @@ from tests.property.world import (
     REFUSAL,
     REQUEST,
     RESUMING,
+    ROOT,
     SECURED,
+    SEGMENT_BYTES,
     TOKEN,
     VERIFIED,
     client,
@@ -37,9 +48,17 @@ from tests.property.world import (
 
 Life: TypeAlias = tuple[Callable[[], Session], tuple[Event, ...]]
 
-_asked: Final = (Connected(), OFFER, TransportReady())
+_asked: Final = (Connected(), OFFER, TransportReady(), ASK)
 _moving: Final = (*_asked, Begin())
 _requested: Final = (Connected(), hello(), OFFER_READY, REQUEST)
+_first: Final = (
+    *(*_asked[:-1], Ask((0,)), Begin()),
+    *(Transferred(SEGMENT_BYTES), Complete(SEGMENT_BYTES)),
+)
+"""A client that asks for one segment first."""
+SOME: Final = replace(OFFER, availability=((0, 1),))
+SOME_READY: Final = replace(OFFER_READY, available=frozenset({0}))
+_first_sent: Final = (*_requested[:-1], Request((0,)), Transferred(SEGMENT_BYTES))
 
 LIVES: Final[Mapping[str, Life]] = {
     "client listens": (client, ()),
@@ -47,14 +66,21 @@ LIVES: Final[Mapping[str, Life]] = {
     "client with a token greeted": (lambda: client(SECURED), (Connected(),)),
     "client proved": (lambda: client(SECURED), (Connected(), CHALLENGE)),
     "client is curious": (lambda: client(CURIOUS), (Connected(),)),
-    "client opens its transport": (client, _asked[:-1]),
+    "client opens its transport": (client, _asked[:2]),
+    "client is ready": (client, _asked[:-1]),
     "client asked": (client, _asked),
     "client receives": (client, _moving),
-    "client resumes": (lambda: client(RESUMING), _moving),
+    "client resumes": (lambda: client(RESUMING), (*_asked[:-1], Ask((0, 2)), Begin())),
+    "client received a part": (client, _first),
+    "client received a part and was cut off": (client, (*_first, ConnectionLost("reset"))),
+    "client asked for the rest": (client, (*_first, Ask((1, 2)))),
+    "client receives the rest": (client, (*_first, Ask((1, 2)), Begin(2))),
+    "client needs nothing": (client, (*_asked[:-1], Finish())),
     "client received all": (client, (*_moving, RECEIVED)),
     "client was told all is sent": (client, (*_moving, Complete(NBYTES))),
     "client carries on alone": (client, (*_moving, Complete(NBYTES), ConnectionLost("reset"))),
-    "client is done": (client, (*_moving, RECEIVED, Complete(NBYTES))),
+    "client has all": (client, (*_moving, RECEIVED, Complete(NBYTES))),
+    "client is done": (client, (*_moving, RECEIVED, Complete(NBYTES), Finish())),
     "client learned": (
         lambda: client(CURIOUS),
         (Connected(), DESCRIPTION),
@@ -67,6 +93,8 @@ LIVES: Final[Mapping[str, Life]] = {
         lambda: client(replace(CURIOUS, token=TOKEN)),
         (Connected(), CURIOUS_CHALLENGE),
     ),
+    "client waits for more": (client, (*_asked[:1], SOME, TransportReady())),
+    "client heard of more": (client, (*_asked[:1], SOME, TransportReady(), Have(((1, 2),)))),
     "client fell back": (client, (Connected(), REFUSAL)),
     "client fell back dirty": (client, (*_moving, ConnectionLost("reset"))),
     "server listens": (server, ()),
@@ -85,10 +113,15 @@ LIVES: Final[Mapping[str, Life]] = {
         lambda: server(GUARDED),
         (Connected(), hello(replace(SECURED, layouts=()))),
     ),
+    "server offered a part": (server, (*_requested[:2], SOME_READY)),
+    "server sends a part of what it has": (server, (*_requested[:2], SOME_READY, Request((0,)))),
     "server prepares": (server, _requested[:2]),
     "server offered": (server, _requested[:3]),
     "server sends": (server, _requested),
     "server sent all": (server, (*_requested, RECEIVED)),
+    "server sent a part": (server, _first_sent),
+    "server sends the rest": (server, (*_first_sent, Request((1, 2), 2, 2))),
+    "server was not needed": (server, (*_requested[:-1], Verified(0, 0, ROOT))),
     "server is done": (server, (*_requested, RECEIVED, VERIFIED)),
     "server described": (server, (Connected(), hello(CURIOUS))),
     "server of two is connected": (lambda: server(*BOTH), (Connected(),)),

@@ -1,7 +1,7 @@
-"""From a loaded model to what is offered of it. Law: nothing that cannot be proven.
+"""Offer a loaded model: only what provably is what was loaded.
 
-Raw, if every original is at hand; else as the kernels use it, where those hide nothing; else not at
-all, and the log says why and what would help.
+The raw layout if every original is there; else the processed one where kernels hide nothing; else
+none, and the log says why and what would help.
 """
 
 import json
@@ -10,27 +10,23 @@ from collections.abc import Mapping
 from functools import partial
 
 from torch import nn
-from vllm.config import ModelConfig
 
 from netloader.fsm.identity import Identity
+from netloader.io.server import ServerOptions
 from netloader.io.store.module import ModuleStore, Named, WeightsError, named_tensors
 from netloader.log import emit, get_logger
-from netloader.vllm_plugin import LOG_BASE
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.identity import ranks
-from netloader.vllm_plugin.identity.identity import (
-    CONSTRUCTED,
-    FILLED,
-    PROCESSED,
-    RAW,
-    facts_of,
-)
+from netloader.vllm_plugin.identity.identity import CONSTRUCTED, FILLED, PROCESSED, RAW
+from netloader.vllm_plugin.identity.local_model import facts_of
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load import load_state, processed, provenance
 from netloader.vllm_plugin.load.loaded import Loaded
 from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import GoneError
+from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
+from netloader.vllm_plugin.serve.port import PortChoice
 from netloader.vllm_plugin.serve.refusal import refuse
 from netloader.vllm_plugin.serve.served_model import (
     Originals,
@@ -39,6 +35,7 @@ from netloader.vllm_plugin.serve.served_model import (
     place_of,
     renew_processed,
 )
+from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.usage_record import UsageRecord
 from netloader.vllm_plugin.serve.worker import this_worker
 
@@ -48,7 +45,6 @@ def offer(
     plan: LoadPlan,
     loaded: Loaded,
     settings: Settings,
-    model_config: ModelConfig,
 ) -> None:
     """Serve a post-processed model in the best layout there is, when it may be; never raises."""
     logger = get_logger("server", LOG_BASE, **ranks.named(plan.rank))
@@ -56,7 +52,7 @@ def offer(
         refuse(logger, placeholders.WHY, placeholders.REMEDY)
         return
     try:
-        served = _served_model(model, plan, loaded, settings, model_config)
+        served = _served_model(model, plan, loaded, settings.layout)
     except GoneError as gone:
         refuse(logger, str(gone), gone.remedy)
     except WeightsError as error:
@@ -64,8 +60,20 @@ def offer(
     except Exception as error:  # noqa: BLE001 - the engine serves inference without us
         emit(logger, "netloader.driver.error", exc_info=error)
     else:
-        worker_methods.install_on(model)
-        this_worker().offer(model, served, settings, plan.rank)
+        ours = this_worker()
+        worker_methods.install_on(model, ours)
+        ours.offer(model, served, plan.rank, partial(_new_server, settings))
+
+
+def _new_server(settings: Settings, rank: int) -> RankServer:
+    options = ServerOptions(
+        transports=settings.transports,
+        segment_bytes=settings.segment_mib << 20,
+        max_clients=settings.max_clients,
+        token=settings.token,
+        deadlines=settings.deadlines,
+    )
+    return RankServer(rank, PortChoice.of(settings, rank), options)
 
 
 @inventory.uncollected()
@@ -73,8 +81,7 @@ def _served_model(
     model: nn.Module,
     plan: LoadPlan,
     loaded: Loaded,
-    settings: Settings,
-    model_config: ModelConfig,
+    choice: LayoutChoice,
 ) -> ServedModel:
     """What there is to offer.
 
@@ -84,16 +91,14 @@ def _served_model(
     """
     device = next((t.device.type for _, t in named_tensors(model)), "cpu")
     try:
-        return _raw(model, plan, loaded, model_config)
+        return _raw(model, plan, loaded)
     except (GoneError, WeightsError):
-        if settings.layout is LayoutChoice.RAW or not processed.allowed(device):
+        if choice is LayoutChoice.RAW or not processed.allowed(device):
             raise
-    return _processed(model, plan, loaded, model_config)
+    return _processed(model, plan, loaded)
 
 
-def _raw(
-    model: nn.Module, plan: LoadPlan, loaded: Loaded, model_config: ModelConfig
-) -> ServedModel:
+def _raw(model: nn.Module, plan: LoadPlan, loaded: Loaded) -> ServedModel:
     if loaded.snapshot is None:
         raise WeightsError(loaded.obstacle or "the processed layout is not possible on this device")
     kept = loaded.snapshot.after(model)
@@ -103,7 +108,7 @@ def _raw(
         layout=RAW,
         identity=lambda: identity_of(plan, RAW, loaded.state, loaded.constructed),
         facts={
-            **facts_of(model_config, RAW, loaded.state, loaded.unfilled),
+            **_facts(RAW, plan, loaded),
             FILLED: json.dumps(sorted(loaded.filled)),
             CONSTRUCTED: provenance.fact_of(loaded.constructed),
             **plan.answers(),
@@ -118,17 +123,20 @@ def _raw(
     )
 
 
+def _facts(layout: str, plan: LoadPlan, loaded: Loaded) -> dict[str, str]:
+    state = load_state.render(loaded.state)
+    return facts_of(layout, state, loaded.unfilled, untied=plan.untied)
+
+
 def identity_of(
     plan: LoadPlan, layout: str, state: load_state.State, constructed: Mapping[str, int]
 ) -> Identity:
-    """Who we are, also in how the model was constructed."""
+    """Our identity, with how the model was constructed."""
     plain = plan.identify(layout, state)
     return Identity(plain.hard, {**plain.soft, **provenance.soft_field(constructed)})
 
 
-def _processed(
-    model: nn.Module, plan: LoadPlan, loaded: Loaded, model_config: ModelConfig
-) -> ServedModel:
+def _processed(model: nn.Module, plan: LoadPlan, loaded: Loaded) -> ServedModel:
     named = processed.collect(model)
     weights = ModuleStore(named)
     usage = UsageRecord(model, named)
@@ -146,7 +154,7 @@ def _processed(
         layout=PROCESSED,
         identity=lambda: processed.sharpened(plan.identify(PROCESSED, loaded.state), kernels),
         facts={
-            **facts_of(model_config, PROCESSED, loaded.state, loaded.unfilled),
+            **_facts(PROCESSED, plan, loaded),
             **plan.answers(),
         },
         weights=weights,

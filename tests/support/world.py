@@ -13,11 +13,13 @@ from typing import Final, NamedTuple, Self, assert_never
 
 from netloader.config import Deadlines, Secret
 from netloader.fsm import auth
-from netloader.fsm.client import ClientSession, FetchSpec
+from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
+    ChooseSegments,
     Effect,
+    NoteAvailable,
     OpenTransport,
     PrepareOffer,
     Send,
@@ -25,10 +27,13 @@ from netloader.fsm.effects import (
     StartTransfer,
 )
 from netloader.fsm.events import (
+    Ask,
     Connected,
     ConnectionLost,
     DeadlinePassed,
     Event,
+    Finish,
+    MoreAvailable,
     OfferReady,
     OfferRefused,
     PeerEvent,
@@ -60,10 +65,12 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.server import CatalogEntry, ServerSession
+from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL
+from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.testing import lawful
+from netloader.testing.fabric import next_request
 
 # -- matching data -------------------------------------------------------------------------------
 
@@ -162,6 +169,8 @@ OFFER: Final = Offer(
     root=ROOT,
     rendezvous={"port": "1"},
 )
+BRIEF: Final = replace(OFFER, manifest=None)
+"""What a server says to a client whose hello has the digest of its manifest."""
 DESCRIPTION: Final = Description(IDENTITY, {"tied": "yes"})
 
 
@@ -183,14 +192,16 @@ DRAFT_DIGESTS: Final = ("draft-0", "draft-1", "draft-2")
 READY: Final = (OFFER_READY, OfferReady({"port": "2"}, DRAFT_DIGESTS))
 """What becomes of the order to offer the first of BOTH, or the second."""
 REQUEST: Final = Request((0, 1, 2), 2)
+ASK: Final = Ask((0, 1, 2))
 RECEIVED: Final = Transferred(NBYTES)
 VERIFIED: Final = Verified(3, NBYTES, ROOT)
 
 # -- the world -----------------------------------------------------------------------------------
 
 HUNG_UP: Final = None
-OUT_OF_TIME: Final = (Reason.DEADLINE_PASSED, Reason.UNREACHABLE)
-WORK: Final = (OfferReady, TransportReady, Transferred)
+OUT_OF_TIME: Final = (Reason.DEADLINE_PASSED, Reason.UNREACHABLE, Reason.IDLE)
+WORK: Final = (OfferReady, TransportReady, Ask, Finish, Transferred)
+ALL: Final = len(DIGESTS)
 FAILURES: Final[Mapping[str, Event]] = {
     "fails": TransferFailed(Reason.TRANSFER_FAILED, "cut"),
     "finds other bytes": TransferFailed(Reason.DIGEST_MISMATCH, "segment 1"),
@@ -209,6 +220,8 @@ class Party:
         self.moves = False
         self.hangs = False
         self.audits = 0
+        self.choosing: ChooseSegments | None = None
+        """What the owner of a client cannot decide before its source has more."""
 
     @property
     def settled(self) -> bool:
@@ -239,6 +252,10 @@ class World:
         both: dict[str, Session] = {"client": self.client_session, "server": self.server_session}
         self.parties = {who: Party(session) for who, session in both.items()}
         self.wire = True
+        self.coming: tuple[int, ...] = ()
+        """Segments that the server gets after its offer, one by one."""
+        self.portion = ALL
+        """How many segments the client's owner asks for at a time; 0: it needs none of them."""
 
     def fork(self) -> Self:
         """A twin whose future is its own."""
@@ -259,6 +276,8 @@ class World:
                 found.append(Choice(who, "works"))
             if party.inbox and not isinstance(first, Connected):
                 found.append(Choice(who, "hears"))
+        if self.coming and self.server_session.offered and not self.parties["server"].settled:
+            found.append(Choice("server", "learns"))
         return found
 
     def _can_finish(self, work: Event) -> bool:
@@ -272,6 +291,9 @@ class World:
         party = self.parties[choice.who]
         if choice.what == "works":
             self.take(choice.who, party.work.popleft())
+        elif choice.what == "learns":
+            self.coming, more = self.coming[1:], frozenset(self.coming[:1])
+            self.take(choice.who, MoreAvailable(more))
         else:
             heard = party.inbox.popleft()
             self.take(choice.who, heard or ConnectionLost("closed by the peer"))
@@ -279,6 +301,7 @@ class World:
     def take(self, who: str, event: Event) -> None:
         """One event for one party, and what must hold after every step."""
         party = self.parties[who]
+        party.moves &= not isinstance(event, Transferred)
         before = party.session.verdict
         step = party.session.step(event, self.now)
         party.steps.append(step)
@@ -287,14 +310,22 @@ class World:
         for effect in step.effects:
             self._perform(who, party, effect)
 
-    def _perform(self, who: str, party: Party, effect: Effect) -> None:
+    def _perform(self, who: str, party: Party, effect: Effect) -> None:  # noqa: C901 - a case for each
         match effect:
             case Send():
                 self._post(who, effect.message)
             case PrepareOffer():
-                party.work.append(READY[effect.entry])
+                ready = READY[effect.entry]
+                there = frozenset(range(ALL)).difference(self.coming) if self.coming else None
+                party.work.append(replace(ready, available=there))
             case OpenTransport():
                 party.work.append(TransportReady())
+            case ChooseSegments():
+                self._choose(party, effect)
+            case NoteAvailable():
+                if party.choosing is not None:
+                    more = party.choosing.available | effect.segments
+                    self._choose(party, replace(party.choosing, available=more))
             case StartTransfer():
                 segments = segments_of(self.server_session.entry.manifest, SEGMENT_BYTES)
                 party.moves = True
@@ -302,7 +333,7 @@ class World:
             case AuditWeights():
                 party.audits += 1
             case AbortTransfer():
-                party.moves = False
+                party.moves, party.choosing = False, None
                 if party.work:
                     party.work = deque([TransferFailed(Reason.TRANSFER_FAILED, "aborted")])
             case Settle():
@@ -310,6 +341,11 @@ class World:
                 self._post(who, HUNG_UP)
             case _:
                 assert_never(effect)
+
+    def _choose(self, party: Party, order: ChooseSegments) -> None:
+        answer = next_request(order, self.portion)
+        party.choosing = order if answer is None else None
+        party.work.extend([] if answer is None else [answer])
 
     def _post(self, who: str, item: Message | None) -> None:
         if self.wire:

@@ -27,11 +27,11 @@ class Source(helpers.Source):
         self.model = model(seed)
         super().__init__(self.model, segment_bytes)
 
-    def deliver(self, intake: Lease, index: int, flip: int = 0) -> None:
+    def deliver(self, lease: Lease, index: int, flip: int = 0) -> None:
         """Put one segment where it belongs, one bit of it changed or not."""
         block = bytearray(self.blocks[index])
         block[0] ^= flip
-        writer = intake.expect(intake.segments[index])
+        writer = lease.expect(lease.segments[index])
         start = 0
         for view in writer.views():
             view[:] = block[start : start + len(view)]
@@ -54,11 +54,11 @@ def ledger_of(target: nn.Module) -> Ledger:
 def test_a_segment_counts_when_its_digest_matched() -> None:
     source, target = Source(1), model(2)
     ledger = ledger_of(target)
-    intake = ledger.lease(source.offer)
+    lease = ledger.lease(source.offer)
 
     for index in (0, 2, 3, 1):
         assert index not in ledger.progress.verified
-        source.deliver(intake, index)
+        source.deliver(lease, index)
 
     assert ledger.progress.missing() == ()
     assert ledger.verified_bytes == ledger.total == 4000
@@ -68,10 +68,10 @@ def test_a_segment_counts_when_its_digest_matched() -> None:
 def test_a_changed_bit_is_refused_and_does_not_count() -> None:
     source = Source(1)
     ledger = ledger_of(model(2))
-    intake = ledger.lease(source.offer)
+    lease = ledger.lease(source.offer)
 
     with pytest.raises(TransferError, match="segment 1 does not match") as caught:
-        source.deliver(intake, 1, flip=1)
+        source.deliver(lease, 1, flip=1)
 
     assert caught.value.reason is Reason.DIGEST_MISMATCH
     assert ledger.progress.missing() == (0, 1, 2, 3)
@@ -96,12 +96,12 @@ def test_other_digests_start_over(other: Source) -> None:
     ledger = ledger_of(target)
     bring(ledger, first, 0)
 
-    intake = ledger.lease(other.offer)
+    lease = ledger.lease(other.offer)
     assert ledger.verified_bytes == 0
     assert len(ledger.progress.missing()) == len(other.blocks)
 
     for index in range(len(other.blocks)):
-        other.deliver(intake, index)
+        other.deliver(lease, index)
     assert contents(target) == contents(other.model)
 
 
@@ -113,9 +113,9 @@ def test_half_a_staged_tensor_of_one_checkpoint_is_never_mixed_with_another(deli
     ledger = ledger_of(target)
     bring(ledger, first, delivered)
 
-    intake = ledger.lease(second.offer)
+    lease = ledger.lease(second.offer)
     for index in range(4):
-        second.deliver(intake, index)
+        second.deliver(lease, index)
 
     assert ledger.progress.missing() == ()
     assert contents(target) == contents(second.model)
@@ -124,11 +124,11 @@ def test_half_a_staged_tensor_of_one_checkpoint_is_never_mixed_with_another(deli
 def test_a_segment_that_failed_may_come_again() -> None:
     source, target = Source(1), model(2)
     ledger = ledger_of(target)
-    intake = ledger.lease(source.offer)
+    lease = ledger.lease(source.offer)
     for index in range(4):
         with pytest.raises(TransferError):
-            source.deliver(intake, index, flip=1)
-        source.deliver(intake, index)
+            source.deliver(lease, index, flip=1)
+        source.deliver(lease, index)
 
     assert contents(target) == contents(source.model)
 
@@ -136,8 +136,8 @@ def test_a_segment_that_failed_may_come_again() -> None:
 def test_progress_is_reported_with_every_segment_from_whatever_thread() -> None:
     source, told = Source(1), list[tuple[int, int]]()
     ledger = Ledger(ModuleStore.of(model(2)), lambda done, total: told.append((done, total)))
-    intake = ledger.lease(source.offer)
-    threads = [threading.Thread(target=source.deliver, args=(intake, i)) for i in range(4)]
+    lease = ledger.lease(source.offer)
+    threads = [threading.Thread(target=source.deliver, args=(lease, i)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,0 +1,82 @@
+"""The state of a client's session. Only the actions of `client` change it."""
+
+from typing import ClassVar
+
+from netloader.config import Deadlines
+from netloader.fsm.messages import PROTOCOL_VERSION, Challenge, Description, Hello, Offer, Purpose
+from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Session
+from netloader.fsm.terms import FetchSpec
+
+
+class ClientSession(Session):
+    """One source, seen from the client. `nonce` is the caller's randomness."""
+
+    __slots__ = (
+        "available",
+        "begun",
+        "challenge",
+        "completed",
+        "cut",
+        "description",
+        "lacking",
+        "nonce",
+        "offer",
+        "received",
+        "spec",
+    )
+
+    side: ClassVar[str] = "client"
+
+    def __init__(self, spec: FetchSpec, deadlines: Deadlines, nonce: str, now: float) -> None:
+        self.spec = spec
+        self.nonce = nonce
+        self.challenge: Challenge | None = None
+        self.offer: Offer | None = None
+        self.available: frozenset[int] = frozenset()
+        """Segments that the source has said it has."""
+        self.lacking: tuple[int, ...] = ()
+        """Segments that neither earlier sources nor this one have delivered."""
+        self.begun = self.completed = False
+        """The server's last message about the current request."""
+        self.received = False
+        self.cut: str | None = None
+        """How the connection went after everything asked for was sent."""
+        self.description: Description | None = None
+        super().__init__(deadlines, now)
+
+    @property
+    def name(self) -> str:
+        """The id the offer named."""
+        return self.offer.session if self.offer else ""
+
+    @property
+    def hello(self) -> Hello:
+        """What this client says first; every proof of the session covers it."""
+        spec = self.spec
+        return Hello(
+            versions=(PROTOCOL_VERSION,),
+            purpose=spec.purpose,
+            identity=spec.identity,
+            layouts=spec.layouts,
+            transports=spec.transports,
+            digest_algorithms=spec.digest_algorithms,
+            nonce=self.nonce,
+            serves_at=spec.serves_at,
+            manifest_digest="" if spec.purpose is Purpose.DESCRIBE else spec.manifest.digest,
+        )
+
+    @property
+    def proven(self) -> bool:
+        """Whether the server has shown that it knows the token."""
+        return self.challenge is not None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of all segments, and of a full one."""
+        return self.spec.manifest.nbytes, self.offer.segment_bytes if self.offer else 1
+
+    @property
+    def frame_limit(self) -> int:
+        """Small while a server that must prove itself has not."""
+        trusted = self.spec.token is None or self.proven
+        return FRAME_AFTER_TRUST if trusted else FRAME_BEFORE_TRUST

@@ -1,0 +1,80 @@
+"""The state of a server's session. Only the actions of `server` change it."""
+
+from typing import ClassVar
+
+from netloader.config import Deadlines
+from netloader.fsm.manifest import segment_count
+from netloader.fsm.messages import Hello
+from netloader.fsm.session import FRAME_BEFORE_TRUST, Session
+from netloader.fsm.states import State
+from netloader.fsm.terms import CatalogEntry
+
+
+class ServerSession(Session):
+    """One client. `session_id`, `nonce`: the caller's randomness; `entries` have one token."""
+
+    __slots__ = (
+        "available",
+        "entries",
+        "hello",
+        "nonce",
+        "offered",
+        "segment_digests",
+        "session_id",
+    )
+
+    side: ClassVar[str] = "server"
+
+    def __init__(
+        self,
+        entries: tuple[CatalogEntry, ...],
+        deadlines: Deadlines,
+        session_id: str,
+        nonce: str,
+        now: float,
+    ) -> None:
+        self.entries = entries
+        self.session_id = session_id
+        self.nonce = nonce
+        self.hello: Hello | None = None
+        self.offered = False
+        self.available: frozenset[int] = frozenset()
+        """Segments that there are, as far as the client was told."""
+        self.segment_digests: tuple[str, ...] = ()
+        super().__init__(deadlines, now)
+
+    @property
+    def name(self) -> str:
+        """The id this side chose."""
+        return self.session_id
+
+    def chosen(self, hello: Hello) -> int:
+        """Which entry a hello is about: that of its role; else the first, to name that role."""
+        roles, wanted = [o.role for o in self.entries], hello.identity.role
+        return roles.index(wanted) if wanted in roles else 0
+
+    @property
+    def entry(self) -> CatalogEntry:
+        """What the conversation is about; the first entry while the client has not spoken."""
+        return self.entries[0 if self.hello is None else self.chosen(self.hello)]
+
+    @property
+    def sent(self) -> bool:
+        """Whether there was a request, and all that was asked for so far has been sent."""
+        return self.requests.count > 0 and self.request is None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of all segments, and of a full one."""
+        return self.entry.manifest.nbytes, self.entry.segment_bytes
+
+    @property
+    def frame_limit(self) -> int:
+        """Small, but for a request once the client has been let past the handshake.
+
+        Not more than a request for every segment needs: reading holds the interpreter lock.
+        """
+        if self.state not in (State.VALIDATE, State.TRANSFER):
+            return FRAME_BEFORE_TRUST
+        count = segment_count(self.entry.manifest.nbytes, self.entry.segment_bytes)
+        return FRAME_BEFORE_TRUST + count * len(f"{count},")

@@ -1,0 +1,103 @@
+"""What a client wants and what a server has. Lists are in order of preference."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+
+from netloader.config import Endpoint, Secret
+from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import (
+    MIN_SEGMENT_BYTES,
+    Manifest,
+    Progress,
+    root_digest,
+    segment_count,
+)
+from netloader.fsm.messages import Offer, Purpose
+from netloader.fsm.ranges import are_ranges
+
+MAX_OTHER_SOURCES = 16
+"""Sources that one message names. A source that names thousands wants us to dial them all."""
+MAX_LANES = 16
+"""More connections than this only fight for the same link."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSpec:
+    """What a client wants of one source; lists in order of preference.
+
+    `progress` is what it already holds from earlier sources. A spec for a description needs no
+    manifest: the model may not be built yet.
+    """
+
+    purpose: Purpose
+    identity: Identity
+    manifest: Manifest = field(default_factory=lambda: Manifest(()))
+    layouts: tuple[str, ...] = ()
+    transports: tuple[str, ...] = ()
+    digest_algorithms: tuple[str, ...] = ()
+    lanes: int = 1
+    token: Secret | None = None
+    progress: Progress = field(default_factory=Progress)
+    serves_at: str = ""
+
+    def flaw(self, offer: Offer) -> str:
+        """Why an offer for the right tensors cannot be used all the same, or ''."""
+        choices = (
+            ("layout", offer.layout, self.layouts),
+            ("transport", offer.transport, self.transports),
+            ("digest algorithm", offer.digest_algorithm, self.digest_algorithms),
+        )
+        for name, choice, able in choices:
+            if choice not in able:
+                return f"the server chose a {name} that was not asked for"
+        if offer.segment_bytes < MIN_SEGMENT_BYTES:
+            return f"segments below {MIN_SEGMENT_BYTES} bytes"
+        expected = segment_count(self.manifest.nbytes, offer.segment_bytes)
+        if len(offer.segment_digests) != expected:
+            return f"{len(offer.segment_digests)} segment digests for {expected} segments"
+        if offer.root != root_digest(offer.segment_digests):
+            return "the root is not that of the segment digests"
+        if offer.availability is not None and not are_ranges(offer.availability, expected):
+            return "the availability is no ascending list of ranges of segments"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """What a server publishes: everything its sessions need to know, in order of preference.
+
+    Raises ValueError for a `segment_bytes` that no client would take.
+    """
+
+    identity: Identity
+    manifest: Manifest
+    segment_bytes: int
+    layouts: tuple[str, ...]
+    transports: tuple[str, ...]
+    digest_algorithms: tuple[str, ...]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    token: Secret | None = None
+
+    def __post_init__(self) -> None:
+        if self.segment_bytes < MIN_SEGMENT_BYTES:
+            least, given = MIN_SEGMENT_BYTES, self.segment_bytes
+            raise ValueError(f"segment_bytes is {given}; clients take no less than {least}")
+
+    @property
+    def role(self) -> str | None:
+        """What the model is for, if its identity says so: see `Identity.role`."""
+        return self.identity.role
+
+
+def places(texts: Iterable[str]) -> tuple[Endpoint, ...]:
+    """The places among what a peer named as such, at most MAX_OTHER_SOURCES of them.
+
+    What is no `host:port` is left out.
+    """
+    found: dict[Endpoint, None] = {}
+    for text in islice(texts, MAX_OTHER_SOURCES):
+        with suppress(ValueError):
+            found[Endpoint.parse(text)] = None
+    return tuple(found)

@@ -1,0 +1,146 @@
+"""The long work of a client's session. It writes into the store until `end` has returned."""
+
+import threading
+from collections.abc import Callable
+from socket import socket
+from typing import Protocol
+
+from netloader.errors import LocalProtocolError
+from netloader.fsm.effects import ChooseSegments, OpenTransport, StartTransfer
+from netloader.fsm.events import Ask, Event, Finish, Transferred, TransportReady
+from netloader.fsm.messages import Lane, Offer
+from netloader.fsm.reasons import Reason
+from netloader.io.settling import settle
+from netloader.io.store.ledger import Lease, Ledger
+from netloader.io.transports import (
+    TRANSPORTS,
+    Attachments,
+    Receiver,
+    ReceiverSetup,
+    Registry,
+    TransferError,
+)
+from netloader.io.worker import SessionWorker
+from netloader.wire.frames import encode
+from netloader.wire.tasks import Order
+
+
+class Owner(Protocol):
+    """Decides what a client asks its source for."""
+
+    def choose(self, offer: Offer, order: ChooseSegments) -> Ask | Finish:
+        """Say what to ask for next. On the worker thread; may wait for `note`.
+
+        Raises:
+            TransferError: the owner needs nothing more of this source, or it was aborted.
+        """
+
+    def note(self, segments: frozenset[int]) -> None:
+        """The source has these segments too. From any thread; must not block."""
+
+    def abort(self) -> None:
+        """Make `choose` raise within a second. From any thread, any number of times."""
+
+
+class AskForAll:
+    """The owner of a client with one source: all that is missing with one request, then the end."""
+
+    def choose(self, offer: Offer, order: ChooseSegments) -> Ask | Finish:
+        """Ask for everything at first."""
+        del offer
+        if not order.available.issuperset(order.missing):
+            raise TransferError(Reason.TRANSFER_FAILED, "the source has only some of the segments")
+        return Ask(order.missing) if order.number == 1 else Finish()
+
+    def note(self, segments: frozenset[int]) -> None:
+        """Do nothing: a source that had not everything was refused."""
+
+    def abort(self) -> None:
+        """Do nothing: nothing waits."""
+
+
+class ClientWorker(SessionWorker):
+    """Opens transports and receives.
+
+    `connect` makes one more connection to the server's port. `attachments` are those of the
+    ledger's weights, where they outlive the session. `owner` decides what the source is asked for.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        lanes: int,
+        connect: Callable[[], socket],
+        stall_s: float,
+        attachments: Attachments | None = None,
+        transports: Registry = TRANSPORTS,
+        owner: Owner | None = None,
+    ) -> None:
+        super().__init__()
+        self._owner = owner or AskForAll()
+        self._ledger = ledger
+        self._attachments = attachments or Attachments(ledger.store)
+        self._lanes = lanes
+        self._connect = connect
+        self._stall_s = stall_s
+        self._transports = transports
+        self._lease: Lease | None = None
+        self._receiving: Receiver | None = None
+        self._aborted = False
+        self._lock = threading.Lock()
+
+    def do(self, order: Order) -> Event:
+        """Open this end, choose what to ask for, or receive what was asked for."""
+        match order:
+            case OpenTransport():
+                return self._open(order.offer)
+            case StartTransfer() if self._receiving is not None and self._lease is not None:
+                segments = [self._lease.segments[i] for i in order.segments]
+                return Transferred(self._receiving.run(segments))
+            case ChooseSegments() if self._lease is not None:
+                if order.number > 1 and not self._ledger.progress.missing():
+                    settle(self._lease)
+                return self._owner.choose(self._lease.offer, order)
+            case _:
+                raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
+
+    def end(self) -> None:
+        """End the receiver: until then it may write into the model. Then others may."""
+        if self._receiving is not None:
+            self._receiving.end()
+        if self._lease is not None:
+            self._ledger.release(self._lease)
+
+    def _open(self, offer: Offer) -> Event:
+        def dial(index: int) -> socket:
+            lane = self._connect()
+            try:
+                lane.sendall(encode(Lane(offer.session, index)))
+            except OSError:
+                lane.close()
+                raise
+            return lane
+
+        self._lease = self._ledger.lease(offer)
+        setup = ReceiverSetup(self._lease, offer.session, self._stall_s, dial, self._lanes)
+        attachment = self._attachments.to(self._transports.named(offer.transport))
+        receiving = attachment.receiver(setup)
+        with self._lock:
+            self._receiving = receiving
+            if self._aborted:
+                raise TransferError(Reason.TRANSFER_FAILED, "aborted")
+        receiving.open(offer.rendezvous)
+        return TransportReady()
+
+    def note(self, segments: frozenset[int]) -> None:
+        """Tell the owner that the source has more."""
+        self._owner.note(segments)
+
+    def abort(self) -> None:
+        """Stop receiving, or choosing."""
+        self._owner.abort()
+        with self._lock:
+            self._aborted = True
+            receiving = self._receiving
+        if receiving is not None:
+            receiving.abort()
