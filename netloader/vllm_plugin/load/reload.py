@@ -42,7 +42,7 @@ def remember(model: nn.Module, load: Reloadable) -> None:
 
 
 def remembered(model: nn.Module) -> Reloadable | None:
-    """What `remember` was told of a model, if it was."""
+    """The value that `remember` stored for a model, if any."""
     load = this_worker().loads.get(model)
     return load if isinstance(load, Reloadable) else None
 

@@ -1,4 +1,4 @@
-"""Keep our own errors away from the engine."""
+"""Keep errors of netloader away from the engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

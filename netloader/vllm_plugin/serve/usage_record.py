@@ -142,7 +142,7 @@ class UsageRecord:
             self._look_until_it_is_all(begun)
         except InterruptedError:
             return
-        except Exception as problem:  # noqa: BLE001 - then nothing can be said of the weights
+        except Exception as problem:  # noqa: BLE001 - then the weights cannot be compared
             if not self._settled:  # the engine is still being put together, and will be noted then
                 return
             error = _trouble(problem)
