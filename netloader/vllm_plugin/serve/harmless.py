@@ -9,7 +9,7 @@ from netloader.vllm_plugin.log_base import LOG_BASE
 
 @contextmanager
 def harmless() -> Iterator[None]:
-    """Log an exception that leaves the block, and end it: the engine goes on without us."""
+    """Log an exception that leaves the block, and suppress it: the engine goes on without netloader."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - see above
