@@ -9,7 +9,7 @@ from netloader.vllm_plugin.log_base import LOG_BASE
 
 @contextmanager
 def harmless() -> Iterator[None]:
-    """Log an exception that leaves the block, and suppress it: the engine goes on without netloader."""
+    """Log an exception that leaves the block, and suppress it, so that the engine goes on."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - see above
