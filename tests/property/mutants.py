@@ -30,7 +30,6 @@ MANIFEST: Final = "netloader/fsm/manifest.py"
 IDENTITY: Final = "netloader/fsm/identity.py"
 AUTH: Final = "netloader/fsm/auth.py"
 LEDGER: Final = "netloader/io/store/ledger.py"
-DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
 CATALOG: Final = "netloader/io/catalog.py"
 SERVED_MODEL: Final = "netloader/vllm_plugin/serve/served_model.py"
@@ -131,7 +130,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L1, SESSION, r" +yield AuditWeights\(\)\n", ""
     ),
     "a lying client has the weights hashed without end": Mutant(
-        L4, DOUBTS, r"now \+ max\(PAUSE_S, SHARE \* took\)", "now"
+        L4, "netloader/fsm/published.py", r"life\.now \+ max\(PAUSE_S, SHARE \* took\)", "life.now"
     ),
     # the session
     "a deadline is not armed anew": Mutant(
@@ -178,10 +177,19 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     # the fence
     "who reads on does not keep memory from being freed": Mutant(
-        L4, PUBLISHED, r"not \(self\._clients or self\._readers\)", "not self._clients"
+        L4, PUBLISHED, r"lambda: self\._life\.quiet", "lambda: not self._life.clients"
     ),
     "who has an offer does not keep memory from being freed": Mutant(
-        L4, PUBLISHED, r"not \(self\._clients or self\._readers\)", "not self._readers"
+        L4, PUBLISHED, r"lambda: self\._life\.quiet", "lambda: not self._life.readers"
+    ),
+    "an evicted session goes on": Mutant(
+        L4, PUBLISHED, r"        self\._say\(StopRequested\(Reason\.NOT_SERVING, why\)\)\n", ""
+    ),
+    "an audit of the owner is not waited for": Mutant(
+        L4, PUBLISHED, r"while not compared and self\._comparable\(\)", "while False"
+    ),
+    "newer weights are offered in a role that was withdrawn meanwhile": Mutant(
+        L4, CATALOG, r"            if not old\.renewable:\n +return False\n", ""
     ),
     # what a module holds
     "extra state is not sent": Mutant(
