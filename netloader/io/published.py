@@ -1,4 +1,4 @@
-"""What one server publishes: weights, digests, places. Law: it offers only what it can prove.
+"""What one server publishes: weights, their digests, and places for clients.
 
 What may happen to a published model, and what follows, is the table of `netloader.fsm.published`.
 Here its events come in under one lock, and its effects are carried out without it.

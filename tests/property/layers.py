@@ -23,6 +23,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/store",
         "tests/unit/io/test_observe.py",
         "tests/unit/io/test_published.py",
+        "tests/unit/io/test_relays.py",
         "tests/unit/io/test_doubts.py",
         "tests/unit/io/test_client_sources.py",
         "tests/unit/io/test_worker.py",
@@ -37,10 +38,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_memory.py",
     ),
     "L4 asyncio": ("tests/unit/aio", "tests/unit/io/test_driver.py"),
-    "L4 transports": (
-        "tests/unit/io/transports/test_shm.py",
-        "tests/unit/io/transports/test_one_run.py",
-    ),
+    "L4 transports": ("tests/unit/io/transports/test_shm.py",),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/serve/test_usage_record.py",
         "tests/unit/vllm_plugin/serve/test_first_use.py",
