@@ -53,7 +53,7 @@ class AsyncioListener:
         return published.evict(why, timeout_s)
 
     def close(self) -> None:
-        """Accept no more, and end every session; `wait_closed` waits for their goodbyes."""
+        """Accept no more, and end every session; `wait_closed` waits until they are closed."""
         if os.getpid() == self._process:
             self._reactor.call(self._reception.stop)
 
@@ -144,8 +144,8 @@ class Server:
     async def close(self) -> None:
         """Turn clients away and free the port, the threads and the model. Idempotent.
 
-        A task that is cancelled here leaves nothing behind either: sessions then end without a
-        goodbye.
+        A task that is cancelled here leaves nothing behind either: connections are then closed
+        without a last message.
         """
         if self._listener is not None:
             listener, self._listener = self._listener, None

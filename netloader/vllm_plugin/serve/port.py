@@ -1,4 +1,4 @@
-"""The port of a rank, and the file that names it; both are gone after `close`."""
+"""The port of a rank, and the file that names it. `close` removes both."""
 
 import contextlib
 import errno
