@@ -15,8 +15,8 @@ from netloader.io.snapshot import ModelSnapshot
 class Catalog:
     """What one listener offers: a published model for each role, all with one token.
 
-    A client of a role that is not here is refused with the differences from the first one. The state
-    of a role is that of its published model.
+    A client of a role that is not here is refused with the differences from the first one. The
+    state of a role is that of its published model.
 
     Raises ValueError for two tokens.
     """

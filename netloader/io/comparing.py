@@ -1,4 +1,4 @@
-"""The digests of published weights, computed and compared. Law: nothing here changes anything."""
+"""The digests of published weights, computed and compared."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""How weights are published. Law: wrong values are found when options are made, not by a client."""
+"""How weights are published: the options of a server, and what they make of a model."""
 
 import weakref
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Serve what is being received. Law: a segment is offered when it is verified, and not before.
+"""Serve what is being received: each segment when it is verified, and not before.
 
 A relay is a server that publishes the store of a fill: from its first lease on in the state
 RECEIVING, after the fill as any other model. Clients are told of each segment, and of the end.

@@ -1,4 +1,4 @@
-"""Whether published weights are still what their owner computes with. Law: it only looks."""
+"""Whether published weights are still what their owner computes with."""
 
 from typing import Protocol
 
