@@ -1,11 +1,12 @@
 """Clients that start together from one server, each on a host of its own with a limited rate."""
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from netloader.config import Deadlines
-from netloader.io import ClientOptions, ServerOptions, fill, listen
+from netloader.io import ClientOptions, Server, ServerOptions, fill, listen
 from netloader.io.clock import monotonic
 from tests.support.hosts import hosts_at_a_switch
 from tests.support.peers import (
@@ -43,29 +44,39 @@ class Figures:
 
 def act_alone(spec: Spec, line: Line, say: Callable[..., None], watch: Watch) -> None:
     """Fill a model when told to, and serve nothing."""
-    _fill_when_told(spec, line, say, ClientOptions(transports=spec.transports, deadlines=DEADLINES))
-    del watch
+    _fill_when_told(spec, line, say, watch, relay=None)
 
 
 def act_as_relay(spec: Spec, line: Line, say: Callable[..., None], watch: Watch) -> None:
     """Fill a model when told to, and serve each segment at once."""
     chosen = ServerOptions(
-        transports=spec.transports, max_clients=spec.max_clients, deadlines=DEADLINES
+        transports=spec.transports, max_clients=spec.max_clients, deadlines=spec.deadlines
     )
-    relay = listen(spec.host, 0, chosen)
-    options = ClientOptions(transports=spec.transports, deadlines=DEADLINES, relay=relay)
-    _fill_when_told(spec, line, say, options)
-    del watch
+    _fill_when_told(spec, line, say, watch, listen(spec.host, 0, chosen))
 
 
 def _fill_when_told(
-    spec: Spec, line: Line, say: Callable[..., None], options: ClientOptions
+    spec: Spec, line: Line, say: Callable[..., None], watch: Watch, relay: Server | None
 ) -> None:
+    options = ClientOptions(
+        transports=spec.transports,
+        lanes=spec.lanes,
+        deadlines=spec.deadlines,
+        report=lambda done, total: watch.reached(share=done / total),
+        relay=relay,
+    )
     module = build(0, spec)
-    say(ready=True)
-    for _ in orders(line):
+
+    def work() -> None:
         outcome = fill(module, spec.sources, IDENTITY, options)
         say(at=monotonic(), digest=digest(module), **summary(outcome))
+
+    say(ready=True)
+    for order in orders(line):
+        if order == "go on":
+            watch.go_on.set()
+        else:
+            threading.Thread(target=work).start()
 
 
 def fan_out(
