@@ -176,8 +176,12 @@ class Server:
         with self._lock:
             if catalog.unfence(role):
                 return
+            model = self._models.get(role)
+            if model is None:  # closed meanwhile, or what is served is its owner's to publish
+                catalog.abandon(role)
+                return
             try:
-                published = self._models[role].publish()
+                published = model.publish()
             except BaseException:
                 catalog.abandon(role)
                 raise

@@ -18,6 +18,7 @@ from netloader.fsm.published_events import ComputeDigests
 from netloader.fsm.ranges import segments_in
 from netloader.fsm.reasons import Reason
 from netloader.io import Outcome, Server, ServerOptions
+from netloader.io.clock import monotonic
 from netloader.io.comparing import Work
 from netloader.io.published import PublishedModel
 from netloader.io.store import ledger
@@ -328,6 +329,46 @@ def test_when_other_weights_are_received_children_begin_anew_with_those(stack: E
     assert outcome.attempts[0].reason is Reason.NOT_READY
     assert outcome.attempts[0].detail == "other weights are being received"
     assert contents(first.model) == contents(second.model) == contents(model(2))
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_fence_in_the_middle_ends_the_offer_and_not_the_fill(stack: ExitStack) -> None:
+    source, relay, gate = origin(stack), relaying(stack), Gate(3)
+    stack.callback(gate.open.set)
+    first = Filling(source.endpoint, relay=relay, report=gate)
+    assert gate.reached.wait(SOON_S)
+    with Peer.call(relay.endpoint) as peer:
+        peer.offered()
+        with relay.fence(None, "an update"):
+            refused = peer.hear()
+    gate.open.set()
+
+    assert isinstance(refused, Reject)
+    assert (refused.reason, refused.detail) == (Reason.NOT_SERVING.value, "an update")
+    assert first.outcome().ok, first.outcome().history()
+    assert only(relay).state is ModelState.LOST
+    relay.publish(first.model, IDENTITY)
+    assert relay.wait_ready(SOON_S)
+    assert Filling(relay.endpoint).outcome().ok
+
+
+def test_two_that_have_only_each_other_do_not_wait_for_ever(stack: ExitStack) -> None:
+    quick = replace(FAST, stall_s=2.0)
+    source, one, other = origin(stack), relaying(stack), relaying(stack)
+    wire = stack.enter_context(Wire(source.endpoint, Fault.HOLD, 3 * SEGMENT))
+    seen = Gate(COUNT + 1), Gate(COUNT + 1)
+    begin = monotonic()
+    first = Filling([wire.endpoint, other.endpoint], relay=one, report=seen[0], deadlines=quick)
+    assert eventually(lambda: seen[0].segments == 3)
+    second = Filling(one.endpoint, relay=other, report=seen[1], deadlines=quick)
+    assert eventually(lambda: seen[1].segments == 3)
+    wire.cut()
+
+    for filling in (first, second):
+        outcome = filling.outcome()
+        assert (outcome.ok, outcome.nbytes) == (False, 3 * SEGMENT)
+    assert len(first.outcome().attempts) == 2
+    assert monotonic() - begin < 30
 
 
 def test_a_relay_that_is_closed_does_not_disturb_the_fill(stack: ExitStack) -> None:
