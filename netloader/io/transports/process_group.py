@@ -39,14 +39,16 @@ class GroupSender:
         self._store = store
         device = _device_for(backend, store)
         self._peer_group = PeerGroup(backend, SERVER, setup.session, setup.stall_s, device)
-        self._peer_group.slot.claim(self._peer_group)
 
     def rendezvous(self) -> Mapping[str, str]:
         """Nothing: the store travels over lane 0."""
         return {}
 
     def answered(self, answer: Mapping[str, str]) -> None:
-        """Do nothing: there is nothing to answer."""
+        """Have the device for this transfer, and join the group."""
+        del answer
+        self._peer_group.slot.claim(self._peer_group)
+        self._peer_group.join()
 
     def attach(self, index: int, lane: socket.socket) -> None:
         """Take the lane of the store."""
@@ -126,6 +128,10 @@ class GroupReceiver:
         peer_group.lanes.attach(0, lane)
         return {}
 
+    def join(self) -> None:
+        """Join the group."""
+        self._peer_group.join()
+
     def run(self, segments: Sequence[Segment]) -> int:
         """Receive and verify chunk by chunk, as many posted as may be under way."""
         with self._peer_group.joined(sizes_digest(segments)):
@@ -195,7 +201,7 @@ class GroupAttachment:
     backend: Backend
 
     def sender(self, setup: SenderSetup) -> GroupSender:
-        """Make the server's end; on an accelerator it takes the device's slot."""
+        """Make the server's end, which has the device's slot only once it is answered."""
         return GroupSender(self.store, setup, self.backend)
 
     def receiver(self, setup: ReceiverSetup) -> GroupReceiver:

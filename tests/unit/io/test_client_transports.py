@@ -1,4 +1,4 @@
-"""Filling over another transport than the best one, when that one cannot even begin."""
+"""Filling over another transport than the best one, when that one cannot begin."""
 
 import socket
 from collections.abc import Iterator
