@@ -91,6 +91,7 @@ class Ends:
         self._threads = (CallingThread(), CallingThread())
         self._lanes: list[socket.socket] = []
         self._ended: set[str] = set()
+        self.refuses_lanes = False
         self._attachments = [subject.transport.attach(s) for s in (self.giving, self.taking)]
         self.sender = self._attachments[0].sender(SenderSetup(session, subject.stall_s))
         self.receiver = self._attachments[1].receiver(
@@ -111,7 +112,9 @@ class Ends:
         )
 
     def dial(self, index: int) -> socket.socket:
-        """Open lane `index` between the two ends."""
+        """Open lane `index` between the two ends, unless they are refused."""
+        if self.refuses_lanes:
+            raise ConnectionRefusedError(f"lane {index}")
         near, far = lane_pair()
         self._lanes += (near, far)
         self.sender.attach(index, far)
