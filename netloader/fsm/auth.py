@@ -1,4 +1,4 @@
-"""Mutual authentication by a shared token: HMAC-SHA256 (RFC 2104) over the messages. Law: pure.
+"""Mutual authentication by a shared token: HMAC-SHA256 (RFC 2104) over the messages.
 
 Five messages carry a `mac`: the server's challenge, offer and description, and the client's proof
 and answer.

@@ -1,4 +1,4 @@
-"""What a machine may ask of its driver, as orders. Law: a closed union of frozen data."""
+"""What a session asks of its driver: a closed union of frozen dataclasses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Verdict:
     differences: tuple[Difference, ...] = ()
     retry_after_s: float = 0.0
     other_sources: tuple[Endpoint, ...] = ()
-    """Where the peer that refused says that the weights may be had."""
+    """Other sources that the peer named in its refusal, as `host:port`."""
 
 
 @dataclass(frozen=True, slots=True)

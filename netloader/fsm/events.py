@@ -1,4 +1,4 @@
-"""What can happen to a session, as past-tense facts. Law: a closed union of frozen data.
+"""What can happen to a session: a closed union of frozen dataclasses.
 
 Peer events are messages received, or `Violated` when the peer's bytes made no message; every
 state has an answer to each of them. Local events are reported by the driver; one that has no row
@@ -46,7 +46,7 @@ class DeadlinePassed:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """Whoever owns this session wants it to end."""
+    """The owner of this session ends it."""
 
     reason: Reason = Reason.STOPPED
     detail: str = ""
@@ -59,7 +59,7 @@ class OfferReady:
     candidates: tuple[Candidate, ...] = ()
     segment_digests: tuple[str, ...] = ()
     available: frozenset[int] | None = None
-    """The segments that there are by now; None: all, and no `MoreAvailable` will come."""
+    """The segments available now; None: all, and no `MoreAvailable` will come."""
     other_sources: tuple[str, ...] = ()
     """`host:port` of others that may have the same weights."""
     left_out: tuple["TransportRefused", ...] = ()

@@ -1,4 +1,4 @@
-"""The long work of a client's session. Law: it writes into the store until `end` has returned."""
+"""The long work of a client's session. It writes into the store until `end` has returned."""
 
 from collections.abc import Callable
 from socket import socket
@@ -41,7 +41,7 @@ class Owner(Protocol):
         """Say what to ask for next. On the worker thread; may wait for `note`.
 
         Raises:
-            TransferError: nothing more is wanted of this source, or it was aborted.
+            TransferError: the owner needs nothing more of this source, or it was aborted.
         """
 
     def note(self, segments: frozenset[int]) -> None:

@@ -1,4 +1,4 @@
-"""Which tensors share bytes. Law: two that overlap are never taken for separate.
+"""Which tensors share bytes. Two that overlap are always found.
 
 Views of one buffer that do not overlap are separate tensors: a model may keep all its parameters in
 one buffer, or each in its own. Only the bytes decide, so the storage object is not looked at.
@@ -79,7 +79,7 @@ def _apart(one: AddressRange, other: AddressRange, tensors: Sequence[Tensor]) ->
     """Whether two tensors provably share no byte.
 
     Each consists of runs of bytes at multiples of its strides, so modulo the greatest divisor of
-    all strides each is one run. That tells columns of a matrix apart, and every other element.
+    all strides each is one run. That distinguishes columns of a matrix, and every second element.
     """
     if one[1] <= other[0] or other[1] <= one[0]:
         return True

@@ -1,4 +1,4 @@
-"""Plain data as JSON and back. Law: what comes back has the types that went in, and no code runs.
+"""Plain data as JSON and back. What comes back has the types that went in, and no code runs.
 
 Numbers, strings, True, False and None are themselves. Everything else is a list that begins with
 its kind: `["tuple", [...]]`. Tensors are left to the caller, who gives each a JSON form of its own.
@@ -19,7 +19,7 @@ MAX_DEPTH = 100
 
 
 class NotPlainError(TypeError):
-    """A value of a type that is not sent; the message names the type and where it was met."""
+    """A value of a type that is not sent; the message names the type and where it was found."""
 
 
 def encode(value: object, tensor: Callable[[Tensor], Any]) -> str:
@@ -70,7 +70,7 @@ def decode(text: str, tensor: Callable[[Any], Tensor]) -> object:
     try:
         return _value(json.loads(text), tensor)
     except (TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"no value of ours: {error}") from error
+        raise ValueError(f"not a value that netloader encoded: {error}") from error
 
 
 def _value(form: Any, tensor: Callable[[Any], Tensor]) -> object:

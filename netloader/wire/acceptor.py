@@ -1,4 +1,4 @@
-"""What a new connection to a server is. Law: before its first frame there is no session.
+"""What a new connection to a server is. There is no session before its first frame.
 
 A connection opens with one frame. A `Lane` makes it a data connection of some session, any other
 message (or bytes that are none) a control connection. Only a control connection gets a session.
@@ -69,7 +69,7 @@ class Acceptor:
         return Refusal(bytes(self._data), ConnectionLost(detail))
 
     def refuse(self, event: StopRequested) -> Refusal:
-        """The server wants no more of this connection."""
+        """Refuse the connection: the server is closing, or needs its descriptor."""
         return Refusal(bytes(self._data), event)
 
     def next_timeout(self) -> float:
@@ -77,5 +77,5 @@ class Acceptor:
         return self._deadline
 
     def handle_timeout(self, now: float) -> Decision | None:
-        """Say what time it is. Does nothing before `next_timeout()`."""
+        """Act on the deadline if it has passed. Does nothing before `next_timeout()`."""
         return None if now < self._deadline else Refusal(bytes(self._data), DeadlinePassed())

@@ -44,7 +44,7 @@ from netloader.fsm.messages import (
 )
 from netloader.fsm.reasons import Reason
 from netloader.fsm.terms import MAX_LANES, MAX_RENDEZVOUS_BYTES
-from tests.property.world import (
+from tests.support.world import (
     ANSWER,
     ASK,
     CHALLENGE,

@@ -10,7 +10,7 @@ from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.log import capture
 from netloader.testing import Choice, World
 from netloader.wire.connection import LINGER_S
-from tests.property.world import CURIOUS, DEADLINES, GUARDED, NBYTES, OFFERING, SECURED, WISH
+from tests.support.world import CURIOUS, DEADLINES, GUARDED, NBYTES, OFFERING, SECURED, WISH
 
 PAIRS = {"plain": (WISH, OFFERING), "token": (SECURED, GUARDED), "curious": (CURIOUS, OFFERING)}
 
@@ -88,7 +88,7 @@ def test_held_up_after_any_byte_both_end_with_their_deadlines(
         assert world.next_due() is None
 
 
-def test_who_writes_into_a_broken_connection_still_reads_that_it_broke() -> None:
+def test_a_write_that_fails_does_not_hide_why_the_connection_broke() -> None:
     # In the runs above a side reads before it works, so that it never writes after the break.
     world = World(WISH, OFFERING)
     while world.client_session.state is not State.VALIDATE:

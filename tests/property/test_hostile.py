@@ -25,7 +25,7 @@ from netloader.wire.connection import LINGER_S
 from netloader.wire.frames import Spoken
 from tests.property.machine import Conversation, Depth, F, depths
 from tests.property.strategies import pairs, plausible, windows
-from tests.property.world import DEADLINES, NBYTES, OFFERING, WISH
+from tests.support.world import DEADLINES, NBYTES, OFFERING, WISH
 
 SIDES: Final = st.sampled_from(["client", "server"])
 SEGMENTS: Final = (0, 1, 2)
@@ -228,7 +228,7 @@ def test_a_hostile_world_ends_right_and_in_time(figures: list[str]) -> None:
         assert any(at[0] is state for at in hurt_at), f"no fault met a client in {state.name}"
 
 
-def test_a_refusal_is_heard_by_a_peer_that_talks_on() -> None:
+def test_a_refusal_arrives_at_a_peer_that_keeps_sending() -> None:
     # What nobody has read makes a hang-up a reset, and that would eat the refusal. The runs above
     # find it by chance; it is too easily broken to be left to that.
     stranger = replace(WISH, identity=Identity({**WISH.identity.hard, "dtype": "another"}))

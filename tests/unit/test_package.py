@@ -33,7 +33,7 @@ def public_names(path: Path) -> list[str] | None:
 
 
 def listed(path: Path) -> set[str]:
-    """The names that a file brings in, when bringing in names is all it does."""
+    """The public names that a file brings in, when bringing in names is all it does."""
     body = ast.parse(path.read_text()).body
     imports = [node for node in body if isinstance(node, ast.ImportFrom)]
     if not all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in body):
@@ -81,7 +81,7 @@ def test_bytes_are_read_and_written_without_torch_a_socket_or_a_log() -> None:
     assert not [name for name in loaded if name.startswith(("netloader.io", "netloader.vllm"))]
 
 
-def test_the_simulated_world_can_be_had_without_torch() -> None:
+def test_the_simulated_world_loads_no_torch() -> None:
     loaded = fresh("import sys, netloader.testing; print('\\n'.join(sys.modules))")
 
     assert "netloader.testing.world" in loaded

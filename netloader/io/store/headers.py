@@ -1,4 +1,4 @@
-"""Headers of safetensors files. Law: a damaged one is refused with the file's name and the cause.
+"""Headers of safetensors files. A damaged one is refused with the file's name and the cause.
 
 The format: 8 bytes with the length of the header (little endian), the header as JSON, the bytes of
 all tensors without gaps (https://github.com/huggingface/safetensors).
@@ -43,12 +43,12 @@ DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
         "BOOL": torch.bool,
     }
 )
-"""The names that the format has for dtypes of torch."""
+"""The format's names of torch's dtypes."""
 LENGTH_BYTES: Final = 8
 MOST_BYTES: Final = 100_000_000
 """The longest header that the format allows."""
 ABOUT: Final = "__metadata__"
-"""The one key of a header that is no tensor."""
+"""The only key of a header that does not name a tensor."""
 
 
 def name_of(dtype: str) -> str | None:

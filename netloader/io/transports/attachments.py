@@ -1,4 +1,4 @@
-"""The attachments of one store to transports. Law: one for each transport, made when needed."""
+"""The attachments of one store: one for each transport, made when needed."""
 
 import threading
 import weakref

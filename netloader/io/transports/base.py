@@ -1,4 +1,4 @@
-"""The transport contract. Law: a transport moves the bytes of given segments, and nothing else.
+"""The transport contract: a transport moves the bytes of given segments.
 
 The objects of a transport, from the longest lived to the shortest:
 
@@ -47,7 +47,7 @@ from netloader.io.store.ledger import Lease
 
 
 class BusyError(TransferError):
-    """There is no room for one more session now; the client is told to come again."""
+    """There is no room for one more session now; the client is refused as busy."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(Reason.BUSY, detail)

@@ -1,4 +1,4 @@
-"""Segments over a process group of two. Law: never the host's default group, and one path for all.
+"""Segments over a process group of two, which is never the default group of the process.
 
 What differs between collective libraries is in `backends`. The group has two members (server 0,
 client 1), its own store and the session in its name; it serves one transfer. Small extents share a
@@ -115,7 +115,7 @@ class GroupReceiver:
         self._reading: deque[tuple[SegmentWriter, Readback]] = deque()
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
-        """Have the device for this transfer, and open the lane of the store."""
+        """Take the slot of the device for this transfer, and open the lane of the store."""
         del rendezvous
         peer_group = self._peer_group
         peer_group.slot.wait_for(peer_group, self._stall_s, peer_group.stop)
@@ -209,7 +209,7 @@ class GroupAttachment:
         return GroupReceiver(self.store, setup, self.backend)
 
     def detach(self) -> None:
-        """Do nothing: what stays between sessions belongs to the device, see DeviceSlot."""
+        """Do nothing: memory that outlives a session belongs to the device, see DeviceSlot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class GroupTransport:
         return self.backend.obstacle()
 
     def attach(self, store: Store) -> GroupAttachment:
-        """Keep the weights at hand."""
+        """Keep a reference to the weights."""
         return GroupAttachment(store, self.backend)
 
 

@@ -86,7 +86,7 @@ def several_runs(subject: Subject) -> None:
 
 
 def two_sessions(subject: Subject) -> None:
-    """Two sessions at once do not meet; one of them may be told to come again."""
+    """Two sessions at once do not mix; one of them may be refused as busy."""
     with Ends(subject, medium, session="a" * 32) as one, contextlib.ExitStack() as stack:
         one.open()
         try:
@@ -121,7 +121,7 @@ def wrong_bytes(subject: Subject) -> None:
 
 
 def rendezvous_is_text(subject: Subject) -> None:
-    """What the sender says fits into an offer: a few short texts."""
+    """The sender's rendezvous fits into an offer: a few short texts."""
     with Ends(subject, one_byte) as ends:
         _are_texts(ends.rendezvous())
         ends.finish()
