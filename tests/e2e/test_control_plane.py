@@ -346,7 +346,7 @@ def test_the_receiver_is_ready_before_the_server_is_told_to_send(
         with Peer(listener.accept()[0]) as control:
             control.hear()
             control.say(real)
-            assert isinstance(control.hear(), Request)
+            assert isinstance(control.hear(), Answer)
             listener.setblocking(False)  # whoever is not in the queue by now came too late
             with contextlib.suppress(BlockingIOError):
                 while True:

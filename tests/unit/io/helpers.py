@@ -188,6 +188,13 @@ class Peer:
         self.say(Answer(transport))
         assert self.hear() == Opened(transport)
 
+    def opens(self, offer: Offer) -> None:
+        """Make an offer, and say that the transport which the client answers is open here too."""
+        self.say(offer)
+        answer = self.hear()
+        assert isinstance(answer, Answer), answer
+        self.say(Opened(answer.transport))
+
     def __enter__(self) -> Self:
         return self
 

@@ -285,7 +285,7 @@ def test_evict_returns_true_only_after_the_last_reader(
     with TRANSPORTS.registered(StubbornTcp()), shop.call() as peer:
         peer.say(hello("stubborn", named("draft")))
         assert isinstance(peer.hear(), Offer)
-        peer.answered()
+        peer.answered("stubborn")
         peer.say(Request((0,)))
         assert reading.wait(SOON_S)
 
