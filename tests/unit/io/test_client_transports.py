@@ -13,7 +13,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io import fill
 from netloader.io.failure import TransferError
 from netloader.io.transports import TRANSPORTS, BusyError, Capabilities
-from netloader.io.transports.tcp import TcpSender
+from netloader.io.transports.tcp import TcpReceiver, TcpSender
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -147,6 +147,23 @@ def test_what_was_not_chosen_is_ended_before_bytes_move(monkeypatch: pytest.Monk
 
     assert before == [["made", "ended"]]
     assert contents(target) == contents(source)
+
+
+def test_a_receiver_that_was_given_up_is_ended_before_the_next_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    transport, before = RefusingTransport("open"), list[list[str]]()
+    both, open_ = (transport.name, "tcp"), TcpReceiver.open
+
+    def noting(receiver: TcpReceiver, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
+        before.append([*transport.log])
+        return open_(receiver, rendezvous)
+
+    monkeypatch.setattr(TcpReceiver, "open", noting)
+    with TRANSPORTS.registered(transport), serving(model(1), transports=both) as server:
+        assert fill(model(50), [server.endpoint], IDENTITY, asking(transports=both)).ok
+
+    assert before == [["made", "made", "opened with of the sender", "ended"]]
 
 
 def test_when_no_candidate_can_be_opened_the_source_has_failed() -> None:
