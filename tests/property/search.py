@@ -210,7 +210,9 @@ def _opens_in_order(before: Session, step: Step) -> None:
             continue
         must(not before.requests.count, "open-before-asked", "no candidate after a request")
         assert isinstance(before, ClientSession | ServerSession)
-        at_hand = isinstance(before, ServerSession) or isinstance(effect, JoinTransport)
+        held = isinstance(before, ServerSession) and before.held is not None
+        opened = isinstance(before, ClientSession) and isinstance(effect, JoinTransport)
+        at_hand = held or opened
         again = at_hand and effect.transport == before.transport
         offered = isinstance(before, ClientSession) and before.offer is None
         later = offered or again or effect.transport in before.later_candidates
