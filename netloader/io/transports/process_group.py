@@ -17,7 +17,7 @@ from torch import Tensor
 
 from netloader.fsm.manifest import Extent, Segment
 from netloader.fsm.reasons import Reason
-from netloader.io.chunks import Chunk, chunks, size_of, sizes_digest
+from netloader.io.chunks import CHUNK_BYTES, Chunk, chunks, size_of, sizes_digest
 from netloader.io.device import CPU, Readback, copy_bytes, rooms
 from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
@@ -41,8 +41,8 @@ class GroupSender:
         self._peer_group = PeerGroup(backend, SERVER, setup.session, setup.stall_s, device)
 
     def rendezvous(self) -> Mapping[str, str]:
-        """Nothing: the store travels over lane 0."""
-        return {}
+        """The size of chunks: the store travels over lane 0."""
+        return {"chunk_bytes": str(CHUNK_BYTES)}
 
     def answered(self, answer: Mapping[str, str]) -> None:
         """Have the device for this transfer, and join the group."""
@@ -115,8 +115,14 @@ class GroupReceiver:
         self._reading: deque[tuple[SegmentWriter, Readback]] = deque()
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
-        """Take the slot of the device for this transfer, and open the lane of the store."""
-        del rendezvous
+        """Take the slot of the device for this transfer, and open the lane of the store.
+
+        Two sides that cut chunks otherwise do not even join: see `PeerGroup._agree`.
+        """
+        if rendezvous.get("chunk_bytes") != str(CHUNK_BYTES):
+            detail = f"the server's chunks are not of {CHUNK_BYTES} bytes, as they are here"
+            remedy = "run the same netloader on both sides"
+            raise TransferError(Reason.TRANSFER_FAILED, f"{detail}; {remedy}")
         peer_group = self._peer_group
         peer_group.slot.wait_for(peer_group, self._stall_s, peer_group.stop)
         try:
