@@ -91,7 +91,10 @@ class _Joining:
             raise
         failure, group, self._failure, self._group = self._failure, self._group, None, None
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # else it and this frame keep each other, and what the library made
         return group
 
 
