@@ -94,10 +94,10 @@ class PublishedModel:
         self._tell(ev.DigestsKnown(known) if known else ev.DigestsAsked(), work)
 
     def seal_quietly(self) -> threading.Thread:
-        """Compute the digests on a thread of low priority, which is returned."""
+        """Compute the digests, if they are missing, on a thread of low priority, to be joined."""
         threads: list[threading.Thread] = []
         self._tell(ev.DigestsAsked(), lambda work: threads.append(self._begin(work)))
-        return threads[0] if threads else threading.current_thread()
+        return threads[0] if threads else in_background("netloader-seal", lambda: None)
 
     def audit(self) -> None:
         """Compare all weights with their digests, on this thread; changed ones are lost.
@@ -125,8 +125,7 @@ class PublishedModel:
     def doubt(self) -> None:
         """Audit in the background because a client received other bytes; offers wait for it.
 
-        A client may be wrong, or lie, so nothing happens while such an audit is under way, or soon
-        after one.
+        A client may lie, so nothing happens while such an audit is under way, or soon after one.
         """
         self._tell(ev.Doubted())
 
@@ -229,8 +228,7 @@ class PublishedModel:
     def evict(self, why: str, timeout_s: float) -> bool:
         """Withdraw, end every session with `why`, and wait until nothing reads the weights.
 
-        Returns:
-            True if that was within `timeout_s` seconds: the memory may then be freed, or written.
+        True if that took `timeout_s` seconds at most: the memory may then be freed, or written.
         """
         self.withdraw(why)
         self._say(StopRequested(Reason.NOT_SERVING, why))
@@ -280,8 +278,7 @@ class PublishedModel:
             admitted = isinstance(self._take(ev.ClientArrived())[0], ev.Admit)
             if admitted:
                 self._sessions.append(tell)
-        if admitted:
-            self.tally.add(sessions=1)
+                self.tally.add(sessions=1)
         return admitted
 
     def leave(self, tell: Tell = _unheard) -> None:
@@ -328,9 +325,8 @@ class PublishedModel:
         """What it is in now, and what was done for its clients."""
         with self._change:
             state, clients, withdrawn = self._life.state, self._life.clients, self._life.refusal
-        nbytes = self.entry.manifest.nbytes
+        role, nbytes = self.entry.role, self.entry.manifest.nbytes
         sessions, sent_bytes = self.tally.read()
-        role = self.entry.role
         return ModelSnapshot(role, state, nbytes, clients, sessions, sent_bytes, withdrawn)
 
     def _tell(
