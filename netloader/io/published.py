@@ -43,6 +43,7 @@ def withdraw_only(published: "PublishedModel", why: str) -> bool:
     return False
 
 
+OnChange: TypeAlias = Callable[["PublishedModel", str], bool]
 Tell: TypeAlias = Callable[[Event], None]
 """Takes an event for a session, from any thread, without waiting."""
 
@@ -67,7 +68,7 @@ class PublishedModel:
         entry: CatalogEntry,
         max_clients: int,
         usage: Usage | None = None,
-        on_change: Callable[["PublishedModel", str], bool] = withdraw_only,
+        on_change: OnChange = withdraw_only,
         logger: Logger | None = None,
         on_session: OnSession | None = None,
     ) -> None:
@@ -147,9 +148,7 @@ class PublishedModel:
         """These segments are verified and in their places; sessions are told."""
         self._tell(ev.SegmentsAvailable(tuple(segments)))
 
-    def watch(
-        self, usage: Usage | None, on_change: Callable[["PublishedModel", str], bool]
-    ) -> None:
+    def watch(self, usage: Usage | None, on_change: OnChange) -> None:
         """All is received and in use: watch it from now on."""
         self.usage, self._on_change = usage or AlwaysInUse(), on_change
 
