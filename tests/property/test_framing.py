@@ -12,7 +12,9 @@ from netloader.fsm.events import Violated
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.fsm.messages import (
+    Answer,
     Begin,
+    Candidate,
     Challenge,
     Complete,
     Description,
@@ -21,10 +23,12 @@ from netloader.fsm.messages import (
     Lane,
     Message,
     Offer,
+    Opened,
     Proof,
     Purpose,
     Reject,
     Request,
+    Unopened,
     Verified,
 )
 from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, Decoder, Heard, Spoken, encode
@@ -36,6 +40,7 @@ LIMIT = 4096
 
 texts = st.text(max_size=6)
 words = st.dictionaries(texts, texts, max_size=2)
+candidates = st.builds(Candidate, texts, words)
 names = st.lists(texts, max_size=2).map(tuple)
 counts = st.integers(0, 2**63 - 1)
 indices = st.lists(counts, max_size=3).map(tuple)
@@ -63,21 +68,25 @@ messages: st.SearchStrategy[Spoken] = st.one_of(
     st.builds(Description, identities, words),
     st.builds(
         Offer,
-        *(texts, identities, texts, texts, texts, st.none() | manifests, counts, names, texts),
-        *(words, st.none() | ranges, names, texts),
+        *(texts, identities, texts, st.lists(candidates, max_size=3).map(tuple), texts),
+        *(st.none() | manifests, counts, names, texts, st.none() | ranges, names, texts),
     ),
+    st.builds(Answer, texts, words, texts),
+    st.builds(Opened, texts),
+    st.builds(Unopened, texts, texts),
     st.builds(Have, ranges),
     st.builds(Request, indices, counts, counts),
     st.builds(Begin, counts),
     st.builds(Complete, counts, counts),
     st.builds(Verified, counts, counts, texts),
     st.builds(Reject, texts, texts, differences, seconds, names),
-    st.builds(Lane, texts, counts),
+    st.builds(Lane, texts, counts, texts),
 )
 EXAMPLES: tuple[Spoken, ...] = (
     *(hello(), CHALLENGE, PROOF, OFFER, REQUEST, Begin(), VERIFIED, REFUSAL),
     *(Description(Identity({"model": "m"}), {"tied": "yes"}), Complete(9), Have(((0, 2),))),
     Lane("session-1", 3),
+    *(Answer("tcp", {"key": "1"}), Opened("tcp"), Unopened("hccl", "one device")),
 )
 
 
