@@ -10,7 +10,7 @@ from netloader.fsm.effects import ChooseSegments, OpenTransport, StartTransfer
 from netloader.fsm.events import Ask, Event, Finish, Transferred, TransportReady
 from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import Reason
-from netloader.io.settling import settle
+from netloader.io.settling import settle_when_whole
 from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.transports import (
     TRANSPORTS,
@@ -28,11 +28,23 @@ from netloader.wire.tasks import Order
 class Owner(Protocol):
     """Decides what a client asks its source for."""
 
-    def choose(self, offer: Offer, order: ChooseSegments) -> Ask | Finish:
-        """Say what to ask for next. On the worker thread; may wait for `note`.
+    def offered(self, offer: Offer, *, repeatable: bool) -> None:
+        """Take note of an offer, before its transport is opened. On the worker thread; may wait.
+
+        `repeatable` says whether the transport carries more than one request in a session.
 
         Raises:
-            TransferError: nothing more is wanted of this source, or it was aborted.
+            TransferError: nothing is wanted of this source, or it was aborted.
+        """
+
+    def choose(self, lease: Lease, order: ChooseSegments) -> Ask | Finish:
+        """Say what to ask for next. On the worker thread; may wait.
+
+        When nothing is missing any more, it has the store settled first.
+
+        Raises:
+            TransferError: nothing more is wanted of this source, or it was aborted, or the store
+                cannot be settled.
         """
 
     def note(self, segments: frozenset[int]) -> None:
@@ -45,12 +57,17 @@ class Owner(Protocol):
 class AskForAll:
     """The owner of a client with one source: all that is missing with one request, then the end."""
 
-    def choose(self, offer: Offer, order: ChooseSegments) -> Ask | Finish:
+    def offered(self, offer: Offer, *, repeatable: bool) -> None:
+        """Do nothing: one request is all there is."""
+
+    def choose(self, lease: Lease, order: ChooseSegments) -> Ask | Finish:
         """Ask for everything at first."""
-        del offer
         if not order.available.issuperset(order.missing):
             raise TransferError(Reason.TRANSFER_FAILED, "the source has only some of the segments")
-        return Ask(order.missing) if order.number == 1 else Finish()
+        if order.number == 1:
+            return Ask(order.missing)
+        settle_when_whole(lease, lambda: False)
+        return Finish()
 
     def note(self, segments: frozenset[int]) -> None:
         """Do nothing: a source that had not everything was refused."""
@@ -98,9 +115,7 @@ class ClientWorker(SessionWorker):
                 segments = [self._lease.segments[i] for i in order.segments]
                 return Transferred(self._receiving.run(segments))
             case ChooseSegments() if self._lease is not None:
-                if order.number > 1 and not self._ledger.progress.missing():
-                    settle(self._lease)
-                return self._owner.choose(self._lease.offer, order)
+                return self._owner.choose(self._lease, order)
             case _:
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
 
@@ -121,9 +136,11 @@ class ClientWorker(SessionWorker):
                 raise
             return lane
 
+        transport = self._transports.named(offer.transport)
+        self._owner.offered(offer, repeatable=transport.capabilities.repeatable)
         self._lease = self._ledger.lease(offer)
         setup = ReceiverSetup(self._lease, offer.session, self._stall_s, dial, self._lanes)
-        attachment = self._attachments.to(self._transports.named(offer.transport))
+        attachment = self._attachments.to(transport)
         receiving = attachment.receiver(setup)
         with self._lock:
             self._receiving = receiving
@@ -131,6 +148,15 @@ class ClientWorker(SessionWorker):
                 raise TransferError(Reason.TRANSFER_FAILED, "aborted")
         receiving.open(offer.rendezvous)
         return TransportReady()
+
+    @property
+    def verified_bytes(self) -> int:
+        """What the source has brought."""
+        return 0 if self._lease is None else self._lease.verified_bytes
+
+    def arrived(self, segments: frozenset[int]) -> frozenset[int]:
+        """Those of some segments that are verified against the digests of the source's offer."""
+        return frozenset() if self._lease is None else self._ledger.arrived(segments)
 
     def note(self, segments: frozenset[int]) -> None:
         """Tell the owner that the source has more."""

@@ -26,9 +26,9 @@ from torch import nn
 from torch.distributed import distributed_c10d
 
 from netloader.io import ClientOptions, Deadlines, Outcome, Server, ServerOptions, fill, serve
-from netloader.io.client import LANES
 from netloader.io.clock import monotonic
 from netloader.io.memory import memory_of
+from netloader.io.options import LANES
 from tests.e2e.hosts import enter
 from tests.unit.io.helpers import sealed
 

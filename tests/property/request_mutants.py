@@ -12,9 +12,9 @@ AUTH: Final = "netloader/fsm/auth.py"
 TERMS: Final = "netloader/fsm/terms.py"
 ASKING: Final = "netloader/io/asking.py"
 REFERRALS: Final = "netloader/io/referrals.py"
-FILLING: Final = "netloader/io/client.py"
+FILLING: Final = "netloader/io/filling.py"
 SESSION: Final = "netloader/fsm/session.py"
-CLIENT_WORKER: Final = "netloader/io/client_worker.py"
+SETTLING: Final = "netloader/io/settling.py"
 
 REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
     "a segment may be asked for again and again": Mutant(
@@ -67,16 +67,13 @@ REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
         "return self.state",
     ),
     "weights are settled before all of them are there": Mutant(
-        L4, CLIENT_WORKER, r" and not self\._ledger\.progress\.missing\(\)", ""
+        L4, SETTLING, r"    if ledger\.progress\.missing\(\):\n +return\n", ""
     ),
     "what a source says later to have is not heard": Mutant(
         L4, ASKING, r"self\._noted \|= segments", "pass"
     ),
     "what a failed session brought is forgotten": Mutant(
-        L4,
-        ASKING,
-        r"if self\._fetch\.sources\[self\._key\]\.state is Stage\.RECEIVING:",
-        "if False:",
+        L4, FILLING, r"(any more\.\"\"\"\n) +self\._count\(key\)\n", r"\1"
     ),
     "a manifest that differs is left out": Mutant(
         L4, SERVER, r"None if session\.hello\.manifest_digest == .* else mine\.manifest", "None"

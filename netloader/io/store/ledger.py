@@ -75,8 +75,6 @@ class Ledger:
     def __init__(self, store: Store, report: Report) -> None:
         self.store = store
         self.total = store.manifest.nbytes
-        self.counted_bytes = 0
-        """Ever verified as they came, also those given up since."""
         self._reporter = Reporter(report, self.total)
         self._against = Progress()
         self._segments: tuple[Segment, ...] = ()
@@ -89,6 +87,10 @@ class Ledger:
         self._spares: dict[int, SegmentWriter] = {}
         """One that has a verified segment in scratch memory, while another one has the place."""
         self._change = threading.Condition()
+        self.settling = threading.Lock()
+        """Held by the session that completes the store."""
+        self.settled_for = ""
+        """The digest of the manifest for which that was done; for who holds `settling`."""
 
     @property
     def progress(self) -> Progress:
@@ -140,6 +142,7 @@ class Ledger:
         self._segments = segments_of(self.store.manifest, offered.segment_bytes)
         self._verified.clear()
         self.verified_bytes = 0
+        self.settled_for = ""
 
     def release(self, lease: "Lease") -> None:
         """Take a lease back: its receiver has ended, and writes nothing any more. Idempotent.
@@ -210,11 +213,15 @@ class Ledger:
             self._places.pop(segment.index, None)
             self._spares.pop(segment.index, None)
             self.verified_bytes += segment.nbytes
-            self.counted_bytes += segment.nbytes
             writer.lease.verified_bytes += segment.nbytes
             self._reporter.note(self.verified_bytes)
             self._change.notify_all()
         self._reporter.call()
+
+    def arrived(self, segments: frozenset[int]) -> frozenset[int]:
+        """Those of some segments that are verified, against the digests of any lease there is."""
+        with self._change:
+            return segments & self._verified
 
     # -- for those that read what is verified, while the rest arrives ------------------------------
 

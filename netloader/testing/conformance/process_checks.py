@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from netloader.config import Deadlines
-from netloader.io.client import ClientOptions, fill
+from netloader.io.client import fill
+from netloader.io.options import ClientOptions
 from netloader.io.server import Server, ServerOptions, serve
 from netloader.io.transports import TRANSPORTS, Transport
 from netloader.testing.conformance.calls import SOON_S, Call, Observed, must
