@@ -1,4 +1,4 @@
-"""One session's part in a fetch. Law: the fetch has one thread; this is how a worker talks to it.
+"""One session's part in a fetch: how its worker talks to the thread of the fetch.
 
 The worker of the session reports what its source offers and brings, and waits for what the fetch
 wants of it. The owner of the fetch takes the reports on its own thread and answers there.

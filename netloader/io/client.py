@@ -1,4 +1,4 @@
-"""Fill a model from sources. Law: what one source has verified is not asked of another.
+"""Fill a model from its sources. All sessions share one ledger.
 
 Sources are asked in order, `ClientOptions.parallel` at the same time. After a failure in the middle
 another source is asked only for what is not verified yet. Sources that answered busy are asked

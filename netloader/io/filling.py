@@ -1,4 +1,4 @@
-"""One call of `fill`, in the loop of any driver. Law: the fetch decides, and has one thread.
+"""One call of `fill`, in the loop of any driver: carries out what its fetch decides.
 
 The sessions with all sources live in one loop, and so does the fetch: their workers report to it by
 `post`, and it answers each of them (see `asking`). So no lock protects the fetch, and what a worker
@@ -254,7 +254,7 @@ class Filling:
 
     def _count(self, key: int) -> None:
         """Report the segments that a source has brought since the last report."""
-        left = self._fetch.sources[key].lease.left
+        left = self._fetch.sources[key].assignment.left
         arrived = self._sessions[key].worker.arrived(left) if left else ()
         for segment in sorted(arrived):
             self._tell(SegmentVerified(key, segment))

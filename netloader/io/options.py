@@ -1,4 +1,4 @@
-"""How a client fills a model. Law: a wrong value is refused when the options are made."""
+"""How a client fills a model: the options of `fill`, checked when they are made."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

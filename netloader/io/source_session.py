@@ -1,4 +1,4 @@
-"""One session of a fetch, in a loop that carries several. Law: it is over when nothing of it runs.
+"""One session of a fetch, in a loop that may carry several.
 
 All methods but `join` are for the thread of the loop; none of them waits.
 """
