@@ -1,4 +1,4 @@
-"""Serve a model's weights on an asyncio event loop. All of it is gone after `close`."""
+"""Serve a model's weights on an asyncio event loop. `close` frees everything."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ class AsyncioListener:
         return self._reception.evict(published, why, timeout_s)
 
     def close(self) -> None:
-        """Accept no more, and end every session; `wait_closed` waits for their goodbyes."""
+        """Accept no more, and end every session; `wait_closed` waits until they are closed."""
         if os.getpid() == self._process:
             self._reactor.call(self._reception.stop)
 
@@ -133,8 +133,8 @@ class Server:
     async def close(self) -> None:
         """Turn clients away and free the port, the threads and the model. Idempotent.
 
-        A task that is cancelled here leaves nothing behind either: sessions then end without a
-        goodbye.
+        A task that is cancelled here leaves nothing behind either: connections are then closed
+        without a last message.
         """
         if self._listener is not None:
             listener, self._listener = self._listener, None

@@ -48,14 +48,14 @@ SLOW: Final = 2.0
 """A source that needs this many times as long for a segment as one that waits for work is slow:
 then asking the other one again for what is missing is faster, its loss in flight included."""
 GRACE_S: Final = 0.25
-"""What a request may take beside its segments, so that a short one is not called slow by chance."""
+"""Seconds that any request may take, so that a short one does not count as slow by chance."""
 ROUND_S: Final = 0.5
 """Sources that are to be asked again within this time of each other are asked in one round."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """How a fetch goes about it; seconds."""
+    """Options of a fetch; times in seconds."""
 
     parallel: int = 1
     """Sources that are asked at the same time."""
@@ -112,7 +112,7 @@ class Fetch:
         return None if self.over or self.outcome or due == math.inf else due
 
     def handle_timeout(self, now: float) -> tuple[FetchEffect, ...]:
-        """Tell the fetch what time it is; answers with what is to be done now."""
+        """Act on the deadlines that have passed; returns the effects."""
         self.now, self.rows = now, []
         waking = any(source.due() <= now for source in self._in(Stage.RESTING))
         for source in self.sources.values():
@@ -184,7 +184,7 @@ class Fetch:
         return self.missing().difference(*asked)
 
     def _choose(self) -> None:
-        """Dial candidates while there is something to ask of them."""
+        """Dial candidates while there are segments to ask them for."""
         if not self._in(Stage.CANDIDATE, *SESSIONS):
             for source in self._in(Stage.ASIDE):
                 self._tell(source, Recalled())
@@ -200,7 +200,7 @@ class Fetch:
         return len(self._in(*OCCUPIED)) < self.options.parallel
 
     def _look_ahead(self) -> None:
-        """Without a session, all that can be done is to wait for sources that were busy."""
+        """Without a session, wait for sources that were busy, or finish."""
         if self._in(*SESSIONS):
             self._waits = None
             return

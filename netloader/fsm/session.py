@@ -50,7 +50,7 @@ class Step:
 
 
 class Session:
-    """What both roles share; `ClientSession` and `ServerSession` bring table, limits and data."""
+    """What both sides share; `ClientSession` and `ServerSession` add table, limits and data."""
 
     __slots__ = (
         "_effects",
@@ -91,12 +91,12 @@ class Session:
 
     @property
     def request(self) -> Request | None:
-        """The request at hand; None before the first and between two."""
+        """The current request; None before the first and between two."""
         return self.requests.at_hand
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the request at hand."""
+        """Bytes of the current request."""
         return 0 if self.request is None else span(*self.sizes, self.request.segments)
 
     @property
@@ -106,18 +106,18 @@ class Session:
 
     @property
     def deadline_bytes(self) -> int:
-        """Bytes by which the deadline of TRANSFER is measured.
+        """Bytes that the deadline of TRANSFER depends on: those of the request.
 
-        Between two requests those of all: before it finishes a client may hash them once more.
+        Between two requests, all segments count: a client may hash them before it finishes.
         """
         idle = self.state is State.TRANSFER and self.request is None
         return self.sizes[0] if idle else self.nbytes
 
     @property
     def phase(self) -> object:
-        """What the deadline is for; it is armed anew when this changes.
+        """The deadline starts again when this value changes.
 
-        In TRANSFER each request has its own, and so has the time between two.
+        In TRANSFER each request has a deadline of its own, and so has the time between two.
         """
         if self.state is not State.TRANSFER:
             return self.state
@@ -179,7 +179,7 @@ class Session:
 
 
 def part(session: Session, verdict: Verdict) -> Iterable[Effect]:
-    """End without a word: stop what was started, then the verdict."""
+    """End without a message to the peer: stop what was started, then the verdict."""
     if session.state in (State.VALIDATE, State.TRANSFER):
         yield AbortTransfer()
     yield Settle(verdict)
@@ -218,12 +218,12 @@ def failure(
 
 
 def lost(session: Session, event: ConnectionLost) -> Iterable[Effect]:
-    """The peer is gone."""
+    """The connection closed or was reset."""
     return part(session, failure(session, Reason.CONNECTION_LOST, event.detail))
 
 
 def expired(session: Session, event: DeadlinePassed) -> Iterable[Effect]:
-    """The state lasted too long."""
+    """The deadline of the state has passed."""
     del event
     return refuse(session, Reason.DEADLINE_PASSED, f"in {session.state.value}")
 
@@ -235,17 +235,17 @@ def idled(session: Session, event: DeadlinePassed) -> Iterable[Effect]:
 
 
 def stopped(session: Session, event: StopRequested) -> Iterable[Effect]:
-    """The owner wants an end."""
+    """The owner ended the session."""
     return refuse(session, event.reason, event.detail)
 
 
 def failed(session: Session, event: TransferFailed) -> Iterable[Effect]:
-    """The transport gave up."""
+    """The transport failed."""
     return refuse(session, event.reason, event.detail)
 
 
 def rejected(session: Session, event: Reject) -> Iterable[Effect]:
-    """The peer said no."""
+    """The peer refused."""
     verdict = Verdict(
         state=State.FALLBACK,
         reason=Reason.of(event.reason),
@@ -266,7 +266,7 @@ def doubts(session: Session, event: Reject) -> bool:
 
 
 def doubted(session: Session, event: Reject) -> Iterable[Effect]:
-    """The peer said no to the bytes: it may be right, and the next one need not find out."""
+    """The peer refused the bytes: compare the weights again before the next client asks."""
     yield AuditWeights()
     yield from rejected(session, event)
 

@@ -1,6 +1,6 @@
 """The published models of one server. Each role has at most one on offer.
 
-What was replaced is remembered as long as sessions hold it: a fence must end those too.
+Replaced models are kept while sessions use them, because a fence must end those sessions too.
 """
 
 import threading
@@ -17,7 +17,7 @@ from netloader.io.snapshot import ModelSnapshot
 class Catalog:
     """What one listener offers: a published model for each role, all with one token.
 
-    The first one's identity is what a client of a role that is not here is refused by.
+    A client of a role that is not here is refused with the differences from the first one.
 
     Raises ValueError for none at all, or for two tokens.
     """
@@ -28,10 +28,10 @@ class Catalog:
         self._lock = threading.Lock()
         self._fences: dict[str | None, int] = {}
         self._ended: set[str | None] = set()
-        """The roles that their owner has withdrawn: no change found late offers them again."""
+        """Roles that their owner has withdrawn: `replace` does not offer them again."""
 
     def put(self, published: PublishedModel) -> None:
-        """Offer this from now on, in the place of what had its role; sessions keep what they have.
+        """Publish a model in place of that of its role; sessions of the old one go on.
 
         Raises:
             LocalProtocolError: a fence of its role is open.
@@ -53,7 +53,7 @@ class Catalog:
         """Offer `new` in the place of `old`.
 
         Returns:
-            False when something else has its place already, or its role is fenced or withdrawn.
+            False when `old` is no longer on offer, or its role is fenced or withdrawn.
         """
         with self._lock:
             if old not in self.published_models:
@@ -67,7 +67,7 @@ class Catalog:
             return True
 
     def fence(self, role: str | None) -> tuple[PublishedModel, ...]:
-        """Put nothing in the place of a role until `unfence` was called as often.
+        """Publish nothing in a role until `unfence` was called as often.
 
         Returns:
             All that was published in this role and may have sessions; the caller evicts them.

@@ -34,7 +34,7 @@ class Owner(Protocol):
         `repeatable` says whether the transport carries more than one request in a session.
 
         Raises:
-            TransferError: nothing is wanted of this source, or it was aborted.
+            TransferError: the owner needs nothing of this source, or it was aborted.
         """
 
     def choose(self, lease: Lease, order: ChooseSegments) -> Ask | Finish:
@@ -43,7 +43,7 @@ class Owner(Protocol):
         When nothing is missing any more, it has the store settled first.
 
         Raises:
-            TransferError: nothing more is wanted of this source, or it was aborted, or the store
+            TransferError: the owner needs nothing more of it, or it was aborted, or the store
                 cannot be settled.
         """
 

@@ -1,4 +1,4 @@
-"""Accelerators beside their engine. Nothing here queues up behind the engine's work.
+"""Accelerators that an engine uses too. Work of netloader does not queue behind the engine's.
 
 Each device has one side stream in this process, for all that netloader does on it. Every thread
 names its device itself: a new one is on device 0 whatever the main thread uses (CUDA and CANN keep
@@ -37,7 +37,7 @@ def side_stream(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def beside(device: torch.device) -> Iterator[None]:
-    """What this thread does in here on `device` goes to its side stream."""
+    """A block in which operations of this thread on `device` go to its side stream."""
     if device == CPU:
         yield
         return
@@ -58,7 +58,7 @@ def follow(device: torch.device) -> None:
 
 
 def launched(device: torch.device) -> None:
-    """Make sure that what was posted has reached the libraries below torch.
+    """Wait until posted operations have reached the libraries below torch.
 
     torch_npu posts through a queue of its own (TASK_QUEUE_ENABLE), and an operation of a
     communicator that was destroyed meanwhile would be called with a dangling pointer.
@@ -69,7 +69,12 @@ def launched(device: torch.device) -> None:
 
 
 def give_back(device: torch.device) -> None:
-    """Return memory that the allocator holds for us to the device, for others to measure."""
+    """Return memory that the allocator holds for us to the device, for others to measure.
+
+    Not while another thread allocates: torch_npu keeps the interpreter's lock while it waits for
+    torch's allocator, and an allocator of sleep mode waits for that lock inside torch's. A client's
+    engine waits until its transfer has ended, this included.
+    """
     if device != CPU:
         with beside(device):
             torch.get_device_module(device).empty_cache()
@@ -89,13 +94,13 @@ def copy_bytes(target: Tensor, source: Tensor) -> None:
 
 
 class Readback:
-    """Bytes of some tensors on their way to host memory, all behind one another.
+    """Bytes of some tensors that are copied to host memory, back to back.
 
-    Only an event tells that they have arrived. After a failure torch_npu drops work without a word,
-    synchronizing a stream or device then returns at once, and pinned memory, which is used again
-    and again, may well hold the bytes of the last time.
+    Only an event tells that they have arrived. After a failure torch_npu drops work without
+    an error, synchronizing a stream or device then returns at once, and pinned memory, which is
+    reused, may well hold the bytes of the last time.
 
-    Memory is kept until its copies have ended, whoever has lost interest: torch_npu ends the
+    Memory is kept until its copies have ended, even after an abort: torch_npu ends the
     process when pinned memory is freed that a stream was given which has failed since.
     """
 
@@ -118,14 +123,14 @@ class Readback:
             self._under_way[:] = [*(fetch for fetch in self._under_way if not fetch.over()), self]
 
     def over(self) -> bool:
-        """Whether the device will write no more; never so when it has failed."""
+        """Whether all copies have ended; never true after the device has failed."""
         try:
             return self._event is not None and bool(self._event.query())
         except RuntimeError:
             return False
 
     def wait(self, stop: threading.Event) -> Tensor:
-        """The bytes, when they are here.
+        """Wait for the copies; returns the bytes.
 
         Raises:
             TransferError: it was stopped, or took too long.

@@ -24,7 +24,7 @@ class Doubts:
         self._change = threading.Condition()
 
     def begin(self) -> bool:
-        """Begin a comparison, if none is under way and the last has rested; then call `end`."""
+        """Begin a comparison, unless one runs or the last was too recent; then call `end`."""
         with self._change:
             if self._begun is not None or self._now() < self._not_before:
                 return False
@@ -32,7 +32,7 @@ class Doubts:
             return True
 
     def end(self) -> None:
-        """The comparison is over, whatever it found."""
+        """Note that the comparison is over."""
         with self._change:
             now = self._now()
             took = now - (now if self._begun is None else self._begun)

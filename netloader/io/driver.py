@@ -1,8 +1,8 @@
 """Moves bytes between sockets and connections. A link has one owner thread; others `post`.
 
 One `Loop` runs any number of control connections on one thread; another event loop can carry links
-by being a `Reactor`. A link moves bytes and carries out tasks; what the bytes mean is decided in
-`netloader.wire` and `netloader.fsm`.
+by being a `Reactor`. A link moves bytes and has tasks carried out; `netloader.wire` and
+`netloader.fsm` interpret the bytes.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ from netloader.wire.connection import Connection
 from netloader.wire.tasks import Worker, perform
 
 READ_BYTES = 256 * 1024
-"""One read: a manifest of ten thousand tensors in a handful."""
+"""Bytes per read: a manifest of ten thousand tensors takes a few."""
 
 
 class Timed(Protocol):
-    """Something in a loop that wants to be called at a time."""
+    """A member of a loop that has deadlines."""
 
     def next_timeout(self) -> float | None:
-        """When, in seconds of the loop's clock; None for never."""
+        """When to call `handle_timeout`, in seconds of the loop's clock; None for never."""
 
     def handle_timeout(self, now: float) -> None:
-        """It is that time."""
+        """Act on the deadlines that have passed."""
 
 
 class Reactor(Protocol):
-    """What a link needs of the loop it lives in."""
+    """What a link needs of its loop."""
 
     members: MutableSet[Timed]
-    """Whoever wants to be called at a time."""
+    """The members that have deadlines."""
 
     def now(self) -> float:
         """Seconds of a clock that only grows."""
@@ -55,7 +55,7 @@ class Reactor(Protocol):
 class Loop:
     """One selector, one inbox, any number of links; runs on the thread that calls `run`.
 
-    What a callback raises goes to `trouble`, if there is one, and the loop turns on.
+    What a callback raises goes to `trouble`, if there is one, and the loop goes on.
 
     Raises:
         OSError: the process is out of file descriptors.
@@ -65,16 +65,16 @@ class Loop:
         self._trouble = trouble
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         with INHERITANCE.atomic():
-            self._bell, self._hammer = map(INHERITANCE.note, socket.socketpair())
+            self._wake_read, self._wake_write = map(INHERITANCE.note, socket.socketpair())
             try:
                 self._selector = INHERITANCE.note(selectors.DefaultSelector())
             except OSError:
-                self._bell.close()
-                self._hammer.close()
+                self._wake_read.close()
+                self._wake_write.close()
                 raise
-        self._hammer.setblocking(False)
-        self._bell.setblocking(False)
-        self._selector.register(self._bell, selectors.EVENT_READ, lambda _: self._answer())
+        self._wake_write.setblocking(False)
+        self._wake_read.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._answer())
         self.members: MutableSet[Timed] = set()
 
     def now(self) -> float:
@@ -84,8 +84,9 @@ class Loop:
     def post(self, call: Callable[[], None]) -> None:
         """Run `call` on the loop's thread soon; the only method for other threads."""
         self._inbox.put(call)
-        with contextlib.suppress(OSError):  # a full bell rings anyway; a closed loop needs none
-            self._hammer.send(b"\0")
+        # A full socket wakes the loop anyway, and a closed loop needs no call.
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"\0")
 
     def watch(self, sock: socket.socket, mask: int, call: Callable[[int], None]) -> None:
         """Call `call(ready_mask)` whenever a socket is ready; a mask of 0 stops it."""
@@ -99,17 +100,17 @@ class Loop:
             self._selector.register(sock, mask, call)
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Turn until `until()` is true."""
+        """Run until `until()` is true."""
         while not until():
             self._turn()
 
     def _turn(self) -> None:
-        # The peer's word comes before what this side found out: when the peer ends the session, a
-        # transfer that fails here is only the echo, and the verdict should name the cause.
+        # The peer's messages come before calls of this side: when the peer ends the session, the
+        # transfer that fails here is a consequence, and the verdict should name the cause.
         posted = self._inbox.qsize()
         for key, ready in self._selector.select(0 if posted else self._pause()):
             self._guard(partial(key.data, ready))
-        for _ in range(posted):  # what was posted since waits until the peer was heard again
+        for _ in range(posted):  # calls posted since then wait until the sockets were read again
             self._guard(self._inbox.get_nowait())
         now = self.now()
         for member in tuple(self.members):
@@ -131,11 +132,11 @@ class Loop:
 
     def _answer(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._bell.recv(4096)
+            self._wake_read.recv(4096)
 
     def close(self) -> None:
-        """Free the selector and the bell."""
-        for resource in (self._selector, self._bell, self._hammer):
+        """Free the selector and the pipe that wakes it."""
+        for resource in (self._selector, self._wake_read, self._wake_write):
             INHERITANCE.close(resource)
 
 
@@ -166,7 +167,7 @@ class Link:
     # -- input -----------------------------------------------------------------------------------
 
     def connected(self, sock: socket.socket, since: float | None = None, data: bytes = b"") -> None:
-        """The control connection is up, since a time that may be over; `data` was already read."""
+        """Take the connected socket. `since` is when it was accepted; `data` was read of it."""
         if self.closed:
             sock.close()
             return
@@ -186,11 +187,11 @@ class Link:
         self._then(partial(self.connection.handle, event))
 
     def next_timeout(self) -> float | None:
-        """When this link wants to be called."""
+        """When to call `handle_timeout`; None for never."""
         return self.connection.next_timeout()
 
     def handle_timeout(self, now: float) -> None:
-        """It is that time."""
+        """Act on the deadlines that have passed."""
         self._then(self.connection.handle_timeout, now)
 
     def _ready(self, mask: int) -> None:
@@ -220,7 +221,7 @@ class Link:
     # -- output ----------------------------------------------------------------------------------
 
     def _then(self, call: Callable[[float], None], now: float | None = None) -> None:
-        """Make one call to the connection, then do what it wants. Everything happens here."""
+        """Make a call to the connection, then send its bytes and perform its tasks."""
         if self.closed:
             return
         try:
@@ -228,7 +229,7 @@ class Link:
             self._flush()
             for task in self.connection.tasks():
                 perform(task, self._worker)
-        except Exception as error:  # noqa: BLE001 - our bug ends this session, never the loop
+        except Exception as error:  # noqa: BLE001 - a bug ends this session, never the loop
             self._observer.trouble(error)
             self.close()
         if self.connection.closed:
@@ -262,7 +263,7 @@ class Link:
         self._loop.watch(self._sock, reading | writing, self._ready)
 
     def close(self) -> None:
-        """Let go of everything, without a word; a link closes itself when its session is over."""
+        """Free everything, sending nothing; a link closes itself when its session is over."""
         if self.closed:
             return
         self.closed = True
@@ -305,11 +306,11 @@ class Arrival:
         return self._acceptor.refuse(event)
 
     def next_timeout(self) -> float:
-        """When the first frame is to be there."""
+        """The deadline of the first frame."""
         return self._acceptor.next_timeout()
 
     def handle_timeout(self, now: float) -> None:
-        """It is that time."""
+        """Act on the deadlines that have passed."""
         self._decide(self._acceptor.handle_timeout(now))
 
     def _ready(self, mask: int) -> None:
@@ -334,6 +335,6 @@ class Arrival:
 
 
 def prepare(sock: socket.socket) -> None:
-    """Make a connected socket ready for a loop; small frames are not to wait for more."""
+    """Make a connected socket non-blocking, and send small frames without delay."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,4 +1,4 @@
-"""What comes to one listening socket. A client can affect its own link only.
+"""Accepts the connections of one listening socket. A client can affect its own link only.
 
 A connection gets a session when its first frame shows that it is a control connection. A client
 asks for a role, and gets the published model of that role that was in the catalog at that moment.
@@ -34,7 +34,7 @@ MAX_LINKS = 256
 """Control connections at once. At the limit, the oldest one that has not sent its hello is closed,
 so a flood of idle connections does not lock out a client that sends its hello promptly."""
 CLOSE_S = 5.0
-"""How long sessions may take to say goodbye when the server closes."""
+"""How long sessions may take to send their last message when the server closes."""
 PAUSE_S = 1.0
 """How long accepting rests when it fails and no descriptor can be freed."""
 
@@ -113,7 +113,7 @@ class Reception:
         self._reserve.close()
 
     def next_timeout(self) -> float | None:
-        """When to accept again, or to stop waiting for goodbyes."""
+        """When to accept again, or to stop waiting for sessions to end."""
         return self._resume_at
 
     def handle_timeout(self, now: float) -> None:
@@ -145,7 +145,7 @@ class Reception:
         return len(self._arrivals) + len(self._links)
 
     def _decided(self, arrival: Arrival, decision: Decision) -> None:
-        """Do with a connection what its first frame asks for."""
+        """Make a connection what its first frame asks for: a session, a lane or a refusal."""
         match decision:
             case Lane():
                 del self._arrivals[arrival]

@@ -1,7 +1,7 @@
-"""Whether what is served is still what was published.
+"""Detects changes of published weights.
 
-Version counters tell of changes in place, addresses of rebinding. A change through `.data` moves no
-counter; the digests of what is sent tell of that one.
+Version counters show changes in place, addresses show rebinding. A change through `.data` moves no
+counter: the digests of what is sent show it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -27,7 +27,7 @@ from netloader.io.store.digests import ALGORITHMS, Hasher
 from netloader.io.store.resuming import still_held
 
 Report = Callable[[int, int], None]
-"""Called with bytes verified so far and bytes in all, from whatever thread moved them."""
+"""Called with bytes verified so far and bytes in all, on the thread that moved them."""
 
 
 class Reporter:
@@ -80,28 +80,28 @@ class Ledger:
         self._segments: tuple[Segment, ...] = ()
         self._verified: set[int] = set()
         self.verified_bytes = 0
-        """Held now."""
+        """Bytes that are verified and in their place."""
         self._leases: set[Lease] = set()
         self._places: dict[int, SegmentWriter] = {}
         """The writer that may write to the place of a segment."""
         self._spares: dict[int, SegmentWriter] = {}
-        """One that has a verified segment in scratch memory, while another one has the place."""
+        """The writer with the verified segment in scratch memory while another has the place."""
         self._change = threading.Condition()
         self.settling = threading.Lock()
         """Held by the session that completes the store."""
         self.settled_for = ""
-        """The digest of the manifest for which that was done; for who holds `settling`."""
+        """The manifest digest for which the store was completed. `settling` protects it."""
 
     @property
     def progress(self) -> Progress:
-        """What is held so far."""
+        """What is verified so far."""
         with self._change:
             return replace(self._against, verified=frozenset(self._verified))
 
     def resume(self, before: Progress, stopped: Callable[[], bool]) -> None:
         """Count what the store still holds of earlier progress: as `still_held`, of this store.
 
-        Call it before the first lease; it takes as long as hashing all that is said to be verified.
+        Call it before the first lease; it hashes all that the progress calls verified.
         """
         held = still_held(self.store, before, stopped)
         if not held.verified:
@@ -118,9 +118,9 @@ class Ledger:
     def lease(self, offer: Offer) -> "Lease":
         """Let one source bring segments, until `release`.
 
-        What was verified against the same digests is kept. With other digests all begins anew,
+        What was verified against the same digests is kept. With other digests the fill starts over,
         which is only possible when every other lease is released: bytes of two checkpoints must not
-        meet in one store.
+        be mixed in one store.
 
         Raises:
             TransferError: another source still brings segments with other digests.
@@ -145,9 +145,9 @@ class Ledger:
         self.settled_for = ""
 
     def release(self, lease: "Lease") -> None:
-        """Take a lease back: its receiver has ended, and writes nothing any more. Idempotent.
+        """End a lease, when its receiver has ended and writes no more. Idempotent.
 
-        Segments that another source has brought to scratch memory meanwhile move in.
+        Segments of other sources that waited in scratch memory are copied to their places.
         """
         lease.revoke()
         with self._change:
@@ -184,13 +184,13 @@ class Ledger:
         self._take(writer)
 
     def discard(self, writer: "SegmentWriter") -> None:
-        """All bytes of a writer have come, and are not those of the digest: free its place."""
+        """Free the place of a writer whose bytes do not match the digest."""
         index = writer.segment.index
         if self._places.get(index) is writer:
             self._free(index)
 
     def _free(self, index: int) -> None:
-        """Free a place that is written no more; what waits for it in scratch memory moves in."""
+        """Free a place, and copy to it the segment that waits in scratch memory, if any."""
         with self._change:
             self._places.pop(index, None)
             spare = self._spares.pop(index, None)
@@ -238,14 +238,14 @@ class Ledger:
 
 
 class Lease:
-    """What one source may bring. Keep it until the receiver has ended; then `Ledger.release`."""
+    """The right of one source to write. When its receiver has ended, call `Ledger.release`."""
 
     def __init__(self, ledger: Ledger, offer: Offer, segments: tuple[Segment, ...]) -> None:
         self.ledger = ledger
         self.offer = offer
         self.segments = segments
         self.verified_bytes = 0
-        """What this source has brought."""
+        """Bytes of this source that were verified."""
         self._revoked = threading.Event()
 
     def expect(self, segment: Segment, hashing_threads: int = 1) -> "SegmentWriter":
@@ -273,7 +273,7 @@ class Lease:
 
 
 class SegmentWriter:
-    """One segment on its way in, for one thread: fill its targets in order, `update` with them.
+    """One segment that arrives, for one thread: fill its targets in order, `update` with them.
 
     With its last byte a segment is compared, and counts.
     """
@@ -287,7 +287,7 @@ class SegmentWriter:
         self._left = segment.nbytes
         self._in_place = self._ledger.begin(self)
         self._apart: list[tuple[Extent, Tensor]] = []
-        """What is filled in the place of extents that this writer cannot write to."""
+        """Scratch memory for extents that this writer cannot write in place."""
 
     def target(self, extent: Extent, device: torch.device = CPU) -> Tensor:
         """Where a transport that writes on `device` puts an extent of it (uint8, 1-d).
@@ -322,7 +322,7 @@ class SegmentWriter:
             self._finish()
 
     def bring(self) -> None:
-        """Copy what was received apart to its place."""
+        """Copy what was received in scratch memory to its place."""
         for extent, room in self._apart:
             bring(self._ledger.store.place(extent), room)
         self._apart.clear()

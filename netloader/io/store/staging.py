@@ -1,4 +1,4 @@
-"""Tensors that cannot be written in place. Each moves in when all of its bytes have arrived.
+"""Tensors that cannot be written in place. Each is assigned when all of its bytes have arrived.
 
 A tensor with holes, or in a private storage format, is put together in a contiguous copy on the
 same device. When it is whole, its elements are assigned to the tensor.
@@ -38,7 +38,7 @@ class Staging:
             return entry[0] if entry else None
 
     def arrived(self, extents: Iterable[Extent], move_in: Callable[[int, Tensor], None]) -> None:
-        """Note extents, then call `move_in(index, copy)` for every tensor that is whole.
+        """Note extents, then call `move_in(index, copy)` for every tensor that is complete.
 
         When that raises, the extents have not arrived.
         """

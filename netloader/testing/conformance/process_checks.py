@@ -65,12 +65,12 @@ def serving(subject: Subject) -> Server:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The other process, and its words, one a line."""
+    """The other process, and the lines that it prints."""
 
     child: "subprocess.Popen[str]"
 
     def hear(self, timeout_s: float = READY_S) -> str:
-        """Its next word.
+        """Its next line.
 
         Raises:
             Observed: it said nothing in time, or ended.
@@ -123,7 +123,7 @@ def peer(subject: Subject, act: str, endpoint: str = "") -> Iterator[Peer]:
 
 
 def _hold(done: int, total: int) -> None:
-    """Say that half has come, and go on only when told to."""
+    """Report that half has arrived, and wait for a line before going on."""
     if done >= total / 2:
         _say("half")
         sys.stdin.readline()
@@ -156,7 +156,7 @@ def main() -> None:
         right = outcome.ok and contents(target) == contents(medium(1))
         _say("right" if right else f"wrong: {outcome.attempts}")
     sys.stdout.flush()
-    os._exit(0)  # what a library leaves is of no interest here
+    os._exit(0)  # without the exit handlers of libraries
 
 
 def fills_another_process(subject: Subject) -> None:
@@ -168,7 +168,7 @@ def fills_another_process(subject: Subject) -> None:
 
 
 def client_killed(subject: Subject) -> None:
-    """A client that is killed in the middle costs the server nothing for long."""
+    """When a client is killed in the middle, the server frees its place and serves the next."""
     fills_another_process(subject)  # what libraries make once, and keep
     before, files = holdings(), shared_files()
     with TRANSPORTS.registered(subject.transport):
@@ -188,7 +188,7 @@ def client_killed(subject: Subject) -> None:
 
 
 def server_killed(subject: Subject) -> None:
-    """A client whose server is killed in the middle hears of it in time."""
+    """A client whose server is killed in the middle fails within the deadline."""
     before, files = holdings(), shared_files()
     with TRANSPORTS.registered(subject.transport), peer(subject, "serve") as other:
         endpoint, target = other.hear(), medium(2).to(subject.device)

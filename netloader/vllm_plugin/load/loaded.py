@@ -41,13 +41,13 @@ class Loaded:
     """Of the raw tensors; empty when they are not known."""
     snapshot: RawSnapshot | None = None
     obstacle: str = ""
-    """Why there is no snapshot, if it is not simply that none is wanted."""
+    """Why there is no snapshot; empty if none is wanted."""
     filled: frozenset[str] = frozenset()
     """Tensors that travel beside parameters and persistent buffers, see `provenance`."""
     constructed: Mapping[str, int] = field(default_factory=dict)
     """What else the model was constructed to hold, see `provenance`."""
     placeholders: bool = False
-    """The weights mean nothing: they are offered in no layout."""
+    """Whether the weights are placeholders: these are offered in no layout."""
 
 
 NOT_KNOWN = Loaded(load_state.NOTHING, obstacle="netloader has failed here, see the error above")
@@ -77,7 +77,7 @@ def read(
     model_config: ModelConfig,
     keeping: Keeping | None,
 ) -> Loaded:
-    """Have the ordinary loader read the checkpoint, and remember what that did to the model.
+    """Have the ordinary loader read the checkpoint, and record its changes to the model.
 
     Raises what that loader raises, and nothing else.
     """
@@ -195,7 +195,7 @@ def _unfilled(
     """Parameters of a draft that no checkpoint fills: not said to be, and bytewise untouched.
 
     An EAGLE draft without an embedding of its own has an uninitialised one, until vLLM puts the
-    target's in its place. Its bytes mean nothing, and are gone before a client could ask.
+    target's in its place. Its bytes are garbage, and are gone before a client could ask.
     """
     if not before or not filled or None in filled:
         return frozenset()

@@ -92,7 +92,7 @@ class NetLoader(BaseModelLoader):
         worker_methods.expect_warm_up(local.worker_classes)
         plan = plan_load(local, self._settings, self._ask, self._logger)
         if plan.refused and not plan.sources:
-            self._ordinary(plan.refused)  # FALLBACK `never` speaks up before a model is built
+            self._ordinary(plan.refused)  # FALLBACK `never` raises before a model is built
         if plan.role == TARGET:
             port.forget_address(port.PortChoice.of(self._settings, plan.rank))
         build = partial(super().load_model, vllm_config, model_config, prefix)
@@ -112,13 +112,13 @@ class NetLoader(BaseModelLoader):
             return self._first(plan, build)
         except RebuildError as error:
             outcome = error.outcome
-        # Only now, outside the handler, does no frame refer to the first model any more.
+        # Outside the handler, no frame refers to the first model, so its memory is freed.
         traces.undo()
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
         display.tell_fallback(outcome, self._settings.fallback, self._logger)
-        self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
+        self._ordinary(outcome)  # FALLBACK `never` raises before a second model is built
         self._plan = replace(plan, sources=(), ranks=(), layout=RAW)
         with plan.building():
             return build()
@@ -159,8 +159,8 @@ class NetLoader(BaseModelLoader):
     ) -> Iterable[tuple[str, Tensor]]:
         """For vLLM's `reload_weights`: from the sources as at start, else from the checkpoint.
 
-        With another path than the one the model was started with, the checkpoint there is meant,
-        whatever FALLBACK says: it was asked for.
+        With another path than the one the model was started with, the checkpoint there is read,
+        whatever FALLBACK says, because the caller asked for it.
 
         Raises:
             NotImplementedError: neither can be done.
@@ -192,7 +192,7 @@ class NetLoader(BaseModelLoader):
     def _fill_raw(
         self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
     ) -> tuple[bool, Outcome | None]:
-        """Fill what is between creating and post-processing; as it was, when that fails.
+        """Fill a model between creating and post-processing; restore it when that fails.
 
         Raises:
             RebuildError: layers that quantize while loading hold placeholders now.
@@ -219,7 +219,7 @@ class NetLoader(BaseModelLoader):
         return received, outcome
 
     def _adopted(self, plan: LoadPlan, model: nn.Module, outcome: Outcome | None) -> Outcome | None:
-        """Leave a model that was filled as the server's is otherwise; None when that failed."""
+        """Apply the server's state beside tensors to a filled model; None when that failed."""
         if outcome is not None and outcome.ok:
             try:
                 load_state.adopt(plan.state, model)
@@ -231,7 +231,7 @@ class NetLoader(BaseModelLoader):
     def _fits(
         self, plan: LoadPlan, model: nn.Module, constructed: Mapping[str, int] | None = None
     ) -> bool:
-        """Whether what the server's `load_weights` left behind can be left here as well.
+        """Whether the state that the server's `load_weights` left behind fits this model.
 
         `constructed` is how our model was constructed, where that has to be the same.
         """
@@ -247,10 +247,10 @@ class NetLoader(BaseModelLoader):
     def _prepare_processed(
         self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
     ) -> None:
-        """Fill a model with placeholders, and leave it otherwise as the server's was.
+        """Fill a model with placeholders, and apply the server's state beside tensors.
 
         Raises:
-            RebuildError: the server's is not of this kind.
+            RebuildError: the server's state does not fit this model.
         """
         self._placeholders(model, model_config)
         if not self._fits(plan, model):
@@ -301,7 +301,7 @@ class NetLoader(BaseModelLoader):
     def _receive(
         self, named: Sequence[Named], plan: LoadPlan, identity: Callable[[], Identity]
     ) -> Outcome | None:
-        """Fill tensors from the sources; None when that broke down.
+        """Fill tensors from the sources; None when that raised an error.
 
         Raises:
             UnsafeError: an aborted transfer may still write, so no loader may fill this model.
@@ -317,7 +317,7 @@ class NetLoader(BaseModelLoader):
         except WeightsError as error:
             emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
             return None
-        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
+        except Exception as error:  # noqa: BLE001 - a bug in netloader costs a source, not an engine
             emit(self._logger, "netloader.driver.error", exc_info=error)
             return None
         display.tell_differences(outcome, self._logger)
@@ -355,7 +355,7 @@ class NetLoader(BaseModelLoader):
         return self._loader(fallback.load_format, dict(fallback.extra))
 
     def _placeholders(self, model: nn.Module, model_config: ModelConfig) -> None:
-        """Take a model through the steps of loading, with weights that mean nothing."""
+        """Take a model through the steps of loading, with placeholder weights."""
         self._loader(placeholders.DUMMY, {}).load_weights(model, model_config)
 
     def _loader(self, load_format: str, extra: dict[str, object]) -> BaseModelLoader:

@@ -54,7 +54,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A raw tensor: kept alive (`kept`), or only watched (its storage weakly, its geometry)."""
+    """A raw tensor: kept alive (`kept`), or watched by a weak reference and geometry."""
 
     name: str
     kept: Tensor | None

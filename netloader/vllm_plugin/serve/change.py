@@ -1,4 +1,4 @@
-"""Announced changes of weights: while weights change, nothing of them is offered."""
+"""Announced changes of weights: weights are not offered while they change."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,14 +13,14 @@ from netloader.vllm_plugin.serve.server import RankServer
 
 @dataclass(slots=True)
 class Change:
-    """A change under way: the server whose weights it is about, and what was seen of it by role."""
+    """A change that is in progress: the server, and the `Changed` records by role."""
 
     server: RankServer
     stack: ExitStack = field(default_factory=ExitStack)
     seen: dict[str, Changed] = field(default_factory=dict)
 
     def begin(self, roles: Iterable[str], why: str) -> None:
-        """Offer nothing of these roles any more, except those that are being changed already."""
+        """Fence these roles, except those that are being changed already."""
         for role in roles:
             served = self.server.served(role)
             if served is not None and role not in self.server.changing:
@@ -31,7 +31,7 @@ class Change:
                 self.seen[role] = self.stack.enter_context(watched(served))
 
     def abandon(self) -> None:
-        """The change failed: offer again, if every byte is what it was."""
+        """End a change that failed: offer the weights again if every byte is as before."""
         self.stack.close()
         for role, changed in self.seen.items():
             changed.originals.clear()  # on their way, and perhaps never used
@@ -39,7 +39,7 @@ class Change:
             self._settle(role, changed, partial(self._resume, role))
 
     def end(self) -> None:
-        """Offer what the weights are now."""
+        """End the change: offer the new weights."""
         self.stack.close()
         for role, changed in self.seen.items():
             self._settle(role, changed, partial(self.server.renew, role))
@@ -65,7 +65,7 @@ class Change:
 def changing(
     servers: Sequence[RankServer], roles: Callable[[RankServer], Iterable[str]], why: str
 ) -> Iterator[None]:
-    """Offer nothing of some roles inside the block, and after it what the weights are then.
+    """A block in which weights of some roles change: they are fenced, and offered afterwards.
 
     When the block fails and weights are half changed, they stay fenced until the next change.
     """

@@ -1,9 +1,9 @@
 """Watches weights on offer for changes that no watched method makes.
 
-Each published model is audited from time to time, at a hundredth of one core. What a session or an
-audit finds to be changed is withdrawn at once. The new bytes are offered only if they are all that
-the engine uses: nothing that its kernels made of the weights follows from a tensor that changed,
-and they are the same at two moments, some seconds apart.
+Each published model is audited from time to time, at a hundredth of one core. A model that a
+session or an audit finds changed is withdrawn at once. The new bytes are offered only if they are
+all that the engine uses: nothing that its kernels made of the weights follows from a tensor that
+changed, and they are the same at two moments, some seconds apart.
 """
 
 import threading
@@ -20,17 +20,17 @@ from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.served_model import KNOWN_S, Changed, ServedModel
 
 REST = 100
-"""An audit that took a second is followed by a hundred without: one per cent of one core."""
+"""The pause after an audit, as a multiple of its duration: one per cent of one core."""
 AT_LEAST_S = 10.0
-"""What an audit rests at least."""
+"""The least pause after an audit."""
 APART_S = 2.0
-"""Between two examinations of weights that were written without an announcement."""
+"""Seconds between two examinations of weights that were changed unannounced."""
 EXAMINATIONS = 30
-"""After this many that all differed nothing is offered any more."""
+"""After so many examinations that all differed, the weights are no longer offered."""
 
 
 class NotOnOfferError(Exception):
-    """A published model was fenced or replaced meanwhile: its end is no news."""
+    """A published model was fenced or replaced meanwhile, so its end need not be handled."""
 
 
 class Publisher(Protocol):
@@ -50,7 +50,7 @@ class Publisher(Protocol):
         """Seal what was put in the place of others."""
 
     def prove(self, published: PublishedModel) -> None:
-        """Take note that an audit found every byte as it was digested."""
+        """Note that an audit found every byte unchanged."""
 
     def lose(self, role: str, why: str) -> None:
         """Offer nothing of a role until it is renewed."""
@@ -68,7 +68,7 @@ class ChangeMonitor:
         threading.Thread(target=audit, name="netloader-monitor", daemon=True).start()
 
     def _audit(self, published: PublishedModel) -> None:
-        """Look at every byte, on a thread that yields; then rest a hundred times as long.
+        """Hash every byte on a thread of low priority; then pause a hundred times as long.
 
         The first time this also shows that post-processing left every byte as it was digested.
         """
@@ -83,7 +83,7 @@ class ChangeMonitor:
             published.over(max(REST * sum(took), AT_LEAST_S))
 
     def changed(self, published: PublishedModel, why: str) -> bool:
-        """Weights were changed past the methods that are watched.
+        """Handle weights that were changed by other methods than those watched.
 
         Returns:
             Whether newer ones will be offered, if all goes well.
@@ -92,7 +92,7 @@ class ChangeMonitor:
             served, successor = self._publisher.replace(published, why)
         except NotOnOfferError:
             return False
-        except Exception as error:  # noqa: BLE001 - the session must hear that this is over
+        except Exception as error:  # noqa: BLE001 - the session must learn that this is over
             emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)
             return False
         if successor is None:
@@ -101,13 +101,13 @@ class ChangeMonitor:
         return True
 
     def _follow(self, served: ServedModel, successor: PublishedModel, changed: str) -> None:
-        """Examine weights until they stay what they are, then offer them; or say why not."""
+        """Examine weights until they stay the same, then offer them; or log why not."""
         before: tuple[str, ...] = ()
         why = "they keep changing"
         for _ in range(EXAMINATIONS):
             try:
                 weights = served.renew(Changed())
-            except Exception as error:  # noqa: BLE001 - a bug of ours must not leave clients waiting
+            except Exception as error:  # noqa: BLE001 - a bug here must not leave clients waiting
                 known = isinstance(error, NetloaderError | InterruptedError)
                 why = str(error) if known else f"they cannot be examined: {type(error).__name__}"
                 break

@@ -1,4 +1,4 @@
-"""The port of a rank, and the file that names it; both are gone after `close`."""
+"""The port of a rank, and the file that names it. `close` removes both."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ FIRST_PORT, LAST_PORT = 1024, 65535
 
 @dataclass(frozen=True, slots=True)
 class PortChoice:
-    """Where a rank is to listen, and which file is to say so."""
+    """Where a rank is to listen, and the path of its address file."""
 
     host: str
     """Empty: every address, so that other hosts reach it."""
@@ -86,7 +86,7 @@ def tell_failed(choice: PortChoice, error: Exception, logger: Logger) -> None:
 
 
 def _take_away(file: Path, told: str) -> None:
-    """Remove our address file; one that a later instance has put in its place meanwhile stays."""
+    """Remove the address file, unless a later instance has replaced it."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     file.rename(aside)  # one step: no other process writes to what is read and removed now
     try:
