@@ -1,6 +1,7 @@
 """A session's worker reports to its fetch, and waits for what the fetch wants."""
 
 import queue
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +14,7 @@ from netloader.fsm.events import Ask, Finish
 from netloader.fsm.fetch_events import Available, Completed, Offered, Reported
 from netloader.fsm.manifest import segments_of
 from netloader.io.asking import Asking
+from netloader.io.client_worker import ClientWorker
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
@@ -130,6 +132,16 @@ def test_a_source_that_is_asked_for_nothing_more_has_only_to_complete(case: Case
 
     assert later.result(SOON_S) == Finish()
     assert case.ledger.settled_for == case.ledger.store.manifest.digest
+
+
+def test_nothing_has_arrived_in_a_session_before_its_source_may_write(case: Case) -> None:
+    # What another source brought may be of other weights: it is given up with the first lease.
+    case.bring(1)
+
+    session = ClientWorker(case.ledger, 1, lambda: socket.socket(), SOON_S)
+
+    assert case.ledger.arrived(frozenset(ALL)) == frozenset({1})
+    assert session.arrived(frozenset(ALL)) == frozenset()
 
 
 def test_what_a_source_has_later_is_reported_after_its_offer(case: Case) -> None:
