@@ -144,15 +144,12 @@ class Filling:
         """Ask the first sources, in a loop whose errors go to `failed`."""
         self._loop = loop
         loop.members.add(self)
-        if not self._stops():
-            self._tell(SourcesFound(tuple(range(len(self._sources)))))
+        self._start()
 
     def begin_without(self, error: OSError) -> None:
         """There is no loop: no source can be asked, and the outcome says why."""
         self._no_loop = error
-        self._fetch.options = replace(self._fetch.options, queue_s=0.0)
-        if not self._stops():
-            self._tell(SourcesFound(tuple(range(len(self._sources)))))
+        self._start()
 
     def cancel(self) -> None:
         """End the call, as its token would."""
@@ -224,6 +221,11 @@ class Filling:
         )
 
     # -- what the fetch hears --------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._fetch = Fetch(self._fetch.options, monotonic())  # its patience begins now
+        if not self._stops():
+            self._tell(SourcesFound(tuple(range(len(self._sources)))))
 
     def _stops(self) -> bool:
         """Have the fetch end, if it is time for that; whether it is."""
