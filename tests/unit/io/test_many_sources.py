@@ -190,25 +190,27 @@ def test_by_default_the_second_source_is_not_asked(site: Site) -> None:
 
 def test_values_are_given_to_a_module_once(stack: ExitStack) -> None:
     class Counting(nn.Module):
-        def __init__(self, seed: int) -> None:
+        def __init__(self, seed: int, step: int) -> None:
             super().__init__()
             self.w = nn.Parameter(random(MIB, seed=seed), requires_grad=False)
-            self.given: list[object] = []
+            self.step = step
 
         def get_extra_state(self) -> int:
-            return 7
+            return self.step
 
-        def set_extra_state(self, state: object) -> None:
-            self.given.append(state)
+        def set_extra_state(self, state: int) -> None:
+            given.append(state)
+            self.step = state
 
-    target = Counting(2)
-    sources = [stack.enter_context(serving(Counting(1))).endpoint for _ in range(3)]
+    given: list[int] = []
+    target = Counting(2, step=0)
+    sources = [stack.enter_context(serving(Counting(1, step=7))).endpoint for _ in range(3)]
 
     outcome = fill(target, sources, IDENTITY, asking(parallel=3))
 
     assert outcome.ok, outcome.history()
-    assert contents(target) == contents(Counting(1))
-    assert target.given == [7]
+    assert contents(target) == contents(Counting(1, step=7))
+    assert given == [7]
 
 
 def test_a_process_group_carries_shares_in_a_session_each(site: Site) -> None:
