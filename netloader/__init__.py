@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from netloader.io.client import fill
     from netloader.io.options import ClientOptions
     from netloader.io.outcome import Attempt, Outcome
-    from netloader.io.server import Server, ServerOptions, serve
+    from netloader.io.publishing import ServerOptions
+    from netloader.io.server import Server, listen, serve
     from netloader.io.store.files import FileStore
     from netloader.io.store.memory import HostStore
     from netloader.io.store.module import ModuleStore
@@ -57,6 +58,7 @@ __all__ = [
     "WeightsError",
     "errors",
     "fill",
+    "listen",
     "serve",
 ]
 
@@ -75,7 +77,8 @@ _WHERE = {
     "netloader.io.client": ("fill",),
     "netloader.io.options": ("ClientOptions",),
     "netloader.io.outcome": ("Attempt", "Outcome"),
-    "netloader.io.server": ("Server", "ServerOptions", "serve"),
+    "netloader.io.publishing": ("ServerOptions",),
+    "netloader.io.server": ("Server", "listen", "serve"),
     "netloader.io.store.files": ("FileStore",),
     "netloader.io.store.memory": ("HostStore",),
     "netloader.io.store.module": ("ModuleStore",),

@@ -73,6 +73,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.background.failed": _error("Background work ended early, and what follows."),
         "netloader.server.offered": _info("Weights are published, and what that costs."),
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
+        "netloader.relay.failed": _warning("Weights are received, but not served meanwhile: why."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
         "netloader.source.tried": _info("A client turns to a source."),
         "netloader.source.differs": _warning("A field in which a source is not this rank."),

@@ -13,13 +13,16 @@ from netloader import io
 from netloader.aio.reactor import AsyncioReactor
 from netloader.config import Deadlines
 from netloader.fsm.identity import Identity
+from netloader.fsm.messages import Offer
 from netloader.io.arguments import Weights
 from netloader.io.catalog import Catalog
 from netloader.io.listener import bind, endpoint_of, tell, trouble
 from netloader.io.published import PublishedModel
+from netloader.io.publishing import ServerOptions
 from netloader.io.reception import Reception
-from netloader.io.server import FENCE_S, ServerOptions, prepare
+from netloader.io.server import FENCE_S, check_listening, prepare
 from netloader.io.snapshot import ServerSnapshot
+from netloader.io.store.base import Store
 from netloader.log import Logger
 
 
@@ -47,7 +50,7 @@ class AsyncioListener:
 
     def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
         """As `netloader.io.listener.Listener.evict`; not on the loop's thread."""
-        return self._reception.evict(published, why, timeout_s)
+        return published.evict(why, timeout_s)
 
     def close(self) -> None:
         """Accept no more, and end every session; `wait_closed` waits until they are closed."""
@@ -89,6 +92,14 @@ class Server:
         thread.
         """
         await asyncio.to_thread(self._server.publish, model, identity, facts)
+
+    def receive(self, store: Store, identity: Identity, offer: Offer) -> PublishedModel:
+        """As `netloader.io.Server.receive`; from any thread."""
+        return self._server.receive(store, identity, offer)
+
+    def received(self, published: PublishedModel, weights: Weights, identity: Identity) -> None:
+        """As `netloader.io.Server.received`; from any thread."""
+        self._server.received(published, weights, identity)
 
     def withdraw(self, role: str | None, why: str) -> None:
         """Offer nothing in a role any more, as `netloader.io.Server.withdraw`."""
@@ -151,6 +162,19 @@ class Server:
         tb: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+async def listen(
+    host: str = "127.0.0.1", port: int = 0, options: ServerOptions | None = None
+) -> Server:
+    """Open a server that has nothing to serve yet, in the running event loop.
+
+    As `netloader.io.listen`.
+    """
+    chosen = check_listening(host, port, options)
+    catalog = Catalog()
+    listener = AsyncioListener(bind(host, port), catalog, chosen.deadlines, chosen.logger)
+    return Server(io.Server(listener, catalog, chosen), listener)
 
 
 async def serve(

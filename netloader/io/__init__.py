@@ -5,7 +5,8 @@ from netloader.errors import UnsafeError, WeightsError
 from netloader.io.client import fill
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Attempt, Outcome
-from netloader.io.server import Server, ServerOptions, serve
+from netloader.io.publishing import ServerOptions
+from netloader.io.server import Server, listen, serve
 
 __all__ = [
     "Attempt",
@@ -19,5 +20,6 @@ __all__ = [
     "UnsafeError",
     "WeightsError",
     "fill",
+    "listen",
     "serve",
 ]

@@ -16,10 +16,18 @@ from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Purpose
 from netloader.fsm.terms import FetchSpec
-from netloader.io.arguments import Weights, check_transports, identity_of, sources_of, store_of
+from netloader.io.arguments import (
+    Weights,
+    check_transports,
+    identity_of,
+    sources_of,
+    store_of,
+    weights_of,
+)
 from netloader.io.filling import Filling
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome
+from netloader.io.relay import Relay
 from netloader.io.stopping import Stop
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger, Report
@@ -81,7 +89,8 @@ def prepare(
     known = identity_of(identity)
     check_transports(options.transports)
     check_type("resume", resume, Outcome | None, "give what an earlier fill returned")
-    weights = store_of(model)
+    given = weights_of(model)
+    weights = store_of(given)
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to fill")
     weights.check_writable()
@@ -97,8 +106,11 @@ def prepare(
         serves_at="" if options.serves_at is None else str(options.serves_at),
     )
     _ = weights.manifest.digest  # made once, and not on the loop's thread
-    ledger = Ledger(weights, harmless(options.report, options.logger))
-    return Filling(ledger, spec, options, stop, endpoints, resume)
+    relay = None
+    if options.relay is not None:
+        relay = Relay(options.relay, given, weights, spec.identity, options.logger)
+    ledger = Ledger(weights, harmless(options.report, options.logger), relay)
+    return Filling(ledger, spec, options, stop, endpoints, resume, relay)
 
 
 def harmless(report: Report, logger: Logger) -> Report:

@@ -47,6 +47,7 @@ from netloader.io.driver import Loop, Reactor
 from netloader.io.observe import Observer
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome, attempt_of
+from netloader.io.relay import Relay
 from netloader.io.source_session import NOT_NEEDED, SourceSession
 from netloader.io.stopping import Stop
 from netloader.io.store.ledger import Ledger
@@ -86,7 +87,9 @@ class Filling:
         stop: Stop,
         endpoints: Sequence[Endpoint],
         resumed: Outcome | None,
+        relay: Relay | None,
     ) -> None:
+        self._relay = relay
         self.stop = stop
         self.over = False
         """Whether nothing of any session runs, or the call failed."""
@@ -123,6 +126,7 @@ class Filling:
             loop = Loop(self.failed)
         except OSError as error:  # out of file descriptors
             self.begin_without(error)
+            self.join()
             return self.outcome()
         try:
             self.begin(loop)
@@ -186,7 +190,7 @@ class Filling:
             self._loop.members.discard(self)
 
     def join(self) -> None:
-        """Wait until nothing of any session runs, after `close`. Blocks.
+        """Wait until nothing of any session runs, after `close`; then tell the relay. Blocks.
 
         Raises:
             UnsafeError: an aborted transfer did not end.
@@ -197,6 +201,10 @@ class Filling:
                 session.join()
             except UnsafeError as error:
                 unsafe = error
+        if self._relay is not None:
+            done = self._finish is not None and self._finish.state is State.DONE
+            end = self._relay.keep if done else self._relay.give_up
+            end()
         if unsafe is not None:
             raise unsafe
 

@@ -87,7 +87,7 @@ class Listener:
         rewritten for the next `Catalog.put`. Other sessions are not affected. Call it from any
         thread except the listener's own.
         """
-        return self._reception.evict(published, why, timeout_s)
+        return published.evict(why, timeout_s)
 
     def _run(self) -> None:
         self._loop.run(lambda: self._reception.over)

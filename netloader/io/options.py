@@ -16,6 +16,7 @@ from netloader.config import (
 from netloader.fsm.terms import MAX_LANES
 from netloader.io.cores import cores
 from netloader.io.outcome import Attempt
+from netloader.io.relay import RelayHost, dialled_at
 from netloader.io.stopping import CancelToken
 from netloader.log import Logger, get_logger
 
@@ -52,9 +53,12 @@ class ClientOptions:
     timeout_s: float | None = None
     """Seconds that the whole call may take, whatever `deadlines` allow: afterwards it ends within a
     second, with the reason DEADLINE_PASSED. None: no limit beside `deadlines`."""
+    relay: RelayHost | None = None
+    """A server of this process, as `listen` opens it, that serves each segment from the moment when
+    it is verified, and the whole model afterwards."""
     serves_at: Endpoint | str | None = None
     """Where this process will serve what it receives, for the source to name to other clients that
-    it has no place for. None: nowhere."""
+    it has no place for. None: at the endpoint of `relay`, if other hosts can connect to it."""
     silent: tuple[Attempt, ...] = ()
     """What `describe` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
@@ -72,6 +76,9 @@ class ClientOptions:
             object.__setattr__(self, "serves_at", Endpoint.parse(self.serves_at))
         remedy = "give a netloader.Endpoint or 'host:port'"
         check_type("serves_at", self.serves_at, Endpoint | None, remedy)
+        check_type("relay", self.relay, RelayHost | None, "give what netloader.listen returned")
+        if self.relay is not None and self.serves_at is None:
+            object.__setattr__(self, "serves_at", dialled_at(self.relay.endpoint))
         check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
         if self.timeout_s is not None:
             check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)

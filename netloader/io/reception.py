@@ -9,7 +9,6 @@ The session id lets a client attach data lanes. It is valid only while the sessi
 import secrets
 import selectors
 import socket
-from functools import partial
 from typing import assert_never
 
 from netloader.config import Deadlines, Endpoint
@@ -38,11 +37,13 @@ CLOSE_S = 5.0
 PAUSE_S = 1.0
 """How long accepting rests when it fails and no descriptor can be freed."""
 
+NOTHING_YET = StopRequested(Reason.NOT_READY, "nothing is served here yet")
+
 
 class Reception:
     """Accepts connections and has them served, in a loop that it does not own.
 
-    Everything but `evict` is called on the loop's thread. The socket is closed by `stop`.
+    Everything is called on the loop's thread. The socket is closed by `stop`.
 
     Raises:
         OSError: the process is out of file descriptors.
@@ -76,26 +77,10 @@ class Reception:
         """Whether `stop` was called and nothing is left to wait for."""
         return self._stopping and (not self._links or self._resume_at is None)
 
-    def end(self, published: PublishedModel, why: str) -> None:
-        """End the sessions of a published model."""
-        for link, worker in tuple(self._links.items()):
-            if worker.published is published:
-                link.handle(StopRequested(Reason.NOT_SERVING, why))
-
-    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
-        """Withdraw a published model, end its sessions with `why`, wait for its readers to stop.
-
-        Returns True if they stopped within `timeout_s` seconds: the memory may then be freed or
-        rewritten. Other sessions are not affected. Call it from any thread but the loop's own.
-        """
-        published.withdraw(why)
-        self._loop.post(partial(self.end, published, why))
-        return published.quiet(timeout_s)
-
     def stop(self) -> None:
         """Accept no more, and end every session. When it is `over`, call `close`."""
         self._stopping = True
-        self._catalog.withdraw("the server is closing")
+        self._catalog.retire("the server is closing")
         self._loop.watch(self._sock, 0, self._accept)
         INHERITANCE.close(self._sock)
         self._resume_at = self._loop.now() + CLOSE_S
@@ -151,7 +136,10 @@ class Reception:
                 del self._arrivals[arrival]
                 self._route(decision, arrival.sock)
             case Control():
-                self._admit(arrival, self._catalog.published_models, decision.data)
+                if published_models := self._catalog.published_models:
+                    self._admit(arrival, published_models, decision.data)
+                else:
+                    self._refuse(arrival, Refusal(b"", NOTHING_YET))
             case Refusal():
                 self._refuse(arrival, decision)
             case _:
@@ -185,18 +173,21 @@ class Reception:
         self._workers.pop(name, None)
         published = worker.published if worker is not None else None
         verdict = link.connection.session.verdict
-        if published is not None and verdict is not None:
-            published.ended(
-                SessionRecord(
-                    peer,
-                    published.entry.role,
-                    verdict.state,
-                    verdict.reason,
-                    verdict.detail,
-                    observer.moved_bytes,
-                    dict(observer.seconds),
-                )
+        if worker is None or published is None or verdict is None:
+            return
+        if verdict.reason is Reason.CONNECTION_LOST:
+            published.referrals.forget(worker.serves_at)
+        published.ended(
+            SessionRecord(
+                peer,
+                published.entry.role,
+                verdict.state,
+                verdict.reason,
+                verdict.detail,
+                observer.moved_bytes,
+                dict(observer.seconds),
             )
+        )
 
     def _make_room(self) -> Link | None:
         """Refuse the connection that has been silent longest; None when there is none."""

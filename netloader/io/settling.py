@@ -6,8 +6,8 @@ This comes after every byte was verified, and before the client sends `verified`
 from collections.abc import Callable
 
 from netloader.fsm.reasons import Reason
+from netloader.io.comparing import segment_digests
 from netloader.io.failure import TransferError
-from netloader.io.published import segment_digests
 from netloader.io.store.ledger import Lease
 
 LOOK_S = 0.05

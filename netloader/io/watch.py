@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from netloader.io.arguments import Weights, named_in, store_of
 from netloader.io.memory import version_of
 from netloader.io.module_state import ModuleState
-from netloader.io.published import Usage
 from netloader.io.store.base import Store
 from netloader.io.store.module import ModuleStore
 from netloader.io.tensors import Named
+from netloader.io.usage import Usage
 
 Print = tuple[int, object, object, object, int]
 

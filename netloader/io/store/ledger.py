@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -69,10 +70,43 @@ class Reporter:
             return done
 
 
+class Audience(Protocol):
+    """Those that read what is verified, while the rest arrives. Called without a lock."""
+
+    def begin(self, offer: Offer, available: frozenset[int]) -> None:
+        """A source brings segments of an offer from now on; `available` are verified already."""
+
+    def have(self, segment: int) -> None:
+        """One more segment is verified, and in its place."""
+
+    def leave(self) -> None:
+        """Read nothing any more: all begins anew. Returns when nothing is read.
+
+        Raises:
+            TransferError: something is read still.
+        """
+
+
+class NoAudience:
+    """For a store that is read when it is whole."""
+
+    def begin(self, offer: Offer, available: frozenset[int]) -> None:
+        """Do nothing."""
+
+    def have(self, segment: int) -> None:
+        """Do nothing."""
+
+    def leave(self) -> None:
+        """Do nothing."""
+
+
 class Ledger:
     """Which segments of a store are verified, against which digests. Safe for many threads."""
 
-    def __init__(self, store: Store, report: Report) -> None:
+    def __init__(self, store: Store, report: Report, audience: Audience | None = None) -> None:
+        self._audience = audience or NoAudience()
+        self._leasing = threading.Lock()
+        """Held from a look at the root until the lease is there."""
         self.store = store
         self.total = store.manifest.nbytes
         self._reporter = Reporter(report, self.total)
@@ -123,26 +157,32 @@ class Ledger:
         be mixed in one store.
 
         Raises:
-            TransferError: another source still brings segments with other digests.
+            TransferError: another source still brings segments with other digests, or somebody
+                still reads those that were verified.
         """
         offered = Progress(offer.digest_algorithm, offer.segment_bytes, offer.segment_digests)
-        with self._change:
+        with self._leasing:
             if offered != self._against:
-                if self._leases:
-                    detail = "the source offers other weights than those that are being received"
-                    raise TransferError(Reason.TRANSFER_FAILED, detail)
                 self._start_over(offered)
             lease = Lease(self, offer, self._segments)
-            self._leases.add(lease)
+            with self._change:
+                self._leases.add(lease)
+                available = frozenset(self._verified)
+            self._audience.begin(offer, available)
             return lease
 
     def _start_over(self, offered: Progress) -> None:
-        self.store.restart()
-        self._against = offered
-        self._segments = segments_of(self.store.manifest, offered.segment_bytes)
-        self._verified.clear()
-        self.verified_bytes = 0
-        self.settled_for = ""
+        if self._leases:
+            detail = "the source offers other weights than those that are being received"
+            raise TransferError(Reason.TRANSFER_FAILED, detail)
+        self._audience.leave()
+        with self._change:
+            self.store.restart()
+            self._against = offered
+            self._segments = segments_of(self.store.manifest, offered.segment_bytes)
+            self._verified.clear()
+            self.verified_bytes = 0
+            self.settled_for = ""
 
     def release(self, lease: "Lease") -> None:
         """End a lease, when its receiver has ended and writes no more. Idempotent.
@@ -216,6 +256,7 @@ class Ledger:
             writer.lease.verified_bytes += segment.nbytes
             self._reporter.note(self.verified_bytes)
             self._change.notify_all()
+        self._audience.have(segment.index)
         self._reporter.call()
 
     def arrived(self, segments: frozenset[int]) -> frozenset[int]:
@@ -223,18 +264,11 @@ class Ledger:
         with self._change:
             return segments & self._verified
 
-    # -- for those that read what is verified, while the rest arrives ------------------------------
-
     def available(self, root: Progress) -> frozenset[int]:
         """The segments that are verified against the digests of `root`: none after a new start."""
         with self._change:
             same = replace(root, verified=frozenset()) == self._against
             return frozenset(self._verified) if same else frozenset()
-
-    def wait_for_more(self, count: int, timeout_s: float) -> bool:
-        """Wait until the number of verified segments is not `count`; False after `timeout_s`."""
-        with self._change:
-            return self._change.wait_for(lambda: len(self._verified) != count, timeout_s)
 
 
 class Lease:

@@ -19,7 +19,8 @@ import torch
 from netloader.config import Deadlines
 from netloader.io.client import fill
 from netloader.io.options import ClientOptions
-from netloader.io.server import Server, ServerOptions, serve
+from netloader.io.publishing import ServerOptions
+from netloader.io.server import Server, serve
 from netloader.io.transports import TRANSPORTS, Transport
 from netloader.testing.conformance.calls import SOON_S, Call, Observed, must
 from netloader.testing.conformance.ends import Subject, uncounted

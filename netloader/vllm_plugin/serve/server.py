@@ -20,7 +20,7 @@ from netloader.io.clock import monotonic
 from netloader.io.device import CPU
 from netloader.io.forks import only_here
 from netloader.io.published import PublishedModel
-from netloader.io.server import ServerOptions, publish
+from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store.module import ModuleStore
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin.identity import ranks
