@@ -14,7 +14,7 @@ from tests.support.peers import Peer, Spec, Words, act_as_client, serving
 
 pytestmark = pytest.mark.timeout(240)
 
-RATE = "320mbit"
+RATE = "160mbit"
 MOST = 0.6
 """Of the time that one source needs. Half would be ideal; the rest are hands that change."""
 ROUNDS = 2
