@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from netloader.fsm.identity import Difference, Identity, Role
     from netloader.fsm.reasons import Reason
     from netloader.fsm.states import State
-    from netloader.io.client import ClientOptions, fill
+    from netloader.io.client import fill
+    from netloader.io.options import ClientOptions
     from netloader.io.outcome import Attempt, Outcome
     from netloader.io.publishing import ServerOptions
     from netloader.io.server import Server, listen, serve
@@ -73,7 +74,8 @@ _WHERE = {
     "netloader.fsm.identity": ("Difference", "Identity", "Role"),
     "netloader.fsm.reasons": ("Reason",),
     "netloader.fsm.states": ("State",),
-    "netloader.io.client": ("ClientOptions", "fill"),
+    "netloader.io.client": ("fill",),
+    "netloader.io.options": ("ClientOptions",),
     "netloader.io.outcome": ("Attempt", "Outcome"),
     "netloader.io.publishing": ("ServerOptions",),
     "netloader.io.server": ("Server", "listen", "serve"),

@@ -6,13 +6,10 @@ from functools import partial
 
 from netloader.aio.reactor import AsyncioReactor
 from netloader.config import Endpoint
-from netloader.fsm.events import StopRequested
 from netloader.fsm.identity import Identity
-from netloader.fsm.reasons import Reason
 from netloader.io.arguments import Weights
-from netloader.io.client import ClientOptions, prepare
-from netloader.io.clock import monotonic
-from netloader.io.conversation import Conversation
+from netloader.io.client import prepare
+from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome
 from netloader.io.stopping import Stop
 
@@ -25,9 +22,9 @@ async def fill(
     *,
     resume: Outcome | None = None,
 ) -> Outcome:
-    """Fill a model from the first source that delivers.
+    """Fill a model from the first source that delivers, or from several at once.
 
-    Arguments, outcome and errors are those of `netloader.io.fill`. The conversation is held by the
+    Arguments, outcome and errors are those of `netloader.io.fill`. The sessions are held by the
     running event loop; only long work has threads: looking at the model, name look-ups, receiving
     weights, hashing what `resume` calls verified. `options.report` is called on those threads.
 
@@ -39,35 +36,21 @@ async def fill(
         UnsafeError: also in the place of CancelledError, when an aborted transfer did not end.
     """
     filling = await asyncio.to_thread(prepare, model, sources, identity, options, resume)
-    steps = filling.steps()
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            outcome: Outcome = end.value
-            return outcome
-        if isinstance(step, Conversation):
-            await _converse(step)
-        elif isinstance(step, float):
-            await _pause(filling.stop, step)
-        else:
-            await _call(filling.stop, step)
-
-
-async def _converse(conversation: Conversation) -> None:
-    """Run one session from connect to verdict in the running event loop."""
-    reactor = AsyncioReactor(conversation.observer.trouble)
-    dialled = conversation.begin(reactor)
+    if resume is not None:
+        await _call(filling.stop, filling.check_resumed)
+    reactor = AsyncioReactor(filling.failed)
     try:
-        await reactor.until(lambda: dialled.link.closed)
+        reactor.call(partial(filling.begin, reactor))
+        await reactor.until(lambda: filling.over)
     except asyncio.CancelledError:
-        request = StopRequested(Reason.STOPPED, "cancelled by the client's caller")
-        reactor.call(partial(dialled.link.handle, request))
+        reactor.call(filling.cancel)
+        await _insist(reactor.until(lambda: filling.over))
         raise
     finally:
-        dialled.close()
+        reactor.call(filling.close)
         reactor.close()
-        await _insist(asyncio.to_thread(conversation.join))
+        await _insist(asyncio.to_thread(filling.join))
+    return filling.outcome()
 
 
 async def _call(stop: Stop, work: Callable[[], None]) -> None:
@@ -93,10 +76,3 @@ async def _insist(work: Awaitable[None]) -> None:
     task.result()
     if cancelled:
         raise asyncio.CancelledError
-
-
-async def _pause(stop: Stop, seconds: float) -> None:
-    """Wait, but not longer than the call may take."""
-    end = monotonic() + seconds
-    while stop.request() is None and (now := monotonic()) < end:
-        await asyncio.sleep(min(end, stop.next_look(now)) - now)

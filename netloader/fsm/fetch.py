@@ -8,6 +8,7 @@ what concerns all of them:
   answered busy is, until `queue_s` seconds after the fetch began.
 * Each is asked only for what it has, is not verified, and was not asked of another. One source at a
   time is asked for all that is missing; several are asked for a share, and for the next one later.
+  Where the transport carries one request in a session, the next share needs a new session.
 * When one waits for work while another is slow, the slow one is dropped, and what is missing of its
   share is asked of the one that waits. No segment is asked of two sources at once, also not at the
   end: both would write to the same place.
@@ -37,7 +38,7 @@ from netloader.fsm.fetch_events import (
     Wait,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.source import OCCUPIED, SESSIONS, Source, Stage
+from netloader.fsm.source import LIVING, OCCUPIED, SESSIONS, Source, Stage
 from netloader.fsm.states import State
 
 SHARES: Final = 2
@@ -127,9 +128,8 @@ class Fetch:
         return frozenset(range(self.root.segments if self.root else 0)) - self.verified
 
     def kept_by(self, source: Source) -> bool:
-        """Whether another source may write bytes of the present root, or is ready to."""
-        others = (other for other in self._in(*SESSIONS) if other is not source)
-        return any(o.assignment.left or o.state in (Stage.READY, Stage.RECEIVING) for o in others)
+        """Whether another source may write bytes of the present root, or may be asked to."""
+        return any(other.keeps_root for other in self._in(*SESSIONS) if other is not source)
 
     def starved_at(self) -> float:
         """When a source with nothing to give is dropped: it must be all that the fetch has."""
@@ -173,7 +173,9 @@ class Fetch:
 
     def _share(self, source: Source) -> tuple[int, ...]:
         unasked = self._unasked()
-        parts = SHARES * self.options.parallel if self.options.parallel > 1 else 1
+        parts = min(self.options.parallel, len(self._in(*LIVING)))
+        if parts > 1 and source.repeatable:
+            parts *= SHARES
         return tuple(sorted(unasked & source.available))[: math.ceil(len(unasked) / parts)]
 
     def _unasked(self) -> frozenset[int]:

@@ -23,6 +23,8 @@ class Root:
     value: str
     """The root digest: the digest over the digests of all segments."""
     segments: int
+    manifest: str = ""
+    """The digest of the manifest, values included: what is beside the bytes."""
 
 
 # -- what the driver reports of one source ---------------------------------------------------------
@@ -35,6 +37,10 @@ class Offered:
     source: int
     root: Root
     available: frozenset[int]
+    held: frozenset[int] = frozenset()
+    """Segments of the root that the store has already; they count if a fetch of it begins."""
+    repeatable: bool = True
+    """Whether its transport carries more than one request in a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +174,10 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Conclude:
-    """End the session well: all is verified; `SourceEnded` must follow."""
+    """End the session well: all is verified, or its transport carries no second request.
+
+    `SourceEnded` must follow.
+    """
 
     source: int
 

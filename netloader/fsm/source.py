@@ -83,7 +83,7 @@ class Holding(Protocol):
         """Segments of the root that are not verified."""
 
     def kept_by(self, source: "Source") -> bool:
-        """Whether another source holds the root that is fetched, with a session."""
+        """Whether another source has a session in which it offered the root that is fetched."""
 
     def starved_at(self) -> float:
         """When a source that has no missing segment is dropped."""
@@ -111,8 +111,10 @@ class Source:
         "available",
         "delivered",
         "holding",
+        "keeps_root",
         "key",
         "pace_s",
+        "repeatable",
         "state",
         "stepped_down",
         "then",
@@ -139,6 +141,10 @@ class Source:
         self.available: frozenset[int] = frozenset()
         self.assignment = Assignment()
         self.delivered = 0
+        self.keeps_root = False
+        """Whether it has offered the root that is fetched: until its session ends, it may write."""
+        self.repeatable = True
+        """Whether the session may carry more than one request."""
 
     def step(self, event: Reported | Decided) -> tuple[Row[Any], tuple[FetchEffect, ...]]:
         """Take one event; answers with the row that fired and what is to be done.
@@ -192,6 +198,12 @@ def _too_late(source: Source, event: Busy) -> bool:
     return source.holding.now >= source.holding.patience_end
 
 
+def _spent(source: Source, event: Completed) -> bool:
+    """Whether the session can carry nothing more, while something is missing."""
+    del event
+    return not source.repeatable and bool(source.holding.missing())
+
+
 def _filled(source: Source, event: Dismissed) -> bool:
     del event
     return source.holding.filled
@@ -226,6 +238,9 @@ def _take_offer(source: Source, event: Offered) -> Iterable[FetchEffect]:
     if event.root != holding.root:
         holding.root = event.root
         holding.verified.clear()
+        holding.verified.update(event.held)
+    source.keeps_root = True
+    source.repeatable = event.repeatable
     source.available = event.available
     return ()
 
@@ -269,6 +284,13 @@ def _free(source: Source, event: Completed) -> Iterable[FetchEffect]:
     source.assignment = Assignment()
     holding.filled = not holding.missing()
     return ()
+
+
+def _renew(source: Source, event: Completed) -> Iterable[FetchEffect]:
+    """Go on in a new session."""
+    _free(source, event)
+    source.then = Stage.CANDIDATE
+    yield Conclude(source.key)
 
 
 def _step_down(source: Source, event: SourceFailed) -> Iterable[FetchEffect]:
@@ -334,6 +356,8 @@ def _sane(seconds: float) -> float:
 C, D, Y, R, E, T, A, G = Stage
 SESSIONS: Final = (D, Y, R, E)
 """Stages in which there is a session."""
+LIVING: Final = (C, D, Y, R, E, T)
+"""Stages in which a source may still bring something before all others have failed."""
 OCCUPIED: Final = (D, R, E)
 """Stages in which a session counts against `parallel`: a source that is ready costs nothing."""
 
@@ -346,6 +370,7 @@ ROWS: Table[Source] = (
     row(R, Available,        R, _learn),
     row(Y, Assigned,         R, _ask),
     row(R, SegmentVerified,  R, _count),
+    row(R, Completed,        E, _renew,      when=_spent),
     row(R, Completed,        Y, _free),
     *(each for stage in (D, Y, R) for each in (
     row(stage, Busy,         E, _give_up,    when=_too_late),

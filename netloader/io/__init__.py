@@ -2,7 +2,8 @@
 
 from netloader.config import Deadlines, Endpoint, Secret
 from netloader.errors import UnsafeError, WeightsError
-from netloader.io.client import ClientOptions, fill
+from netloader.io.client import fill
+from netloader.io.options import ClientOptions
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.publishing import ServerOptions
 from netloader.io.server import Server, listen, serve

@@ -1,79 +1,84 @@
-"""One session of a fetch: tells the fetch what happens, and the session what is wanted.
+"""One session's part in a fetch: how its worker talks to the thread of the fetch.
 
-While a session runs, its worker thread reports and asks what is wanted next (`choose`); when it has
-ended, the driver of the fetch goes on (`ended`).
+The worker of the session reports what its source offers and brings, and waits for what the fetch
+wants of it. The owner of the fetch takes the reports on its own thread and answers there.
 """
 
 import threading
+from collections.abc import Callable
 
-from netloader.fsm.effects import ChooseSegments, Verdict
+from netloader.fsm.effects import ChooseSegments
 from netloader.fsm.events import Ask, Finish
-from netloader.fsm.fetch import Fetch
-from netloader.fsm.fetch_events import (
-    Available,
-    Busy,
-    CancelRequested,
-    Completed,
-    Conclude,
-    FetchEffect,
-    FetchEvent,
-    Offered,
-    Request,
-    Root,
-    SegmentVerified,
-    SourceEnded,
-    SourceFailed,
-    SourcesFound,
-)
+from netloader.fsm.fetch_events import Available, Completed, Offered, Reported, Root
+from netloader.fsm.manifest import Progress
 from netloader.fsm.messages import Offer
-from netloader.fsm.reasons import RETRYABLE, Reason
-from netloader.fsm.source import Stage
-from netloader.fsm.states import State
-from netloader.io.clock import monotonic
+from netloader.fsm.ranges import segments_in
+from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
-from netloader.io.store.ledger import Ledger
+from netloader.io.settling import settle_when_whole
+from netloader.io.store.ledger import Lease, Ledger
 
 
 class Asking:
-    """Asks one source for what a fetch wants of it. `key` is the number of the source there."""
+    """Asks one source for what a fetch wants of it. `key` is the number of the source there.
 
-    def __init__(self, fetch: Fetch, key: int, ledger: Ledger) -> None:
-        self._fetch = fetch
+    `report` takes what happens to the owner of the fetch: in order, from any thread, and without
+    waiting. That owner calls `take`, `answer`; a worker calls the methods of `client_worker.Owner`.
+    No lock is held while `report` is called.
+    """
+
+    def __init__(self, key: int, ledger: Ledger, report: Callable[[Reported], None]) -> None:
         self._key = key
         self._ledger = ledger
-        self._left: list[FetchEffect] = []
-        """What the fetch wants beside this session."""
+        self._report = report
+        self._offered = self._taken = self._aborted = False
         self._noted: frozenset[int] = frozenset()
-        """What the source has said since to have; the fetch has not heard of it."""
-        self._aborted = False
+        """What the source has said to have before its offer was reported."""
+        self._answer: Ask | Finish | None = None
         self._change = threading.Condition()
 
-    def choose(self, offer: Offer, order: ChooseSegments) -> Ask | Finish:
-        """Report what the source has offered or brought, and return what the fetch wants next.
+    # -- for the worker --------------------------------------------------------------------------
 
-        Waits while the source has nothing that is missing, as long as the fetch does.
+    def offered(self, offer: Offer, *, repeatable: bool) -> None:
+        """Report an offer, and wait until the fetch has taken it. Blocks.
 
         Raises:
-            TransferError: the fetch wants nothing more of this source, or it was aborted.
+            TransferError: the fetch does not want it, or the session was aborted.
         """
-        if order.number == 1:
-            segments = len(offer.segment_digests)
-            root = Root(offer.digest_algorithm, offer.segment_bytes, offer.root, segments)
-            self._tell(Offered(self._key, root, order.available))
-            self._tell_noted()
-        else:
-            self._tell_noted()
-            self._count()
-            self._tell(Completed(self._key))
-        while (wanted := self._wanted()) is None:
-            self._wait()
+        segments = len(offer.segment_digests)
+        manifest = offer.manifest or self._ledger.store.manifest
+        where = (offer.digest_algorithm, offer.segment_bytes)
+        root = Root(*where, offer.root, segments, manifest.digest)
+        held = self._ledger.available(Progress(*where, offer.segment_digests))
+        whole = ((0, segments),)
+        has = segments_in(whole if offer.availability is None else offer.availability)
+        self._report(Offered(self._key, root, has, held, repeatable))
+        with self._change:
+            self._offered, noted = True, self._noted
+        if noted:
+            self._report(Available(self._key, noted))
+        self._wait_for(lambda: self._taken)
+
+    def choose(self, lease: Lease, order: ChooseSegments) -> Ask | Finish:
+        """Report that the last request is complete, and wait for what the fetch wants next.
+
+        Raises:
+            TransferError: the session was aborted, or the store cannot be settled.
+        """
+        if order.number > 1:
+            self._complete(lease)
+        while (wanted := self._next()) == Ask(()) and order.number > 1:
+            self._complete(lease)  # others brought the rest; this source has said it is done
         return wanted
 
     def note(self, segments: frozenset[int]) -> None:
-        """Have the fetch told that the source has these segments too."""
+        """Report that the source has these segments too, now or after its offer."""
         with self._change:
-            self._noted |= segments
-            self._change.notify_all()
+            offered = self._offered
+            if not offered:
+                self._noted |= segments
+        if offered:
+            self._report(Available(self._key, segments))
 
     def abort(self) -> None:
         """Wait no longer."""
@@ -81,69 +86,34 @@ class Asking:
             self._aborted = True
             self._change.notify_all()
 
-    def _wait(self) -> None:
-        """Until the source has more, or for as long as the fetch waits."""
-        due = self._fetch.next_timeout()
+    def _complete(self, lease: Lease) -> None:
+        settle_when_whole(lease, lambda: self._aborted)
+        self._report(Completed(self._key))
+
+    def _next(self) -> Ask | Finish:
+        self._wait_for(lambda: self._answer is not None)
         with self._change:
-            timeout_s = None if due is None else max(due - monotonic(), 0.0)
-            self._change.wait_for(lambda: self._noted or self._aborted, timeout_s)
-        if self._aborted:
-            raise TransferError(Reason.STOPPED, "aborted")
-        self._tell_noted()
-        self._left += self._fetch.handle_timeout(monotonic())
+            wanted, self._answer = self._answer, None
+        if wanted is None:
+            raise AssertionError("only one thread takes answers")
+        return wanted
 
-    def _tell_noted(self) -> None:
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
         with self._change:
-            noted, self._noted = self._noted, frozenset()
-        if noted:
-            self._tell(Available(self._key, noted))
+            self._change.wait_for(lambda: condition() or self._aborted)
+            if self._aborted:
+                raise TransferError(Reason.STOPPED, "aborted")
 
-    def ended(
-        self,
-        verdict: Verdict,
-        stopped: CancelRequested | None,
-        *,
-        another_transport: bool,
-        found: tuple[int, ...] = (),
-    ) -> list[FetchEffect]:
-        """Report how the session ended, and return what the fetch wants now.
+    # -- for the owner of the fetch --------------------------------------------------------------
 
-        `another_transport` says whether one is left to try. `stopped` is the end that the caller
-        of the fetch wants. `found` are the numbers of sources that the session has named.
-        """
-        if found:
-            self._tell(SourcesFound(found))
-        if self._fetch.sources[self._key].state is Stage.RECEIVING:
-            self._count()
-        if stopped and verdict.state is State.FALLBACK:
-            self._tell(stopped)
-        elif verdict.reason in RETRYABLE:
-            self._tell(Busy(self._key, verdict.retry_after_s))
-        elif verdict.state is State.FALLBACK:
-            self._tell(SourceFailed(self._key, verdict.reason, another_transport))
-        self._tell(SourceEnded(self._key))
-        return self._left
+    def take(self) -> None:
+        """The fetch has taken the offer."""
+        with self._change:
+            self._taken = True
+            self._change.notify_all()
 
-    def _wanted(self) -> Ask | Finish | None:
-        """What the fetch wants of this source; None while there is nothing to be done."""
-        match self._left:
-            case []:
-                return None
-            case [Request(key, segments), *others] if key == self._key:
-                self._left = others
-                held = self._ledger.progress.verified.intersection(segments)
-                self._count()
-                return Ask(tuple(i for i in segments if i not in held))
-            case [Conclude(key), *others] if key == self._key:
-                self._left = others
-                return Finish()
-            case _:
-                raise TransferError(Reason.STOPPED, "nothing more is wanted of this source")
-
-    def _count(self) -> None:
-        """Report the segments that came since the last report."""
-        for segment in sorted(self._ledger.progress.verified - self._fetch.verified):
-            self._tell(SegmentVerified(self._key, segment))
-
-    def _tell(self, event: FetchEvent) -> None:
-        self._left += self._fetch.step(event, monotonic())
+    def answer(self, wanted: Ask | Finish) -> None:
+        """Say what the fetch wants next of the source."""
+        with self._change:
+            self._answer = wanted
+            self._change.notify_all()

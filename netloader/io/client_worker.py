@@ -18,7 +18,7 @@ from netloader.fsm.events import (
 from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import Reason
 from netloader.fsm.terms import MAX_RENDEZVOUS_BYTES, is_rendezvous
-from netloader.io.settling import settle
+from netloader.io.settling import settle_when_whole
 from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.transports import (
     TRANSPORTS,
@@ -37,11 +37,23 @@ from netloader.wire.tasks import Order
 class Owner(Protocol):
     """Decides what a client asks its source for."""
 
-    def choose(self, offer: Offer, order: ChooseSegments) -> Ask | Finish:
-        """Say what to ask for next. On the worker thread; may wait for `note`.
+    def offered(self, offer: Offer, *, repeatable: bool) -> None:
+        """Take note of an offer, before its transport is opened. On the worker thread; may wait.
+
+        `repeatable` says whether the transport carries more than one request in a session.
 
         Raises:
-            TransferError: the owner needs nothing more of this source, or it was aborted.
+            TransferError: the owner needs nothing of this source, or it was aborted.
+        """
+
+    def choose(self, lease: Lease, order: ChooseSegments) -> Ask | Finish:
+        """Say what to ask for next. On the worker thread; may wait.
+
+        When nothing is missing any more, it has the store settled first.
+
+        Raises:
+            TransferError: the owner needs nothing more of it, or it was aborted, or the store
+                cannot be settled.
         """
 
     def note(self, segments: frozenset[int]) -> None:
@@ -54,12 +66,17 @@ class Owner(Protocol):
 class AskForAll:
     """The owner of a client with one source: all that is missing with one request, then the end."""
 
-    def choose(self, offer: Offer, order: ChooseSegments) -> Ask | Finish:
+    def offered(self, offer: Offer, *, repeatable: bool) -> None:
+        """Do nothing: one request is all there is."""
+
+    def choose(self, lease: Lease, order: ChooseSegments) -> Ask | Finish:
         """Ask for everything at first."""
-        del offer
         if not order.available.issuperset(order.missing):
             raise TransferError(Reason.TRANSFER_FAILED, "the source has only some of the segments")
-        return Ask(order.missing) if order.number == 1 else Finish()
+        if order.number == 1:
+            return Ask(order.missing)
+        settle_when_whole(lease, lambda: False)
+        return Finish()
 
     def note(self, segments: frozenset[int]) -> None:
         """Do nothing: a source that had not everything was refused."""
@@ -110,9 +127,7 @@ class ClientWorker(SessionWorker):
                 segments = [self._lease.segments[i] for i in order.segments]
                 return Transferred(receiver.run(segments))
             case ChooseSegments() if self._lease is not None:
-                if order.number > 1 and not self._ledger.progress.missing():
-                    settle(self._lease)
-                return self._owner.choose(self._lease.offer, order)
+                return self._owner.choose(self._lease, order)
             case _:
                 raise LocalProtocolError(f"a client cannot carry out {type(order).__name__} now")
 
@@ -136,11 +151,13 @@ class ClientWorker(SessionWorker):
             return lane
 
         self._receivers.keep()
+        transport = self._transports.named(name)
         if self._lease is None:
+            self._owner.offered(offer, repeatable=transport.capabilities.repeatable)
             self._lease = self._ledger.lease(offer)
         setup = ReceiverSetup(self._lease, offer.session, self._stall_s, dial, self._lanes)
         try:
-            attachment = self._attachments.to(self._transports.named(name))
+            attachment = self._attachments.to(transport)
             receiver = attachment.receiver(setup)
         except TransferError as error:
             return TransportRefused(name, error.reason, error.detail)
@@ -163,6 +180,15 @@ class ClientWorker(SessionWorker):
         except TransferError as error:
             return TransportRefused(name, error.reason, error.detail)
         return TransportJoined(name)
+
+    @property
+    def verified_bytes(self) -> int:
+        """What the source has brought."""
+        return 0 if self._lease is None else self._lease.verified_bytes
+
+    def arrived(self, segments: frozenset[int]) -> frozenset[int]:
+        """Those of some segments that are verified against the digests of the source's offer."""
+        return frozenset() if self._lease is None else self._ledger.arrived(segments)
 
     def note(self, segments: frozenset[int]) -> None:
         """Tell the owner that the source has more."""

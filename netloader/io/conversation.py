@@ -5,6 +5,7 @@ import secrets
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from netloader.config import Deadlines
 from netloader.errors import UnsafeError
@@ -32,7 +33,7 @@ wait there is: sockets take milliseconds, but gloo is not always woken when its 
 class Conversation:
     """One session of a client, and all that it needs; not begun yet.
 
-    A driver runs it, as `converse` does; afterwards `session.verdict` is set. `stop` ends it early.
+    A driver runs it, as `converse` does; afterwards `session.verdict` is set.
     """
 
     def __init__(
@@ -42,19 +43,26 @@ class Conversation:
         worker: SessionWorker,
         observer: Observer,
         deadlines: Deadlines,
-        stop: Stop,
     ) -> None:
         self.session = ClientSession(spec, deadlines, secrets.token_hex(16), monotonic())
         self.dialer = dialer
         self.worker = worker
         self.observer = observer
-        self.stop = stop
 
-    def begin(self, loop: Reactor) -> "Dialled":
-        """Connect, in a loop that then carries the session."""
+    def begin(self, loop: Reactor, on_close: Callable[[], None] = lambda: None) -> "Dialled":
+        """Connect, in a loop that then carries the session; `on_close` is called when it is over.
+
+        Work of the session may still run then: `join` waits for it.
+        """
         link = Link(loop, Connection(self.session, self.observer.saw), self.worker, self.observer)
-        loop.members.add(StopWatch(self.stop, link))
+        link.on_close = on_close
         return Dialled(self.dialer, loop, link)
+
+    def cannot_begin(self, error: OSError) -> None:
+        """End the session, because there is no loop that could carry it."""
+        failed = ConnectFailed(f"this side: {error.strerror}; raise ulimit -n")
+        self.observer.saw(self.session, self.session.step(failed, monotonic()))
+        self.observer.closed(self.session)
 
     def join(self) -> None:
         """Wait until the session's work has ended, once its link is closed. Blocks.
@@ -114,8 +122,8 @@ class Dialled:
                 INHERITANCE.close(self._made.popleft())
 
 
-def converse(conversation: Conversation) -> None:
-    """Run one session from connect to verdict on this thread.
+def converse(conversation: Conversation, stop: Stop) -> None:
+    """Run one session from connect to verdict on this thread; `stop` ends it early.
 
     Raises:
         UnsafeError: the transfer was aborted and did not end.
@@ -123,10 +131,10 @@ def converse(conversation: Conversation) -> None:
     try:
         loop = Loop()
     except OSError as error:  # out of file descriptors
-        detail = f"this side: {error.strerror}; raise ulimit -n"
-        _cannot_connect(conversation.session, conversation.observer, detail)
+        conversation.cannot_begin(error)
         return
     dialled = conversation.begin(loop)
+    loop.members.add(StopWatch(stop, dialled.link))
     try:
         loop.run(lambda: dialled.link.closed)
     finally:
@@ -142,9 +150,3 @@ def verdict_of(session: ClientSession) -> Verdict:
     if session.verdict is not None:
         return session.verdict
     return Verdict(State.FALLBACK, Reason.STOPPED, "internal error", session.touched)
-
-
-def _cannot_connect(session: ClientSession, observer: Observer, detail: str) -> None:
-    """End a session that has no loop to run in."""
-    observer.saw(session, session.step(ConnectFailed(detail), monotonic()))
-    observer.closed(session)

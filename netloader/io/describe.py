@@ -8,10 +8,10 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.states import State
 from netloader.fsm.terms import FetchSpec
-from netloader.io.client import ClientOptions
 from netloader.io.conversation import Conversation, converse, verdict_of
 from netloader.io.dialing import Dialer
 from netloader.io.observe import Observer
+from netloader.io.options import ClientOptions
 from netloader.io.outcome import Attempt, attempt_of
 from netloader.io.stopping import Stop
 from netloader.io.worker import IdleWorker
@@ -44,8 +44,8 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
         fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "describe"}
         observer = Observer(options.logger, endpoint, fields)
         dialer = Dialer(endpoint, options.deadlines.connect_s)
-        conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines, stop)
-        converse(conversation)
+        conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines)
+        converse(conversation, stop)
         session = conversation.session
         verdict = verdict_of(session)
         if session.description is not None and verdict.state is State.DONE:

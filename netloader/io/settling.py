@@ -3,10 +3,40 @@
 This comes after every byte was verified, and before the client sends `verified`.
 """
 
+from collections.abc import Callable
+
 from netloader.fsm.reasons import Reason
 from netloader.io.comparing import segment_digests
 from netloader.io.failure import TransferError
 from netloader.io.store.ledger import Lease
+
+LOOK_S = 0.05
+"""How often a session that waits for another one's turn looks whether it was aborted."""
+
+
+def settle_when_whole(lease: Lease, aborted: Callable[[], bool]) -> None:
+    """Settle the store if nothing is missing, and if that was not done for an equal manifest.
+
+    Several sessions may find that nothing is missing: one settles, and the others wait for it. If
+    it fails, the next one tries with its own offer. `aborted` ends the wait, but not a turn.
+
+    Raises:
+        TransferError: as `settle`, or the session was aborted.
+    """
+    ledger = lease.ledger
+    if ledger.progress.missing():
+        return
+    while not ledger.settling.acquire(timeout=LOOK_S):
+        if aborted():
+            raise TransferError(Reason.STOPPED, "aborted")
+    try:
+        manifest = lease.offer.manifest or ledger.store.manifest
+        if ledger.settled_for != manifest.digest:
+            ledger.settled_for = ""
+            settle(lease)
+            ledger.settled_for = manifest.digest
+    finally:
+        ledger.settling.release()
 
 
 def settle(lease: Lease) -> None:

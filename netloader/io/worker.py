@@ -65,6 +65,8 @@ class SessionWorker(ABC):
     def __init__(self) -> None:
         self.post: Callable[[Event], None] = lambda _: None
         self.trouble: Callable[[Exception], None] = lambda _: None
+        self.ended: Callable[[], None] = lambda: None
+        """What it calls, from any thread, when nothing of it runs any more. May be called twice."""
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         """None: the session is over."""
         self._thread: threading.Thread | None = None
@@ -97,6 +99,7 @@ class SessionWorker(ABC):
         except Exception as error:  # noqa: BLE001 - whatever it is, something may still move
             self._unsafe = True
             self.trouble(error)
+        self.ended()
 
     def _carried_out(self, order: Order) -> Event:
         try:
@@ -129,6 +132,8 @@ class SessionWorker(ABC):
         """The session is over: abort, and have everything freed on the worker thread."""
         self.abort()
         self._orders.put(None)
+        if self._thread is None:
+            self.ended()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the worker to be gone, after `close`; False when it is not, or left something.

@@ -30,7 +30,7 @@ FETCH_MUTANTS: Final[dict[str, Mutant]] = {
         FETCHES, SOURCE, r"return event\.root != source\.holding\.root and .*", "return False"
     ),
     "a late byte of the root before lands in the present one": Mutant(
-        FETCHES, FETCH, r"any\(o\.assignment\.left or ", "any("
+        FETCHES, SOURCE, r"    source\.keeps_root = True\n", ""
     ),
     "what was verified against another root counts": Mutant(
         FETCHES, SOURCE, r" +holding\.verified\.clear\(\)\n", ""

@@ -51,6 +51,8 @@ class Script(NamedTuple):
 
     root: Root = OURS
     has: frozenset[int] = ALL
+    repeatable: bool = True
+    """Whether its transport carries more than one request in a session."""
 
 
 class Session(NamedTuple):
@@ -65,6 +67,10 @@ class Session(NamedTuple):
     """Whether a request is under way."""
     late: bool = False
     """Whether something was reported after the end."""
+    requests: int = 0
+    """1: there was one; more are not counted."""
+    leased: bool = False
+    """Whether the root that it offered was that of the fetch: then the store expects its bytes."""
 
 
 class Choice(NamedTuple):
@@ -115,6 +121,7 @@ class World:
                     s.assignment.verified,
                     s.assignment.since - now,
                 ),
+                *(s.keeps_root, s.repeatable),
             )
             for s in fetch.sources.values()
         )
@@ -171,7 +178,7 @@ class World:
                 swapped = OURS if script.root is OTHER else OTHER
                 root = script.root if choice.what == "offers" else swapped
                 session = session._replace(phase="open", root=root, has=script.has)
-                event = Offered(key, root, script.has)
+                event = Offered(key, root, script.has, repeatable=script.repeatable)
             case "has more":
                 session = session._replace(has=session.has | {choice.segment})
                 event = Available(key, frozenset({choice.segment}))
@@ -202,6 +209,14 @@ class World:
         self.sessions[key] = session
         if event is not None:
             self._tell(event)
+            self._lease(key)
+
+    def _lease(self, key: int) -> None:
+        session = self.sessions[key]
+        if session.root == self.fetch.root and session.phase == "open":
+            self.sessions[key] = session._replace(leased=True)
+        leased = [s for s in self.sessions.values() if s.leased]
+        must(len({s.root for s in leased}) <= 1, "one-root", "a new one when the old has ended")
 
     def _tell(self, event: FetchEvent) -> None:
         before = (self.fetch.root, set(self.fetch.verified))
@@ -225,7 +240,9 @@ class World:
                     session = self.sessions[effect.source]
                     must(session.phase != "ending", "drop-once", "a session ends once")
                     well = isinstance(effect, Conclude)
-                    must(not well or self._whole(), "conclude", "only when all is verified")
+                    spent = session.requests == 1 and not self.scripts[effect.source].repeatable
+                    may_end = self._whole() or (spent and not session.busy)
+                    must(not well or may_end, "conclude", "only when all is verified, or spent")
                     self.sessions[effect.source] = session._replace(phase="ending")
                 case Wait():
                     must(not self.sessions, "wait", "only when there is nothing else to do")
@@ -250,8 +267,10 @@ class World:
         must(wanted <= session.has, "as-offered", "only what it said it has")
         must(effect.segments == tuple(sorted(wanted)), "as-offered", "ascending, each once")
         must(session.root == self.fetch.root, "one-root", "only of the root that is fetched")
+        again = self.scripts[effect.source].repeatable
+        must(again or not session.requests, "repeatable", "once where it can carry one request")
         must(not wanted & self.fetch.verified, "kept", "what is verified is not asked for again")
-        self.sessions[effect.source] = session._replace(asked=wanted, busy=True)
+        self.sessions[effect.source] = session._replace(asked=wanted, busy=True, requests=1)
 
     def _whole(self) -> bool:
         return set(self.memory) == ALL and len({self.memory[i] for i in ALL}) == 1

@@ -37,6 +37,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_sharing.py",
         "tests/unit/io/test_memory.py",
     ),
+    "L4 several sources": ("tests/unit/io/test_many_sources.py",),
     "L4 asyncio": ("tests/unit/aio", "tests/unit/io/test_driver.py"),
     "L4 transports": (
         "tests/unit/io/transports/test_shm.py",
@@ -50,7 +51,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/serve/test_worker.py",
     ),
 }
-L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, AIO, TRANSPORTS, L5 = LAYERS
+L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, L5 = LAYERS
 
 
 class Mutant(NamedTuple):

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tests.property.layers import L2, L4, Mutant
+from tests.property.layers import L2, L4, MANY, Mutant
 
 REQUESTS: Final = "netloader/fsm/requests.py"
 CLIENT: Final = "netloader/fsm/client.py"
@@ -12,9 +12,11 @@ AUTH: Final = "netloader/fsm/auth.py"
 TERMS: Final = "netloader/fsm/terms.py"
 ASKING: Final = "netloader/io/asking.py"
 REFERRALS: Final = "netloader/io/referrals.py"
-FILLING: Final = "netloader/io/client.py"
+FILLING: Final = "netloader/io/filling.py"
 SESSION: Final = "netloader/fsm/session.py"
+SOURCE_SESSION: Final = "netloader/io/source_session.py"
 CLIENT_WORKER: Final = "netloader/io/client_worker.py"
+SETTLING: Final = "netloader/io/settling.py"
 
 REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
     "a segment may be asked for again and again": Mutant(
@@ -67,16 +69,13 @@ REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
         "return self.state",
     ),
     "weights are settled before all of them are there": Mutant(
-        L4, CLIENT_WORKER, r" and not self\._ledger\.progress\.missing\(\)", ""
+        L4, SETTLING, r"    if ledger\.progress\.missing\(\):\n +return\n", ""
     ),
     "what a source says later to have is not heard": Mutant(
         L4, ASKING, r"self\._noted \|= segments", "pass"
     ),
     "what a failed session brought is forgotten": Mutant(
-        L4,
-        ASKING,
-        r"if self\._fetch\.sources\[self\._key\]\.state is Stage\.RECEIVING:",
-        "if False:",
+        L4, FILLING, r"(any more\.\"\"\"\n) +self\._count\(key\)\n", r"\1"
     ),
     "a manifest that differs is left out": Mutant(
         L4, SERVER, r"None if session\.hello\.manifest_digest == .* else mine\.manifest", "None"
@@ -90,6 +89,34 @@ REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
     "a client is named to itself": Mutant(L4, REFERRALS, r" if known != place\)", ")"),
     "sources that name each other are asked for ever": Mutant(
         L4, FILLING, r" if place not in known\]", "]"
+    ),
+    # several sources at once
+    "one source is asked after the other, however many may be": Mutant(
+        MANY, FILLING, r"FetchOptions\(options\.parallel, ", "FetchOptions(1, "
+    ),
+    "a session with other weights does not wait to be set aside": Mutant(
+        MANY, ASKING, r" +self\._wait_for\(lambda: self\._taken\)\n", ""
+    ),
+    "two roots are mixed where only values differ": Mutant(
+        L4, ASKING, r"segments, manifest\.digest\)", "segments)"
+    ),
+    "what came for other weights counts as arrived": Mutant(
+        L4, CLIENT_WORKER, r"frozenset\(\) if self\._lease is None else (self\._ledger\.arr)", r"\1"
+    ),
+    "a call ends, and asks others, while a dropped source may still write": Mutant(
+        MANY, SOURCE_SESSION, r"if not self\._ended:", "if False:"
+    ),
+    "each session completes the store": Mutant(
+        MANY, SETTLING, r"if ledger\.settled_for != manifest\.digest:", "if True:"
+    ),
+    "two sessions complete the store at the same time": Mutant(
+        L4, SETTLING, r"while not ledger\.settling\.acquire\(timeout=LOOK_S\):", "while False:"
+    ),
+    "sessions go on when the call is cancelled": Mutant(
+        MANY, FILLING, r" +self\._tell\(CancelRequested\(request\.reason\)\)\n", ""
+    ),
+    "a source that needs a second request in its session is given up": Mutant(
+        MANY, CLIENT_WORKER, r"repeatable=transport\.capabilities\.repeatable", "repeatable=True"
     ),
 }
 """By what is wrong then."""

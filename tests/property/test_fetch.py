@@ -73,6 +73,9 @@ CASES: Final[Mapping[str, Case]] = {
     "two at once, one found late": Case(2, 1, (Script(),) * 2, late=1),
     "two roots at once": Case(2, 1, (Script(), Script(OTHER))),
     "two at once that have not all yet": Case(2, 1, (FIRST, REST)),
+    "two at once, one request a session": Case(
+        2, 1, (Script(repeatable=False), Script(repeatable=False))
+    ),
     "three, two at once": Case(2, 1, (Script(),) * 3),
     "two at once": Case(2, 2, (Script(),) * 2),
 }

@@ -83,7 +83,7 @@ WIRE_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     # asyncio
     "a task that is cancelled does not tell the source": Mutant(
-        AIO, AIO_CLIENT, r" +reactor\.call\(partial\(dialled\.link\.handle, request\)\)\n", ""
+        AIO, AIO_CLIENT, r" +reactor\.call\(filling\.cancel\)\n", ""
     ),
     "a second cancellation gives the model back while it is written to": Mutant(
         AIO, AIO_CLIENT, r"while not task\.done\(\):", "if not task.done():"

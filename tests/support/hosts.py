@@ -20,6 +20,8 @@ from netloader.io.clock import monotonic
 CLONE_NEWNET: Final = 0x40000000
 NARROW: Final = ("tbf", "rate", "160mbit", "burst", "32kb", "limit", "96kb")
 """A queue of 5 ms that overflows when a sender is too fast: delay, and loss as routers cause it."""
+QUEUE: Final = ("burst", "128kb", "limit", "1mb")
+"""Of a host whose rate is limited: room for what a sender has in flight."""
 LOSSY: Final = ("netem", "delay", "5ms", "2ms", "loss", "1%", "rate", "160mbit")
 NETWORKS: Final = Path("/run/netns")
 PREFIX: Final = "netloader"
@@ -105,6 +107,13 @@ class Host:
                 return words[0]
         pytest.skip("the kernel has neither netem nor tbf")
 
+    def limit(self, rate: str) -> None:
+        """Let no more than a rate (such as "320mbit") out of this host; skip where tc cannot."""
+        try:
+            self._tc("qdisc", "replace", "dev", self.device, "root", "tbf", "rate", rate, *QUEUE)
+        except OSError as error:
+            pytest.skip(f"the kernel limits no rates: {error}")
+
     def lost(self) -> int:
         """Packets lost on the way out since `impair`."""
         shown: list[dict[str, Any]] = json.loads(
@@ -137,6 +146,30 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         for host in hosts:
             host.wait_for_link()
         yield one, two
+
+
+@contextlib.contextmanager
+def arms(count: int) -> Iterator[tuple[str, tuple[Host, ...]]]:
+    """The network of one host, and other hosts with a cable to it each."""
+    _sweep()
+    word = f"{PREFIX}{os.getpid()}x{next(_numbers)}"
+    with contextlib.ExitStack() as undo:
+        numbers = range(1, count + 1)
+        middle = [Host(f"{word}m", f"arm{i}", f"10.77.{i}.1") for i in numbers]
+        others = [Host(f"{word}a{i}", f"cable{i}", f"10.77.{i}.2") for i in numbers]
+        for network in dict.fromkeys(host.network for host in (*middle, *others)):
+            undo.callback(_remove, network)
+            ip("netns", "add", network)
+        for near, far in zip(middle, others, strict=True):
+            ends = (near.device, "type", "veth", "peer", far.device, "netns", far.network)
+            near.ip("link", "add", *ends)
+        for host in (*middle, *others):
+            host.ip("address", "add", f"{host.address}/24", "dev", host.device)
+            host.ip("link", "set", "lo", "up")
+            host.plug()
+        for host in (*middle, *others):
+            host.wait_for_link()
+        yield f"{word}m", tuple(others)
 
 
 @contextlib.contextmanager

@@ -26,9 +26,9 @@ from torch import nn
 from torch.distributed import distributed_c10d
 
 from netloader.io import ClientOptions, Deadlines, Outcome, Server, ServerOptions, fill, serve
-from netloader.io.client import LANES
 from netloader.io.clock import monotonic
 from netloader.io.memory import memory_of
+from netloader.io.options import LANES
 from tests.support.hosts import enter
 from tests.unit.io.helpers import sealed
 
@@ -77,6 +77,7 @@ class Spec:
     sources: tuple[str, ...] = ()
     transports: tuple[str, ...] = ("tcp",)
     lanes: int = LANES
+    parallel: int = 1
     halt: Halt | None = None
 
 
@@ -235,6 +236,7 @@ def act_as_client(spec: Spec, line: Line, say: Callable[..., None], watch: Watch
     options = ClientOptions(
         transports=spec.transports,
         lanes=spec.lanes,
+        parallel=spec.parallel,
         report=lambda done, total: watch.reached(share=done / total),
         deadlines=spec.deadlines,
     )
@@ -243,8 +245,10 @@ def act_as_client(spec: Spec, line: Line, say: Callable[..., None], watch: Watch
     def work() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # start the peak of resident memory anew
         before = status("VmRSS")
+        begun = monotonic()
         outcomes.append(fill(module, spec.sources, IDENTITY, options))
         say(
+            took=monotonic() - begun,
             extra_kib=status("VmHWM") - before,
             digest=digest(module),
             tried=watch.tried,

@@ -109,8 +109,6 @@ class Ledger:
         """Held from a look at the root until the lease is there."""
         self.store = store
         self.total = store.manifest.nbytes
-        self.counted_bytes = 0
-        """Bytes verified since the start, also of segments that were given up since."""
         self._reporter = Reporter(report, self.total)
         self._against = Progress()
         self._segments: tuple[Segment, ...] = ()
@@ -123,6 +121,10 @@ class Ledger:
         self._spares: dict[int, SegmentWriter] = {}
         """The writer with the verified segment in scratch memory while another has the place."""
         self._change = threading.Condition()
+        self.settling = threading.Lock()
+        """Held by the session that completes the store."""
+        self.settled_for = ""
+        """The manifest digest for which the store was completed. `settling` protects it."""
 
     @property
     def progress(self) -> Progress:
@@ -180,6 +182,7 @@ class Ledger:
             self._segments = segments_of(self.store.manifest, offered.segment_bytes)
             self._verified.clear()
             self.verified_bytes = 0
+            self.settled_for = ""
 
     def release(self, lease: "Lease") -> None:
         """End a lease, when its receiver has ended and writes no more. Idempotent.
@@ -250,12 +253,22 @@ class Ledger:
             self._places.pop(segment.index, None)
             self._spares.pop(segment.index, None)
             self.verified_bytes += segment.nbytes
-            self.counted_bytes += segment.nbytes
             writer.lease.verified_bytes += segment.nbytes
             self._reporter.note(self.verified_bytes)
             self._change.notify_all()
         self._audience.have(segment.index)
         self._reporter.call()
+
+    def arrived(self, segments: frozenset[int]) -> frozenset[int]:
+        """Those of some segments that are verified, against the digests of any lease there is."""
+        with self._change:
+            return segments & self._verified
+
+    def available(self, root: Progress) -> frozenset[int]:
+        """The segments that are verified against the digests of `root`: none after a new start."""
+        with self._change:
+            same = replace(root, verified=frozenset()) == self._against
+            return frozenset(self._verified) if same else frozenset()
 
 
 class Lease:

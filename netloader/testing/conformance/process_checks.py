@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from netloader.config import Deadlines
-from netloader.io.client import ClientOptions, fill
+from netloader.io.client import fill
+from netloader.io.options import ClientOptions
 from netloader.io.publishing import ServerOptions
 from netloader.io.server import Server, serve
 from netloader.io.transports import TRANSPORTS, Transport

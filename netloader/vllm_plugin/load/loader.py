@@ -21,8 +21,9 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from netloader.config import Endpoint
 from netloader.errors import ConfigError, NetloaderError, UnsafeError
 from netloader.fsm.identity import Identity
-from netloader.io.client import ClientOptions, fill
+from netloader.io.client import fill
 from netloader.io.describe import Described, describe
+from netloader.io.options import ClientOptions
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.log import configure_json, emit, get_logger

@@ -20,6 +20,7 @@ from netloader import ClientOptions, Endpoint, HostStore, ModuleStore, UnsafeErr
 from netloader.fsm.manifest import Manifest, Segment
 from netloader.fsm.messages import Begin, Hello, Reject, Request
 from netloader.io import ServerOptions
+from netloader.io.client_worker import ClientWorker
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation
 from netloader.io.store.digests import MAX_WORKERS
@@ -193,21 +194,22 @@ async def cancelled_or_done(filling: Coroutine[Any, Any, Any], moving: asyncio.E
 def test_a_second_cancellation_does_not_give_the_model_back_while_it_is_written_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    joining, ended = threading.Event(), threading.Event()
-    join = Conversation.join
+    ending, ended = threading.Event(), threading.Event()
+    end = ClientWorker.end
 
-    def slow(conversation: Conversation) -> None:
-        joining.set()
+    def slow(worker: ClientWorker) -> None:
+        ending.set()
         assert ended.wait(SOON_S)
-        join(conversation)
+        end(worker)
 
-    monkeypatch.setattr(Conversation, "join", slow)
+    monkeypatch.setattr(ClientWorker, "end", slow)
+    source = Source(zoo(1), 1 << 16)
 
     async def run() -> None:
-        task = asyncio.ensure_future(aio.fill(zoo(1), [endpoint], IDENTITY, patient()))
-        await asyncio.to_thread(greeted.wait, SOON_S)
+        task = asyncio.ensure_future(aio.fill(zoo(1), [endpoint], IDENTITY, patient(lanes=1)))
+        await asyncio.to_thread(asked.wait, SOON_S)
         task.cancel()
-        await asyncio.to_thread(joining.wait, SOON_S)
+        await asyncio.to_thread(ending.wait, SOON_S)
         for _ in range(3):
             task.cancel()
             await asyncio.sleep(0)
@@ -216,11 +218,13 @@ def test_a_second_cancellation_does_not_give_the_model_back_while_it_is_written_
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    greeted = threading.Event()
+    asked = threading.Event()
 
     def script(peer: Peer) -> None:
-        peer.hear()
-        greeted.set()
+        if isinstance(peer.hear(), Hello):
+            peer.say(source.offer)
+            assert isinstance(peer.hear(), Request)
+            asked.set()
         peer.hear()
 
     with pretending(script) as endpoint:

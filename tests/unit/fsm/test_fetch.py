@@ -80,6 +80,39 @@ def test_one_source_at_a_time_is_asked_for_all_and_told_when_it_is_here() -> Non
     assert play.ends(0) == [DONE]
 
 
+def test_a_single_source_is_asked_for_all_however_many_may_be_asked_at_once() -> None:
+    assert Play(parallel=4).offers(0) == [Request(0, tuple(range(COUNT)))]
+
+
+def test_a_source_that_was_busy_has_a_share_left_when_it_comes() -> None:
+    play = Play(sources=2, parallel=2)
+    play.busy(1, 1.0)
+
+    (first,) = play.offers(0)
+
+    assert isinstance(first, Request)
+    assert len(first.segments) == COUNT // 4
+
+
+def test_what_the_store_holds_already_is_not_asked_for() -> None:
+    play = Play()
+
+    asked = play.fetch.step(Offered(0, ROOT, ALL, held=frozenset(range(60))), play.now)
+
+    assert asked == (Request(0, (60, 61, 62, 63)),)
+
+
+def test_where_a_session_carries_one_request_the_next_share_has_another_session() -> None:
+    play = Play(sources=2, parallel=2)
+    (first,) = play.fetch.step(Offered(0, ROOT, ALL, repeatable=False), play.now)
+    assert isinstance(first, Request)
+    assert len(first.segments) == COUNT // 2, "an even share: a session costs time to begin"
+    play.delivers(0, first.segments, 0.1)
+
+    assert play.completes(0) == [Conclude(0)]
+    assert play.ends(0) == [Dial(0, stepped_down=False)]
+
+
 def test_without_a_source_the_fetch_is_over_at_once() -> None:
     assert Play(sources=0).first == (NO_SOURCE,)
 
@@ -126,7 +159,7 @@ def test_what_is_left_of_a_slow_source_is_asked_of_one_that_waits_for_work() -> 
 
     assert play.fetch.handle_timeout(play.now) == (Drop(1),)
     assert play.fetch.handle_timeout(play.now + 100) == (), "while it may still write"
-    assert play.ends(1) == [Request(0, (8, 9))]
+    assert play.ends(1) == [Request(0, tuple(range(8, 16)))]
 
 
 def test_a_segment_that_a_dropped_source_completes_is_not_requested_again() -> None:
@@ -135,7 +168,7 @@ def test_a_segment_that_a_dropped_source_completes_is_not_requested_again() -> N
 
     play.delivers(1, (8,), 1.0)
 
-    assert play.ends(1) == [Request(0, (9, 10))]
+    assert play.ends(1) == [Request(0, tuple(range(9, 16)))]
 
 
 def raced(*paces_s: float) -> tuple[float, list[FetchEffect]]:
@@ -293,10 +326,10 @@ def test_a_cancelled_fetch_ends_when_nothing_writes_any_more() -> None:
 
 
 def test_a_source_that_is_found_late_is_asked_too() -> None:
-    play = Play(parallel=2)
+    play = Play(sources=2, parallel=3)
     play.offers(0)
 
-    assert play.fetch.step(SourcesFound((0, 1)), 1.0) == (Dial(1, stepped_down=False),)
+    assert play.fetch.step(SourcesFound((0, 2)), 1.0) == (Dial(2, stepped_down=False),)
 
 
 def test_an_event_that_cannot_happen_raises() -> None:

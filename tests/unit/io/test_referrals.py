@@ -6,7 +6,8 @@ from netloader.config import Endpoint
 from netloader.fsm.messages import Hello, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.terms import MAX_OTHER_SOURCES, places
-from netloader.io.client import MOST_SOURCES, fill
+from netloader.io.client import fill
+from netloader.io.filling import MOST_SOURCES
 from netloader.io.referrals import Referrals
 from tests.unit.io.helpers import (
     IDENTITY,

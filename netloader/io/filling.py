@@ -1,0 +1,379 @@
+"""One call of `fill`, in the loop of any driver: carries out what its fetch decides.
+
+The sessions with all sources live in one loop, and so does the fetch: their workers report to it by
+`post`, and it answers each of them (see `asking`). So no lock protects the fetch, and what a worker
+waits for never waits for that worker.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from netloader.config import Endpoint
+from netloader.errors import UnsafeError
+from netloader.fsm.client_session import ClientSession
+from netloader.fsm.events import StopRequested
+from netloader.fsm.fetch import Fetch, FetchOptions
+from netloader.fsm.fetch_events import (
+    Busy,
+    CancelRequested,
+    Conclude,
+    Dial,
+    Drop,
+    FetchEffect,
+    FetchEvent,
+    Finish,
+    Offered,
+    Reported,
+    Request,
+    SegmentVerified,
+    SourceEnded,
+    SourceFailed,
+    SourcesFound,
+    Wait,
+)
+from netloader.fsm.reasons import RETRYABLE, Reason
+from netloader.fsm.source import Source, Stage
+from netloader.fsm.states import State
+from netloader.fsm.terms import FetchSpec, places
+from netloader.io.asking import Asking
+from netloader.io.client_worker import ClientWorker
+from netloader.io.clock import monotonic
+from netloader.io.conversation import Conversation, verdict_of
+from netloader.io.dialing import Dialer
+from netloader.io.driver import Loop, Reactor
+from netloader.io.observe import Observer
+from netloader.io.options import ClientOptions
+from netloader.io.outcome import Outcome, attempt_of
+from netloader.io.relay import Relay
+from netloader.io.source_session import NOT_NEEDED, SourceSession
+from netloader.io.stopping import Stop
+from netloader.io.store.ledger import Ledger
+from netloader.io.transports import Attachments
+from netloader.io.transports.tcp import TCP
+from netloader.log import emit
+
+MOST_SOURCES = 64
+"""Sources that one call asks, those that other sources named included."""
+OTHER_WEIGHTS = StopRequested(
+    Reason.STOPPED, "the source offers other weights than those that are being received"
+)
+TOO_SLOW = StopRequested(
+    Reason.STOPPED, "slow: what it has not sent yet is asked of another source"
+)
+NOTHING_TO_GIVE = StopRequested(Reason.STOPPED, "it had nothing that was missing, for too long")
+
+
+class Filling:
+    """All sessions of one call.
+
+    A driver makes these calls, in this order:
+
+    1. `check_resumed`, on any thread: it may take long, and ends soon after `stop` does;
+    2. `begin` in its loop; then it turns the loop until `over`. `cancel` ends that early;
+    3. `close` in the loop, `join` on any thread, also after an error of its own;
+    4. `outcome`.
+
+    All else is for the thread of the loop.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        spec: FetchSpec,
+        options: ClientOptions,
+        stop: Stop,
+        endpoints: Sequence[Endpoint],
+        resumed: Outcome | None,
+        relay: Relay | None,
+    ) -> None:
+        self._relay = relay
+        self.stop = stop
+        self.over = False
+        """Whether nothing of any session runs, or the call failed."""
+        self._resumed = resumed
+        self._ledger = ledger
+        self._spec = spec
+        self._options = options
+        self._attempts = [*options.silent]
+        silent = {attempt.source for attempt in self._attempts}
+        self._sources = [endpoint for endpoint in endpoints if endpoint not in silent]
+        self._dirty = resumed is not None and resumed.weights_dirty
+        self._attachments = Attachments(ledger.store)
+        deadlines = options.deadlines
+        fetching = FetchOptions(options.parallel, deadlines.queue_s, deadlines.stall_s)
+        self._fetch = Fetch(fetching, monotonic())
+        self._sessions: dict[int, SourceSession] = {}
+        self._numbers = len(self._attempts)
+        self._waits = 0
+        self._loop: Reactor | None = None
+        self._no_loop: OSError | None = None
+        self._todo: deque[FetchEffect] = deque()
+        self._performing = False
+        self._stopped: StopRequested | None = None
+        self._look_at = -math.inf
+        self._finish: Finish | None = None
+        self._error: Exception | None = None
+
+    # -- for drivers -----------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Do all of it on this thread."""
+        self.check_resumed()
+        try:
+            loop = Loop(self.failed)
+        except OSError as error:  # out of file descriptors
+            self.begin_without(error)
+            self.join()
+            return self.outcome()
+        try:
+            self.begin(loop)
+            loop.run(lambda: self.over)
+        finally:
+            self.close()
+            try:
+                self.join()
+            finally:
+                loop.close()
+        return self.outcome()
+
+    def check_resumed(self) -> None:
+        """Find out what the store still holds of the outcome that is resumed. Blocks."""
+        if self._resumed is not None:
+            self._ledger.resume(self._resumed.progress, lambda: self.stop.request() is not None)
+
+    def begin(self, loop: Reactor) -> None:
+        """Ask the first sources, in a loop whose errors go to `failed`."""
+        self._loop = loop
+        loop.members.add(self)
+        self._start()
+
+    def begin_without(self, error: OSError) -> None:
+        """There is no loop: no source can be asked, and the outcome says why."""
+        self._no_loop = error
+        self._start()
+
+    def cancel(self) -> None:
+        """End the call, as its token would."""
+        self.stop.cancel()
+        self._stops()
+
+    def failed(self, error: Exception) -> None:
+        """Something in the loop raised: nothing of this call can go on."""
+        if not isinstance(error, UnsafeError):
+            emit(self._options.logger, "netloader.driver.error", exc_info=error)
+        self._error = self._error or error
+        self.over = True
+
+    def next_timeout(self) -> float | None:
+        """When to call `handle_timeout`."""
+        due = self._fetch.next_timeout()
+        times = min(self._look_at, math.inf if due is None else due)
+        return None if self.over or times == math.inf else times
+
+    def handle_timeout(self, now: float) -> None:
+        """Look whether the call has to end, and have the fetch look at its sources."""
+        if now >= self._look_at and self._stops():
+            return
+        for key in tuple(self._sessions):
+            self._count(key)
+        self._todo += self._fetch.handle_timeout(monotonic())
+        self._perform()
+
+    def close(self) -> None:
+        """Close what is left of sessions, when an error has ended the call."""
+        for session in self._sessions.values():
+            session.close()
+        if self._loop is not None:
+            self._loop.members.discard(self)
+
+    def join(self) -> None:
+        """Wait until nothing of any session runs, after `close`; then tell the relay. Blocks.
+
+        Raises:
+            UnsafeError: an aborted transfer did not end.
+        """
+        unsafe: UnsafeError | None = None
+        for session in self._sessions.values():
+            try:
+                session.join()
+            except UnsafeError as error:
+                unsafe = error
+        if self._relay is not None:
+            done = self._finish is not None and self._finish.state is State.DONE
+            end = self._relay.keep if done else self._relay.give_up
+            end()
+        if unsafe is not None:
+            raise unsafe
+
+    def outcome(self) -> Outcome:
+        """How the call ended.
+
+        Raises:
+            UnsafeError: an aborted transfer did not end.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._finish is None:
+            raise AssertionError("a call that is over has an end")
+        self._attachments.detach()
+        return Outcome(
+            state=self._finish.state,
+            reason=self._finish.reason,
+            attempts=tuple(self._attempts),
+            nbytes=self._ledger.verified_bytes,
+            weights_dirty=self._dirty,
+            progress=self._ledger.progress,
+        )
+
+    # -- what the fetch hears --------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._fetch = Fetch(self._fetch.options, monotonic())  # its patience begins now
+        if not self._stops():
+            self._tell(SourcesFound(tuple(range(len(self._sources)))))
+
+    def _stops(self) -> bool:
+        """Have the fetch end, if it is time for that; whether it is."""
+        request = self.stop.request()
+        self._look_at = math.inf if request else self.stop.next_look(monotonic())
+        if request and self._stopped is None:
+            self._stopped = request
+            self._tell(CancelRequested(request.reason))
+        return request is not None
+
+    def _post(self, key: int) -> Callable[[Reported], None]:
+        """What takes the reports of one session, from any thread."""
+        loop = self._loop
+        if loop is None:
+            return lambda event: None  # noqa: ARG005 - a session that never begins has none
+        return lambda event: loop.post(partial(self._reported, key, event))
+
+    def _reported(self, key: int, event: Reported) -> None:
+        session = self._sessions.get(key)
+        if session is None:  # it said so while it ended
+            return
+        if isinstance(event, Offered):
+            self._find(session.conversation.session)
+        self._count(key)
+        self._tell(event)
+        if isinstance(event, Offered) and self._fetch.sources[key].keeps_root:
+            session.take()
+
+    def _count(self, key: int) -> None:
+        """Report the segments that a source has brought since the last report."""
+        left = self._fetch.sources[key].assignment.left
+        arrived = self._sessions[key].worker.arrived(left) if left else ()
+        for segment in sorted(arrived):
+            self._tell(SegmentVerified(key, segment))
+
+    def _tell(self, event: FetchEvent) -> None:
+        self._todo += self._fetch.step(event, monotonic())
+        self._perform()
+
+    # -- what the fetch wants --------------------------------------------------------------------
+
+    def _perform(self) -> None:
+        if self._performing:  # further up the stack
+            return
+        self._performing = True
+        try:
+            while self._todo:
+                self._do(self._todo.popleft())
+        finally:
+            self._performing = False
+
+    def _do(self, effect: FetchEffect) -> None:
+        match effect:
+            case Dial(key, stepped_down):
+                if self._stops():
+                    self._tell(SourceEnded(key))
+                else:
+                    self._dial(key, (TCP.name,) if stepped_down else self._spec.transports)
+            case Request(key, segments):
+                self._sessions[key].ask(segments)
+            case Conclude(key):
+                self._sessions[key].conclude()
+            case Drop(key):
+                if key in self._sessions:
+                    self._sessions[key].drop(self._stopped or why_dropped(self._fetch.sources[key]))
+            case Wait() as wait:
+                self._say_waiting(wait)
+            case Finish():
+                if effect.state is State.DONE and self._ledger.progress.missing():
+                    raise AssertionError("a fetch is done when every segment is verified")
+                self._finish = effect
+                self.over = True
+
+    def _dial(self, key: int, transports: tuple[str, ...]) -> None:
+        endpoint, options = self._sources[key], self._options
+        self._numbers += 1
+        fields = {"netloader.source.attempt": self._numbers}
+        where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
+        emit(options.logger, "netloader.source.tried", {**fields, **where})
+        spec = replace(self._spec, progress=self._ledger.progress, transports=transports)
+        dialer = Dialer(endpoint, options.deadlines.connect_s)
+        asking = Asking(key, self._ledger, self._post(key))
+        worker = ClientWorker(
+            *(self._ledger, spec.lanes, dialer.dial, options.deadlines.stall_s, self._attachments),
+            owner=asking,
+        )
+        observer = Observer(options.logger, endpoint, fields)
+        conversation = Conversation(dialer, spec, worker, observer, options.deadlines)
+        session = self._sessions[key] = SourceSession(endpoint, conversation, worker, asking)
+        if self._loop is not None:
+            session.begin(self._loop, partial(self._ended, key))
+        elif self._no_loop is not None:
+            conversation.cannot_begin(self._no_loop)
+            self._ended(key)
+
+    def _ended(self, key: int) -> None:
+        """Nothing of a session runs any more."""
+        self._count(key)
+        session = self._sessions.pop(key)
+        verdict = verdict_of(session.conversation.session)
+        self._dirty |= verdict.weights_dirty
+        moved = session.worker.verified_bytes
+        seconds = session.conversation.observer.seconds
+        self._attempts.append(attempt_of(session.endpoint, verdict, moved, seconds))
+        self._find(session.conversation.session)
+        left = TCP.name in session.conversation.session.later_candidates
+        if verdict.reason in RETRYABLE:
+            self._tell(Busy(key, verdict.retry_after_s))
+        elif verdict.state is State.FALLBACK:
+            self._tell(SourceFailed(key, verdict.reason, left))
+        self._tell(SourceEnded(key))
+
+    def _find(self, session: ClientSession) -> None:
+        """Take up the sources that a source has named."""
+        offered = places(session.offer.other_sources) if session.offer else ()
+        named = session.verdict.other_sources if session.verdict else ()
+        known = {*self._sources, *places((self._spec.serves_at,))}
+        known |= {attempt.source for attempt in self._attempts}
+        new = [place for place in dict.fromkeys(offered + named) if place not in known]
+        begin = len(self._sources)
+        self._sources += new[: max(MOST_SOURCES - begin, 0)]
+        if len(self._sources) > begin:
+            self._tell(SourcesFound(tuple(range(begin, len(self._sources)))))
+
+    def _say_waiting(self, wait: Wait) -> None:
+        now = monotonic()
+        self._waits += 1
+        fields = {
+            "netloader.sources": ", ".join(str(self._sources[key]) for key in wait.sources),
+            "netloader.wait_s": round(max(wait.until - now, 0.0), 3),
+            "netloader.wait_count": self._waits,
+            "netloader.patience_s": round(self._fetch.patience_end - now, 3),
+        }
+        emit(self._options.logger, "netloader.source.waiting", fields)
+
+
+def why_dropped(source: Source) -> StopRequested:
+    """What a source is told that the fetch has dropped."""
+    if source.then is Stage.ASIDE:
+        return TOO_SLOW if source.keeps_root else OTHER_WEIGHTS
+    if source.holding.missing():
+        return NOTHING_TO_GIVE
+    return NOT_NEEDED

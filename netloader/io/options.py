@@ -1,0 +1,88 @@
+"""How a client fills a model: the options of `fill`, checked when they are made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from netloader.config import (
+    LONGEST_S,
+    Deadlines,
+    Endpoint,
+    Secret,
+    check_range,
+    check_type,
+    check_whole,
+    texts,
+)
+from netloader.fsm.terms import MAX_LANES
+from netloader.io.cores import cores
+from netloader.io.outcome import Attempt
+from netloader.io.relay import RelayHost, dialled_at
+from netloader.io.stopping import CancelToken
+from netloader.log import Logger, get_logger
+
+LANES = min(2, max(1, cores() // 2))
+"""One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
+1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
+MAX_PARALLEL = 16
+"""Sources that one call may ask at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How to fill a model. `transports` and `layouts` are in order of preference."""
+
+    transports: tuple[str, ...] = ()
+    """None: all that move memory of the device where the weights are to be, the fastest first."""
+    layouts: tuple[str, ...] = ("raw",)
+    lanes: int = LANES
+    """Data connections to each source, over tcp."""
+    parallel: int = 1
+    """Sources that are asked at the same time. 1: in the order given, the next one when one fails.
+    With more, each sends a share, and takes a place at its server as long as it does. That pays
+    where a single server is slower than the network of the client."""
+    token: Secret | None = None
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    report: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
+    """Called with bytes verified and bytes in all, one call at a time and without a lock, from the
+    receiving threads. Each call holds its own lane up, so it must return well within `stall_s`;
+    counts that other lanes reach meanwhile are left out, but never the last one. What it raises is
+    logged once and ignored."""
+    cancel: CancelToken | None = None
+    """A `threading.Event`, or whatever has `is_set()`: set it, from any thread, and the call ends
+    within a second, with the reason STOPPED."""
+    timeout_s: float | None = None
+    """Seconds that the whole call may take, whatever `deadlines` allow: afterwards it ends within a
+    second, with the reason DEADLINE_PASSED. None: no limit beside `deadlines`."""
+    relay: RelayHost | None = None
+    """A server of this process, as `listen` opens it, that serves each segment from the moment when
+    it is verified, and the whole model afterwards."""
+    serves_at: Endpoint | str | None = None
+    """Where this process will serve what it receives, for the source to name to other clients that
+    it has no place for. None: at the endpoint of `relay`, if other hosts can connect to it."""
+    silent: tuple[Attempt, ...] = ()
+    """What `describe` has just found out: these sources are not asked again, because one that does
+    not answer would cost its deadline twice. The attempts begin the history of the outcome."""
+    logger: Logger = field(default_factory=lambda: get_logger("client"))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transports", texts("transports", self.transports))
+        object.__setattr__(self, "layouts", texts("layouts", self.layouts))
+        check_whole("lanes", self.lanes, 1, MAX_LANES)
+        check_whole("parallel", self.parallel, 1, MAX_PARALLEL)
+        check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
+        check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
+        check_type("report", self.report, Callable, "give a callable that takes two integers")
+        if isinstance(self.serves_at, str):
+            object.__setattr__(self, "serves_at", Endpoint.parse(self.serves_at))
+        remedy = "give a netloader.Endpoint or 'host:port'"
+        check_type("serves_at", self.serves_at, Endpoint | None, remedy)
+        check_type("relay", self.relay, RelayHost | None, "give what netloader.listen returned")
+        if self.relay is not None and self.serves_at is None:
+            object.__setattr__(self, "serves_at", dialled_at(self.relay.endpoint))
+        check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
+        if self.timeout_s is not None:
+            check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)
+        check_type("silent", self.silent, tuple | list, "give what `describe` returned")
+        for i, attempt in enumerate(self.silent):
+            check_type(f"silent[{i}]", attempt, Attempt, "give what `describe` returned")
+        check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
