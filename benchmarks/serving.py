@@ -15,7 +15,7 @@ from benchmarks.workload import GIB, IDENTITY, MIB, Llama, block, scramble, tens
 from netloader.fsm.identity import Identity
 from netloader.io.catalog import Catalog
 from netloader.io.listener import Listener, bind
-from netloader.io.server import ServerOptions, publish
+from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store.module import ModuleStore
 
 HOST: Final = "127.0.0.1"

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from netloader.fsm.states import State
     from netloader.io.client import ClientOptions, fill
     from netloader.io.outcome import Attempt, Outcome
-    from netloader.io.server import Server, ServerOptions, serve
+    from netloader.io.publishing import ServerOptions
+    from netloader.io.server import Server, serve
     from netloader.io.store.files import FileStore
     from netloader.io.store.memory import HostStore
     from netloader.io.store.module import ModuleStore
@@ -73,7 +74,8 @@ _WHERE = {
     "netloader.fsm.states": ("State",),
     "netloader.io.client": ("ClientOptions", "fill"),
     "netloader.io.outcome": ("Attempt", "Outcome"),
-    "netloader.io.server": ("Server", "ServerOptions", "serve"),
+    "netloader.io.publishing": ("ServerOptions",),
+    "netloader.io.server": ("Server", "serve"),
     "netloader.io.store.files": ("FileStore",),
     "netloader.io.store.memory": ("HostStore",),
     "netloader.io.store.module": ("ModuleStore",),

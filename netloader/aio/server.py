@@ -17,8 +17,9 @@ from netloader.io.arguments import Weights
 from netloader.io.catalog import Catalog
 from netloader.io.listener import bind, endpoint_of, tell, trouble
 from netloader.io.published import PublishedModel
+from netloader.io.publishing import ServerOptions
 from netloader.io.reception import Reception
-from netloader.io.server import FENCE_S, ServerOptions, prepare
+from netloader.io.server import FENCE_S, prepare
 from netloader.io.snapshot import ServerSnapshot
 from netloader.log import Logger
 

@@ -4,7 +4,8 @@ from netloader.config import Deadlines, Endpoint, Secret
 from netloader.errors import UnsafeError, WeightsError
 from netloader.io.client import ClientOptions, fill
 from netloader.io.outcome import Attempt, Outcome
-from netloader.io.server import Server, ServerOptions, serve
+from netloader.io.publishing import ServerOptions
+from netloader.io.server import Server, serve
 
 __all__ = [
     "Attempt",

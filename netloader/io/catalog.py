@@ -78,7 +78,7 @@ class Catalog:
         with self._lock:
             self._on_offer(role)
             self._fences[role] = self._fences.get(role, 0) + 1
-            return tuple(known for known in self._known if known.entry.role == role)
+            return self._known_in(role)
 
     def unfence(self, role: str | None) -> bool:
         """End one fence of a role; True when it was the last one."""
@@ -89,17 +89,21 @@ class Catalog:
             del self._fences[role]
             return True
 
-    def withdraw_role(self, role: str | None, why: str) -> None:
+    def withdraw_role(self, role: str | None, why: str) -> tuple[PublishedModel, ...]:
         """Offer nothing in a role until something is put there.
+
+        Returns:
+            All that was published in this role and may have sessions.
 
         Raises:
             ValueError: nothing was published in this role.
         """
         with self._lock:
             self._ended.add(self._on_offer(role).entry.role)
-            for known in self._known:
-                if known.entry.role == role:
-                    known.withdraw(why)
+            known = self._known_in(role)
+            for published in known:
+                published.withdraw(why)
+            return known
 
     def snapshots(self) -> tuple[ModelSnapshot, ...]:
         """One of each published model."""
@@ -109,6 +113,9 @@ class Catalog:
         return tuple(
             replace(one, state=ModelState.FENCED) if one.role in fenced else one for one in found
         )
+
+    def _known_in(self, role: str | None) -> tuple[PublishedModel, ...]:
+        return tuple(known for known in self._known if known.entry.role == role)
 
     def _on_offer(self, role: str | None) -> PublishedModel:
         for published in self.published_models:

@@ -2,146 +2,31 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from netloader.config import Deadlines, Endpoint, Secret, check_type, check_whole, texts
-from netloader.errors import LocalProtocolError, WeightsError
+from netloader.config import Endpoint, check_type, check_whole
+from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import MIN_SEGMENT_BYTES
-from netloader.fsm.terms import CatalogEntry
 from netloader.io.arguments import (
     Weights,
     check_reason,
     check_transports,
     identity_of,
-    texts_by_name,
     weights_of,
 )
 from netloader.io.catalog import Catalog
 from netloader.io.clock import monotonic
 from netloader.io.listener import Listener, bind
-from netloader.io.published import PublishedModel, Usage, withdraw_only
-from netloader.io.snapshot import OnSession, ServerSnapshot
-from netloader.io.store.base import Store
-from netloader.io.store.digests import ALGORITHMS
-from netloader.io.transports import suited
-from netloader.io.watch import watched
-from netloader.log import Logger, emit, get_logger
-from netloader.wire.frames import sendable
+from netloader.io.published import PublishedModel
+from netloader.io.publishing import Home, ServerOptions, WatchedModel
+from netloader.io.snapshot import ServerSnapshot
 
-MIB = 1 << 20
-MOST_SEGMENT_BYTES = 1 << 40
-"""More than any device holds: a whole model in one segment."""
 FENCE_S = 60.0
 """How long a fence waits for sessions to stop reading, unless its caller says otherwise."""
-MOST_CLIENTS = (1 << 31) - 1
-"""No limit in practice."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """How to serve. `transports` and `layouts` name what clients may choose from."""
-
-    transports: tuple[str, ...] = ()
-    """None: all that move memory of the device where the weights are."""
-    layouts: tuple[str, ...] = ("raw",)
-    segment_bytes: int = 64 * MIB
-    max_clients: int = 2
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """What a client may ask before it builds its model."""
-    token: Secret | None = None
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    logger: Logger = field(default_factory=lambda: get_logger("server"))
-    on_session: OnSession | None = None
-    """Called with the record of each session that has chosen a model and is over, on a thread of
-    its own and without a lock. What it raises is logged, and affects no session."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "transports", texts("transports", self.transports))
-        object.__setattr__(self, "layouts", texts("layouts", self.layouts))
-        check_whole("segment_bytes", self.segment_bytes, MIN_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
-        check_whole("max_clients", self.max_clients, 1, MOST_CLIENTS)
-        texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
-        check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
-        check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
-        remedy = "give a function of one record"
-        check_type("on_session", self.on_session, Callable | None, remedy)
-        check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
-
-
-def publish(
-    weights: Store,
-    identity: Identity,
-    options: ServerOptions,
-    usage: Usage | None = None,
-    on_change: Callable[[PublishedModel, str], bool] = withdraw_only,
-) -> PublishedModel:
-    """Describe weights for clients; digests are not sealed yet.
-
-    `usage` and `on_change` are as in `PublishedModel`.
-
-    Raises:
-        WeightsError: there are no bytes to serve.
-    """
-    if not weights.manifest.nbytes:
-        raise WeightsError("the model has no bytes to serve")
-    entry = CatalogEntry(
-        identity=sendable(identity),
-        manifest=weights.manifest,
-        segment_bytes=options.segment_bytes,
-        layouts=options.layouts,
-        transports=options.transports or suited(weights.device.type, options.logger),
-        digest_algorithms=tuple(ALGORITHMS)[:1],
-        facts=options.facts,
-        token=options.token,
-    )
-    owner = (usage, on_change, options.logger, options.on_session)
-    return PublishedModel(weights, entry, options.max_clients, *owner)
-
-
-class _Home:
-    """Where a server publishes: a weak reference, as published models in the catalog hold it."""
-
-    catalog: Callable[[], Catalog | None] = staticmethod(lambda: None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """Weights in a catalog, published anew whenever they are found to be changed.
-
-    A store is withdrawn then: its bytes are those of a file, or were verified.
-    """
-
-    weights: Weights
-    identity: Identity
-    options: ServerOptions
-    home: "_Home"
-
-    def publish(self) -> PublishedModel:
-        """Publish what is there now."""
-        store, usage = watched(self.weights)
-        on_change = withdraw_only if usage is None else self.renew
-        return publish(store, self.identity, self.options, usage, on_change)
-
-    def renew(self, old: PublishedModel, why: str) -> bool:
-        """Offer what is there now in the place of what was."""
-        fields = {"netloader.role": old.entry.role, "netloader.detail": why}
-        emit(self.options.logger, "netloader.server.withdrawn", fields)
-        catalog = self.home.catalog()
-        try:
-            new = self.publish()
-        except Exception as error:  # noqa: BLE001 - the module's own code runs here
-            old.withdraw(f"{why}, and the model cannot be served any more: {error}")
-            return False
-        if catalog is None:
-            return False
-        if catalog.replace(old, new):
-            new.seal_quietly()
-        return True
 
 
 class Listening(Protocol):
@@ -158,6 +43,15 @@ class Listening(Protocol):
         """End every session and free the port."""
 
 
+def _evict(
+    listener: Listening, known: Iterable[PublishedModel], why: str, timeout_s: float
+) -> bool:
+    """End the sessions of all of these; whether nothing reads any of them any more."""
+    end = monotonic() + timeout_s
+    left = [p for p in known if not listener.evict(p, why, max(0.0, end - monotonic()))]
+    return not left
+
+
 class Server:
     """A running server; a context manager. Thread-safe.
 
@@ -168,12 +62,16 @@ class Server:
     """
 
     def __init__(
-        self, listener: Listening, catalog: Catalog, options: ServerOptions, model: _Model
+        self,
+        listener: Listening,
+        catalog: Catalog,
+        options: ServerOptions,
+        models: Iterable[WatchedModel] = (),
     ) -> None:
         self._open: tuple[Listening, Catalog] | None = (listener, catalog)
         self._options = options
-        self._home = model.home
-        self._models = {model.identity.role: model}
+        self._home = Home(catalog)
+        self._models = {model.identity.role: model for model in models}
         self._lock = threading.Lock()
         """Held while a model is put into the catalog, or a fence begins or ends."""
         self.endpoint: Endpoint = listener.endpoint
@@ -202,11 +100,27 @@ class Server:
             self._models[described.identity.role] = described
         published.seal_quietly()
 
+    def offer(self, published: PublishedModel) -> None:
+        """Serve one more model, or another in the place of the one with the same `role`.
+
+        As `publish`, for an owner that watches its weights itself: `published` comes from
+        `netloader.io.publishing.publish`. The owner has its digests computed, and offers another
+        one when the weights have changed; the server does neither, also after a `fence`.
+
+        Raises:
+            LocalProtocolError: the server is closed, or a fence of the role is open.
+            ValueError: its token is not that of the others.
+        """
+        _, catalog = self._opened()
+        with self._lock:
+            catalog.put(published)
+            self._models.pop(published.entry.role, None)
+
     def withdraw(self, role: str | None, why: str) -> None:
         """Offer nothing in a role any more; clients are told `why`. Returns at once.
 
-        Transfers that run already go on to their end, so use `fence` before you change or free the
-        weights. `publish`, or the end of a `fence` of the role, offers weights in it again.
+        Transfers that run already go on to their end, so use `evict` or `fence` before you change
+        or free the weights. `publish`, or the end of a `fence`, offers weights in the role again.
 
         Raises:
             LocalProtocolError: the server is closed.
@@ -216,6 +130,22 @@ class Server:
         _, catalog = self._opened()
         check_reason(role, why)
         catalog.withdraw_role(role, why)
+
+    def evict(self, role: str | None, why: str, timeout_s: float = FENCE_S) -> bool:
+        """Offer nothing in a role any more, and end its sessions; clients are told `why`.
+
+        As `withdraw`, but it waits until nothing reads the weights: also those of models that were
+        replaced while sessions still read them.
+
+        Returns:
+            False when weights are still read after `timeout_s` seconds.
+
+        Raises:
+            LocalProtocolError, TypeError, ValueError: as `withdraw`.
+        """
+        listener, catalog = self._opened()
+        check_reason(role, why)
+        return _evict(listener, catalog.withdraw_role(role, why), why, timeout_s)
 
     @contextmanager
     def fence(self, role: str | None, why: str, timeout_s: float = FENCE_S) -> Iterator[None]:
@@ -243,16 +173,15 @@ class Server:
         with self._lock:
             known = catalog.fence(role)
         try:
-            end = monotonic() + timeout_s
-            left = [p for p in known if not listener.evict(p, why, max(0.0, end - monotonic()))]
-            if not left:
+            quiet = _evict(listener, known, why, timeout_s)
+            if quiet:
                 yield
         except BaseException:
             with self._lock:
                 catalog.unfence(role)
             raise
         self._end_fence(catalog, role)
-        if left:
+        if not quiet:
             raise TimeoutError(f"clients still read role {role!r} {timeout_s:g} s after: {why}")
 
     def _end_fence(self, catalog: Catalog, role: str | None) -> None:
@@ -260,7 +189,7 @@ class Server:
             if not catalog.unfence(role):
                 return
             model = self._models.get(role)
-            if model is None:  # closed meanwhile
+            if model is None:  # closed meanwhile, or what is served is its owner's to publish
                 return
             published = model.publish()
             catalog.put(published)
@@ -349,6 +278,20 @@ def serve(
     return prepared.served(listener)
 
 
+def serve_published(
+    published: PublishedModel, host: str, port: int, options: ServerOptions
+) -> Server:
+    """Serve a published model; returns at once. Others may join it, see `Server.offer`.
+
+    Raises:
+        OSError: the port is busy or the address is not this host's, or no descriptor is left.
+        RuntimeError: no thread is left.
+    """
+    catalog = Catalog((published,))
+    listener = Listener(bind(host, port), catalog, options.deadlines, options.logger)
+    return Server(listener, catalog, options)
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A model in a catalog of its own, which has no listener yet."""
@@ -356,12 +299,12 @@ class Prepared:
     options: ServerOptions
     catalog: Catalog
     _published: PublishedModel
-    _model: _Model
+    _model: WatchedModel
 
     def served(self, listener: Listening) -> Server:
         """Have digests computed, now that there may be clients."""
         self._published.seal_quietly()
-        return Server(listener, self.catalog, self.options, self._model)
+        return Server(listener, self.catalog, self.options, (self._model,))
 
 
 def prepare(
@@ -380,7 +323,7 @@ def prepare(
     check_whole("port", port, 0, 65535)
     check_type("options", options, ServerOptions | None, "give a netloader.ServerOptions")
     options = options or ServerOptions()
-    home = _Home()
+    home = Home()
     described = _model(model, identity, options, home)
     published = described.publish()
     catalog = Catalog((published,))
@@ -392,9 +335,9 @@ def _model(
     model: Weights,
     identity: Mapping[str, str] | Identity,
     options: ServerOptions,
-    home: _Home,
-) -> _Model:
+    home: Home,
+) -> WatchedModel:
     """What a caller wants to have served, checked."""
     weights, known = weights_of(model), identity_of(identity)
     check_transports(options.transports)
-    return _Model(weights, known, options, home)
+    return WatchedModel(weights, known, options, home)

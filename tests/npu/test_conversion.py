@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from netloader.fsm.identity import Identity
-from netloader.io.server import ServerOptions, publish
+from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store.module import ModuleStore, WeightsError
 from tests.npu.models import MIB, in_fractal_nz, packed
 from tests.npu.simulator import torch_npu

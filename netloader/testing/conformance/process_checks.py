@@ -18,7 +18,8 @@ import torch
 
 from netloader.config import Deadlines
 from netloader.io.client import ClientOptions, fill
-from netloader.io.server import Server, ServerOptions, serve
+from netloader.io.publishing import ServerOptions
+from netloader.io.server import Server, serve
 from netloader.io.transports import TRANSPORTS, Transport
 from netloader.testing.conformance.calls import SOON_S, Call, Observed, must
 from netloader.testing.conformance.ends import Subject, uncounted

@@ -12,7 +12,7 @@ from functools import partial
 from torch import nn
 
 from netloader.fsm.identity import Identity
-from netloader.io.server import ServerOptions
+from netloader.io.publishing import ServerOptions
 from netloader.io.store.module import ModuleStore, Named, WeightsError, named_tensors
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings

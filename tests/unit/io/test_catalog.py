@@ -16,7 +16,7 @@ from netloader.io import Endpoint, Outcome, ServerOptions, fill, serve
 from netloader.io.catalog import Catalog
 from netloader.io.listener import Listener, bind
 from netloader.io.published import PublishedModel
-from netloader.io.server import publish
+from netloader.io.publishing import publish
 from netloader.io.store.base import Store
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TRANSPORTS, SenderSetup

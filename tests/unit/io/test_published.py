@@ -12,7 +12,7 @@ from netloader.fsm.identity import Identity
 from netloader.io.background import in_background
 from netloader.io.catalog import Catalog
 from netloader.io.published import PublishedModel, WithdrawnError
-from netloader.io.server import ServerOptions, publish
+from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store import digests
 from netloader.io.store.digests import digest_of
 from netloader.io.store.module import ModuleStore

@@ -26,7 +26,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.io.client_worker import ClientWorker
 from netloader.io.published import PublishedModel
-from netloader.io.server import ServerOptions, publish
+from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TransferError

@@ -13,7 +13,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
 from netloader.io.client_worker import ClientWorker
-from netloader.io.server import ServerOptions, publish
+from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TRANSPORTS, Capabilities

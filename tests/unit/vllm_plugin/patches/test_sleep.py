@@ -15,6 +15,7 @@ from tests.unit.io.helpers import contents, eventually, module_of, random
 from tests.unit.vllm_plugin.helpers import (
     Model,
     events,
+    known,
     line_of,
     newest_server,
     receive,
@@ -94,7 +95,7 @@ def test_nobody_looks_at_a_device_while_its_cache_wakes(
         patched.setattr(PublishedModel, "seal_quietly", lambda self: None)
         worker.act = lambda: reload(model, Model(2))
         worker.reload_weights()
-    worker.act = lambda: reading.extend(bool(p._readers) for p in newest_server()._catalog._known)  # type: ignore[union-attr]
+    worker.act = lambda: reading.extend(bool(p._readers) for p in known())
     worker.wake_up(["kv_cache"])
     assert reading
     assert not any(reading)
@@ -231,13 +232,12 @@ def test_nobody_looks_at_the_bytes_any_more_when_they_are_taken_away() -> None:
     reading: list[bool] = []
 
     def act() -> None:
-        reading.extend(p._readers > 0 for p in known)
+        reading.extend(p._readers > 0 for p in before)
 
     worker.sleep()
     worker.wake_up()
-    with newest_server()._lock:  # the look that began with the wake may be about to end
-        known = tuple(newest_server()._catalog._known)  # type: ignore[union-attr]
-        known += tuple(newest_server()._returning.values())
+    with newest_server()._rank.lock:  # the look that began with the wake may be about to end
+        before = known()
     worker.act = act
     worker.sleep()
     assert len(reading) >= 1

@@ -22,7 +22,7 @@ from tests.unit.vllm_plugin.helpers import (
     events,
     identity,
     line_of,
-    newest_server,
+    live,
     receive,
     refusal,
     reload,
@@ -52,7 +52,7 @@ def served(model: nn.Module) -> None:
         serve(model)
     else:
         serve(model, then=lambda: None)
-    assert eventually(lambda: TARGET in newest_server()._proven, PATIENCE_S)
+    assert eventually(lambda: live().proven, PATIENCE_S)
 
 
 def withdrawn(lines: Lines) -> bool:

@@ -10,7 +10,7 @@ from netloader.vllm_plugin.identity.identity import TARGET
 from netloader.vllm_plugin.serve.warm_up import WarmUp
 from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import contents, eventually, module_of, random
-from tests.unit.vllm_plugin.helpers import identity, newest_server, serve, where
+from tests.unit.vllm_plugin.helpers import endpoint_of, identity, newest_server, serve, where
 from tests.unit.vllm_plugin.patches.test_worker_methods import PATIENCE_S, worker_of
 
 pytestmark = pytest.mark.usefixtures("worker_process")
@@ -31,7 +31,7 @@ def test_two_models_of_a_role_that_wait_for_their_engine_are_both_fenced(
     for model in models:
         serve(model, then=lambda: None)
     worker.compile_or_warm_up_model()
-    first, second = (server._port.listener.endpoint for server in this_worker().servers)  # type: ignore[union-attr]
+    first, second = map(endpoint_of, this_worker().servers)
     told: list[str] = []
 
     def act() -> None:

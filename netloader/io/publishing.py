@@ -1,0 +1,132 @@
+"""How weights are published. Law: wrong values are found when options are made, not by a client."""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from netloader.config import Deadlines, Secret, check_type, check_whole, texts
+from netloader.errors import WeightsError
+from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import MIN_SEGMENT_BYTES
+from netloader.fsm.terms import CatalogEntry
+from netloader.io.arguments import Weights, texts_by_name
+from netloader.io.catalog import Catalog
+from netloader.io.published import PublishedModel, Usage, withdraw_only
+from netloader.io.snapshot import OnSession
+from netloader.io.store.base import Store
+from netloader.io.store.digests import ALGORITHMS
+from netloader.io.transports import suited
+from netloader.io.watch import watched
+from netloader.log import Logger, emit, get_logger
+from netloader.wire.frames import sendable
+
+MIB = 1 << 20
+MOST_SEGMENT_BYTES = 1 << 40
+"""More than any device holds: a whole model in one segment."""
+MOST_CLIENTS = (1 << 31) - 1
+"""No limit in practice."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How to serve. `transports` and `layouts` name what clients may choose from."""
+
+    transports: tuple[str, ...] = ()
+    """None: all that move memory of the device where the weights are."""
+    layouts: tuple[str, ...] = ("raw",)
+    segment_bytes: int = 64 * MIB
+    max_clients: int = 2
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What a client may ask before it builds its model."""
+    token: Secret | None = None
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    logger: Logger = field(default_factory=lambda: get_logger("server"))
+    on_session: OnSession | None = None
+    """Called with the record of each session that has chosen a model and is over, on a thread of
+    its own and without a lock. What it raises is logged, and affects no session."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transports", texts("transports", self.transports))
+        object.__setattr__(self, "layouts", texts("layouts", self.layouts))
+        check_whole("segment_bytes", self.segment_bytes, MIN_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
+        check_whole("max_clients", self.max_clients, 1, MOST_CLIENTS)
+        texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
+        check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
+        check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
+        remedy = "give a function of one record"
+        check_type("on_session", self.on_session, Callable | None, remedy)
+        check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
+
+
+def publish(
+    weights: Store,
+    identity: Identity,
+    options: ServerOptions,
+    usage: Usage | None = None,
+    on_change: Callable[[PublishedModel, str], bool] = withdraw_only,
+) -> PublishedModel:
+    """Describe weights for clients; digests are not sealed yet.
+
+    `usage` and `on_change` are as in `PublishedModel`.
+
+    Raises:
+        WeightsError: there are no bytes to serve.
+    """
+    if not weights.manifest.nbytes:
+        raise WeightsError("the model has no bytes to serve")
+    entry = CatalogEntry(
+        identity=sendable(identity),
+        manifest=weights.manifest,
+        segment_bytes=options.segment_bytes,
+        layouts=options.layouts,
+        transports=options.transports or suited(weights.device.type, options.logger),
+        digest_algorithms=tuple(ALGORITHMS)[:1],
+        facts=options.facts,
+        token=options.token,
+    )
+    owner = (usage, on_change, options.logger, options.on_session)
+    return PublishedModel(weights, entry, options.max_clients, *owner)
+
+
+class Home:
+    """Where a server publishes: a weak reference, as published models in the catalog hold it."""
+
+    def __init__(self, catalog: Catalog | None = None) -> None:
+        self.catalog: Callable[[], Catalog | None] = lambda: None
+        if catalog is not None:
+            self.catalog = weakref.ref(catalog)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedModel:
+    """Weights in a catalog, published anew whenever they are found to be changed.
+
+    A store is withdrawn then: its bytes are those of a file, or were verified.
+    """
+
+    weights: Weights
+    identity: Identity
+    options: ServerOptions
+    home: "Home"
+
+    def publish(self) -> PublishedModel:
+        """Publish what is there now."""
+        store, usage = watched(self.weights)
+        on_change = withdraw_only if usage is None else self.renew
+        return publish(store, self.identity, self.options, usage, on_change)
+
+    def renew(self, old: PublishedModel, why: str) -> bool:
+        """Offer what is there now in the place of what was."""
+        fields = {"netloader.role": old.entry.role, "netloader.detail": why}
+        emit(self.options.logger, "netloader.server.withdrawn", fields)
+        catalog = self.home.catalog()
+        try:
+            new = self.publish()
+        except Exception as error:  # noqa: BLE001 - the module's own code runs here
+            old.withdraw(f"{why}, and the model cannot be served any more: {error}")
+            return False
+        if catalog is None:
+            return False
+        if catalog.replace(old, new):
+            new.seal_quietly()
+        return True
