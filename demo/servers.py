@@ -1,4 +1,4 @@
-"""Start `vllm serve`, wait until it is healthy, stop it for certain. Law: no child outlives us.
+"""Start `vllm serve`, wait until it is healthy, stop it for certain. No child outlives us.
 
 Each server is the leader of a process group of its own, which holds its engine and its workers
 too. So Ctrl-C reaches only the demo, and the demo stops the groups one by one, the gentle way

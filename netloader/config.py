@@ -1,4 +1,4 @@
-"""Options of every room, and how untyped ones are read. Law: no environment, file or clock."""
+"""Options, and how untyped ones are checked. Reads no environment, file or clock."""
 
 import difflib
 import ipaddress

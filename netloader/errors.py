@@ -1,4 +1,4 @@
-"""What netloader raises at its callers. Law: a peer's fault is an event, never an exception."""
+"""Exceptions that callers of netloader see. A peer's fault is an event, never an exception."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What is installed under the import name `netloader`. Law: reads metadata, imports nothing else.
+"""What is installed under the import name `netloader`. Reads metadata, imports nothing else.
 
 Another project on the package index is called `netloader` and has the same import name. pip puts
 both into one folder: the one installed later overwrites files of the same name, and uninstalling

@@ -1,4 +1,4 @@
-"""Log lines: one catalogue of events, one way to write them. Law: the only import of structlog.
+"""Log lines: the catalogue of events. The only module that imports `structlog`.
 
 A library logs and never configures: loggers are wrapped one by one, structlog's global
 configuration stays the host's. Inside vLLM the base name is "vllm.netloader", because vLLM shows

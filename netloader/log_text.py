@@ -1,6 +1,6 @@
 """What an operator reads: one sentence for an event, made of the fields of its record.
 
-Law: pure. A sentence says nothing that is not in the fields, apart from advice that follows from
+A sentence says nothing that is not in the fields, apart from advice that follows from
 the reason. An event without a sentence is for developers: its text is `event key=value ...`, and
 it is shown at level debug only. The fields have been through `redact` before they come here.
 """

@@ -1,4 +1,4 @@
-"""Fill a model on an asyncio event loop. Law: when `fill` has ended, nothing of it runs."""
+"""Fill a model on an asyncio event loop. When `fill` has ended, nothing of it runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence

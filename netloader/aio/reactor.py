@@ -1,4 +1,4 @@
-"""An asyncio event loop as the loop of links. Law: nothing here knows what the bytes mean.
+"""An asyncio event loop as the loop of links. Nothing here knows what the bytes mean.
 
 Needs a loop with `add_reader`, as all loops on Linux have.
 """

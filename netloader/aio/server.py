@@ -1,4 +1,4 @@
-"""Serve a model's weights on an asyncio event loop. Law: all of it is gone after `close`."""
+"""Serve a model's weights on an asyncio event loop. All of it is gone after `close`."""
 
 import asyncio
 import os

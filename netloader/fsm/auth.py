@@ -1,4 +1,4 @@
-"""Mutual authentication by a shared token: HMAC-SHA256 (RFC 2104) over the messages. Law: pure.
+"""Mutual authentication by a shared token: HMAC-SHA256 (RFC 2104) over the messages.
 
 Four messages carry a `mac`: the server's challenge, offer and description, and the client's proof.
 Each `mac` covers the whole client hello, the server's nonce and every other field of its message.

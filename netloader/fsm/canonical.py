@@ -1,4 +1,4 @@
-"""Data as bytes, in one way only: what digests and proofs are made over. Law: no two data alike.
+"""The canonical encoding that digests and proofs are computed over: one encoding per value.
 
 The encoding is that of BEP 3 (bencode): a text is its length in UTF-8 bytes, a colon and those
 bytes; an integer is `i`, decimal digits, `e`; a list is `l`, its items, `e`; a mapping is `d`, its

@@ -1,4 +1,4 @@
-"""What a client's session knows. Law: only the actions of `client` change it."""
+"""The state of a client's session. Only the actions of `client` change it."""
 
 from typing import ClassVar
 

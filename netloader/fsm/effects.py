@@ -1,4 +1,4 @@
-"""What a machine may ask of its driver, as orders. Law: a closed union of frozen data."""
+"""What a session asks of its driver: a closed union of frozen dataclasses."""
 
 from dataclasses import dataclass
 from typing import TypeAlias

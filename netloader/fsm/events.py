@@ -1,4 +1,4 @@
-"""What can happen to a session, as past-tense facts. Law: a closed union of frozen data.
+"""What can happen to a session: a closed union of frozen dataclasses.
 
 Peer events are messages received, or `Violated` when the peer's bytes made no message; every
 state has an answer to each of them. Local events are reported by the driver; one that has no row

@@ -1,4 +1,4 @@
-"""One store filled from many sources. Law: it decides who is asked for what; drivers perform it.
+"""One store filled from many sources: decides which source is asked for which segments.
 
 The driver reports what happens (`step`) and what time it is (`handle_timeout`), and performs the
 effects of each answer in order. What may happen to one source is a table, see `source`. This is
@@ -129,7 +129,7 @@ class Fetch:
     def kept_by(self, source: Source) -> bool:
         """Whether another source may write bytes of the present root, or is ready to."""
         others = (other for other in self._in(*SESSIONS) if other is not source)
-        return any(o.lease.left or o.state in (Stage.READY, Stage.RECEIVING) for o in others)
+        return any(o.assignment.left or o.state in (Stage.READY, Stage.RECEIVING) for o in others)
 
     def starved_at(self) -> float:
         """When a source with nothing to give is dropped: it must be all that the fetch has."""
@@ -138,10 +138,10 @@ class Fetch:
 
     def overdue_at(self, source: Source) -> float:
         """When what a source was asked for is taken back; infinite while no other one waits."""
-        lease = source.lease
-        waiting = [o for o in self._in(Stage.READY) if o.available & lease.left]
+        assignment = source.assignment
+        waiting = [o for o in self._in(Stage.READY) if o.available & assignment.left]
         pace_s = min((other.pace_s for other in waiting), default=math.inf)
-        return lease.since + SLOW * pace_s * max(lease.verified, 1) + GRACE_S
+        return assignment.since + SLOW * pace_s * max(assignment.verified, 1) + GRACE_S
 
     # -- the plan --------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class Fetch:
 
     def _unasked(self) -> frozenset[int]:
         """Segments that are not verified, and that no source was asked for."""
-        asked = (source.lease.left for source in self._in(*SESSIONS))
+        asked = (source.assignment.left for source in self._in(*SESSIONS))
         return self.missing().difference(*asked)
 
     def _choose(self) -> None:

@@ -1,4 +1,4 @@
-"""What can happen in a fetch, and what it asks of its driver. Law: closed unions of frozen data.
+"""Events and effects of a fetch: closed unions of frozen dataclasses.
 
 A fetch fills one store from several sources (see `fetch`). The driver reports to it what sources
 and sessions do; sources are numbers here, given by the driver.

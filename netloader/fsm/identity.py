@@ -1,4 +1,4 @@
-"""What must be equal for weights to be interchangeable. Law: plain words, field by field."""
+"""What must be equal for weights to be interchangeable, field by field."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

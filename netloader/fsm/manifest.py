@@ -1,4 +1,4 @@
-"""The ordered list of tensors, and how it is cut into segments. Law: plain data, no tensor here.
+"""The ordered list of tensors, and how it is cut into segments. Plain data, without tensors.
 
 Both sides build their own manifest from their own model; a transfer needs the two to be equal.
 The plan follows from the manifest and one number, so it is never sent.

@@ -1,4 +1,4 @@
-"""What the two sides say to each other. Law: plain data; bytes are wire/frames's matter.
+"""The messages of the protocol, as plain data. `wire.frames` encodes them.
 
 A message received is an event of the machine that receives it, so these classes appear in the
 tables. docs/protocol/conversation.md describes the conversation.

@@ -1,4 +1,4 @@
-"""The life of a published model. Law: the table decides what is offered, and when memory is free.
+"""The life of a published model: what is offered, and when its memory may be freed.
 
 A model is offered while the digests of its segments are known and no change of it is known. A
 change that is announced is a fence: sessions are evicted, and when the last reader has left, the

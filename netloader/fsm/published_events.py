@@ -1,4 +1,4 @@
-"""What a published model is in, knows, hears and wants done. Law: closed unions of frozen data."""
+"""States, events and effects of a published model: closed unions of frozen dataclasses."""
 
 from dataclasses import dataclass
 from enum import Enum

@@ -1,4 +1,4 @@
-"""What a published model knows, and what its table does with it. Law: data lives in its state.
+"""The data of a published model. Each state owns the data that only it needs.
 
 A `PublishedLife` has one owner, which feeds it one event at a time and performs the effects. Time
 is an argument: seconds of any monotonic clock.

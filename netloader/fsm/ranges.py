@@ -1,4 +1,4 @@
-"""Numbers of segments as ranges, as they travel. Law: one set of segments has one form.
+"""Sets of segment numbers as ranges, their form on the wire. A set has one form.
 
 A range is the first segment and the one after the last. Ranges ascend and do not touch, so there
 are at most half as many as there are segments.

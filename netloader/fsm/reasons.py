@@ -1,4 +1,4 @@
-"""Every way a session can end. Law: one word, the same on the wire, in logs, in docs, in tests."""
+"""Every way a session can end. Each has one word, on the wire, in logs and in docs."""
 
 from enum import Enum
 

@@ -1,4 +1,4 @@
-"""The requests of one session. Law: one at a time, numbered from 1, and no segment twice.
+"""The requests of one session: one at a time, numbered from 1, no segment twice.
 
 So a session makes at most one request more than there are segments, and ends in bounded time.
 """

@@ -1,4 +1,4 @@
-"""The server's side of a session. Law: the table is the program; guards look, actions answer."""
+"""The server's side of a session, as a table. Guards only read; actions return effects."""
 
 from collections.abc import Iterable, Mapping
 

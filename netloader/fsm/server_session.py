@@ -1,4 +1,4 @@
-"""What a server's session knows. Law: only the actions of `server` change it."""
+"""The state of a server's session. Only the actions of `server` change it."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""One conversation. Law: all that happens enters by `step`, all there is to do leaves in a Step.
+"""The state machine of one session. Events enter by `step`; effects leave in its Step.
 
 A session has one owner, is fed one event at a time, and its effects are performed before the
 next event. Time is an argument: seconds of any monotonic clock.

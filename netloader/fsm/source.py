@@ -1,4 +1,4 @@
-"""One source of a fetch, as the fetch sees it. Law: the table is the program.
+"""One source of a fetch, as the fetch sees it: a table of its own.
 
 Two kinds of events: what the driver reports, and what the fetch decides. Transports write received
 bytes in place, so the segments that a source was asked for stay its own until the driver reports
@@ -93,7 +93,7 @@ class Holding(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class Assignment:
     """Segments that only one source may write, since when, and how many of them were verified."""
 
     left: frozenset[int] = frozenset()
@@ -107,11 +107,11 @@ class Source:
     __slots__ = (
         "_effects",
         "_row",
+        "assignment",
         "available",
         "delivered",
         "holding",
         "key",
-        "lease",
         "pace_s",
         "state",
         "stepped_down",
@@ -137,7 +137,7 @@ class Source:
     def _clear(self) -> None:
         """Forget what only a session has."""
         self.available: frozenset[int] = frozenset()
-        self.lease = Lease()
+        self.assignment = Assignment()
         self.delivered = 0
 
     def step(self, event: Reported | Decided) -> tuple[Row[Any], tuple[FetchEffect, ...]]:
@@ -241,15 +241,17 @@ def _learn(source: Source, event: Available) -> Iterable[FetchEffect]:
 
 
 def _ask(source: Source, event: Assigned) -> Iterable[FetchEffect]:
-    source.lease = Lease(frozenset(event.segments), source.holding.now)
+    source.assignment = Assignment(frozenset(event.segments), source.holding.now)
     yield Request(source.key, event.segments)
 
 
 def _count(source: Source, event: SegmentVerified) -> Iterable[FetchEffect]:
-    lease = source.lease
-    if event.segment not in lease.left:
+    assignment = source.assignment
+    if event.segment not in assignment.left:
         raise LocalProtocolError(f"segment {event.segment} was not asked of source {source.key}")
-    source.lease = Lease(lease.left - {event.segment}, lease.since, lease.verified + 1)
+    source.assignment = Assignment(
+        assignment.left - {event.segment}, assignment.since, assignment.verified + 1
+    )
     source.delivered += 1
     source.holding.verified.add(event.segment)
     return ()
@@ -258,12 +260,12 @@ def _count(source: Source, event: SegmentVerified) -> Iterable[FetchEffect]:
 def _free(source: Source, event: Completed) -> Iterable[FetchEffect]:
     """Ready for the next request; how long this one took is what the next may be expected to."""
     del event
-    lease, holding = source.lease, source.holding
-    if lease.left:
+    assignment, holding = source.assignment, source.holding
+    if assignment.left:
         raise LocalProtocolError(f"source {source.key} did not send all that it was asked for")
-    if lease.verified:
-        source.pace_s = (holding.now - lease.since) / lease.verified
-    source.lease = Lease()
+    if assignment.verified:
+        source.pace_s = (holding.now - assignment.since) / assignment.verified
+    source.assignment = Assignment()
     holding.filled = not holding.missing()
     return ()
 
@@ -308,7 +310,7 @@ def _conclude(source: Source, event: Dismissed) -> Iterable[FetchEffect]:
 
 
 def _release(source: Source, event: SourceEnded) -> Iterable[FetchEffect]:
-    """What is still missing of its lease may be asked of another source."""
+    """What is still missing of its assignment may be asked of another source."""
     del event
     source._clear()  # noqa: SLF001 - the table's own
     return ()

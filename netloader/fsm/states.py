@@ -1,4 +1,4 @@
-"""The six states both roles share. Law: a state is a name; what it means stands in the tables."""
+"""The six states that both sides share. What happens in each stands in the tables."""
 
 from enum import Enum
 

@@ -1,4 +1,4 @@
-"""Rows, and the machine made of them. Law: the only import of transitions; `Session.step` fires.
+"""Rows, and the machine made of them. The only module that imports `transitions`.
 
 One `transitions.Machine` per table is built at import and never learns of a session: a session is
 any object with a `state`, handed to `events[name].trigger(session, event)`. Actions run as

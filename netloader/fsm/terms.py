@@ -1,4 +1,4 @@
-"""What a client wants and what a server has, before they meet. Law: data in order of preference."""
+"""What a client wants and what a server has. Lists are in order of preference."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Arguments of `serve` and `fill`, checked where they come in. Law: an error says what to give."""
+"""Checks of the arguments of `serve` and `fill`. Each error says what to give instead."""
 
 import difflib
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""One session of a fetch, as the fetch hears of it. Law: one thread at a time tells the fetch.
+"""One session of a fetch: tells the fetch what happens, and the session what is wanted.
 
 While a session runs, its worker thread reports and asks what is wanted next (`choose`); when it has
 ended, the driver of the fetch goes on (`ended`).

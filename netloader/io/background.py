@@ -1,4 +1,4 @@
-"""Work beside the engine. Law: it runs at low priority, and none of it fails silently.
+"""Work beside the engine. It runs at low priority, and none of it fails silently.
 
 An exception in a background thread is logged and passed to the caller's `failed` callback. So is
 the failure to start a thread. Lowering the priority is best effort: where the system forbids it,

@@ -1,4 +1,4 @@
-"""All that one server publishes. Law: a role has one published model on offer, and nothing is lost.
+"""The published models of one server. Each role has at most one on offer.
 
 What was replaced is remembered as long as sessions hold it: a fence must end those too.
 """

@@ -1,6 +1,6 @@
 """How a segment is cut for moving: small neighbours together, big extents in slices.
 
-Law: a function of the segment alone, so both sides cut the same chunks and need not talk of them.
+The cut depends on the segment alone, so both sides make the same chunks without a message.
 """
 
 import hashlib

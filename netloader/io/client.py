@@ -1,4 +1,4 @@
-"""Try sources in order until the weights are whole. Law: one session at a time, one ledger for all.
+"""Fill a model from its sources. All sessions share one ledger.
 
 After a failure in the middle the next source is asked only for what is not verified yet. Sources
 that answered busy are asked again until `Deadlines.queue_s` is over. A source with which another

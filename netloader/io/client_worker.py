@@ -1,4 +1,4 @@
-"""The long work of a client's session. Law: it writes into the store until `end` has returned."""
+"""The long work of a client's session. It writes into the store until `end` has returned."""
 
 import threading
 from collections.abc import Callable

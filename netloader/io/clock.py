@@ -1,4 +1,4 @@
-"""The one import of time. Law: seconds that only grow; never wall-clock."""
+"""The clock: monotonic seconds, never wall-clock time. The only module that imports `time`."""
 
 import time
 

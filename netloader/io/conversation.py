@@ -1,4 +1,4 @@
-"""One session of a client, from connect to verdict. Law: when it returns, nothing of it runs."""
+"""One session of a client, from connect to verdict. When it returns, nothing of it runs."""
 
 import contextlib
 import secrets

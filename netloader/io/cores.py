@@ -1,4 +1,4 @@
-"""How many threads can work at once. Law: count what this thread may use, not what the host has."""
+"""How many threads can work at once: the cores this process may use, not those of the host."""
 
 import os
 

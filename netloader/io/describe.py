@@ -1,4 +1,4 @@
-"""Ask sources what they serve, before a model is built. Law: it costs a server nothing."""
+"""Ask sources what they serve, before a model is built. Takes no place at a server."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Accelerators beside their engine. Law: nothing here queues up behind the engine's work.
+"""Accelerators beside their engine. Nothing here queues up behind the engine's work.
 
 Each device has one side stream in this process, for all that netloader does on it. Every thread
 names its device itself: a new one is on device 0 whatever the main thread uses (CUDA and CANN keep

@@ -1,4 +1,4 @@
-"""Connections to one source, which may have many addresses. Law: one deadline for all of them.
+"""Connections to one source, which may have many addresses. One deadline for all of them.
 
 RFC 8305 ("happy eyeballs"): the addresses of a name are tried in turn, IPv6 and IPv4 alternating,
 the next one when the last has failed or has not answered for a quarter of a second; the first that

@@ -1,4 +1,4 @@
-"""How often weights are compared again because a client says so. Law: a liar costs little."""
+"""How often weights are hashed again because a client reported other bytes: seldom."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Bytes between sockets and connections. Law: a link has one owner thread, others use `post`.
+"""Moves bytes between sockets and connections. A link has one owner thread; others `post`.
 
 One `Loop` runs any number of control connections on one thread; another event loop can carry links
 by being a `Reactor`. A link moves bytes and carries out tasks; what the bytes mean is decided in

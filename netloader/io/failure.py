@@ -1,4 +1,4 @@
-"""The one error of everything that moves bytes. Law: it carries what goes into the verdict."""
+"""The error of everything that moves bytes. It carries the reason of the verdict."""
 
 from netloader.errors import NetloaderError
 from netloader.fsm.reasons import Reason

@@ -1,4 +1,4 @@
-"""Resources that a forked child must not keep. Law: everything here belongs to one process.
+"""Resources that a forked child must not keep. Everything here belongs to one process.
 
 A child that is forked without exec inherits every descriptor and every finalizer of its parent. If
 it kept a listening socket, the port would stay in use after the parent closed it, and clients would

@@ -1,4 +1,4 @@
-"""How an NPU stores a tensor. Law: only bytes that mean the same on both sides travel.
+"""How an NPU stores a tensor. Only bytes that mean the same on both sides are sent.
 
 An NPU may keep a matrix in a private storage format, for its matrix units: the elements are
 permuted and padded, and shape and stride do not tell. Its bytes are no use to anybody but the

@@ -1,4 +1,4 @@
-"""Servers' sockets, and the thread that serves one. Law: everything is gone after `close`."""
+"""Servers' sockets, and the thread that serves one. Everything is gone after `close`."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Memory of the host as bytes. Law: no copy, and the tensor lives as long as the view.
+"""Host memory as bytes, without a copy. A tensor lives as long as its views.
 
 Numbers only: a torch operation gives up the interpreter lock, and beside a busy thread it takes up
 to 5 ms to have it back, for each of ten thousand tensors.

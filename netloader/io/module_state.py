@@ -1,4 +1,4 @@
-"""All that a module holds: tensors that travel, values beside them. Law: sent, or refused by name.
+"""All that a module holds: tensors, and values beside them. What cannot be sent is an error.
 
 What `state_dict()` has beside parameters and buffers (extra state, packed parameters, what hooks
 add) becomes values: plain data as JSON, small tensors in it as their bytes, and views of tensors

@@ -1,4 +1,4 @@
-"""Steps to log lines. Law: the machine does not log, the driver does not phrase; this file does."""
+"""Log lines of a session's steps. Neither the machines nor the drivers log them."""
 
 from collections import defaultdict
 from collections.abc import Mapping

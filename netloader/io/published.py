@@ -1,4 +1,4 @@
-"""What one server publishes: weights, digests, places. Law: it offers only what it can prove.
+"""What one server publishes: weights, their digests, and places for clients.
 
 Digests are computed once. An audit may compute them again later: when they differ, the weights
 were changed under the server and the published model is withdrawn. Once withdrawn, nobody begins to

@@ -1,4 +1,4 @@
-"""What comes to one listening socket. Law: a client can affect its own link only.
+"""What comes to one listening socket. A client can affect its own link only.
 
 A connection gets a session when its first frame shows that it is a control connection. A client
 asks for a role, and gets the published model of that role that was in the catalog at that moment.

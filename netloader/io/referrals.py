@@ -1,4 +1,4 @@
-"""Other servers of the same weights, as their clients announced them. Law: few, newest first."""
+"""Other servers of the same weights, as clients announced them: a few, the newest first."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Accepting when descriptors run out. Law: whoever waits is answered, and the log says why.
+"""Accepting when descriptors run out: waiting clients are answered, and the log says why.
 
 One descriptor is kept in reserve. When the process or the host has no more, it is given up for a
 moment: the next connection can then be accepted, told to come again, and closed.

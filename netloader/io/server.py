@@ -1,4 +1,4 @@
-"""Serve a model's weights. Law: everything started here is gone after `close`."""
+"""Serve a model's weights. Everything started here is gone after `close`."""
 
 import threading
 import weakref

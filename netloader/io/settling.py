@@ -1,4 +1,4 @@
-"""The end of a fill: values go into the store. Law: they count when the store shows them again.
+"""The end of a fill: values go into the store, and are read back from it.
 
 This comes after every byte was verified, and before the client says so.
 """

@@ -1,4 +1,4 @@
-"""Which tensors share bytes. Law: two that overlap are never taken for separate.
+"""Which tensors share bytes. Two that overlap are always found.
 
 Views of one buffer that do not overlap are separate tensors: a model may keep all its parameters in
 one buffer, or each in its own. Only the bytes decide, so the storage object is not looked at.

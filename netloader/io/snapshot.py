@@ -1,4 +1,4 @@
-"""What a server tells about itself at one moment. Law: plain data, which refers to no weights."""
+"""What a server does at one moment, as plain data that keeps no weights alive."""
 
 import threading
 from collections.abc import Callable, Mapping

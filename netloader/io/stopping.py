@@ -1,4 +1,4 @@
-"""An end that the caller of `fill` sets. Law: the session's machine ends the session, not this.
+"""An end that the caller of `fill` sets, as an event of the session.
 
 A caller may cancel, or limit the time of the whole call. Both become a `StopRequested`.
 """

@@ -1,4 +1,4 @@
-"""Tensors as the wire names them. Law: one that cannot travel is refused by name, with help."""
+"""Tensors as the wire names them. One that cannot be sent is refused by name."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Plain data as JSON and back. Law: what comes back has the types that went in, and no code runs.
+"""Plain data as JSON and back. What comes back has the types that went in, and no code runs.
 
 Numbers, strings, True, False and None are themselves. Everything else is a list that begins with
 its kind: `["tuple", [...]]`. Tensors are left to the caller, who gives each a JSON form of its own.

@@ -1,4 +1,4 @@
-"""Waiting for something that can only be asked. Law: a deadline, and a way to stop at once."""
+"""Polling with a deadline, and with a way to stop at once."""
 
 import threading
 from collections.abc import Callable

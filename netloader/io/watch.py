@@ -1,4 +1,4 @@
-"""Whether what is served is still what was published. Law: look again where it came from.
+"""Whether what is served is still what was published.
 
 Version counters tell of changes in place, addresses of rebinding. A change through `.data` moves no
 counter; the digests of what is sent tell of that one.

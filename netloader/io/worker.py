@@ -1,4 +1,4 @@
-"""The long work of one session, on a thread of its own. Law: an order in, one event out.
+"""The long work of one session, on a thread of its own: each order gives one event.
 
 The thread starts with the first order and carries out all of them, one after the other. When the
 session is over, it ends what they made: a transport's library may want to be left on the thread on

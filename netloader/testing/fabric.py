@@ -1,4 +1,4 @@
-"""The transport between two ends, and who works on it. Law: a collective; nobody ends it alone.
+"""The simulated transport between two ends. As in a collective, neither can end it alone.
 
 A segment's contents are a token, its digest is SHA-256 of the token. When one side aborts, the
 other side is not told: its order hangs until its own machine aborts it, as a collective does.

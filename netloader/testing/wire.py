@@ -1,4 +1,4 @@
-"""Byte pipes and a socket on them. Law: ordered, never doubled, as TCP; the rest may go wrong."""
+"""Byte pipes and a socket on them: ordered and without duplicates, as TCP; the rest may fail."""
 
 import errno
 import socket

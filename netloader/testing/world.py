@@ -1,4 +1,4 @@
-"""Two drivers in a simulated world. Law: nothing happens unless a test lets it."""
+"""Two drivers in a simulated world. Nothing happens unless a test lets it."""
 
 import selectors
 import socket

@@ -1,4 +1,4 @@
-"""What a new connection to a server is. Law: before its first frame there is no session.
+"""What a new connection to a server is. There is no session before its first frame.
 
 A connection opens with one frame. A `Lane` makes it a data connection of some session, any other
 message (or bytes that are none) a control connection. Only a control connection gets a session.

@@ -1,4 +1,4 @@
-"""One control conversation as bytes in, bytes out. Law: no socket, thread or clock; time is given.
+"""One control connection, bytes in and bytes out: no socket, thread or clock.
 
 A driver moves bytes between its socket and a `Connection`, and carries out the tasks that come out
 of it. docs/embed/driver.md has a whole driver.

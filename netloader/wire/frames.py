@@ -1,4 +1,4 @@
-"""Messages to frames and back. Law: bounded, incremental, and no byte of a peer ever raises.
+"""Messages to frames and back: bounded and incremental; no byte of a peer raises.
 
 A frame is 4 bytes magic, 1 byte frame version, 4 bytes length (big-endian), then a JSON document
 `{"kind": ..., "body": ...}` that is validated against the message's dataclass. Unknown fields are

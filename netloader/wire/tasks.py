@@ -1,4 +1,4 @@
-"""What a connection asks of its driver. Law: one place says which method carries out which task."""
+"""What a connection asks of its driver, and which method carries out which task."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, assert_never

@@ -1,4 +1,4 @@
-"""Arithmetic for the simulated NPU. Law: it has no kernels of its own; torch computes on the host.
+"""Arithmetic for the simulated NPU. It has no kernels of its own; torch computes on the host.
 
 A `HostArithmetic` sees every operator of the thread that entered it. What creates, copies or views
 memory goes to torch_npu unchanged. Everything else is computed by torch on host copies of its

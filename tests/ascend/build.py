@@ -1,4 +1,4 @@
-"""Libraries that vllm-ascend needs beyond the simulated CANN. Law: compiled once, by content.
+"""Libraries that vllm-ascend needs beyond the simulated CANN. Compiled once, by content.
 
 `libatb.so` (NNAL) is linked to one of torch_npu's libraries. Here it is empty: each of the symbols
 that are looked up in it says its name and aborts.

@@ -1,4 +1,4 @@
-"""What the scenarios share. Law: without ASCEND_RELEASES, which `make test-ascend` sets, none run.
+"""What the scenarios share. Without ASCEND_RELEASES, which `make test-ascend` sets, none run.
 
 Every scenario runs with every release. The environment names the releases, which are folders below
 .cache/ascend, and where packages are that the environment itself does not have.

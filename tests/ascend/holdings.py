@@ -1,4 +1,4 @@
-"""What a model of vllm-ascend holds, found without netloader. Law: every tensor, or it is no proof.
+"""Every tensor that a model of vllm-ascend holds, found without netloader.
 
 netloader has a walk of its own, `inventory.take`, which is under test here.
 """

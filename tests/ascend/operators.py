@@ -1,4 +1,4 @@
-"""What torch_npu's own operators compute, in plain torch. Law: what an eager dense model needs.
+"""What torch_npu's own operators compute, in plain torch: those of eager dense models.
 
 `arithmetic.HostArithmetic` calls these on host copies. They follow torch_npu's documentation of the
 operators; results are rounded as float32 arithmetic rounds them, not as a device would.

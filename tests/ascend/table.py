@@ -1,4 +1,4 @@
-"""What ran, as tables. Law: a row for a scenario, a column for a release, a table for a torch."""
+"""What ran, as tables: a row for a scenario, a column for a release, a table for a torch."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""The conversation with an actor. Law: one command, one answer, and errors are answers."""
+"""The conversation with an actor: each command has one answer, which may be an error."""
 
 import contextlib
 import os

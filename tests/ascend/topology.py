@@ -1,4 +1,4 @@
-"""Who plays in a scenario: workers of vllm-ascend. Law: all are gone after the test."""
+"""The processes of a scenario: workers of vllm-ascend. All have ended after the test."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tests.ascend.build import atb, sleep_allocator
 from tests.ascend.models import Folders
 from tests.ascend_sim.build import CACHE, build
 from tests.npu.trace import Trace
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0

@@ -1,1 +1,1 @@
-"""The simulated CANN libraries. Law: for tests on machines without an NPU, and never elsewhere."""
+"""The simulated CANN libraries. For tests on machines without an NPU, and never elsewhere."""

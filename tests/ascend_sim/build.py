@@ -1,4 +1,4 @@
-"""Compile the simulated CANN libraries. Law: unchanged sources are compiled once.
+"""Compile the simulated CANN libraries. Unchanged sources are compiled once.
 
 ``python -m tests.ascend_sim.build`` prints the folder of the libraries and nothing else on
 stdout, so that ``LD_LIBRARY_PATH=$(python -m tests.ascend_sim.build)`` works.

@@ -1,4 +1,4 @@
-"""Looking into the simulated runtime from tests. Law: behind the back of torch_npu, which would
+"""Looking into the simulated runtime from tests. Behind the back of torch_npu, which would
 wait for a stream where a test wants to see that nothing has happened yet."""
 
 import ctypes

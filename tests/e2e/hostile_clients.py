@@ -23,7 +23,7 @@ from netloader.config import Endpoint
 from netloader.fsm.messages import Lane, Offer, Request
 from netloader.io import ClientOptions, fill
 from netloader.wire.frames import HEADER, encode
-from tests.e2e.peers import (
+from tests.support.peers import (
     IDENTITY,
     Halt,
     Line,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from netloader.io import ServerOptions, serve
-from tests.e2e.peers import IDENTITY, MIB, Line, Spec, Watch, Words, build, orders
+from tests.support.peers import IDENTITY, MIB, Line, Spec, Watch, Words, build, orders
 
 LISTENER = "netloader-listener"
 LOOK_S = 0.05

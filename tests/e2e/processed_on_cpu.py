@@ -1,4 +1,4 @@
-"""Have an engine on a CPU use the processed layout. Law: imported as `worker_extension_cls` only.
+"""Have an engine on a CPU use the processed layout. Imported as `worker_extension_cls` only.
 
 A model whose kernels hide nothing could be offered in that layout on a CPU as well. netloader does
 not do that, as they hide something on most CPUs. vLLM imports this before it loads a model.

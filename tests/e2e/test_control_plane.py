@@ -41,6 +41,7 @@ from tests.e2e.load_probe import (
     again_and_again,
     citadel,
 )
+from tests.support.sockets import frame_of, reset
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -55,7 +56,6 @@ from tests.unit.io.helpers import (
     random,
     serving,
 )
-from tests.unit.io.test_listener import frame_of, reset
 
 pytestmark = pytest.mark.timeout(180)
 

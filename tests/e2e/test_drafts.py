@@ -29,8 +29,8 @@ from tests.e2e.source_logs import (
     written,
 )
 from tests.e2e.zoo import dense, drafts
-from tests.ports import free_port
-from tests.unit.io.relay import Fault, Relay
+from tests.support.ports import free_port
+from tests.support.relay import Fault, Relay
 
 pytestmark = [pytest.mark.engine, NEEDS_DRAFTS, pytest.mark.timeout(300)]
 

@@ -16,7 +16,7 @@ import pytest
 
 from netloader.config import Deadlines
 from netloader.io.clock import monotonic
-from tests.e2e.peers import Halt, How, Peer, Spec, Words, act_as_client, serving, with_chances
+from tests.support.peers import Halt, How, Peer, Spec, Words, act_as_client, serving, with_chances
 
 pytestmark = pytest.mark.timeout(120)
 

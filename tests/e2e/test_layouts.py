@@ -14,7 +14,7 @@ from tests.e2e.engines import NEEDS_LATENT_ATTENTION, NEEDS_ONLINE, NEEDS_OPEN, 
 from tests.e2e.zoo import dense, experts
 from tests.e2e.zoo.checkpoint import Config, write
 from tests.e2e.zoo.quantized import quantized_llama
-from tests.unit.io.relay import Fault, Relay
+from tests.support.relay import Fault, Relay
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

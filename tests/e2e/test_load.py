@@ -10,7 +10,7 @@ import pytest
 from netloader.config import Deadlines, Endpoint
 from netloader.fsm.messages import Offer, Reject
 from tests.e2e.hostile_clients import Sessions, act_as_crowd
-from tests.e2e.peers import IDENTITY, Peer, Spec, Words, act_as_client, serving
+from tests.support.peers import IDENTITY, Peer, Spec, Words, act_as_client, serving
 from tests.unit.io.helpers import Peer as Hand
 from tests.unit.io.helpers import hello
 

@@ -18,9 +18,10 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import WeightsError, fill, serve
-from tests.children import process
 from tests.e2e import zoo as checkpoints
 from tests.e2e.engines import ForkServer
+from tests.support.children import process
+from tests.support.relay import Fault, Relay
 from tests.unit.io.helpers import (
     IDENTITY,
     MIB,
@@ -30,7 +31,6 @@ from tests.unit.io.helpers import (
     random,
     serving,
 )
-from tests.unit.io.relay import Fault, Relay
 
 pytestmark = pytest.mark.timeout(180)
 

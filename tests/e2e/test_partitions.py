@@ -30,7 +30,7 @@ from tests.e2e.source_logs import (
     sources,
 )
 from tests.e2e.zoo import dense, experts
-from tests.ports import free_port
+from tests.support.ports import free_port
 from tests.unit.io.helpers import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -11,7 +11,7 @@ import pytest
 
 from netloader.config import Deadlines, Endpoint
 from netloader.io.listener import bind
-from tests.e2e.peers import MIB, Halt, Peer, Spec, act_as_client, serving
+from tests.support.peers import MIB, Halt, Peer, Spec, act_as_client, serving
 
 pytestmark = pytest.mark.timeout(300)
 

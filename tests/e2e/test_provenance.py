@@ -19,7 +19,7 @@ from netloader.vllm_plugin.inspect.parity.rows import Held
 from tests.e2e import zoo
 from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.zoo import dense
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

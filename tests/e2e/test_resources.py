@@ -21,7 +21,7 @@ from netloader.io import fill
 from netloader.wire.frames import HEADER, PREFIX
 from tests.e2e.hostile_clients import Flood, Sessions, act_as_crowd
 from tests.e2e.inference import act_as_engine
-from tests.e2e.peers import IDENTITY, MIB, Peer, Spec, Words
+from tests.support.peers import IDENTITY, MIB, Peer, Spec, Words
 from tests.unit.io.helpers import IDENTITY as HERE
 from tests.unit.io.helpers import Peer as Hand
 from tests.unit.io.helpers import asking, eventually, hello, module_of, pretending

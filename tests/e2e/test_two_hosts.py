@@ -13,8 +13,8 @@ import pytest
 
 from netloader.config import Deadlines, Endpoint
 from netloader.io.clock import monotonic
-from tests.e2e.hosts import Host, missing, two_hosts
-from tests.e2e.peers import Halt, Peer, Spec, Words, act_as_client, serving, with_chances
+from tests.support.hosts import Host, missing, two_hosts
+from tests.support.peers import Halt, Peer, Spec, Words, act_as_client, serving, with_chances
 
 pytestmark = pytest.mark.timeout(120)
 

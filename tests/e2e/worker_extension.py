@@ -1,4 +1,4 @@
-"""What tests bring into engine processes. Law: imported there only, as `worker_extension_cls`.
+"""What tests bring into engine processes. Imported there only, as `worker_extension_cls`.
 
 vLLM imports that class before it loads a model, in each worker; its methods become methods of the
 worker, and can be called by name.

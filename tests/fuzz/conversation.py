@@ -1,7 +1,7 @@
 """A real session with a hostile peer: what it hears is any bytes, what it does is held to account.
 
 The driver's part is played here: effects become local work that is reported when the input says
-so. Laws of one step are those of tests/property/world.py; the others need the whole conversation.
+so. Laws of one step are those of tests/support/world.py; the others need the whole conversation.
 """
 
 from collections import deque
@@ -55,8 +55,8 @@ from netloader.fsm.terms import MAX_LANES
 from netloader.testing import lawful
 from netloader.testing.fabric import ALL_SEGMENTS, next_request
 from netloader.wire.frames import HEADER, MAGIC, PREFIX, Decoder, encode
-from tests.property.histories import LIVES
-from tests.property.world import (
+from tests.support.histories import LIVES
+from tests.support.world import (
     IDENTITY,
     MANIFEST,
     OFFERING,

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from netloader.wire.frames import HEADER, MAGIC, PREFIX
 from tests.fuzz.second_opinion import KINDS
 from tests.fuzz.targets import reference
-from tests.property.histories import LIVES
+from tests.support.histories import LIVES
 
 Node: TypeAlias = dict[str, Any] | list[Any]
 Change: TypeAlias = Callable[[bytes, Random], bytes]

@@ -8,7 +8,7 @@ import pytest
 from tests.fuzz.second_opinion import KINDS
 from tests.fuzz.shrink import outcome
 from tests.fuzz.targets import TARGETS
-from tests.property.histories import LIVES
+from tests.support.histories import LIVES
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 FILES: Final = sorted(file for file in CORPUS.rglob("*") if file.is_file())

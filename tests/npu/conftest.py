@@ -1,4 +1,4 @@
-"""What the NPU tests share. Law: without torch_npu (`make test-npu` has it) there are none."""
+"""What the NPU tests share. Without torch_npu (`make test-npu` has it) there are none."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Models for the NPU tests, and what is in them. Law: a seed and a name give the same bytes."""
+"""Models for the NPU tests, and what is in them. A seed and a name give the same bytes."""
 
 from collections.abc import Callable
 from functools import cache

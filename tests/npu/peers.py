@@ -17,7 +17,9 @@ from coverage import Coverage
 
 from netloader.io import ClientOptions, Deadlines, Outcome, ServerOptions, fill, serve
 from netloader.io.clock import monotonic
-from tests.e2e.peers import (
+from tests.npu.models import MIB, MODELS, digest
+from tests.npu.simulator import ROOT, torch_npu
+from tests.support.peers import (
     FORKS,
     IDENTITY,
     PATIENCE_S,
@@ -29,8 +31,6 @@ from tests.e2e.peers import (
     possessions,
     summary,
 )
-from tests.npu.models import MIB, MODELS, digest
-from tests.npu.simulator import ROOT, torch_npu
 
 FORKS.set_forkserver_preload(["tests.npu.peers"])
 

@@ -1,6 +1,6 @@
 """Ranks of one HCCL group, as real processes that do what a test tells them, step by step.
 
-Law: a rank knows torch_npu and its simulator, and nothing of netloader: these tests are about the
+A rank knows torch_npu and its simulator, and nothing of netloader: these tests are about the
 fidelity of the simulator. Steps are functions of the test module, called with the rank's `World`.
 """
 
@@ -15,8 +15,8 @@ import torch
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 import tests.npu.peers  # for what the processes are forked from
-from tests.e2e.peers import Line, Peer, Spec, Watch, Words, orders
 from tests.npu.simulator import torch_npu
+from tests.support.peers import Line, Peer, Spec, Watch, Words, orders
 
 assert tests.npu.peers
 

@@ -1,4 +1,4 @@
-"""The real torch_npu over the simulated CANN runtime. Law: whoever needs it imports it from here.
+"""The real torch_npu over the simulated CANN runtime. Tests import it from here.
 
 The runtime must be in the process before torch_npu is: it is built (once for all processes, see
 tests/ascend_sim), loaded, and named in LD_LIBRARY_PATH for the processes that this one starts.

@@ -7,8 +7,8 @@ from typing import Final
 import pytest
 
 from netloader.io.clock import monotonic
-from tests.e2e.peers import Halt
 from tests.npu.topology import SHORT, Cast, NpuPeer
+from tests.support.peers import Halt
 
 UNAWARE: Final = {"SIM_HCCL_PEER_DEATH": "never"}
 PATIENT: Final = replace(SHORT, stall_s=60)

@@ -1,4 +1,4 @@
-"""Tensors that have to be copied to be read. Law: one at a time, for a device has no room to spare.
+"""Tensors that have to be copied to be read: one at a time, to save device memory.
 
 A server digests on every core when its engine is warm: all memory but a little is taken by then.
 """

@@ -1,4 +1,4 @@
-"""Peers that die, freeze or never come. Law: the server's process, engine and memory do not care.
+"""Peers that die, freeze or never come. The server's process, engine and memory are unharmed.
 
 How HCCL notices a dead peer on real hardware is not known, so each death is tried with a simulator
 that notices at once, after its time-out, and never.
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.peers import MIB, Halt, How, Words
 from tests.npu.topology import IMPATIENT, SHORT, Cast, Host, NpuPeer, served, soon
+from tests.support.peers import MIB, Halt, How, Words
 
 NOTICED = pytest.mark.parametrize(
     "knobs",

@@ -8,9 +8,9 @@ from statistics import median
 
 import pytest
 
-from tests.e2e.peers import MIB
 from tests.npu.topology import IMPATIENT, SHORT, Cast, served, soon
-from tests.planting import copied, planted
+from tests.support.peers import MIB
+from tests.support.planting import copied, planted
 
 MANY = 50
 SLOWER = 10.0

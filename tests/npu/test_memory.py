@@ -1,4 +1,4 @@
-"""Memory that a failed operation was given. Law: it is ours, and it is never given back.
+"""Memory that a failed operation was given. It is kept, and never reused.
 
 torch_npu's allocator records an event on the stream of an operation when its memory is freed, and
 ends the process when the stream has failed meanwhile (seen in test_sim_hccl_failures.py). An engine
@@ -11,9 +11,9 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.peers import Halt
 from tests.npu.topology import SHORT, Cast
-from tests.planting import copied, planted
+from tests.support.peers import Halt
+from tests.support.planting import copied, planted
 
 GUARDS: Final = {
     "hccl never sees the model": (

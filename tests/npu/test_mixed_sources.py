@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from tests.e2e.peers import Halt
 from tests.npu.topology import SHORT, Cast, served
+from tests.support.peers import Halt
 
 PAIRS = [("hccl", "tcp"), ("tcp", "hccl")]
 

@@ -3,8 +3,8 @@
 import signal
 from pathlib import Path
 
-from tests.e2e.peers import Halt
 from tests.npu.topology import SHORT, Cast
+from tests.support.peers import Halt
 
 
 def test_without_a_living_source_the_ordinary_loader_fills_the_same_bytes(

@@ -5,10 +5,10 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Final
 
-from tests.children import process
 from tests.npu.simulator import ROOT
 from tests.npu.topology import SHORT, Cast
-from tests.planting import copied, planted
+from tests.support.children import process
+from tests.support.planting import copied, planted
 
 PROGRAM: Final = """
     import sys
@@ -16,7 +16,7 @@ PROGRAM: Final = """
     from tests.ascend_sim.probe import hold, npu
     import torch
     from netloader.io import ServerOptions, serve
-    from tests.e2e.peers import IDENTITY
+    from tests.support.peers import IDENTITY
     from tests.npu.models import MODELS, MIB
 
     model = MODELS["plain"](1, torch.device("npu", 0))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.ascend_sim.probe import run
 from tests.npu.simulator import ROOT
-from tests.planting import copied, planted
+from tests.support.planting import copied, planted
 
 PROGRAM: Final = """
     import os, sys, threading

@@ -1,6 +1,6 @@
 """The simulated HCCL under the real torch_npu: what arrives, and what it costs.
 
-Law: what a test says of HCCL here is a fact of HCCL.md or of its documentation.
+What a test says of HCCL here is a fact of HCCL.md or of its documentation.
 """
 
 import ctypes

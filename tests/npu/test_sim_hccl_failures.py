@@ -1,6 +1,6 @@
 """The simulated HCCL when something goes wrong: peers that die, freeze or never come.
 
-Law: each test is a line of HCCL.md section 4, seen through the real torch_npu.
+Each test is a line of HCCL.md section 4, seen through the real torch_npu.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The simulated kernels under the real torch_npu.
 
-Law: what a kernel gives is what torch gives on the CPU, bit for bit; what is not simulated says its
+What a kernel gives is what torch gives on the CPU, bit for bit; what is not simulated says its
 name and ends the process.
 """
 

@@ -1,4 +1,4 @@
-"""Device memory on the simulated runtime, under the real torch_npu. Law: whole bytes, counted."""
+"""Device memory on the simulated runtime, under the real torch_npu."""
 
 import ctypes
 import threading

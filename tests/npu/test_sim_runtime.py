@@ -1,4 +1,4 @@
-"""The simulated runtime as a whole. Law: complete for torch_npu, loud about what it is not."""
+"""The simulated runtime as a whole: complete for torch_npu; what it lacks aborts by name."""
 
 import subprocess
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""Streams and events on the simulated runtime, under the real torch_npu. Law: later is later."""
+"""Streams and events on the simulated runtime, under the real torch_npu."""
 
 import ctypes
 import threading

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.e2e.peers import Halt
 from tests.npu.topology import SHORT, Cast, Host, NpuPeer
-from tests.planting import copied, planted
+from tests.support.peers import Halt
+from tests.support.planting import copied, planted
 
 pytestmark = pytest.mark.timeout(200)
 

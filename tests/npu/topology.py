@@ -1,4 +1,4 @@
-"""Who plays in an NPU test: servers and clients. Law: all are gone after the test."""
+"""The processes of an NPU test: servers and clients. All have ended after the test."""
 
 import contextlib
 import threading
@@ -12,9 +12,9 @@ from coverage import Coverage
 
 from netloader.config import Deadlines
 from netloader.io.clock import monotonic
-from tests.e2e.peers import PATIENCE_S, Peer, Role, Words
 from tests.npu.peers import NpuSpec, act_as_client, act_as_member, act_as_server
 from tests.npu.trace import MOVING, Call, Trace
+from tests.support.peers import PATIENCE_S, Peer, Role, Words
 
 SHORT: Final = Deadlines(
     connect_s=5, handshake_s=10, validate_s=10, stall_s=3, transfer_base_s=60, queue_s=30

@@ -1,4 +1,4 @@
-"""The simulator's call log, read. Law: what crossed into CANN, in order, by process.
+"""The simulator's call log: what was called in CANN, in order, by process.
 
 `python -m tests.npu.trace [MODEL]` moves a model of models.py between two processes, each with a
 simulated NPU of its own, and shows what either asked of CANN for it. (10,000 small tensors, unless

@@ -18,19 +18,19 @@ FETCH_MUTANTS: Final[dict[str, Mutant]] = {
         FETCHES,
         SOURCE,
         r"(def _give_up.*\n    del event\n)",
-        r"\1    source.lease = Lease()\n",
+        r"\1    source.assignment = Assignment()\n",
     ),
     "a late byte of a slow source lands on a verified segment": Mutant(
         FETCHES,
         SOURCE,
         r"(def _take_back.*\n    del event\n)",
-        r"\1    source.lease = Lease()\n",
+        r"\1    source.assignment = Assignment()\n",
     ),
     "two roots are mixed": Mutant(
         FETCHES, SOURCE, r"return event\.root != source\.holding\.root and .*", "return False"
     ),
     "a late byte of the root before lands in the present one": Mutant(
-        FETCHES, FETCH, r"any\(o\.lease\.left or ", "any("
+        FETCHES, FETCH, r"any\(o\.assignment\.left or ", "any("
     ),
     "what was verified against another root counts": Mutant(
         FETCHES, SOURCE, r" +holding\.verified\.clear\(\)\n", ""
@@ -48,7 +48,7 @@ FETCH_MUTANTS: Final[dict[str, Mutant]] = {
         FETCHES, SOURCE, r"return source\.holding\.now >= .*", "return False"
     ),
     "a slow source keeps its work": Mutant(
-        FETCHES, FETCH, r"return lease\.since \+ .*", "return math.inf"
+        FETCHES, FETCH, r"return assignment\.since \+ .*", "return math.inf"
     ),
     "a fetch waits without end for sources that have nothing": Mutant(
         FETCHES, FETCH, r"return math\.inf if self\._in\(\*going_on\) else .*", "return math.inf"

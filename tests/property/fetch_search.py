@@ -109,7 +109,12 @@ class World:
         sources = tuple(
             (
                 *(s.key, s.state, s.then, s.stepped_down, s.available, s.delivered, s.pace_s),
-                *(s.until - now, s.lease.left, s.lease.verified, s.lease.since - now),
+                *(
+                    s.until - now,
+                    s.assignment.left,
+                    s.assignment.verified,
+                    s.assignment.since - now,
+                ),
             )
             for s in fetch.sources.values()
         )

@@ -6,13 +6,13 @@ that catches it; `python -m tests.property.mutants [WORDS]` finds that out anew.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.planting import copied, planted
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.published_mutants import PUBLISHED_MUTANTS
@@ -21,6 +21,7 @@ from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
 from tests.property.transport_mutants import TRANSPORT_MUTANTS
 from tests.property.wire_mutants import WIRE_MUTANTS
+from tests.support.planting import copied, planted
 
 CLIENT: Final = "netloader/fsm/client.py"
 SERVER: Final = "netloader/fsm/server.py"
@@ -290,6 +291,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
 COPIED: Final = (
     "netloader",
     "docs",
+    "tests/support",
     "tests/property",
     "tests/unit/fsm",
     "tests/unit/wire",
@@ -316,8 +318,7 @@ def caught(layer: str, copy: Path, template: Template) -> str:
 def planted_in(folder: Path, name: str, template: Template, *layers: str) -> str:
     """Which of some layers is the first to catch a mutant, and with which test; "" for none."""
     copy = copied(folder, *COPIED)
-    for file in ("conftest.py", "planting.py"):
-        (copy / "tests" / file).write_bytes((Path(__file__).parents[1] / file).read_bytes())
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", copy / "tests")
     _, *planting = MUTANTS[name]
     with planted(copy, *planting):
         found = ((layer, caught(layer, copy, template)) for layer in layers)

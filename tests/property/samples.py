@@ -38,7 +38,7 @@ from netloader.fsm.messages import (
 )
 from netloader.fsm.reasons import Reason
 from netloader.fsm.terms import MAX_LANES
-from tests.property.world import (
+from tests.support.world import (
     ASK,
     CHALLENGE,
     CURIOUS,

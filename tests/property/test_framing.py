@@ -16,6 +16,7 @@ from netloader.fsm.messages import (
     Challenge,
     Complete,
     Description,
+    Have,
     Hello,
     Lane,
     Message,
@@ -27,7 +28,7 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, Decoder, Heard, Spoken, encode
-from tests.property.world import CHALLENGE, OFFER, PROOF, REFUSAL, REQUEST, VERIFIED, hello
+from tests.support.world import CHALLENGE, OFFER, PROOF, REFUSAL, REQUEST, VERIFIED, hello
 
 LIMIT = 4096
 
@@ -38,30 +39,45 @@ words = st.dictionaries(texts, texts, max_size=2)
 names = st.lists(texts, max_size=2).map(tuple)
 counts = st.integers(0, 2**63 - 1)
 indices = st.lists(counts, max_size=3).map(tuple)
+ranges = st.lists(st.tuples(counts, counts), max_size=3).map(tuple)
 seconds = st.floats(0, 1e6)
 identities = st.builds(Identity, words, words)
 differences = st.lists(st.builds(Difference, texts, texts, texts, texts), max_size=2).map(tuple)
 specs = st.builds(TensorSpec, texts, texts, indices, indices, counts, st.integers(-1, 9), counts)
 manifests = st.lists(specs, max_size=2).map(tuple).map(Manifest)
 messages: st.SearchStrategy[Spoken] = st.one_of(
-    st.builds(Hello, indices, st.sampled_from(Purpose), identities, names, names, names, texts),
+    st.builds(
+        Hello,
+        indices,
+        st.sampled_from(Purpose),
+        identities,
+        names,
+        names,
+        names,
+        texts,
+        texts,
+        texts,
+    ),
     st.builds(Challenge, texts, texts),
     st.builds(Proof, texts),
     st.builds(Description, identities, words),
     st.builds(
         Offer,
-        *(texts, identities, texts, texts, texts, manifests, counts, names, texts, words),
+        *(texts, identities, texts, texts, texts, st.none() | manifests, counts, names, texts),
+        *(words, st.none() | ranges, names, texts),
     ),
-    st.builds(Request, indices, counts),
-    st.just(Begin()),
-    st.builds(Complete, counts),
+    st.builds(Have, ranges),
+    st.builds(Request, indices, counts, counts),
+    st.builds(Begin, counts),
+    st.builds(Complete, counts, counts),
     st.builds(Verified, counts, counts, texts),
-    st.builds(Reject, texts, texts, differences, seconds),
+    st.builds(Reject, texts, texts, differences, seconds, names),
     st.builds(Lane, texts, counts),
 )
 EXAMPLES: tuple[Spoken, ...] = (
     *(hello(), CHALLENGE, PROOF, OFFER, REQUEST, Begin(), VERIFIED, REFUSAL),
-    *(Description(Identity({"model": "m"}), {"tied": "yes"}), Complete(9), Lane("session-1", 3)),
+    *(Description(Identity({"model": "m"}), {"tied": "yes"}), Complete(9), Have(((0, 2),))),
+    Lane("session-1", 3),
 )
 
 

@@ -18,8 +18,8 @@ from netloader.fsm.events import (
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import LIVING, TERMINAL, State
 from netloader.testing import lawful
-from tests.property.histories import LIVES, lived
 from tests.property.samples import SAMPLES
+from tests.support.histories import LIVES, lived
 
 # -- what copies of a session answer to them -----------------------------------------------------
 

@@ -16,7 +16,7 @@ from netloader.fsm.session import Session
 from netloader.fsm.states import State
 from netloader.fsm.terms import CatalogEntry, FetchSpec
 from tests.property.search import search_alone, search_pair
-from tests.property.world import (
+from tests.support.world import (
     BOTH,
     CURIOUS,
     DIGESTS,

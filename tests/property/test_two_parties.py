@@ -15,7 +15,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.fsm.terms import CatalogEntry, FetchSpec
 from tests.property.strategies import matching, progresses
-from tests.property.world import (
+from tests.support.world import (
     CURIOUS,
     DIGESTS,
     GUARDED,

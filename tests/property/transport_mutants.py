@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tests.property.layers import TRANSPORTS, Mutant
+from tests.property.layers import L4, TRANSPORTS, Mutant
 
 SHM: Final = "netloader/io/transports/shm.py"
 
@@ -29,6 +29,9 @@ TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
         TRANSPORTS, SHM, r"            os\.close\(self\._fd\)\n", ""
     ),
     "a second request goes to a transport that carries one": Mutant(
-        TRANSPORTS, "netloader/io/transports/one_run.py", r"if self\._begun:", "if False:"
+        L4,
+        "netloader/io/worker.py",
+        r"if self\._runs > 1 and not self\._repeatable:",
+        "if False:",
     ),
 }

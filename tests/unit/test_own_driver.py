@@ -22,7 +22,7 @@ from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
 from netloader.testing import World
 from netloader.wire import LINGER_S, Connection
-from tests.property.world import (
+from tests.support.world import (
     CURIOUS,
     DEADLINES,
     GUARDED,

@@ -33,12 +33,13 @@ def public_names(path: Path) -> list[str] | None:
 
 
 def listed(path: Path) -> set[str]:
-    """The names that a file brings in, when bringing in names is all it does."""
+    """The public names that a file brings in, when bringing in names is all it does."""
     body = ast.parse(path.read_text()).body
     imports = [node for node in body if isinstance(node, ast.ImportFrom)]
     if not all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in body):
         return set()
-    return {alias.asname or alias.name for node in imports for alias in node.names}
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    return {name for name in names if not name.startswith("_")}
 
 
 FILES = {module_of(path): path for path in PACKAGE.rglob("*.py")}

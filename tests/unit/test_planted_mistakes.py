@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.planting import copied, planted
+from tests.support.planting import copied, planted
 
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 

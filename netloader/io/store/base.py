@@ -1,4 +1,4 @@
-"""The store contract. Law: a store moves bytes between segments and memory, and decides nothing.
+"""The store contract: a store moves bytes between segments and memory, and decides nothing.
 
 A store holds the bytes of one manifest: in the tensors of a module (`module`), in a folder of
 safetensors files (`files`), or in memory of the host (`memory`). Which of these bytes are verified

@@ -1,4 +1,4 @@
-"""Tensors as blocks of host memory. Law: a block is the wire's bytes of one tensor, in place.
+"""Tensors as blocks of host memory. A block holds the bytes of one tensor as the wire has them.
 
 The common part of the stores that are no model: files and host memory.
 """

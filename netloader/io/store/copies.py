@@ -1,4 +1,4 @@
-"""Bytes from one device to another. Law: what a device does not show again was not written.
+"""Copies between devices. Each is read back: some devices report success and write nothing.
 
 A device that failed may drop work without an error, so what was written to one is read back.
 """

@@ -1,4 +1,4 @@
-"""Digest algorithms by name. Law: the same bytes give the same hex word on every host.
+"""Digest algorithms by name. The same bytes give the same hexadecimal digest on every host.
 
 BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs) is collision resistant and, measured on one
 core with AVX-512, hashes 4.7 GiB/s: more than one TCP connection carries.

@@ -1,4 +1,4 @@
-"""A folder of safetensors files as a store. Law: a folder appears when all of it is verified.
+"""A folder of safetensors files as a store. A folder appears when all of it is verified.
 
 Files are mapped into memory: nothing is read before it is sent, and the page cache of the host is
 shared with other readers. Do not shorten a mapped file, because the kernel ends a process that

@@ -1,4 +1,4 @@
-"""Folders of safetensors files, mapped into memory. Law: a folder is seen whole or not at all."""
+"""Folders of safetensors files, mapped into memory. An incomplete folder is an error."""
 
 import json
 import mmap

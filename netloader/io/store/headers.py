@@ -1,4 +1,4 @@
-"""Headers of safetensors files. Law: a damaged one is refused with the file's name and the cause.
+"""Headers of safetensors files. A damaged one is refused with the file's name and the cause.
 
 The format: 8 bytes with the length of the header (little endian), the header as JSON, the bytes of
 all tensors without gaps (https://github.com/huggingface/safetensors).

@@ -1,4 +1,4 @@
-"""What is verified, and who may write the rest. Law: one writer a place, one root at a time.
+"""Which segments are verified, and which source may write the others.
 
 Several sources may send at once, and a dropped one may write until its receiver has ended. So the
 place of a segment belongs to the first writer that begins to fill it, until that writer is done or

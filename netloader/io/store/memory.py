@@ -1,4 +1,4 @@
-"""Host memory as a store. Law: one allocation for all tensors, which lives as long as they do.
+"""Host memory as a store. One allocation for all tensors, which lives as long as they do.
 
 For programs that receive weights without a model, or keep them to serve them.
 """

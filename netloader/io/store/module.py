@@ -1,4 +1,4 @@
-"""The tensors of a module as a store. Law: bytes go into existing storage, never rebind.
+"""The tensors of a module as a store. Bytes go into existing storage; nothing is rebound.
 
 A dense tensor is reached in place on its own device: its memory is what a socket, or a group of
 accelerators, reads and writes. Tensors with holes or in private storage formats go through a copy

@@ -1,4 +1,4 @@
-"""Progress of an earlier fill, checked. Law: what a caller says is verified is hashed again."""
+"""Progress of an earlier fill. What it calls verified is hashed again."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Transports by name. Law: adding one is one file and one call of `register`.
+"""Transports by name. Adding one is one file and one call of `register`.
 
 `TRANSPORTS` holds those of this process: the built-in ones, those of installed packages, which name
 them as entry points of the group `netloader.transports`, and those that a host has registered.

@@ -1,4 +1,4 @@
-"""The attachments of one store to transports. Law: one for each transport, made when needed."""
+"""The attachments of one store: one for each transport, made when needed."""
 
 import threading
 import weakref
@@ -7,7 +7,6 @@ from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.store.base import Store
 from netloader.io.transports.base import Attachment, Transport
-from netloader.io.transports.one_run import OneRunAttachment
 
 
 class Attachments:
@@ -28,8 +27,6 @@ class Attachments:
     def to(self, transport: Transport) -> Attachment:
         """The attachment to a transport, which is made with the first call.
 
-        Where the transport is not repeatable, a second `run` of one of its ends raises.
-
         Raises:
             TransferError: the transport cannot attach, or the store was detached.
         """
@@ -37,10 +34,7 @@ class Attachments:
             if self._detached:
                 raise TransferError(Reason.TRANSFER_FAILED, "the weights are detached")
             if transport.name not in self._made:
-                attachment = transport.attach(self._store)
-                if not transport.capabilities.repeatable:
-                    attachment = OneRunAttachment(attachment)
-                self._made[transport.name] = attachment
+                self._made[transport.name] = transport.attach(self._store)
             return self._made[transport.name]
 
     def detach(self) -> None:

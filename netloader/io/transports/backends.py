@@ -1,4 +1,4 @@
-"""What differs between collective libraries. Law: one row each; the rest is one code path.
+"""What differs between collective libraries: one row each. All other code is shared.
 
 A group is made of the backend's own class, never through `torch.distributed`'s functions, which
 would register it with the host's world. None of the libraries may take the process down:

@@ -1,4 +1,4 @@
-"""The transport contract. Law: a transport moves the bytes of given segments, and nothing else.
+"""The transport contract: a transport moves the bytes of given segments.
 
 The objects of a transport, from the longest lived to the shortest:
 

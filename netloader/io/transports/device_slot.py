@@ -1,4 +1,4 @@
-"""A device's place for one group. Law: one communicator at a time, and never on a broken device.
+"""A device's place for one communicator. A device that has failed has none.
 
 A communicator costs device memory by itself (HCCL: twice HCCL_BUFFSIZE, 200 MB unless set; CANN
 environment variable reference), so sessions that want the same device take turns: a server tells

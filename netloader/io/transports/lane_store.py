@@ -1,4 +1,4 @@
-"""A rendezvous store for two, over one data lane. Law: a key is set once, and told to the peer.
+"""A rendezvous store of `torch.distributed` for two processes, over one data lane.
 
 `torch.distributed` needs a key-value store to introduce the members of a process group. A
 TCPStore would need a second port on the server; this store copies every key to the other side

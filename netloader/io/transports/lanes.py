@@ -1,4 +1,4 @@
-"""Data connections of one session. Law: whoever takes a lane waits with a deadline."""
+"""Data connections of one session. Every wait for one has a deadline."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""The two members of one group, seen from one of them. Law: joined once, aborted from anywhere.
+"""A process group of two, seen from one member. Joined once; may be aborted by any thread.
 
 One thread joins, posts and waits, for one request after the other. When the session is over it
 calls `end`: a peer is to hear the cause from the session first, and not from a communicator that

@@ -1,4 +1,4 @@
-"""Segments over a process group of two. Law: never the host's default group, and one path for all.
+"""Segments over a process group of two, which is never the default group of the process.
 
 What differs between collective libraries is in `backends`. The group has two members (server 0,
 client 1), its own store and the session in its name; it serves one transfer. Small extents share a

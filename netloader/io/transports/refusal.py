@@ -1,4 +1,4 @@
-"""The answer to a data connection that no session waits for. Law: one answer, whatever was asked.
+"""The answer to a data connection that no session waits for.
 
 Behind a load balancer the data connections of a client may reach another replica than its control
 connection. That replica knows nothing of the session, and says so with one frame before it closes;

@@ -1,4 +1,4 @@
-"""Transports by name. Law: what is not asked for by name is chosen by what it can do."""
+"""Transports by name. `auto` chooses by capabilities."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""Tensor memory straight into and out of sockets. Law: no copy on the way, few and large calls.
+"""The tcp transport: from tensor memory to sockets and back, without copies.
 
 Lane k of n carries segments k, k+n, k+2n ... of the request, back to back, without a header:
 both sides know the plan.

@@ -1,6 +1,6 @@
 /* What the simulated runtime says about itself: versions, chip, capabilities.
  *
- * Law: no state; two knobs (SIM_SOC_NAME, SIM_CANN_VERSION) and the numbers of an Ascend 910B2. */
+ * No state; two knobs (SIM_SOC_NAME, SIM_CANN_VERSION) and the numbers of an Ascend 910B2. */
 #include "runtime.h"
 
 #include <stdio.h>

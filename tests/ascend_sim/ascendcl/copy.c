@@ -1,6 +1,6 @@
 /* Copies and fills of the simulated runtime.
  *
- * Law: an asynchronous copy really happens later, on its stream; only memory that is neither
+ * An asynchronous copy really happens later, on its stream; only memory that is neither
  * device memory nor pinned makes the caller wait, as on a real device. Ranges are checked before
  * a byte moves: what would corrupt memory is an error of the call. */
 #include "runtime.h"

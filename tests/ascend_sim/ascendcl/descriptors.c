@@ -1,6 +1,6 @@
 /* Descriptions of tensors and data for the old operator interface (aclop).
  *
- * Law: they hold what they were given and say it again; operators.c reads them. */
+ * They hold what they were given and say it again; operators.c reads them. */
 #include "descriptors.h"
 
 #include <stdlib.h>

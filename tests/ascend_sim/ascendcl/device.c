@@ -1,6 +1,6 @@
 /* Initialisation, devices and contexts of the simulated runtime.
  *
- * Law: the current device belongs to a THREAD and is unset in a new one. Only when the
+ * The current device belongs to a THREAD and is unset in a new one. Only when the
  * configuration of aclInit names a default device (torch_npu names 0 from CANN 8.3 on) do calls
  * in such a thread use that one. A device has exactly one context; its handle is the device. */
 #include "runtime.h"

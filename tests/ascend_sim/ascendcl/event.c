@@ -1,6 +1,6 @@
 /* Events of the simulated runtime.
  *
- * Law: an event is a row of recordings. Recording numbers one; a stream waits for the recording
+ * An event is a row of recordings. Recording numbers one; a stream waits for the recording
  * that was the last when it was told to wait, and an event never recorded makes nobody wait.
  * A recording that its failed stream threw away is NOT complete (nothing on a device would signal
  * it): the host's wait gets the stream's error, another stream waits on, until the limit of

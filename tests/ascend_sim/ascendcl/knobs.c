@@ -1,6 +1,6 @@
 /* Knobs, the call log, error texts and the clock of the simulated runtime.
  *
- * Law: everything here is free of devices and streams; the call log costs one branch when off. */
+ * Everything here is free of devices and streams; the call log costs one branch when off. */
 #define _GNU_SOURCE
 #include "runtime.h"
 

@@ -1,6 +1,6 @@
 /* Device and pinned memory of the simulated runtime, and who pays for it.
  *
- * Law: every byte of device memory is counted against the HBM of its device (SIM_HBM_BYTES, for
+ * Every byte of device memory is counted against the HBM of its device (SIM_HBM_BYTES, for
  * this process alone); what does not fit is ACL_ERROR_RT_MEMORY_ALLOCATION. */
 #include "runtime.h"
 

@@ -1,6 +1,6 @@
 /* The old operator interface (aclop): one operator, by which torch_npu changes storage formats.
  *
- * Law: Identity copies a tensor from the layout of its input to that of its output. It is how
+ * Identity copies a tensor from the layout of its input to that of its output. It is how
  * torch_npu copies between formats, and how it casts them when CANN is older than 9.1.0. Every
  * other operator says its name and aborts. */
 #include "../opapi/fractals.h"

@@ -1,6 +1,6 @@
 /* The host memory that stands in for device memory.
  *
- * Law: fresh memory reads as the poison byte everywhere, so that what nobody wrote shows. From
+ * Fresh memory reads as the poison byte everywhere, so that what nobody wrote shows. From
  * 2 MiB on the pages are private copies, made when first written, of one small poisoned file: a
  * block costs nothing until it is used, and goes back to the host when it is freed. A freed block
  * stays mapped until every task that had been queued by then has ended: a stream that still

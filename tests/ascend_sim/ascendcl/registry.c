@@ -1,6 +1,6 @@
 /* Which addresses are device memory, and which are pinned host memory.
  *
- * Law: one sorted table of blocks that do not overlap; an address inside a block belongs to it. */
+ * One sorted table of blocks that do not overlap; an address inside a block belongs to it. */
 #define _GNU_SOURCE
 #include "runtime.h"
 

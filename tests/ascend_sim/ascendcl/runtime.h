@@ -1,6 +1,6 @@
 /* What the files of the simulated CANN runtime share with each other, and with nobody else.
  *
- * Law: a stream structure is never freed, so that a stale handle is an error and not a crash;
+ * A stream structure is never freed, so that a stale handle is an error and not a crash;
  * an event is freed when its last task lets go of it. No lock is held while a task runs. */
 #ifndef NETLOADER_ASCEND_SIM_RUNTIME_H
 #define NETLOADER_ASCEND_SIM_RUNTIME_H

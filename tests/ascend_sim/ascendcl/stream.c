@@ -1,6 +1,6 @@
 /* Streams of the simulated runtime: the queue of each, and what it answers.
  *
- * Law: a stream that failed, was destroyed or whose context stopped takes no work; what it
+ * A stream that failed, was destroyed or whose context stopped takes no work; what it
  * refuses or abandons is dropped, exactly once, outside its lock. */
 #include "stream.h"
 

@@ -1,6 +1,6 @@
 /* What a stream is made of: for stream.c (its queue) and worker.c (its thread).
  *
- * Law: `lock` guards every field that is not atomic and not set once; no task runs under it. */
+ * `lock` guards every field that is not atomic and not set once; no task runs under it. */
 #ifndef NETLOADER_ASCEND_SIM_STREAM_H
 #define NETLOADER_ASCEND_SIM_STREAM_H
 

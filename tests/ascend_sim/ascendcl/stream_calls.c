@@ -1,6 +1,6 @@
 /* The exported calls about streams, and about a device as the sum of its streams.
  *
- * Law: destroying a stream does not block: what was pushed is still done (or, by force, thrown
+ * Destroying a stream does not block: what was pushed is still done (or, by force, thrown
  * away) by its thread, which then ends. */
 #include "runtime.h"
 

@@ -1,6 +1,6 @@
 /* Calls that torch_npu makes and that mean nothing without a device.
  *
- * Law: a stub here may only ignore what cannot change a result (profiling, dumps, compiler
+ * A stub here may only ignore what cannot change a result (profiling, dumps, compiler
  * options, attributes of operators that are not executed). What would have computed something
  * says its name and aborts. */
 #define _GNU_SOURCE

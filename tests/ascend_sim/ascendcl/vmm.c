@@ -1,6 +1,6 @@
 /* Virtual memory calls of the simulated runtime, for PYTORCH_NPU_ALLOC_CONF=expandable_segments.
  *
- * Law: physical memory is a file in memory, counted against the HBM of its device; a reserved
+ * Physical memory is a file in memory, counted against the HBM of its device; a reserved
  * range holds nothing until something is mapped into it. */
 #define _GNU_SOURCE
 #include "runtime.h"

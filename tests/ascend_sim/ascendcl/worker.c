@@ -1,6 +1,6 @@
 /* The thread of a simulated stream, started with its first task.
  *
- * Law: tasks run one at a time in the order of their arrival; a failed one stops the stream
+ * Tasks run one at a time in the order of their arrival; a failed one stops the stream
  * (ACL_STOP_ON_FAILURE), and with SIM_CTX_POISON every stream of its context. */
 #define _GNU_SOURCE
 #include "stream.h"

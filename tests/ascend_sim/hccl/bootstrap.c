@@ -1,6 +1,6 @@
 /* The birth of a communicator: from root info to one socket per pair of ranks and direction.
  *
- * Law: nobody has a communicator before all ranks have one. Every rank says hello to the root, the
+ * Nobody has a communicator before all ranks have one. Every rank says hello to the root, the
  * root answers with the table of all, the ranks link to each other (the higher dials the lower),
  * say so, and wait for the root's word. Up to the deadline a missing rank is only a late one.
  *

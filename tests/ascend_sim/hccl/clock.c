@@ -1,6 +1,6 @@
 /* Time, and the knobs that several files of the simulated libhccl.so read.
  *
- * Law: knobs are read when they are needed, not at start, so that a test may turn them while the
+ * Knobs are read when they are needed, not at start, so that a test may turn them while the
  * process lives. */
 #include <string.h>
 #include <time.h>

@@ -1,6 +1,6 @@
 /* Communicators: made, named, asked for their health, destroyed.
  *
- * Law: a handle is looked up before it is used, so a NULL or a destroyed one is an error code and
+ * A handle is looked up before it is used, so a NULL or a destroyed one is an error code and
  * never a crash. Queued operations keep the communicator's memory alive, not its sockets. */
 #include <stdio.h>
 #include <stdlib.h>

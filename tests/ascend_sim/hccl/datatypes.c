@@ -1,6 +1,6 @@
 /* The data types of HCCL, and the arithmetic of reductions.
  *
- * Law: a reduction is computed in rank order with one rounding per step, so that every rank gets
+ * A reduction is computed in rank order with one rounding per step, so that every rank gets
  * the same bits. That is more than HCCL promises. */
 #include <string.h>
 

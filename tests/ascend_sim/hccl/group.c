@@ -1,6 +1,6 @@
 /* HcclGroupStart and HcclGroupEnd: sends and receives that become one operation.
  *
- * Law: a group belongs to the thread that opened it, and what it holds is queued at its end, in
+ * A group belongs to the thread that opened it, and what it holds is queued at its end, in
  * order, as one operation per communicator and stream. The two exported names are looked up in
  * libhcomm.so, which only passes the calls on. */
 #include <stdlib.h>

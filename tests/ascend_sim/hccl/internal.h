@@ -1,6 +1,6 @@
 /* What the files of the simulated libhccl.so share.
  *
- * Law: this is a SIMULATOR of HCCL. Ranks talk over TCP loopback, one socket per pair of ranks and
+ * This is a SIMULATOR of HCCL. Ranks talk over TCP loopback, one socket per pair of ranks and
  * direction, and every message is a rendezvous: nothing leaves the sender before the receiver has
  * said that it is ready and for how many bytes. Nobody may rely on a message fitting a buffer. */
 #ifndef NETLOADER_ASCEND_SIM_HCCL_INTERNAL_H

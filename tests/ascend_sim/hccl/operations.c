@@ -1,6 +1,6 @@
 /* The operations: checked at once, then queued on the stream that was passed.
  *
- * Law: a call returns before anything is sent; what the peer does shows on the stream and in
+ * A call returns before anything is sent; what the peer does shows on the stream and in
  * HcclGetCommAsyncError. Buffers are device memory of the communicator's device, or the call fails.
  */
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* The root info: how the ranks of a new communicator find each other.
  *
- * Law: HcclGetRootInfo opens the root's listening socket at once, and whoever holds the 4108 bytes
+ * HcclGetRootInfo opens the root's listening socket at once, and whoever holds the 4108 bytes
  * can dial it. The communicator that claims the socket closes it; a claimed root never answers
  * again, so stale root info leads to a dead port, as it does with HCCL. */
 #include <errno.h>

@@ -1,6 +1,6 @@
 /* Sockets with a deadline, for the setting up of communicators.
  *
- * Law: nothing here waits past its deadline (milliseconds of now_ms), and no descriptor leaks into
+ * Nothing here waits past its deadline (milliseconds of now_ms), and no descriptor leaks into
  * a child process. Answers: a descriptor or 0, and -1 with errno (ETIMEDOUT for the deadline,
  * ECONNRESET for a peer that went away). */
 #define _GNU_SOURCE

@@ -1,6 +1,6 @@
 /* The wire: many messages at once, in both directions, to many peers.
  *
- * Law: per peer and direction there is one lane, and messages go over a lane one after the other;
+ * Per peer and direction there is one lane, and messages go over a lane one after the other;
  * lanes never wait for each other. A message is: the receiver says "clear" with the size it
  * expects, the sender answers with a header, then the bytes follow. Sizes or operations that do not
  * agree are an error on both sides. */

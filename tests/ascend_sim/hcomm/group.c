@@ -1,6 +1,6 @@
 /* The simulated libhcomm.so: HcclGroupStart and HcclGroupEnd.
  *
- * Law: torch_npu looks these two up here and everything else of HCCL in libhccl.so, which does the
+ * torch_npu looks these two up here and everything else of HCCL in libhccl.so, which does the
  * work and to which this library is linked. */
 #include "../include/sim.h"
 

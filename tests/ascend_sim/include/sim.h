@@ -1,6 +1,6 @@
 /* What the simulated CANN libraries share. libascendcl.so defines all of it; the others link to it.
  *
- * Law: this is a SIMULATOR of the CANN runtime, for tests on machines without an NPU. "Device
+ * This is a SIMULATOR of the CANN runtime, for tests on machines without an NPU. "Device
  * memory" is host memory, a "stream" is a thread with a queue, "HCCL" is loopback TCP. */
 #ifndef NETLOADER_ASCEND_SIM_H
 #define NETLOADER_ASCEND_SIM_H

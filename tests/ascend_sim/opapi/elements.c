@@ -1,6 +1,6 @@
 /* Single elements: how they are stored, and what a cast makes of them.
  *
- * Law: whole numbers keep all 64 bits, a real number becomes a whole one by dropping its fraction,
+ * Whole numbers keep all 64 bits, a real number becomes a whole one by dropping its fraction,
  * and everything but zero is true; as torch does it. */
 #include <string.h>
 

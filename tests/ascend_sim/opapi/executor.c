@@ -1,6 +1,6 @@
 /* Executors: the time between a kernel's two calls, and its turn on the stream.
  *
- * Law: a kernel runs on the stream's thread, after all that was queued before it, on memory of the
+ * A kernel runs on the stream's thread, after all that was queued before it, on memory of the
  * stream's device. An executor is used once. */
 #include <stdlib.h>
 

@@ -1,6 +1,6 @@
 /* FRACTAL_NZ, the layout in which the matrix units of an NPU read weights.
  *
- * Law: a matrix of H rows and W columns is cut into fractals of 16 rows and C0 columns; fractals
+ * A matrix of H rows and W columns is cut into fractals of 16 rows and C0 columns; fractals
  * are stored column by column of fractals, each fractal row by row, and what sticks out is zero. C0
  * is 32 elements of one byte and 16 of every other size (four-byte elements are laid out like the
  * two-byte ones they are computed in). Leading dimensions are batches. So the storage of an odd

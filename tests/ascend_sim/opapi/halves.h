@@ -1,6 +1,6 @@
 /* The two 16-bit floating-point formats, in plain C.
  *
- * Law: rounding is to nearest, ties to even, as IEEE 754 and torch do it. */
+ * Rounding is to nearest, ties to even, as IEEE 754 and torch do it. */
 #ifndef NETLOADER_ASCEND_SIM_HALVES_H
 #define NETLOADER_ASCEND_SIM_HALVES_H
 

@@ -1,6 +1,6 @@
 /* What the files of the simulated libopapi.so share.
  *
- * Law: a SIMULATOR of the few kernels that moving weights needs. A kernel has two calls, as in
+ * A SIMULATOR of the few kernels that moving weights needs. A kernel has two calls, as in
  * CANN:
  * ...GetWorkspaceSize copies the description of its tensors into an executor, the second call
  * queues it. Kernels that are not here do not exist: torch_npu then says so itself, or takes the

@@ -1,6 +1,6 @@
 /* Tensors, scalars and lists as the callers of kernels describe them.
  *
- * Law: descriptions only, copied when made; the data stays where it is. Lists are there because
+ * Descriptions only, copied when made; the data stays where it is. Lists are there because
  * torch_npu looks their constructors up together with the others; no simulated kernel takes one. */
 #include <stdlib.h>
 #include <string.h>

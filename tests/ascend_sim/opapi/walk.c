@@ -1,6 +1,6 @@
 /* Walking over strided tensors, two at a time.
  *
- * Law: strides may be zero (a broadcast dimension) or of any order; the visitor sees each element
+ * Strides may be zero (a broadcast dimension) or of any order; the visitor sees each element
  * of the first tensor exactly once, in row-major order. */
 #include <string.h>
 

@@ -23,6 +23,7 @@ from netloader.io import ServerOptions
 from netloader.io.clock import monotonic
 from netloader.io.conversation import Conversation
 from netloader.io.store.digests import MAX_WORKERS
+from tests.support.sockets import blackhole
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
@@ -40,7 +41,6 @@ from tests.unit.io.helpers import (
     random,
     zoo,
 )
-from tests.unit.io.test_dialing import blackhole
 
 PROMPT_S = 5.0
 """A cancelled task ends within a second; the rest is for a busy machine. Everything that could end

@@ -50,8 +50,8 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
 from netloader.fsm.terms import FetchSpec
-from tests.property.histories import lived
-from tests.property.world import (
+from tests.support.histories import lived
+from tests.support.world import (
     ASK,
     BRIEF,
     CHALLENGE,

@@ -8,7 +8,7 @@ import pytest
 from netloader.fsm import messages
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Hello, Lane, Message, Offer, Purpose, Reject, Request
-from tests.property.world import OFFER
+from tests.support.world import OFFER
 
 KINDS: tuple[type[Any], ...] = (*get_args(Message), Lane)
 

@@ -42,8 +42,8 @@ from netloader.fsm.session import FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
 from netloader.fsm.terms import MAX_LANES, CatalogEntry
 from netloader.wire.frames import encode
-from tests.property.histories import lived
-from tests.property.world import (
+from tests.support.histories import lived
+from tests.support.world import (
     BRIEF,
     CURIOUS,
     DEADLINES,

@@ -15,6 +15,7 @@ from netloader import ClientOptions, Endpoint, Identity, Outcome, Reason, State
 from netloader.fsm.messages import Begin, Hello, Lane, Offer, Reject, Request
 from netloader.io.clock import monotonic
 from netloader.io.describe import describe
+from tests.support.sockets import blackhole
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     FAST,
@@ -36,7 +37,6 @@ from tests.unit.io.helpers import (
     serving,
     zoo,
 )
-from tests.unit.io.test_dialing import blackhole
 
 pytestmark = pytest.mark.usefixtures("driver")
 PROMPT_S = 5.0

@@ -18,6 +18,7 @@ from netloader.io.module_state import ModuleState
 from netloader.io.published import PublishedModel
 from netloader.io.transports.tcp import TcpSender
 from netloader.io.watch import ModuleUsage
+from tests.support.relay import Fault, Relay
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     IDENTITY,
@@ -32,7 +33,6 @@ from tests.unit.io.helpers import (
     sealed,
     serving,
 )
-from tests.unit.io.relay import Fault, Relay
 from tests.unit.io.test_module_state import Scaled
 
 pytestmark = pytest.mark.usefixtures("driver")

@@ -16,6 +16,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import Server, worker
 from netloader.io.clock import monotonic
+from tests.support.relay import Fault, Relay
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     FAST,
@@ -32,7 +33,6 @@ from tests.unit.io.helpers import (
     random,
     serving,
 )
-from tests.unit.io.relay import Fault, Relay
 
 pytestmark = pytest.mark.usefixtures("driver")
 Lines = list[dict[str, Any]]

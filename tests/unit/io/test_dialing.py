@@ -4,7 +4,6 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,28 +17,11 @@ from netloader.io.clock import monotonic
 from netloader.io.describe import describe
 from netloader.io.dialing import NEXT_AFTER_S, connect, resolve
 from netloader.io.listener import bind
+from tests.support.sockets import blackhole
 from tests.unit.io.helpers import FAST, IDENTITY, SOON_S, asking, contents, serving, zoo
 
 LOOPBACK = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 NAME = "many.example"
-
-
-@contextlib.contextmanager
-def blackhole(host: str, port: int = 0) -> Iterator[Endpoint]:
-    """An address that swallows packets: its backlog is full, so the kernel drops every SYN."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(0)
-        here = listener.getsockname()
-        for _ in range(2):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(here)
-        with pytest.raises(TimeoutError):
-            socket.create_connection(here, timeout=0.5)
-        yield Endpoint(host, here[1])
 
 
 def name_of(monkeypatch: pytest.MonkeyPatch, *answers: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from netloader.fsm.messages import Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import fill, reception
 from netloader.io.clock import monotonic
-from tests.children import process
+from tests.support.children import process
 from tests.unit.io.helpers import (
     FAST,
     IDENTITY,

@@ -15,7 +15,7 @@ from netloader.config import Endpoint
 from netloader.fsm.messages import Reject
 from netloader.io import fill
 from netloader.io.listener import bind
-from tests.children import process
+from tests.support.children import process
 from tests.unit.io.helpers import (
     IDENTITY,
     MIB,

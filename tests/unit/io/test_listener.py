@@ -3,7 +3,6 @@
 import contextlib
 import json
 import socket
-import struct
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,8 @@ from netloader.fsm.terms import MAX_LANES
 from netloader.io import Server, reception
 from netloader.io.clock import monotonic
 from netloader.io.listener import bind
-from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, encode
+from netloader.wire.frames import HEADER, encode
+from tests.support.sockets import frame_of, reset
 from tests.unit.io.drivers import fill, serve
 from tests.unit.io.helpers import (
     FAST,
@@ -55,18 +55,9 @@ def say(*parts: bytes) -> Callable[[socket.socket], None]:
     return lambda sock: sock.sendall(b"".join(parts))
 
 
-def reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
 def reset_in_a_frame(sock: socket.socket) -> None:
     sock.sendall(encode(hello())[:20])
     reset(sock)
-
-
-def frame_of(length: int, document: bytes) -> bytes:
-    return HEADER.pack(MAGIC, FRAME_VERSION, length) + document
 
 
 BAD_WORDS: dict[str, Callable[[socket.socket], None]] = {

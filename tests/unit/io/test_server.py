@@ -35,6 +35,7 @@ from netloader.io.clock import monotonic
 from netloader.io.store import digests
 from netloader.io.store.digests import Hasher
 from netloader.wire.frames import Decoder
+from tests.support.sockets import reset
 from tests.unit.io.drivers import fill, serve
 from tests.unit.io.helpers import (
     FAST,
@@ -51,7 +52,6 @@ from tests.unit.io.helpers import (
     serving,
     zoo,
 )
-from tests.unit.io.test_listener import reset
 
 pytestmark = pytest.mark.usefixtures("driver")
 

@@ -1,4 +1,4 @@
-"""What every store promises. Law: what was written and verified is what is read."""
+"""What every store promises."""
 
 import gc
 from pathlib import Path

@@ -92,13 +92,14 @@ def workers() -> Iterator[tuple[VllmWorker, VllmWorker]]:
 def test_each_serves_its_own_model_and_the_thread_keeps_none_of_them(
     workers: tuple[VllmWorker, VllmWorker],
 ) -> None:
-    got = []
+    got, mine = [], current_worker()
     for worker in workers:
         twin = Model(9)
         assert fill(twin, [worker.endpoint()], identity(), asking()).ok
         got.append(contents(twin))
     assert got == [contents(Model(1)), contents(Model(2))]
-    assert current_worker() is None
+    assert current_worker() is mine
+    assert mine not in [worker_of(worker) for worker in workers]
 
 
 @pytest.mark.parametrize(

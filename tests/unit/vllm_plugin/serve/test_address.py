@@ -21,7 +21,7 @@ from netloader.io.listener import bind
 from netloader.log import capture
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.serve import address
-from tests.children import process
+from tests.support.children import process
 from tests.unit.io.helpers import asking
 from tests.unit.vllm_plugin.helpers import Model, events, identity, line_of, serve, settings, where
 

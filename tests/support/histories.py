@@ -15,7 +15,7 @@ from netloader.fsm.events import (
 )
 from netloader.fsm.messages import Begin, Complete, Have, Request, Verified
 from netloader.fsm.session import Session
-from tests.property.world import (
+from tests.support.world import (
     ASK,
     BOTH,
     CHALLENGE,

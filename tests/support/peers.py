@@ -29,7 +29,7 @@ from netloader.io import ClientOptions, Deadlines, Outcome, Server, ServerOption
 from netloader.io.client import LANES
 from netloader.io.clock import monotonic
 from netloader.io.memory import memory_of
-from tests.e2e.hosts import enter
+from tests.support.hosts import enter
 from tests.unit.io.helpers import sealed
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ PATIENCE_S = 60.0
 """How long a test waits for a word of a peer, where no deadline is tested."""
 
 FORKS: Final = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.e2e.peers", "tests.e2e.hostile_clients"])
+FORKS.set_forkserver_preload(["tests.support.peers", "tests.e2e.hostile_clients"])
 
 PR_SET_PDEATHSIG: Final = 1
 MOST_CLOSED: Final = 20

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
