@@ -95,7 +95,21 @@ class LiveModel:
         model = self._model()
         return model is not None and any(part is module for part in model.modules())
 
-    def offered(self) -> None:
+    def offer(self, published: PublishedModel) -> bool:
+        """Offer this in the place of what was offered before; False when there is no port.
+
+        The lock of the rank is held.
+        """
+        self.published, self._fenced, self._lost = published, False, ""
+        if self.retired:
+            published.withdraw(GONE)
+            return False
+        if not self._rank.port.offer(published):
+            return False
+        self._offered()
+        return True
+
+    def _offered(self) -> None:
         """Say what is on offer from now on, and watch it."""
         served, manifest = self.served, self.published.entry.manifest
         fields = {
@@ -131,7 +145,7 @@ class LiveModel:
             self._fenced = True
         with self._rank.guarded():
             self._evict(returning, why)
-        if offered:
+        if offered and self._rank.port.server is not None:
             fields = {"netloader.role": self.served.role, "netloader.detail": why}
             emit(self._rank.logger, "netloader.server.withdrawn", fields)
         self.served.usage.pause()
@@ -155,7 +169,7 @@ class LiveModel:
             self.served = replace(self.served, weights=weights, digests=())
             published = self._publish(self.served)
             published.seal_quietly()
-            self._offer(published)
+            self.offer(published)
 
     def lose(self, why: str) -> None:
         """It is not known any more what there is to offer, until it is renewed."""
@@ -210,7 +224,7 @@ class LiveModel:
             if why:
                 self.lose(f"not all was the same after it was away: {why}")
             else:
-                self._offer(published)
+                self.offer(published)
 
     # -- changes without an announcement --------------------------------------------------------
 
@@ -237,10 +251,9 @@ class LiveModel:
             if not self.proven:
                 self._tell_lost()
                 return None
-            successor = self._publish(self.served)
-            self._rank.port.offer(successor)
-            self.published = successor
-            return successor
+            self.published = self._publish(self.served)
+            self._rank.port.offer(self.published)
+            return self.published
 
     def look(self, weights: ModuleStore) -> tuple[str, ...]:
         """The digests of weights that are not on offer yet; none when they are taken away."""
@@ -261,7 +274,7 @@ class LiveModel:
             if not successor.withdrawn:
                 self._lost = ""
                 successor.seal(digests)
-                self.offered()
+                self._offered()
 
     # -- publishing ------------------------------------------------------------------------------
 
@@ -269,12 +282,3 @@ class LiveModel:
         options = replace(self._rank.options, layouts=(served.layout,), facts=served.facts)
         changed = self._monitor.changed
         return publish(served.weights, served.identity(), options, served.usage, changed)
-
-    def _offer(self, published: PublishedModel) -> None:
-        """Offer a published model in the place of the one before it."""
-        if self.retired:
-            published.withdraw(GONE)
-            return
-        self._rank.port.offer(published)
-        self.published, self._fenced, self._lost = published, False, ""
-        self.offered()

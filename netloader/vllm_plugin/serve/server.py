@@ -5,7 +5,6 @@ A rank has one `netloader.Server`, at one address, for the weights of the target
 
 import threading
 import weakref
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -46,18 +45,15 @@ class RankServer:
         """Serve some weights until their model is gone.
 
         Returns:
-            False when that cannot be done; the log says why.
+            False when that cannot be done; the log says why. If only the port could not be had, it
+            is tried again after the next change of the weights.
         """
         with self._rank.guarded():
             live = LiveModel(model, served, self._rank)
-            with self._rank.lock, ExitStack() as undo:
-                self._live[served.role] = live  # before anything: else the port might be closed
-                undo.callback(self._live.pop, served.role)
-                if self.port.offer(live.published):
-                    undo.pop_all()
-                    weakref.finalize(model, only_here(self._gone), live)
-                    live.offered()
-                    return True
+            with self._rank.lock:
+                self._live[served.role] = live
+                weakref.finalize(model, only_here(self._gone), live)
+                return live.offer(live.published)
         return False
 
     def close(self) -> None:
