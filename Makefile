@@ -131,11 +131,11 @@ test: lint $(MEDIA)/.installed  ## all checks, then all tests with their coverag
 	[ -n "$$skipped" ] || $(MAKE) test-npu
 	no_ascend=$${skipped:-$$(why_no_ascend)}
 	[ -n "$$no_ascend" ] || $(MAKE) test-ascend
-	say "pytest tests/unit tests/property tests/fuzz, some files at a time"
-	$(PY) -m pytest tests/unit tests/property tests/fuzz $(SIDE_BY_SIDE) \
+	say "pytest tests/unit tests/conformance tests/property tests/fuzz, some files at a time"
+	$(PY) -m pytest tests/unit tests/conformance tests/property tests/fuzz $(SIDE_BY_SIDE) \
 	    --cov --cov-append --cov-report= --cov-fail-under=0
-	say "pytest tests/conformance tests/e2e"
-	$(PY) -m pytest tests/conformance tests/e2e --cov --cov-append --cov-report=term-missing:skip-covered
+	say "pytest tests/e2e"
+	$(PY) -m pytest tests/e2e --cov --cov-append --cov-report=term-missing:skip-covered
 	[ -z "$$skipped" ] || echo "test-npu skipped: $$skipped"
 	[ -z "$$no_ascend" ] || echo "test-ascend skipped: $$no_ascend"
 

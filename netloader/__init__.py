@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from netloader.io.client import ClientOptions, fill
     from netloader.io.outcome import Attempt, Outcome
     from netloader.io.publishing import ServerOptions
-    from netloader.io.server import Server, serve
+    from netloader.io.server import Server, listen, serve
     from netloader.io.store.files import FileStore
     from netloader.io.store.memory import HostStore
     from netloader.io.store.module import ModuleStore
@@ -57,6 +57,7 @@ __all__ = [
     "WeightsError",
     "errors",
     "fill",
+    "listen",
     "serve",
 ]
 
@@ -75,7 +76,7 @@ _WHERE = {
     "netloader.io.client": ("ClientOptions", "fill"),
     "netloader.io.outcome": ("Attempt", "Outcome"),
     "netloader.io.publishing": ("ServerOptions",),
-    "netloader.io.server": ("Server", "serve"),
+    "netloader.io.server": ("Server", "listen", "serve"),
     "netloader.io.store.files": ("FileStore",),
     "netloader.io.store.memory": ("HostStore",),
     "netloader.io.store.module": ("ModuleStore",),

@@ -10,14 +10,14 @@ from types import MappingProxyType, UnionType
 from typing import Any, Final, Self, TypeAlias
 
 LONGEST_S: Final = 7 * 86_400.0
-"""No wait is longer than a week: more is a hang by another name, and some system calls overflow."""
+"""No wait is longer than a week: a longer one is a hang, and some system calls overflow."""
 
 SHOWN_CHARS: Final = 80
 """How much of a refused value an error shows: enough to find it, too little to flood a log."""
 
 
 class Secret:
-    """A text that must not be seen; only `reveal()` gives it away."""
+    """A text that must not be shown; only `reveal()` returns it."""
 
     __slots__ = ("_value",)
 
@@ -228,7 +228,7 @@ class Place:
 
 
 Reader: TypeAlias = Callable[[Place, Any], Any]
-"""Turns a value from outside into an option, or notes its problems and returns a mere filler."""
+"""Turns a value from outside into an option, or notes its problems and returns a placeholder."""
 
 
 def one(

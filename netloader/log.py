@@ -68,11 +68,12 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             "The port cannot be opened; the reason, and the process that has the port."
         ),
         "netloader.listener.exhausted": _warning("No connection can be accepted, and why."),
-        "netloader.address.unknown": _warning("No address of this host can be told to others."),
+        "netloader.address.unknown": _warning("No address of this host can be named to others."),
         "netloader.address_file.failed": _warning("The address file cannot be written."),
         "netloader.background.failed": _error("Background work ended early, and what follows."),
         "netloader.server.offered": _info("Weights are published, and what that costs."),
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
+        "netloader.relay.failed": _warning("Weights are received, but not served meanwhile: why."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
         "netloader.source.tried": _info("A client turns to a source."),
         "netloader.source.differs": _warning("A field in which a source is not this rank."),
@@ -124,7 +125,7 @@ def _scalar(key: str, value: object) -> str | int | float | bool:
         return value
     try:
         text = str(value)
-    except Exception:  # noqa: BLE001 - whatever a foreign __str__ raises, the line must be written
+    except Exception:  # noqa: BLE001 - a foreign __str__ may raise; the line must be written
         text = f"<unprintable {type(value).__name__}>"
     return _printable(text)
 
@@ -276,7 +277,7 @@ class _LineHandler(logging.Handler):
     def _open(self) -> int:
         if self.target == "stderr":
             return os.dup(2)
-        # non-blocking: a pipe that nobody reads must be an error, not a hang
+        # non-blocking: a pipe without a reader must be an error, not a hang
         return os.open(self.target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -284,7 +285,7 @@ class _LineHandler(logging.Handler):
         return _severity(record) >= self.threshold and bool(super().filter(record))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record. Never raises: the first of several failures is told on stderr."""
+        """Write the record. Never raises: the first of several failures is reported on stderr."""
         try:
             line = self.format(record).encode() + b"\n"
             descriptor = self._open()

@@ -176,7 +176,7 @@ def _offered(fields: Fields) -> str:
 
 
 def _withdrawn(fields: Fields) -> str:
-    again = "clients are told `not_serving` until the weights are served again"
+    again = "clients are refused as `not_serving` until the weights are served again"
     return f"Weights are no longer served: {_detail(fields)}; {again}{_remedy(fields)}"
 
 
@@ -193,7 +193,7 @@ def _differing(what: str) -> Sentence:
 
 def _waiting(fields: Fields) -> str | None:
     if _number(fields, "netloader.wait_count") != 1:
-        return None  # the same every second for two minutes is no news
+        return None  # the same sentence every second would flood the log
     patience = duration(_number(fields, "netloader.patience_s"))
     then = f"asked again for up to {patience}"
     return f"{_text(fields, 'netloader.sources')}: busy or not ready; {then}"
@@ -279,7 +279,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.listener.stopped": lambda f: f"Stopped listening at {_place(f, 'local')}",
         "netloader.listener.failed": _port_failed,
         "netloader.listener.exhausted": _exhausted,
-        "netloader.address.unknown": _telling("No address can be told to clients"),
+        "netloader.address.unknown": _telling("No address can be named to clients"),
         "netloader.address_file.failed": _telling("The address file cannot be written"),
         "netloader.background.failed": _background,
         "netloader.server.offered": _offered,

@@ -4,6 +4,6 @@ The arguments and results are those of `netloader.io.serve` and `netloader.io.fi
 """
 
 from netloader.aio.client import fill
-from netloader.aio.server import Server, serve
+from netloader.aio.server import Server, listen, serve
 
-__all__ = ["Server", "fill", "serve"]
+__all__ = ["Server", "fill", "listen", "serve"]

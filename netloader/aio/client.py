@@ -1,4 +1,4 @@
-"""Fill a model on an asyncio event loop. When `fill` has ended, nothing of it runs."""
+"""Fill a model on an asyncio event loop. `fill` leaves no thread or task behind."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence

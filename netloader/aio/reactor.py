@@ -1,4 +1,4 @@
-"""An asyncio event loop as the loop of links. Nothing here knows what the bytes mean.
+"""An asyncio event loop as the loop of links. It does not interpret the bytes.
 
 Needs a loop with `add_reader`, as all loops on Linux have.
 """

@@ -13,14 +13,16 @@ from netloader import io
 from netloader.aio.reactor import AsyncioReactor
 from netloader.config import Deadlines
 from netloader.fsm.identity import Identity
+from netloader.fsm.messages import Offer
 from netloader.io.arguments import Weights
 from netloader.io.catalog import Catalog
 from netloader.io.listener import bind, endpoint_of, tell, trouble
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions
 from netloader.io.reception import Reception
-from netloader.io.server import FENCE_S, prepare
+from netloader.io.server import FENCE_S, check_listening, prepare
 from netloader.io.snapshot import ServerSnapshot
+from netloader.io.store.base import Store
 from netloader.log import Logger
 
 
@@ -48,10 +50,10 @@ class AsyncioListener:
 
     def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
         """As `netloader.io.listener.Listener.evict`; not on the loop's thread."""
-        return self._reception.evict(published, why, timeout_s)
+        return published.evict(why, timeout_s)
 
     def close(self) -> None:
-        """Accept no more, and end every session; `wait_closed` waits for their goodbyes."""
+        """Accept no more, and end every session; `wait_closed` waits until they are closed."""
         if os.getpid() == self._process:
             self._reactor.call(self._reception.stop)
 
@@ -90,6 +92,14 @@ class Server:
         thread.
         """
         await asyncio.to_thread(self._server.publish, model, identity, facts)
+
+    def receive(self, store: Store, identity: Identity, offer: Offer) -> PublishedModel:
+        """As `netloader.io.Server.receive`; from any thread."""
+        return self._server.receive(store, identity, offer)
+
+    def received(self, published: PublishedModel, weights: Weights, identity: Identity) -> None:
+        """As `netloader.io.Server.received`; from any thread."""
+        self._server.received(published, weights, identity)
 
     def withdraw(self, role: str | None, why: str) -> None:
         """Offer nothing in a role any more, as `netloader.io.Server.withdraw`."""
@@ -141,8 +151,8 @@ class Server:
     async def close(self) -> None:
         """Turn clients away and free the port, the threads and the model. Idempotent.
 
-        A task that is cancelled here leaves nothing behind either: sessions then end without a
-        goodbye.
+        A task that is cancelled here leaves nothing behind either: connections are then closed
+        without a last message.
         """
         if self._listener is not None:
             listener, self._listener = self._listener, None
@@ -159,6 +169,19 @@ class Server:
         tb: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+async def listen(
+    host: str = "127.0.0.1", port: int = 0, options: ServerOptions | None = None
+) -> Server:
+    """Open a server that has nothing to serve yet, in the running event loop.
+
+    As `netloader.io.listen`.
+    """
+    chosen = check_listening(host, port, options)
+    catalog = Catalog()
+    listener = AsyncioListener(bind(host, port), catalog, chosen.deadlines, chosen.logger)
+    return Server(io.Server(listener, catalog, chosen), listener)
 
 
 async def serve(

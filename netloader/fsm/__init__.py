@@ -1,4 +1,4 @@
-"""Two protocol machines and everything they speak of. Pure: no byte, socket, clock or thread.
+"""The protocol machines and their messages. Pure: no byte, socket, clock or thread.
 
 Feed a `ClientSession` or `ServerSession` one event at a time with `step(event, now)` and perform
 the effects of the answer, in order, before the next event. docs/embed/driver.md shows the loop.

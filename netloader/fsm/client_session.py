@@ -35,9 +35,9 @@ class ClientSession(Session):
         self.available: frozenset[int] = frozenset()
         """Segments that the source has said it has."""
         self.lacking: tuple[int, ...] = ()
-        """Segments that neither earlier sources nor this one have brought."""
+        """Segments that neither earlier sources nor this one have delivered."""
         self.begun = self.completed = False
-        """What the server has said of the request at hand."""
+        """The server's last message about the current request."""
         self.received = False
         self.cut: str | None = None
         """How the connection went after everything asked for was sent."""

@@ -24,7 +24,7 @@ class Verdict:
     differences: tuple[Difference, ...] = ()
     retry_after_s: float = 0.0
     other_sources: tuple[Endpoint, ...] = ()
-    """Where the peer that refused says that the weights may be had."""
+    """Other sources that the peer named in its refusal, as `host:port`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class DeadlinePassed:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """Whoever owns this session wants it to end."""
+    """The owner of this session ends it."""
 
     reason: Reason = Reason.STOPPED
     detail: str = ""
@@ -59,7 +59,7 @@ class OfferReady:
     rendezvous: Mapping[str, str] = field(default_factory=dict)
     segment_digests: tuple[str, ...] = ()
     available: frozenset[int] | None = None
-    """The segments that there are by now; None: all, and no `MoreAvailable` will come."""
+    """The segments available now; None: all, and no `MoreAvailable` will come."""
     other_sources: tuple[str, ...] = ()
     """`host:port` of others that may have the same weights."""
 

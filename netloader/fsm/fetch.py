@@ -47,14 +47,14 @@ SLOW: Final = 2.0
 """A source that needs this many times as long for a segment as one that waits for work is slow:
 then asking the other one again for what is missing is faster, its loss in flight included."""
 GRACE_S: Final = 0.25
-"""What a request may take beside its segments, so that a short one is not called slow by chance."""
+"""Seconds that any request may take, so that a short one does not count as slow by chance."""
 ROUND_S: Final = 0.5
 """Sources that are to be asked again within this time of each other are asked in one round."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """How a fetch goes about it; seconds."""
+    """Options of a fetch; times in seconds."""
 
     parallel: int = 1
     """Sources that are asked at the same time."""

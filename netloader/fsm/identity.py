@@ -48,7 +48,7 @@ class Identity:
     """Names and values that decide whether two models hold interchangeable weights."""
 
     hard: Mapping[str, str] = field(default_factory=dict)
-    """Compared always; a field that only one side has is a difference."""
+    """Always compared; a field that only one side has is a difference."""
     soft: Mapping[str, str] = field(default_factory=dict)
     """Compared when both sides have the field (a checkpoint fingerprint, say)."""
 

@@ -25,7 +25,7 @@ class Purpose(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Client: who I am and what I can do, each list in order of preference."""
+    """Client: its identity and abilities, each list in order of preference."""
 
     versions: tuple[int, ...]
     purpose: Purpose
@@ -42,7 +42,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """Server: here is my proof over your hello and my nonce; now give me yours."""
+    """Server: its proof over the client's hello and its own nonce; asks for the client's."""
 
     nonce: str
     mac: str = ""
@@ -50,14 +50,14 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Client: my proof over my hello and your nonce."""
+    """Client: its proof over its hello and the server's nonce."""
 
     mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """Server: what I am and what I resolved when I loaded the model."""
+    """Server: its identity, and what it resolved when it loaded the model."""
 
     identity: Identity
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Server: these tensors, in these segments, with these digests, by this transport."""
+    """Server: the tensors, segments, digests and transport of a transfer."""
 
     session: str
     identity: Identity
@@ -91,14 +91,14 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Have:
-    """Server: I have these segments too, and keep those that I had."""
+    """Server: it has these segments too, besides those announced before."""
 
     segments: Ranges
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Client: my end of the transport is ready; send me these segments.
+    """Client: its end of the transport is ready; it asks for these segments.
 
     Requests of a session are numbered from 1. The next one may follow when this one is complete. No
     segment is asked for twice, and only the first request may be empty.
@@ -126,7 +126,7 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """Client: all is here; `root` is the offer's.
+    """Client: all segments are verified; `root` is the offer's.
 
     `segments` and `nbytes` count what this session has brought: nothing, if other sources brought
     all of it.
@@ -139,7 +139,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Either side: no, and why. `reason` is a word of `Reason`; unknown words are allowed."""
+    """Either side: a refusal. `reason` is a value of `Reason`; unknown ones are allowed."""
 
     reason: str
     detail: str = ""
@@ -151,7 +151,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """First words of a data connection; routed by the listener, never seen by a machine."""
+    """The first message of a data connection; the listener routes it, no machine sees it."""
 
     session: str
     index: int

@@ -2,7 +2,10 @@
 
 A model is offered while the digests of its segments are known and no change of it is known. A
 change that is announced is a fence: sessions are evicted, and when the last reader has left, the
-memory may be written to. A change that is found leaves the model lost until it is renewed.
+memory may be written to. A change that is found leaves the model lost. Changed weights are
+published as another model, with a life of its own: they may be other tensors.
+
+A relay is received and offered at once: each segment from the moment when it is verified.
 """
 
 from collections.abc import Iterable
@@ -64,17 +67,13 @@ def _open_still(life: PublishedLife, _: ev.Quiet) -> bool:
     return known_in(life, ev.Fenced).depth > 0
 
 
-def _new(life: PublishedLife, _: ev.Quiet) -> bool:
-    return known_in(life, ev.Fenced).renewed
-
-
 def _known(life: PublishedLife, _: ev.Quiet) -> bool:
     data = known_in(life, ev.Fenced)
     return bool(data.digests) and not data.lost
 
 
-def _renewable(life: PublishedLife, _: ev.Quiet) -> bool:
-    return known_in(life, ev.Lost).renewed
+def _asked(life: PublishedLife, _: ev.RenewalPromised) -> bool:
+    return life.renewal is Renewal.ASKED
 
 
 def _unreleased(life: PublishedLife, _: ev.Quiet) -> bool:
@@ -116,13 +115,16 @@ def _receive(life: PublishedLife, event: ev.ReceivingBegan) -> Iterable[Effect]:
 
 def _add(life: PublishedLife, event: ev.SegmentsAvailable) -> Iterable[Effect]:
     data = known_in(life, ev.Receiving)
-    life.data = replace(data, available=data.available.union(event.segments))
-    return ()
+    more = frozenset(event.segments) - data.available
+    life.data = replace(data, available=data.available | more)
+    if more:
+        yield ev.TellOfMore(more)
 
 
-def _have_all(life: PublishedLife, _: ev.SegmentsAvailable) -> Iterable[Effect]:
-    life.data = ev.Offered(known_in(life, ev.Receiving).digests)
-    return ()
+def _have_all(life: PublishedLife, event: ev.SegmentsAvailable) -> Iterable[Effect]:
+    data = known_in(life, ev.Receiving)
+    life.data = ev.Offered(data.digests)
+    yield ev.TellOfMore(frozenset(event.segments) - data.available)
 
 
 def _admit_client(life: PublishedLife, _: ev.ClientArrived) -> Iterable[Effect]:
@@ -193,17 +195,6 @@ def _resume(life: PublishedLife, _: ev.Resumed) -> Iterable[Effect]:
     return ()
 
 
-def _renew(life: PublishedLife, _: ev.Renewed) -> Iterable[Effect]:
-    _resume(life, ev.Resumed())
-    life.data = replace(known_in(life, ev.Fenced), digests=(), lost="", renewed=True)
-    return ()
-
-
-def _take_newer(life: PublishedLife, _: ev.Renewed) -> Iterable[Effect]:
-    life.data = replace(known_in(life, ev.Lost), renewed=True)
-    return ()
-
-
 def _compare(life: PublishedLife, _: ev.Quiet) -> Iterable[Effect]:
     digests = known_in(life, ev.Fenced).digests
     life.work, life.data = Work.AUDIT, ev.Auditing(digests, ev.Cause.RESUME, life.now)
@@ -266,6 +257,13 @@ def _lose(life: PublishedLife, event: Any) -> Iterable[Effect]:
     return ()
 
 
+def _withdraw(life: PublishedLife, event: ev.Withdrawn) -> Iterable[Effect]:
+    """Newer weights that the owner was asked for are not to be offered any more."""
+    asked = life.renewal is not Renewal.NONE
+    life.data = ev.Lost(event.why, life.digests, Renewal.REFUSED if asked else Renewal.NONE)
+    return ()
+
+
 def _fail(life: PublishedLife, event: ev.AuditEnded | ev.WorkFailed) -> Iterable[Effect]:
     _work_ended(life, event)
     return _lose(life, event)
@@ -283,13 +281,13 @@ def _promise(life: PublishedLife, _: ev.RenewalPromised) -> Iterable[Effect]:
 
 
 def _refuse(life: PublishedLife, _: ev.RenewalRefused) -> Iterable[Effect]:
-    life.data = replace(known_in(life, ev.Lost), renewal=Renewal.NONE)
+    life.data = replace(known_in(life, ev.Lost), renewal=Renewal.REFUSED)
     return ()
 
 
 def _retire(life: PublishedLife, event: ev.ModelGone) -> Iterable[Effect]:
-    life.data = ev.Retired(event.why)
-    return ()
+    life.data = ev.Retired(event.why, event.reason)
+    yield ev.EvictSessions(event.why, event.reason)
 
 
 def _release(life: PublishedLife, _: ev.Quiet) -> Iterable[Effect]:
@@ -329,7 +327,7 @@ TABLE: Rows = (
     row(P, ev.ReceivingBegan,       I, _receive),
     row(I, ev.SegmentsAvailable,    O, _have_all,         when=_all_there),
     row(I, ev.SegmentsAvailable,    I, _add),
-    *unmoved(ev.SegmentsAvailable,  F, L, R),
+    *unmoved(ev.SegmentsAvailable,  O, F, A, L, R),
 
     *(row(s, ev.ClientArrived,      s, _admit_client,     when=_room) for s in SERVED),
     *same(tuple(ModelState), ev.ClientArrived, _deny),
@@ -361,25 +359,23 @@ TABLE: Rows = (
     *every(SERVED, ev.ChangeFound,  L, _changed),
     row(F, ev.ChangeFound,          F, _note_loss),
     *unmoved(ev.ChangeFound,        L, R),
-    row(L, ev.RenewalPromised,      L, _promise),
+    row(L, ev.RenewalPromised,      L, _promise,          when=_asked),
+    row(L, ev.RenewalPromised,      L, _nothing),
     row(L, ev.RenewalRefused,       L, _refuse),
-    *unmoved(ev.RenewalPromised,    P, I, O, F, A, R),
-    *unmoved(ev.RenewalRefused,     P, I, O, F, A, R),
+    *unmoved(ev.RenewalPromised,    F, R),
+    *unmoved(ev.RenewalRefused,     F, R),
 
     *every((*SERVED, L), ev.FenceRaised, F, _fence),
     row(F, ev.FenceRaised,          F, _deepen),
     row(F, ev.Resumed,              F, _resume),
-    row(F, ev.Renewed,              F, _renew),
-    row(L, ev.Renewed,              L, _take_newer),
-    *(r for on in (ev.FenceRaised, ev.Resumed, ev.Renewed) for r in unmoved(on, R)),
+    *(r for on in (ev.FenceRaised, ev.Resumed) for r in unmoved(on, R)),
     row(F, ev.Quiet,                F, _nothing,          when=_open_still),
-    row(F, ev.Quiet,                P, _compute,          when=_new),
     row(F, ev.Quiet,                A, _compare,          when=_known),
     row(F, ev.Quiet,                L, _give_up),
-    row(L, ev.Quiet,                P, _compute,          when=_renewable),
     *unmoved(ev.Quiet,              P, I, O, L),
 
-    *every((*SERVED, L), ev.Withdrawn, L, _lose),
+    *every(SERVED, ev.Withdrawn,    L, _lose),
+    row(L, ev.Withdrawn,            L, _withdraw),
     row(F, ev.Withdrawn,            F, _note_loss),
     *every((*SERVED, F, L), ev.ModelGone, R, _retire),
     row(R, ev.Quiet,                R, _release,          when=_unreleased),

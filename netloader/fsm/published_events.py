@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias, get_args
 
+from netloader.fsm.reasons import Reason
+
 
 class ModelState(Enum):
     """Where a published model is in its life."""
@@ -19,7 +21,7 @@ class ModelState(Enum):
     AUDITING = "auditing"
     """Weights are compared with their digests; offers wait for the result."""
     LOST = "lost"
-    """Weights are not what was published; nothing is offered until they are renewed."""
+    """Weights are not what was published, or were withdrawn; nothing is offered any more."""
     RETIRED = "retired"
     """Nothing is offered any more; memory is released when the last session has ended."""
 
@@ -34,11 +36,13 @@ class Cause(Enum):
 
 
 class Renewal(Enum):
-    """What the owner of a lost model has said about newer weights."""
+    """What the owner has said about newer weights, of a model that was found to be changed."""
 
     NONE = "none"
+    """It was not asked: nothing was found to be changed."""
     ASKED = "asked"
     PROMISED = "promised"
+    REFUSED = "refused"
 
 
 class Work(Enum):
@@ -73,13 +77,12 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """`depth` fences are open. `lost` is why the weights are lost unless they are renewed."""
+    """`depth` fences are open. `lost` is why nothing is offered after the last one, if so."""
 
     why: str
     depth: int = 1
     digests: tuple[str, ...] = ()
     lost: str = ""
-    renewed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +97,19 @@ class Auditing:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """`renewed`: newer weights are there, and wait until nobody reads the old ones."""
+    """`digests` are those of what was published; empty while they were not known."""
 
     why: str
     digests: tuple[str, ...] = ()
     renewal: Renewal = Renewal.NONE
-    renewed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """`released`: nobody reads, and the memory was given back."""
+    """`reason`: what clients are told. `released`: nobody reads, and the memory was given back."""
 
     why: str
+    reason: Reason = Reason.NOT_SERVING
     released: bool = False
 
 
@@ -217,11 +220,6 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
-class Renewed:
-    """A fence ended, or lost weights were replaced; the weights are new ones."""
-
-
-@dataclass(frozen=True, slots=True)
 class RenewalPromised:
     """The owner of lost weights prepares newer ones."""
 
@@ -233,16 +231,18 @@ class RenewalRefused:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The owner offers these weights no more, until it renews them."""
+    """The owner offers these weights no more. Sessions go on to their end."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class ModelGone:
-    """The model, or its server, is gone for good."""
+    """The model, or its server, is gone for good, or other weights have taken its place."""
 
     why: str
+    reason: Reason = Reason.NOT_SERVING
+    """What sessions are told; NOT_READY when it is worth to ask again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,13 +253,13 @@ class Quiet:
 Event: TypeAlias = (
     DigestsAsked | DigestsKnown | DigestsReady | AuditAsked | AuditEnded | WorkFailed | WorkStopped
     | ReceivingBegan | SegmentsAvailable | ClientArrived | ClientLeft | ReaderArrived | ReaderLeft
-    | Doubted | ChangeFound | FenceRaised | Resumed | Renewed | RenewalPromised | RenewalRefused
+    | Doubted | ChangeFound | FenceRaised | Resumed | RenewalPromised | RenewalRefused
     | Withdrawn | ModelGone | Quiet
 )  # fmt: skip
 EVENTS: tuple[type[Event], ...] = get_args(Event)
 ANY_TIME: tuple[type[Event], ...] = (
     DigestsAsked, DigestsKnown, AuditAsked, ClientArrived, ClientLeft, ReaderArrived, ReaderLeft,
-    Doubted, ChangeFound, FenceRaised, RenewalPromised, RenewalRefused, Withdrawn, ModelGone,
+    Doubted, ChangeFound, FenceRaised, Withdrawn, ModelGone,
 )  # fmt: skip
 """Events that may come in every state; another one that has no row is the driver's bug."""
 
@@ -295,6 +295,14 @@ class EvictSessions:
     """End every session that has a place, with this reason."""
 
     why: str
+    reason: Reason = Reason.NOT_SERVING
+
+
+@dataclass(frozen=True, slots=True)
+class TellOfMore:
+    """Tell every session that has a place of segments that are available since."""
+
+    segments: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,4 +317,6 @@ class Release:
     """Give up the memory and all that refers to the owner; once, and nothing reads any more."""
 
 
-Effect: TypeAlias = Admit | Deny | ComputeDigests | Audit | EvictSessions | AskOwner | Release
+Effect: TypeAlias = (
+    Admit | Deny | ComputeDigests | Audit | EvictSessions | TellOfMore | AskOwner | Release
+)  # fmt: skip

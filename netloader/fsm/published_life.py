@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from netloader.fsm import published_events as ev
 from netloader.fsm.published_events import Effect, Event, ModelState, Renewal, Work
+from netloader.fsm.reasons import Reason
 from netloader.fsm.table import Program, Row, fire
 
 D = TypeVar("D", bound=ev.Data)
@@ -63,9 +64,19 @@ class PublishedLife:
         return self.data.why if isinstance(self.data, ev.Fenced | ev.Lost | ev.Retired) else ""
 
     @property
+    def reason(self) -> Reason:
+        """The reason of the refusal."""
+        return self.data.reason if isinstance(self.data, ev.Retired) else Reason.NOT_SERVING
+
+    @property
     def digests(self) -> tuple[str, ...]:
         """The digests of what was published last; empty while they are not known."""
         return () if isinstance(self.data, ev.Preparing | ev.Retired) else self.data.digests
+
+    @property
+    def available(self) -> frozenset[int] | None:
+        """The segments that are there, of a relay that is received; else None: all."""
+        return self.data.available if isinstance(self.data, ev.Receiving) else None
 
     @property
     def renewal(self) -> Renewal:

@@ -1,4 +1,4 @@
-"""Every way a session can end. Each has one word, on the wire, in logs and in docs."""
+"""The reasons for the end of a session: one word each, on the wire, in logs and in docs."""
 
 from enum import Enum
 

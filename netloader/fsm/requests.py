@@ -36,5 +36,5 @@ class Requests:
         return type(self)(request.number, self.asked.union(request.segments), request)
 
     def completed(self) -> Self:
-        """The requests once the one at hand is complete."""
+        """The requests after the current one is complete."""
         return type(self)(self.count, self.asked)

@@ -118,6 +118,11 @@ def _finished(session: ServerSession) -> Verified:
     return Verified(len(session.requests.asked), session.asked_bytes, root)
 
 
+def _unoffered(session: ServerSession, event: MoreAvailable) -> bool:
+    del event
+    return not session.offered
+
+
 def _idle(session: ServerSession, event: DeadlinePassed) -> bool:
     del event
     return session.request is None
@@ -225,7 +230,8 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
     mine = session.entry
     session.offered, session.segment_digests = True, event.segment_digests
     everything = frozenset(range(len(event.segment_digests)))
-    session.available = everything if event.available is None else event.available
+    there = everything if event.available is None else event.available | session.available
+    session.available = there
     offer = Offer(
         session=session.session_id,
         identity=mine.identity,
@@ -238,9 +244,15 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
         root=root_digest(event.segment_digests),
         rendezvous=event.rendezvous,
         other_sources=event.other_sources[:MAX_OTHER_SOURCES],
-        availability=None if event.available is None else ranges_of(event.available),
+        availability=None if event.available is None else ranges_of(there),
     )
     yield Send(auth.proven(offer, mine.token, session.hello, session.nonce))
+
+
+def _note_more(session: ServerSession, event: MoreAvailable) -> Iterable[Effect]:
+    """The offer will say it."""
+    session.available |= event.segments
+    return ()
 
 
 def _tell_of_more(session: ServerSession, event: MoreAvailable) -> Iterable[Effect]:
@@ -311,6 +323,7 @@ TABLE: Table[ServerSession] = complete(
         row(H, Proof,         V, _prepare),
         row(V, OfferReady,    V, _offer),
         row(V, OfferRefused,  F, _turn_away),
+        row(V, MoreAvailable, V, _note_more,         when=_unoffered),
         row(V, MoreAvailable, V, _tell_of_more),
         row(V, Request,       F, _refuse_early,      when=_too_early),
         row(V, Request,       T, _begin,             when=_offered_and_valid),

@@ -50,7 +50,7 @@ class Step:
 
 
 class Session:
-    """What both roles share; `ClientSession` and `ServerSession` bring table, limits and data."""
+    """What both sides share; `ClientSession` and `ServerSession` add table, limits and data."""
 
     __slots__ = (
         "_effects",
@@ -91,12 +91,12 @@ class Session:
 
     @property
     def request(self) -> Request | None:
-        """The request at hand; None before the first and between two."""
+        """The current request; None before the first and between two."""
         return self.requests.at_hand
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the request at hand."""
+        """Bytes of the current request."""
         return 0 if self.request is None else span(*self.sizes, self.request.segments)
 
     @property
@@ -179,7 +179,7 @@ class Session:
 
 
 def part(session: Session, verdict: Verdict) -> Iterable[Effect]:
-    """End without a word: stop what was started, then the verdict."""
+    """End without a message to the peer: stop what was started, then the verdict."""
     if session.state in (State.VALIDATE, State.TRANSFER):
         yield AbortTransfer()
     yield Settle(verdict)
@@ -235,17 +235,17 @@ def idled(session: Session, event: DeadlinePassed) -> Iterable[Effect]:
 
 
 def stopped(session: Session, event: StopRequested) -> Iterable[Effect]:
-    """The owner wants an end."""
+    """The owner ended the session."""
     return refuse(session, event.reason, event.detail)
 
 
 def failed(session: Session, event: TransferFailed) -> Iterable[Effect]:
-    """The transport gave up."""
+    """The transport failed."""
     return refuse(session, event.reason, event.detail)
 
 
 def rejected(session: Session, event: Reject) -> Iterable[Effect]:
-    """The peer said no."""
+    """The peer refused."""
     verdict = Verdict(
         state=State.FALLBACK,
         reason=Reason.of(event.reason),
@@ -266,7 +266,7 @@ def doubts(session: Session, event: Reject) -> bool:
 
 
 def doubted(session: Session, event: Reject) -> Iterable[Effect]:
-    """The peer said no to the bytes: it may be right, and the next one need not find out."""
+    """The peer refused the bytes: compare the weights again before the next client asks."""
     yield AuditWeights()
     yield from rejected(session, event)
 

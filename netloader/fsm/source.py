@@ -124,7 +124,7 @@ class Source:
         self.holding = holding
         self.state = Stage.CANDIDATE
         self.then = Stage.GONE
-        """Where it goes when its session has ended."""
+        """The stage that follows when its session has ended."""
         self.stepped_down = False
         self.until = 0.0
         """When it may be asked again."""
@@ -284,7 +284,7 @@ def _give_up(source: Source, event: SourceFailed | Busy) -> Iterable[FetchEffect
 
 
 def _rest(source: Source, event: Busy) -> Iterable[FetchEffect]:
-    """Ask again when the source says, but once more when patience ends."""
+    """Ask again after the pause that the source names, or at the latest when `queue_s` is over."""
     holding = source.holding
     source.until = min(holding.now + _sane(event.retry_after_s), holding.patience_end)
     source.then = Stage.RESTING

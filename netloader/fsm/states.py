@@ -1,4 +1,4 @@
-"""The six states that both sides share. What happens in each stands in the tables."""
+"""The six states that both sides share. The tables say what happens in each."""
 
 from enum import Enum
 
@@ -9,7 +9,7 @@ class State(Enum):
     LISTEN = "listen"
     """Waiting for the connection to be up."""
     HANDSHAKE = "handshake"
-    """Who are you, do we share a secret, do we speak the same version."""
+    """Hello, and with a token the proof on both sides; versions are compared."""
     VALIDATE = "validate"
     """Same model, same partition, same tensors; the transport is made ready."""
     TRANSFER = "transfer"

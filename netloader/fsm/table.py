@@ -20,7 +20,7 @@ from netloader.fsm.events import EVENTS, PEER_EVENTS
 from netloader.fsm.states import ENDS, INITIAL, LIVING, State
 
 Program: TypeAlias = Machine
-"""What a table becomes; nobody but this module needs to know whose class it is."""
+"""The machine that a table is built into. Only this module knows its class."""
 Limit: TypeAlias = Callable[[Deadlines, int], float]
 """How many seconds a state may last, given the deadlines and the bytes to move."""
 
@@ -101,7 +101,7 @@ def every(
 
 
 def absorb(session: Fired, event: object) -> Iterable[Any]:
-    """The verdict is out: nothing changes, nothing is said."""
+    """After the verdict: no change, no effect."""
     del session, event
     return ()
 
@@ -109,7 +109,7 @@ def absorb(session: Fired, event: object) -> Iterable[Any]:
 def complete(rows: Table[S], violation: Callable[[S, Any], Iterable[Any]]) -> Table[S]:
     """Make a table of sessions total.
 
-    Any peer event without a last word in a living state is a violation and ends the session;
+    In a live state, a peer event without an unconditional row is a violation and ends the session;
     terminal states absorb everything.
     """
     answered = {(r.source, r.on) for r in rows if r.when is None}

@@ -5,7 +5,7 @@ from netloader.errors import UnsafeError, WeightsError
 from netloader.io.client import ClientOptions, fill
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.publishing import ServerOptions
-from netloader.io.server import Server, serve
+from netloader.io.server import Server, listen, serve
 
 __all__ = [
     "Attempt",
@@ -19,5 +19,6 @@ __all__ = [
     "UnsafeError",
     "WeightsError",
     "fill",
+    "listen",
     "serve",
 ]

@@ -6,10 +6,8 @@ What was replaced is remembered as long as sessions hold it: a fence must end th
 import threading
 import weakref
 from collections.abc import Iterable
-from dataclasses import replace
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.published_events import ModelState
 from netloader.io.published import PublishedModel
 from netloader.io.snapshot import ModelSnapshot
 
@@ -17,18 +15,16 @@ from netloader.io.snapshot import ModelSnapshot
 class Catalog:
     """What one listener offers: a published model for each role, all with one token.
 
-    The first one's identity is what a client of a role that is not here is refused by.
+    A client of a role that is not here is refused with the differences from the first one. The
+    state of a role is that of its published model.
 
-    Raises ValueError for none at all, or for two tokens.
+    Raises ValueError for two tokens.
     """
 
-    def __init__(self, published_models: Iterable[PublishedModel]) -> None:
+    def __init__(self, published_models: Iterable[PublishedModel] = ()) -> None:
         self.published_models = _by_role(published_models)
         self._known = weakref.WeakSet(self.published_models)
         self._lock = threading.Lock()
-        self._fences: dict[str | None, int] = {}
-        self._ended: set[str | None] = set()
-        """The roles that their owner has withdrawn: no change found late offers them again."""
 
     def put(self, published: PublishedModel) -> None:
         """Offer this from now on, in the place of what had its role; sessions keep what they have.
@@ -39,15 +35,17 @@ class Catalog:
         """
         role = published.entry.role
         with self._lock:
-            if role in self._fences:
+            if self._fences(role):
                 raise LocalProtocolError(f"role {role!r} is fenced; publish it after the fence")
-            before = self.published_models
-            self.published_models = _by_role((*before, published))
-            self._known.add(published)
-            self._ended.discard(role)
-            for old in before:
-                if old.entry.role == role:
-                    published.tally = old.tally
+            self._put(published)
+
+    def _put(self, published: PublishedModel) -> None:
+        before = self.published_models
+        self.published_models = _by_role((*before, published))
+        self._known.add(published)
+        for old in before:
+            if old.entry.role == published.entry.role:
+                published.tally = old.tally
 
     def replace(self, old: PublishedModel, new: PublishedModel) -> bool:
         """Offer `new` in the place of `old`.
@@ -58,84 +56,97 @@ class Catalog:
         with self._lock:
             if old not in self.published_models:
                 return False
-            if old.entry.role in self._ended or old.entry.role in self._fences:
+            if not old.renewable:
                 return False
-            new.tally = old.tally
-            rest = (published for published in self.published_models if published is not old)
-            self.published_models = _by_role((*rest, new))
-            self._known.add(new)
+            self._put(new)
             return True
 
-    def fence(self, role: str | None) -> tuple[PublishedModel, ...]:
-        """Put nothing in the place of a role until `unfence` was called as often.
+    def fence(self, role: str | None, why: str) -> tuple[PublishedModel, ...]:
+        """End the sessions of a role, and put nothing in its place until the fence has ended.
+
+        Each fence ends once, with `unfence` or `abandon`, or all together with `renew`.
 
         Returns:
-            All that was published in this role and may have sessions; the caller evicts them.
+            All that was published in this role and may be read still.
 
         Raises:
             ValueError: nothing was published in this role.
         """
         with self._lock:
             self._on_offer(role)
-            self._fences[role] = self._fences.get(role, 0) + 1
-            return self._known_in(role)
+            known = self._of(role)
+            for published in known:
+                published.fence(why)
+            return known
 
     def unfence(self, role: str | None) -> bool:
-        """End one fence of a role; True when it was the last one."""
+        """End one fence of a role if it is not the last one: then `renew` what was fenced."""
         with self._lock:
-            self._fences[role] -= 1
-            if self._fences[role]:
+            if self._fences(role) == 1:
                 return False
-            del self._fences[role]
+            for published in self._of(role):
+                published.unfence()
             return True
+
+    def renew(self, published: PublishedModel) -> None:
+        """End all fences of a role with newer weights; what was fenced is read by nobody."""
+        with self._lock:
+            for fenced in self._of(published.entry.role):
+                if fenced.fences:
+                    fenced.retire("newer weights have taken its place")
+            self._put(published)
+
+    def abandon(self, role: str | None) -> None:
+        """End one fence of a role, after which what was fenced is not offered."""
+        with self._lock:
+            for published in self._of(role):
+                if published.fences:
+                    published.withdraw(published.withdrawn)
+                    published.unfence()
 
     def withdraw_role(self, role: str | None, why: str) -> tuple[PublishedModel, ...]:
         """Offer nothing in a role until something is put there.
 
         Returns:
-            All that was published in this role and may have sessions.
+            All that was published in this role and may be read still.
 
         Raises:
             ValueError: nothing was published in this role.
         """
         with self._lock:
-            self._ended.add(self._on_offer(role).entry.role)
-            known = self._known_in(role)
+            self._on_offer(role)
+            known = self._of(role)
             for published in known:
                 published.withdraw(why)
             return known
 
     def snapshots(self) -> tuple[ModelSnapshot, ...]:
         """One of each published model."""
-        with self._lock:
-            models, fenced = self.published_models, set(self._fences)
-        found = (published.snapshot() for published in models)
-        return tuple(
-            replace(one, state=ModelState.FENCED) if one.role in fenced else one for one in found
-        )
+        return tuple(published.snapshot() for published in self.published_models)
 
-    def _known_in(self, role: str | None) -> tuple[PublishedModel, ...]:
+    def _of(self, role: str | None) -> tuple[PublishedModel, ...]:
         return tuple(known for known in self._known if known.entry.role == role)
+
+    def _fences(self, role: str | None) -> int:
+        return max((published.fences for published in self._of(role)), default=0)
 
     def _on_offer(self, role: str | None) -> PublishedModel:
         for published in self.published_models:
             if published.entry.role == role:
                 return published
         served = ", ".join(repr(published.entry.role) for published in self.published_models)
-        raise ValueError(f"role is {role!r}, which is not served; give one of: {served}")
+        raise ValueError(f"role is {role!r}, which is not served; give one of: {served or 'none'}")
 
-    def withdraw(self, why: str) -> None:
-        """Withdraw all that is here, and all that was here and has sessions or digests to do."""
+    def retire(self, why: str) -> None:
+        """End all that is here, and all that was here and has sessions or digests to do."""
         with self._lock:
-            for published in self._known:
-                published.withdraw(why)
+            for published in tuple(self._known):
+                published.retire(why)
 
 
 def _by_role(published_models: Iterable[PublishedModel]) -> tuple[PublishedModel, ...]:
     """The last published model of each role."""
     found = {published.entry.role: published for published in published_models}
-    if not found:
-        raise ValueError("a catalog offers at least one published model")
     if len({published.entry.token for published in found.values()}) > 1:
         raise ValueError("published models on one port must have the same token")
     return tuple(found.values())

@@ -48,6 +48,6 @@ def size_of(chunk: Chunk) -> int:
 
 
 def sizes_digest(segments: Iterable[Segment]) -> str:
-    """One word for the sizes of all chunks of some segments, in order (SHA-256, hex)."""
+    """A digest of the sizes of all chunks of some segments, in order (SHA-256, hex)."""
     sizes = (size_of(chunk) for segment in segments for chunk in chunks(segment))
     return hashlib.sha256(" ".join(map(str, sizes)).encode()).hexdigest()

@@ -47,7 +47,14 @@ from netloader.fsm.messages import Purpose
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.fsm.terms import MAX_LANES, FetchSpec, places
-from netloader.io.arguments import Weights, check_transports, identity_of, sources_of, store_of
+from netloader.io.arguments import (
+    Weights,
+    check_transports,
+    identity_of,
+    sources_of,
+    store_of,
+    weights_of,
+)
 from netloader.io.asking import Asking
 from netloader.io.client_worker import ClientWorker
 from netloader.io.clock import monotonic
@@ -56,6 +63,7 @@ from netloader.io.cores import cores
 from netloader.io.dialing import Dialer
 from netloader.io.observe import Observer
 from netloader.io.outcome import Attempt, Outcome, attempt_of
+from netloader.io.relay import Relay, RelayHost, dialled_at
 from netloader.io.stopping import CancelToken, Stop
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger, Report
@@ -94,9 +102,12 @@ class ClientOptions:
     timeout_s: float | None = None
     """Seconds that the whole call may take, whatever `deadlines` allow: afterwards it ends within a
     second, with the reason DEADLINE_PASSED. None: no limit beside `deadlines`."""
+    relay: RelayHost | None = None
+    """A server of this process, as `listen` opens it, that serves each segment from the moment when
+    it is verified, and the whole model afterwards."""
     serves_at: Endpoint | str | None = None
     """Where this process will serve what it receives, for the source to name to other clients that
-    it has no place for. None: nowhere."""
+    it has no place for. None: at the endpoint of `relay`, if other hosts can connect to it."""
     silent: tuple[Attempt, ...] = ()
     """What `describe` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
@@ -113,6 +124,9 @@ class ClientOptions:
             object.__setattr__(self, "serves_at", Endpoint.parse(self.serves_at))
         remedy = "give a netloader.Endpoint or 'host:port'"
         check_type("serves_at", self.serves_at, Endpoint | None, remedy)
+        check_type("relay", self.relay, RelayHost | None, "give what netloader.listen returned")
+        if self.relay is not None and self.serves_at is None:
+            object.__setattr__(self, "serves_at", dialled_at(self.relay.endpoint))
         check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
         if self.timeout_s is not None:
             check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)
@@ -174,7 +188,8 @@ def prepare(
     known = identity_of(identity)
     check_transports(options.transports)
     check_type("resume", resume, Outcome | None, "give what an earlier fill returned")
-    weights = store_of(model)
+    given = weights_of(model)
+    weights = store_of(given)
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to fill")
     weights.check_writable()
@@ -190,8 +205,11 @@ def prepare(
         serves_at="" if options.serves_at is None else str(options.serves_at),
     )
     _ = weights.manifest.digest  # made once, and not on the loop's thread
-    ledger = Ledger(weights, harmless(options.report, options.logger))
-    return Filling(ledger, spec, options, stop, endpoints, resume)
+    relay = None
+    if options.relay is not None:
+        relay = Relay(options.relay, given, weights, spec.identity, options.logger)
+    ledger = Ledger(weights, harmless(options.report, options.logger), relay)
+    return Filling(ledger, spec, options, stop, endpoints, resume, relay)
 
 
 def harmless(report: Report, logger: Logger) -> Report:
@@ -223,7 +241,9 @@ class Filling:
         stop: Stop,
         endpoints: Sequence[Endpoint],
         resumed: Outcome | None,
+        relay: Relay | None,
     ) -> None:
+        self._relay = relay
         self.stop = stop
         self._resumed = resumed
         self._ledger = ledger
@@ -280,6 +300,9 @@ class Filling:
                     else:
                         todo += fetch.handle_timeout(max(monotonic(), wait.until))
                 case Finish(state, reason):
+                    if self._relay is not None:
+                        relay = self._relay
+                        yield relay.keep if state is State.DONE else relay.give_up
                     return self._outcome(state, reason)
                 case Request() | Conclude() | Drop():
                     pass  # of a session that has ended meanwhile

@@ -32,7 +32,7 @@ class Owner(Protocol):
         """Say what to ask for next. On the worker thread; may wait for `note`.
 
         Raises:
-            TransferError: nothing more is wanted of this source, or it was aborted.
+            TransferError: the owner needs nothing more of this source, or it was aborted.
         """
 
     def note(self, segments: frozenset[int]) -> None:

@@ -1,4 +1,4 @@
-"""One session of a client, from connect to verdict. When it returns, nothing of it runs."""
+"""One session of a client, from connect to verdict. It leaves no thread behind."""
 
 import contextlib
 import secrets
@@ -25,7 +25,7 @@ from netloader.io.worker import SessionWorker
 from netloader.wire.connection import Connection
 
 STOP_S = 10.0
-"""How long an aborted transfer may take to be gone beyond the stall deadline, which ends every
+"""How long an aborted transfer may take to end beyond the stall deadline, which ends every
 wait there is: sockets take milliseconds, but gloo is not always woken when its peer was killed."""
 
 
@@ -138,7 +138,7 @@ def converse(conversation: Conversation) -> None:
 
 
 def verdict_of(session: ClientSession) -> Verdict:
-    """The session's verdict; one that ended without has hit a bug of ours, already logged."""
+    """The session's verdict. A session without one has hit a bug in netloader, already logged."""
     if session.verdict is not None:
         return session.verdict
     return Verdict(State.FALLBACK, Reason.STOPPED, "internal error", session.touched)

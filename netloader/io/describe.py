@@ -1,4 +1,4 @@
-"""Ask sources what they serve, before a model is built. Takes no place at a server."""
+"""Ask sources what they serve, before a model is built. Takes none of a server's places."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Described:
 
 
 def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOptions) -> Described:
-    """Ask sources, in order, what they resolved when they loaded the model, until one says.
+    """Ask sources, in order, what they resolved when they loaded the model, until one answers.
 
     Takes no place at the server. `identity` may name only what is known before a model is built.
     `options.cancel` and `options.timeout_s` are as in `fill`, for this call.

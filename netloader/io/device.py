@@ -89,13 +89,13 @@ def copy_bytes(target: Tensor, source: Tensor) -> None:
 
 
 class Readback:
-    """Bytes of some tensors on their way to host memory, all behind one another.
+    """Bytes of some tensors that are copied to host memory, back to back.
 
-    Only an event tells that they have arrived. After a failure torch_npu drops work without a word,
-    synchronizing a stream or device then returns at once, and pinned memory, which is used again
-    and again, may well hold the bytes of the last time.
+    Only an event tells that they have arrived. After a failure torch_npu drops work without
+    an error, synchronizing a stream or device then returns at once, and pinned memory, which is
+    reused, may well hold the bytes of the last time.
 
-    Memory is kept until its copies have ended, whoever has lost interest: torch_npu ends the
+    Memory is kept until its copies have ended, even after an abort: torch_npu ends the
     process when pinned memory is freed that a stream was given which has failed since.
     """
 
@@ -125,7 +125,7 @@ class Readback:
             return False
 
     def wait(self, stop: threading.Event) -> Tensor:
-        """The bytes, when they are here.
+        """Wait for the copies; returns the bytes.
 
         Raises:
             TransferError: it was stopped, or took too long.

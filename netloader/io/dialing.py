@@ -2,7 +2,7 @@
 
 RFC 8305 ("happy eyeballs"): the addresses of a name are tried in turn, IPv6 and IPv4 alternating,
 the next one when the last has failed or has not answered for a quarter of a second; the first that
-answers is taken and the others are closed. So an address that swallows packets costs a moment.
+answers is taken and the others are closed. So an address that drops packets costs 0.25 s.
 """
 
 import errno
@@ -109,7 +109,7 @@ class _Race:
             self._selector = INHERITANCE.note(selectors.DefaultSelector())
 
     def run(self) -> socket.socket:
-        """The first connection that comes about."""
+        """The first connection that is made."""
         while True:
             self._begin()
             next_at = min(self._deadline, monotonic() + self._step_s)
@@ -155,7 +155,7 @@ class _Race:
             self._lost(sock, code)
 
     def _ended(self, sock: Any) -> socket.socket | None:
-        """What became of an attempt: its connection, or None when it has failed."""
+        """The result of an attempt: its connection, or None when it has failed."""
         self._selector.unregister(sock)
         if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._lost(sock, code)
@@ -173,7 +173,7 @@ class _Race:
         return OSError(self._errors[0].errno, self._why())
 
     def _why(self, *also: str) -> str:
-        """Every kind of failure there was, once."""
+        """Each kind of failure, named once."""
         said = [error.strerror or type(error).__name__ for error in self._errors]
         return ", ".join(dict.fromkeys((*said, *also)))
 

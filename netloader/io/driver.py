@@ -27,20 +27,20 @@ READ_BYTES = 256 * 1024
 
 
 class Timed(Protocol):
-    """Something in a loop that wants to be called at a time."""
+    """A member of a loop that has deadlines."""
 
     def next_timeout(self) -> float | None:
-        """When, in seconds of the loop's clock; None for never."""
+        """When to call `handle_timeout`, in seconds of the loop's clock; None for never."""
 
     def handle_timeout(self, now: float) -> None:
         """It is that time."""
 
 
 class Reactor(Protocol):
-    """What a link needs of the loop it lives in."""
+    """What a link needs of its loop."""
 
     members: MutableSet[Timed]
-    """Whoever wants to be called at a time."""
+    """The members that have deadlines."""
 
     def now(self) -> float:
         """Seconds of a clock that only grows."""
@@ -55,7 +55,7 @@ class Reactor(Protocol):
 class Loop:
     """One selector, one inbox, any number of links; runs on the thread that calls `run`.
 
-    What a callback raises goes to `trouble`, if there is one, and the loop turns on.
+    What a callback raises goes to `trouble`, if there is one, and the loop goes on.
 
     Raises:
         OSError: the process is out of file descriptors.
@@ -84,7 +84,9 @@ class Loop:
     def post(self, call: Callable[[], None]) -> None:
         """Run `call` on the loop's thread soon; the only method for other threads."""
         self._inbox.put(call)
-        with contextlib.suppress(OSError):  # a full bell rings anyway; a closed loop needs none
+        with contextlib.suppress(
+            OSError
+        ):  # a full pipe wakes the loop anyway; a closed loop needs no call
             self._hammer.send(b"\0")
 
     def watch(self, sock: socket.socket, mask: int, call: Callable[[int], None]) -> None:
@@ -99,17 +101,17 @@ class Loop:
             self._selector.register(sock, mask, call)
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Turn until `until()` is true."""
+        """Run until `until()` is true."""
         while not until():
             self._turn()
 
     def _turn(self) -> None:
-        # The peer's word comes before what this side found out: when the peer ends the session, a
-        # transfer that fails here is only the echo, and the verdict should name the cause.
+        # The peer's messages come before calls of this side: when the peer ends the session, the
+        # transfer that fails here is a consequence, and the verdict should name the cause.
         posted = self._inbox.qsize()
         for key, ready in self._selector.select(0 if posted else self._pause()):
             self._guard(partial(key.data, ready))
-        for _ in range(posted):  # what was posted since waits until the peer was heard again
+        for _ in range(posted):  # calls posted since then wait until the sockets were read again
             self._guard(self._inbox.get_nowait())
         now = self.now()
         for member in tuple(self.members):
@@ -134,7 +136,7 @@ class Loop:
             self._bell.recv(4096)
 
     def close(self) -> None:
-        """Free the selector and the bell."""
+        """Free the selector and the pipe that wakes it."""
         for resource in (self._selector, self._bell, self._hammer):
             INHERITANCE.close(resource)
 
@@ -186,7 +188,7 @@ class Link:
         self._then(partial(self.connection.handle, event))
 
     def next_timeout(self) -> float | None:
-        """When this link wants to be called."""
+        """When to call `handle_timeout`; None for never."""
         return self.connection.next_timeout()
 
     def handle_timeout(self, now: float) -> None:
@@ -262,7 +264,7 @@ class Link:
         self._loop.watch(self._sock, reading | writing, self._ready)
 
     def close(self) -> None:
-        """Let go of everything, without a word; a link closes itself when its session is over."""
+        """Free everything, sending nothing; a link closes itself when its session is over."""
         if self.closed:
             return
         self.closed = True
@@ -305,7 +307,7 @@ class Arrival:
         return self._acceptor.refuse(event)
 
     def next_timeout(self) -> float:
-        """When the first frame is to be there."""
+        """The deadline of the first frame."""
         return self._acceptor.next_timeout()
 
     def handle_timeout(self, now: float) -> None:

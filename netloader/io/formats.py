@@ -1,8 +1,8 @@
 """How an NPU stores a tensor. Only bytes that mean the same on both sides are sent.
 
 An NPU may keep a matrix in a private storage format, for its matrix units: the elements are
-permuted and padded, and shape and stride do not tell. Its bytes are no use to anybody but the
-kernels of that device, so such a tensor is converted on both sides with `npu_format_cast` of
+permuted and padded, and shape and stride do not tell. Only the kernels of that device can
+read its bytes, so such a tensor is converted on both sides with `npu_format_cast` of
 torch_npu, or refused by name. The numbers are those of `torch_npu.Format`, CANN's `aclFormat`.
 """
 

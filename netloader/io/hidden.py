@@ -1,4 +1,4 @@
-"""Every tensor that a module can be seen to hold. One that cannot be listed is an error.
+"""Finds every tensor that a module holds. One that cannot be listed is an error.
 
 Modules keep weights in parameters and buffers, but also in attributes, lists, dictionaries,
 objects, closures and hooks. A path says where: `a.b` is an attribute, `a[k]` an item of a

@@ -1,4 +1,4 @@
-"""Servers' sockets, and the thread that serves one. Everything is gone after `close`."""
+"""Servers' sockets, and the thread that serves one. `close` frees everything."""
 
 import contextlib
 import os
@@ -87,7 +87,7 @@ class Listener:
         rewritten for the next `Catalog.put`. Other sessions are not affected. Call it from any
         thread except the listener's own.
         """
-        return self._reception.evict(published, why, timeout_s)
+        return published.evict(why, timeout_s)
 
     def _run(self) -> None:
         self._loop.run(lambda: self._reception.over)
@@ -107,7 +107,7 @@ def trouble(logger: Logger, error: Exception) -> None:
 
 
 def tell(logger: Logger, event: str, endpoint: Endpoint) -> None:
-    """Log what became of a listening socket."""
+    """Log what happens to a listening socket."""
     fields = {
         "network.local.address": EVERY_ADDRESS if endpoint.host in ANYWHERE else endpoint.host,
         "network.local.port": endpoint.port,

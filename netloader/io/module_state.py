@@ -2,7 +2,7 @@
 
 What `state_dict()` has beside parameters and buffers (extra state, packed parameters, what hooks
 add) becomes values: plain data as JSON, small tensors in it as their bytes, and views of tensors
-that travel anyway as references to those. Nothing is pickled, and nothing that came is run.
+that travel anyway as references to those. Nothing is pickled, and no received code is run.
 """
 
 import base64
@@ -145,7 +145,7 @@ class ModuleState:
             case ["view", str(name), list(shape), list(stride), int(offset)]:
                 whole = dict(self.found.tensors)[name].detach()
                 return whole.as_strided(shape, stride, whole.storage_offset() + offset)
-        raise TypeError("no tensor of ours")
+        raise TypeError("not a tensor that netloader encoded")
 
     def _travelling(self) -> list[Named]:
         if not self._inlined:

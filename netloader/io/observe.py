@@ -28,7 +28,7 @@ class Observer:
         """The peer connected and went away without a byte, as health checks of a TCP port do."""
         self._transferring = False
         self._finished = False
-        """The last transfer that started is through."""
+        """Whether the last transfer that started is complete."""
         self._logger = logger
         self._fields = {
             "network.peer.address": peer.host,
@@ -38,11 +38,11 @@ class Observer:
         }
 
     def heard(self) -> None:
-        """Note that the peer has said something, if only half a frame."""
+        """Note that the peer has sent something, if only half a frame."""
         self._heard = True
 
     def saw(self, session: Session, step: Step) -> None:
-        """Log one step; what a session that is over still hears is only the echo of its end."""
+        """Log one step. Messages that reach a session that is over are not logged."""
         if step.before in TERMINAL:
             return
         self._open(session, step)
@@ -88,7 +88,7 @@ class Observer:
         emit(self._logger, "netloader.session.closed", self._with(session, fields), level=level)
 
     def trouble(self, error: Exception) -> None:
-        """Log a bug of ours, with its stack."""
+        """Log a bug in netloader, with its stack."""
         emit(self._logger, "netloader.driver.error", self._fields, exc_info=error)
 
     def _open(self, session: Session, step: Step) -> None:

@@ -1,4 +1,4 @@
-"""What the caller of `fill` is told: how it ended, and how each session before went."""
+"""The result of `fill`: how it ended, and how each of its sessions ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Attempt:
 def attempt_of(
     source: Endpoint, verdict: Verdict, nbytes: int, seconds: Mapping[State, float]
 ) -> Attempt:
-    """What a session came to."""
+    """The record of a session that is over."""
     spent = dict(seconds)
     return Attempt(source, verdict.reason, verdict.detail, nbytes, spent, verdict.differences)
 
@@ -80,5 +80,5 @@ class Outcome:
         return spent
 
     def history(self) -> str:
-        """Every attempt in one line each, for people."""
+        """One line for each attempt, to be read by people."""
         return "; ".join(f"{a.source}: {a.reason.value} ({a.detail})" for a in self.attempts)

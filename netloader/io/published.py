@@ -1,67 +1,40 @@
 """What one server publishes: weights, their digests, and places for clients.
 
-Digests are computed once. An audit may compute them again later: when they differ, the weights
-were changed under the server and the published model is withdrawn. Once withdrawn, nobody begins to
-read the weights; `quiet` tells when the last one who did has ended.
+What may happen to a published model, and what follows, is the table of `netloader.fsm.published`.
+Here its events come in under one lock, and its effects are carried out without it.
 """
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TypeAlias
 
-from netloader.errors import LocalProtocolError
+from netloader.fsm import published_events as ev
+from netloader.fsm.events import Event, MoreAvailable, StopRequested
 from netloader.fsm.manifest import Segment, segments_of
-from netloader.fsm.published_events import ModelState
+from netloader.fsm.published import ModelState, PublishedLife
+from netloader.fsm.published_events import Renewal
 from netloader.fsm.reasons import Reason
 from netloader.fsm.terms import CatalogEntry
 from netloader.io.background import BACKGROUND, in_background
 from netloader.io.clock import monotonic
+from netloader.io.comparing import (
+    CHANGED,
+    WithdrawnError,
+    Work,
+    carried_out,
+    segment_digests,
+    unknown,
+)
 from netloader.io.cores import cores
-from netloader.io.doubts import Doubts
 from netloader.io.failure import TransferError
 from netloader.io.referrals import Referrals
 from netloader.io.snapshot import ModelSnapshot, OnSession, SessionRecord, Tally
 from netloader.io.store.base import Store
-from netloader.io.store.digests import digests_of
 from netloader.io.transports import Attachments
+from netloader.io.usage import AlwaysInUse, Usage
 from netloader.log import Logger
-
-SHOWN_NAMES = 5
-"""How many changed tensors a message names."""
-
-
-class WithdrawnError(TransferError):
-    """Nobody may read these weights any more."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(Reason.NOT_SERVING, why)
-
-
-class Usage(Protocol):
-    """Tells whether published tensors are still what their owner computes with.
-
-    Called from worker threads. Each method answers '' or one sentence that names what changed.
-    """
-
-    def quick(self) -> str:
-        """Compare identity, storage, geometry and version counters: a few µs for each tensor."""
-
-    def thorough(self) -> str:
-        """Compare also what no client checks; may take seconds."""
-
-
-class AlwaysInUse:
-    """The usage of weights that are not watched."""
-
-    def quick(self) -> str:
-        """Find nothing changed."""
-        return ""
-
-    def thorough(self) -> str:
-        """Find nothing changed."""
-        return ""
 
 
 def withdraw_only(published: "PublishedModel", why: str) -> bool:
@@ -70,11 +43,20 @@ def withdraw_only(published: "PublishedModel", why: str) -> bool:
     return False
 
 
+Tell: TypeAlias = Callable[[Event], None]
+"""Takes an event for a session, from any thread, without waiting."""
+
+
+def _unheard(event: Event) -> None:
+    """Take an event for nobody."""
+    del event
+
+
 class PublishedModel:
-    """Weights on offer, shared by all sessions that want them.
+    """Weights on offer, shared by all sessions that want them. Safe to use from any thread.
 
     `usage` is asked before an offer and before the end of a transfer. When the weights are found to
-    be others, the published model is withdrawn and `on_change(published, why)` is called, once, on
+    be others, the published model is lost and `on_change(published, why)` is called, once, on
     the thread that found it and without a lock. It returns True when newer weights will be on offer
     soon.
     """
@@ -93,80 +75,113 @@ class PublishedModel:
         self._logger = logger
         self.usage: Usage = usage or AlwaysInUse()
         self._on_change = on_change
-        self._asked = False
-        self._renewed = False
-        self._answered = threading.Event()
         self.weights = weights
         self.attachments = Attachments(weights)
         self.entry = entry
         self.segments: tuple[Segment, ...] = segments_of(entry.manifest, entry.segment_bytes)
         self.max_clients = max_clients
-        self.withdrawn = ""
-        self._clients = 0
-        self._readers = 0
+        self._life = PublishedLife(max_clients)
+        self._sessions: list[Tell] = []
+        """Those that have a place."""
         self._change = threading.Condition()
-        self._digests: tuple[str, ...] = ()
-        self._ready = threading.Event()
-        self._doubts = Doubts()
         self.tally = Tally()
         """Shared with what is published in its place."""
         self.referrals = Referrals()
 
     def seal(self, known: tuple[str, ...] = ()) -> None:
         """Fix the digests: those `known` (just verified by a client), or computed on every core."""
-        self._digests = known or self._compute(cores())
-        self._ready.set()
+        work = partial(self._work, workers=cores())
+        self._tell(ev.DigestsKnown(known) if known else ev.DigestsAsked(), work)
 
     def seal_quietly(self) -> threading.Thread:
-        """Compute the digests in the background, without slowing anybody."""
-
-        def work() -> None:
-            with self._still_wanted():
-                self._digests = self._compute(1)
-                self._ready.set()
-
-        return in_background("netloader-seal", work, self.unproven, self._logger)
+        """Compute the digests on a thread of low priority, which is returned."""
+        threads: list[threading.Thread] = []
+        self._tell(ev.DigestsAsked(), lambda work: threads.append(self._begin(work)))
+        return threads[0] if threads else threading.current_thread()
 
     def audit(self) -> None:
-        """Hash again and compare with the sealed digests; withdraw if they differ."""
-        if not self._digests:
-            return
-        now = self._digests
-        with self._still_wanted():
-            now = self._compute(1)
-        changed = [i for i, digest in enumerate(now) if digest != self._digests[i]]
-        names = {
-            self.entry.manifest.tensors[extent.tensor].name: None
-            for i in changed
-            for extent in self.segments[i].extents
-        }
-        if changed:
-            some = ", ".join(list(names)[:SHOWN_NAMES])
-            self.changed(f"weights were changed after they were published, among: {some}")
+        """Compare all weights with their digests, on this thread; changed ones are lost.
+
+        Returns at once unless weights are on offer; else when a comparison that began after the
+        call is over.
+        """
+        compared: list[Work] = []
+
+        def now(work: Work) -> None:
+            compared.append(work)
+            self._work(work, workers=1)
+
+        while not compared and self._comparable():
+            self._tell(ev.AuditAsked(), now)
+
+    def _comparable(self) -> bool:
+        """Whether weights are on offer, once nothing else compares them."""
+        compared = (ModelState.OFFERED, ModelState.AUDITING)
+        with self._change:
+            life = self._life
+            self._change.wait_for(lambda: life.work is None or life.state not in compared)
+            return life.state is ModelState.OFFERED
+
+    def doubt(self) -> None:
+        """Audit in the background because a client received other bytes; offers wait for it.
+
+        A client may be wrong, or lie, so nothing happens while such an audit is under way, or soon
+        after one.
+        """
+        self._tell(ev.Doubted())
+
+    def digests(self, timeout_s: float) -> tuple[str, ...] | None:
+        """The digest of every segment, or None when they are not ready within `timeout_s`.
+
+        They are not while weights are compared with them because a client was in doubt. Empty when
+        weights were withdrawn before.
+        """
+        with self._change:
+            known = self._change.wait_for(lambda: not self._life.waiting, timeout_s)
+            return self._life.digests if known else None
+
+    def receive(self, digests: tuple[str, ...]) -> None:
+        """Offer weights that are being received: the segments of `have`, and no others."""
+        self._tell(ev.ReceivingBegan(digests))
+
+    def have(self, segments: frozenset[int]) -> None:
+        """These segments are verified and in their places; sessions are told."""
+        self._tell(ev.SegmentsAvailable(tuple(segments)))
+
+    def watch(
+        self, usage: Usage | None, on_change: Callable[["PublishedModel", str], bool]
+    ) -> None:
+        """All is received and in use: watch it from now on."""
+        self.usage, self._on_change = usage or AlwaysInUse(), on_change
+
+    @property
+    def available(self) -> frozenset[int] | None:
+        """The segments that may be read; None: all."""
+        with self._change:
+            return self._life.available
 
     def changed(self, why: str) -> None:
-        """The weights are not what was published: withdraw, and have newer ones prepared."""
-        with self._change:
-            if self._asked or self.withdrawn:
-                return
-            self._asked = True
-            self.withdrawn = why
-            self._change.notify_all()
-        self._ready.set()
-        try:
-            self._renewed = self._on_change(self, why)
-        finally:
-            self._answered.set()
+        """The weights are not what was published: offer them no more, and ask for newer ones."""
+        self._tell(ev.ChangeFound(why))
 
     def renewed(self, timeout_s: float) -> bool:
-        """Whether it was withdrawn because newer weights will be on offer soon."""
-        return self._asked and self._answered.wait(timeout_s) and self._renewed
+        """Whether it was found to be changed and newer weights will be on offer soon."""
+        with self._change:
+            self._change.wait_for(lambda: self._life.renewal is not Renewal.ASKED, timeout_s)
+            return self._life.renewal is Renewal.PROMISED
+
+    @property
+    def renewable(self) -> bool:
+        """Whether newer weights may take its place: a change was found, and nothing else since."""
+        with self._change:
+            return self._life.renewal in (Renewal.ASKED, Renewal.PROMISED)
 
     def still_used(self) -> bool:
         """Whether a quick look finds the weights to be what was published; if not, `changed`."""
         if why := self.usage.quick():
             self.changed(why)
-        return not self._asked
+        with self._change:
+            return not why and self._life.renewal is Renewal.NONE
 
     def check(self) -> None:
         """Compare all that its owner uses with what was published; if it differs, `changed`."""
@@ -180,39 +195,128 @@ class PublishedModel:
         """
         try:
             with self.reading():
+                with self._change:
+                    digests = self._life.digests
                 if why := self.usage.thorough():
                     return why
                 now = segment_digests(self.weights, unasked, self.entry.digest_algorithms[0], 1)
         except TransferError as error:
             return error.detail
-        sealed = tuple(self._digests[segment.index] for segment in unasked)
-        return "" if now == sealed else "weights were changed after they were published"
+        same = now == tuple(digests[segment.index] for segment in unasked)
+        return "" if same else CHANGED
 
-    def doubt(self) -> None:
-        """Audit in the background because a client received other bytes; offers wait for it.
+    @property
+    def state(self) -> ModelState:
+        """Where it is in its life."""
+        return self._life.state
 
-        A client may be wrong, or lie, so nothing happens while such an audit is under way, or soon
-        after one (see `Doubts`).
-        """
+    @property
+    def withdrawn(self) -> str:
+        """Why nothing is offered; empty while something is, or soon will be."""
+        with self._change:
+            return self._life.refusal
 
-        def work() -> None:
-            self.audit()
-            self._doubts.end()
-
-        if self._doubts.begin():
-            in_background("netloader-audit", work, lambda _: self._doubts.end(), self._logger)
+    @property
+    def reason(self) -> Reason:
+        """The reason that clients are told with it."""
+        with self._change:
+            return self._life.reason
 
     def withdraw(self, why: str) -> None:
         """Offer nothing any more; clients are told `why`. Whoever reads already may go on."""
+        self._tell(ev.Withdrawn(why))
+
+    def evict(self, why: str, timeout_s: float) -> bool:
+        """Withdraw, end every session with `why`, and wait until nothing reads the weights.
+
+        Returns:
+            True if that was within `timeout_s` seconds: the memory may then be freed, or written.
+        """
+        self.withdraw(why)
+        self._say(StopRequested(Reason.NOT_SERVING, why))
+        return self.quiet(timeout_s)
+
+    def fence(self, why: str) -> None:
+        """The weights are going to change: end every session, and begin none until `unfence`.
+
+        When it is `quiet`, they may be written. May be nested.
+        """
+        self._tell(ev.FenceRaised(why))
+
+    def unfence(self) -> None:
+        """A fence ended with the weights as before: after the last one, audit and offer them.
+
+        Not if they were withdrawn meanwhile, or their digests were not known.
+        """
+        self._tell(ev.Resumed())
+
+    @property
+    def fences(self) -> int:
+        """How many are open."""
         with self._change:
-            self.withdrawn = why
-            self._change.notify_all()
-        self._ready.set()
+            data = self._life.data
+            return data.depth if isinstance(data, ev.Fenced) else 0
+
+    def retire(self, why: str, reason: Reason = Reason.NOT_SERVING) -> None:
+        """End for good: sessions are told `why`; with the last one all memory is given up."""
+        self._tell(ev.ModelGone(why, reason))
 
     def over(self, timeout_s: float) -> bool:
-        """Wait until it is withdrawn; False when that takes longer."""
+        """Wait until nothing is offered; False when that takes longer."""
         with self._change:
-            return self._change.wait_for(lambda: bool(self.withdrawn), timeout_s)
+            return self._change.wait_for(lambda: bool(self._life.refusal), timeout_s)
+
+    def unproven(self, error: Exception) -> None:
+        """Offer nothing whose digests cannot be computed; clients are told why."""
+        if not self.withdrawn:
+            self.withdraw(unknown(error))
+
+    def admit(self, tell: Tell = _unheard) -> bool:
+        """Take a place for one client, if there is one; give it back with `leave`.
+
+        `tell` takes what the session must hear: that it ends, or that there are more segments.
+        """
+        with self._change:
+            admitted = isinstance(self._take(ev.ClientArrived())[0], ev.Admit)
+            if admitted:
+                self._sessions.append(tell)
+        if admitted:
+            self.tally.add(sessions=1)
+        return admitted
+
+    def leave(self, tell: Tell = _unheard) -> None:
+        """Give a place back.
+
+        Raises:
+            LocalProtocolError: more places are given back than were taken.
+        """
+        with self._change:
+            effects = self._take(ev.ClientLeft())
+            self._sessions.remove(tell)
+        self._perform(effects, self._begin)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Where the weights are read, and nowhere else.
+
+        Raises:
+            WithdrawnError: nobody may begin to any more.
+        """
+        answer = self._tell(ev.ReaderArrived())[0]
+        if isinstance(answer, ev.Deny):
+            raise WithdrawnError(answer.why)
+        try:
+            yield
+        finally:
+            self._tell(ev.ReaderLeft())
+
+    def quiet(self, timeout_s: float) -> bool:
+        """Wait until no client has a place and nobody reads; False when that takes longer."""
+        with self._change:
+            quiet = self._change.wait_for(lambda: self._life.quiet, timeout_s)
+        if quiet and self.withdrawn:  # then no session begins any more
+            self.attachments.detach()
+        return quiet
 
     def ended(self, record: SessionRecord) -> None:
         """Tell the owner of a session that is over, on a thread: its callback may take long."""
@@ -223,103 +327,78 @@ class PublishedModel:
     def snapshot(self) -> ModelSnapshot:
         """What it is in now, and what was done for its clients."""
         with self._change:
-            withdrawn, clients = self.withdrawn, self._clients
-        if withdrawn:
-            state = ModelState.LOST
-        elif not self._ready.is_set():
-            state = ModelState.PREPARING
-        else:
-            state = ModelState.OFFERED if self._doubts.settled(0) else ModelState.AUDITING
+            state, clients, withdrawn = self._life.state, self._life.clients, self._life.refusal
         nbytes = self.entry.manifest.nbytes
         sessions, sent_bytes = self.tally.read()
         role = self.entry.role
         return ModelSnapshot(role, state, nbytes, clients, sessions, sent_bytes, withdrawn)
 
-    def digests(self, timeout_s: float) -> tuple[str, ...] | None:
-        """The digest of every segment, or None when they are not ready within `timeout_s`.
+    def _tell(
+        self, event: ev.Event, work: Callable[[Work], object] | None = None
+    ) -> tuple[ev.Effect, ...]:
+        """Take one event and carry out the effects; `work` does what reads all weights."""
+        effects = self._take(event)
+        self._perform(effects, work or self._begin)
+        return effects
 
-        They are not while weights are compared with them because a client was in doubt.
-        """
-        end = monotonic() + timeout_s
-        known = self._ready.wait(timeout_s) and self._doubts.settled(max(0.0, end - monotonic()))
-        return self._digests if known else None
-
-    def admit(self) -> bool:
-        """Take a place for one client, if there is one; give it back with `leave`."""
+    def _take(self, event: ev.Event) -> tuple[ev.Effect, ...]:
         with self._change:
-            if self.withdrawn or self._clients == self.max_clients:
-                return False
-            self._clients += 1
-        self.tally.add(sessions=1)
-        return True
-
-    def leave(self) -> None:
-        """Give a place back."""
-        with self._change:
-            if not self._clients:
-                raise LocalProtocolError("a place that nobody has was given back")
-            self._clients -= 1
+            effects = self._life.step(event, monotonic())
             self._change.notify_all()
+            return effects
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Where the weights are read, and nowhere else.
+    def _perform(self, effects: Sequence[ev.Effect], work: Callable[[Work], object]) -> None:
+        for effect in effects:
+            match effect:
+                case ev.ComputeDigests() | ev.Audit():
+                    work(effect)
+                case ev.EvictSessions(why, reason):
+                    self._say(StopRequested(reason, why))
+                case ev.TellOfMore(segments):
+                    self._say(MoreAvailable(segments))
+                case ev.AskOwner(why):
+                    self._ask_owner(why)
+                case ev.Release():
+                    self.attachments.detach()
+                case ev.Admit() | ev.Deny():
+                    pass  # for who asked
 
-        Raises:
-            WithdrawnError: nobody may begin to any more.
-        """
+    def _say(self, event: Event) -> None:
         with self._change:
-            if self.withdrawn:
-                raise WithdrawnError(self.withdrawn)
-            self._readers += 1
+            sessions = tuple(self._sessions)
+        for tell in sessions:
+            tell(event)
+
+    def _ask_owner(self, why: str) -> None:
+        promised = False
         try:
-            yield
+            promised = self._on_change(self, why)
         finally:
-            with self._change:
-                self._readers -= 1
-                self._change.notify_all()
+            self._tell(ev.RenewalPromised() if promised else ev.RenewalRefused())
 
-    def quiet(self, timeout_s: float) -> bool:
-        """Wait until no client has a place and nobody reads; False when that takes longer."""
-        with self._change:
-            quiet = self._change.wait_for(lambda: not (self._clients or self._readers), timeout_s)
-        if quiet and self.withdrawn:  # then no session begins any more
-            self.attachments.detach()
-        return quiet
+    def _begin(self, work: Work) -> threading.Thread:
+        """Work in the background, without slowing anybody."""
+        name = "netloader-audit" if isinstance(work, ev.Audit) else "netloader-seal"
+        could_not: list[Exception] = []
+        thread = in_background(name, partial(self._work, work, 1), could_not.append, self._logger)
+        if thread.ident is None:
+            audit = isinstance(work, ev.Audit)
+            self._tell(ev.WorkStopped() if audit else ev.WorkFailed(unknown(could_not[0])))
+        return thread
 
-    @contextlib.contextmanager
-    def _still_wanted(self) -> Iterator[None]:
+    def _work(self, work: Work, workers: int) -> None:
+        """Read all weights, and report what was found."""
         try:
-            yield
-        except WithdrawnError:
-            pass
-        except TransferError as error:
-            self.withdraw(error.detail)
+            ended = self._worked(work, workers)
         except Exception as error:
-            self.unproven(error)
+            self._tell(ev.WorkFailed(unknown(error)))
             raise
+        self._tell(ended)
 
-    def unproven(self, error: Exception) -> None:
-        """Offer nothing whose digests cannot be computed; clients are told why."""
-        if not self.withdrawn:
-            self.withdraw(f"digests cannot be computed ({type(error).__name__}: {error})")
+    def _worked(self, work: Work, workers: int) -> ev.Event:
+        algorithm = self.entry.digest_algorithms[0]
+        return carried_out(work, self.weights, self.segments, algorithm, workers, self._wanted)
 
-    def _compute(self, workers: int) -> tuple[str, ...]:
-        with self.reading():
-            readers = [partial(self._views, segment) for segment in self.segments]
-            return digests_of(
-                self.entry.digest_algorithms[0], readers, self.weights.readers(workers)
-            )
-
-    def _views(self, segment: Segment) -> Iterator[memoryview]:
-        if self.withdrawn or BACKGROUND.ending.is_set():
-            raise WithdrawnError(self.withdrawn or "the process ends")
-        return self.weights.views(segment)
-
-
-def segment_digests(
-    weights: Store, segments: Sequence[Segment], algorithm: str, workers: int
-) -> tuple[str, ...]:
-    """The digest of every segment of some weights, hashing `workers` segments at a time."""
-    readers = [partial(weights.views, segment) for segment in segments]
-    return digests_of(algorithm, readers, weights.readers(workers))
+    def _wanted(self) -> None:
+        if (why := self.withdrawn) or BACKGROUND.ending.is_set():
+            raise WithdrawnError(why or "the process ends")

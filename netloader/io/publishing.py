@@ -1,4 +1,4 @@
-"""How weights are published. Law: wrong values are found when options are made, not by a client."""
+"""How weights are published: the options of a server, and what they make of a model."""
 
 import weakref
 from collections.abc import Callable, Mapping
@@ -8,14 +8,16 @@ from netloader.config import Deadlines, Secret, check_type, check_whole, texts
 from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES
+from netloader.fsm.messages import Offer
 from netloader.fsm.terms import CatalogEntry
 from netloader.io.arguments import Weights, texts_by_name
 from netloader.io.catalog import Catalog
-from netloader.io.published import PublishedModel, Usage, withdraw_only
+from netloader.io.published import PublishedModel, withdraw_only
 from netloader.io.snapshot import OnSession
 from netloader.io.store.base import Store
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.transports import suited
+from netloader.io.usage import Usage
 from netloader.io.watch import watched
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
@@ -88,6 +90,32 @@ def publish(
     return PublishedModel(weights, entry, options.max_clients, *owner)
 
 
+def publish_received(
+    store: Store, identity: Identity, offer: Offer, options: ServerOptions
+) -> PublishedModel:
+    """Describe a store that is being filled, as the offer describes what fills it.
+
+    No segment of it is available yet: see `PublishedModel.have`.
+
+    Raises:
+        ValueError: no transport can send what is in this store.
+    """
+    entry = CatalogEntry(
+        identity=sendable(identity),
+        manifest=offer.manifest or store.manifest,
+        segment_bytes=offer.segment_bytes,
+        layouts=(offer.layout,),
+        transports=options.transports or suited(store.device.type, options.logger),
+        digest_algorithms=(offer.digest_algorithm,),
+        facts=options.facts,
+        token=options.token,
+    )
+    owner = (None, withdraw_only, options.logger, options.on_session)
+    published = PublishedModel(store, entry, options.max_clients, *owner)
+    published.receive(offer.segment_digests)
+    return published
+
+
 class Home:
     """Where a server publishes: a weak reference, as published models in the catalog hold it."""
 
@@ -114,6 +142,11 @@ class WatchedModel:
         store, usage = watched(self.weights)
         on_change = withdraw_only if usage is None else self.renew
         return publish(store, self.identity, self.options, usage, on_change)
+
+    def watch(self, published: PublishedModel) -> None:
+        """Watch what was received here, and is in use from now on."""
+        _, usage = watched(self.weights)
+        published.watch(usage, withdraw_only if usage is None else self.renew)
 
     def renew(self, old: PublishedModel, why: str) -> bool:
         """Offer what is there now in the place of what was."""

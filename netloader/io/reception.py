@@ -1,4 +1,4 @@
-"""What comes to one listening socket. A client can affect its own link only.
+"""Accepts the connections of one listening socket. A client can affect its own link only.
 
 A connection gets a session when its first frame shows that it is a control connection. A client
 asks for a role, and gets the published model of that role that was in the catalog at that moment.
@@ -9,7 +9,6 @@ The session id lets a client attach data lanes. It is valid only while the sessi
 import secrets
 import selectors
 import socket
-from functools import partial
 from typing import assert_never
 
 from netloader.config import Deadlines, Endpoint
@@ -34,15 +33,17 @@ MAX_LINKS = 256
 """Control connections at once. At the limit, the oldest one that has not sent its hello is closed,
 so a flood of idle connections does not lock out a client that sends its hello promptly."""
 CLOSE_S = 5.0
-"""How long sessions may take to say goodbye when the server closes."""
+"""How long sessions may take to send their last message when the server closes."""
 PAUSE_S = 1.0
 """How long accepting rests when it fails and no descriptor can be freed."""
+
+NOTHING_YET = StopRequested(Reason.NOT_READY, "nothing is served here yet")
 
 
 class Reception:
     """Accepts connections and has them served, in a loop that it does not own.
 
-    Everything but `evict` is called on the loop's thread. The socket is closed by `stop`.
+    Everything is called on the loop's thread. The socket is closed by `stop`.
 
     Raises:
         OSError: the process is out of file descriptors.
@@ -76,26 +77,10 @@ class Reception:
         """Whether `stop` was called and nothing is left to wait for."""
         return self._stopping and (not self._links or self._resume_at is None)
 
-    def end(self, published: PublishedModel, why: str) -> None:
-        """End the sessions of a published model."""
-        for link, worker in tuple(self._links.items()):
-            if worker.published is published:
-                link.handle(StopRequested(Reason.NOT_SERVING, why))
-
-    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
-        """Withdraw a published model, end its sessions with `why`, wait for its readers to stop.
-
-        Returns True if they stopped within `timeout_s` seconds: the memory may then be freed or
-        rewritten. Other sessions are not affected. Call it from any thread but the loop's own.
-        """
-        published.withdraw(why)
-        self._loop.post(partial(self.end, published, why))
-        return published.quiet(timeout_s)
-
     def stop(self) -> None:
         """Accept no more, and end every session. When it is `over`, call `close`."""
         self._stopping = True
-        self._catalog.withdraw("the server is closing")
+        self._catalog.retire("the server is closing")
         self._loop.watch(self._sock, 0, self._accept)
         INHERITANCE.close(self._sock)
         self._resume_at = self._loop.now() + CLOSE_S
@@ -113,7 +98,7 @@ class Reception:
         self._reserve.close()
 
     def next_timeout(self) -> float | None:
-        """When to accept again, or to stop waiting for goodbyes."""
+        """When to accept again, or to stop waiting for sessions to end."""
         return self._resume_at
 
     def handle_timeout(self, now: float) -> None:
@@ -145,13 +130,16 @@ class Reception:
         return len(self._arrivals) + len(self._links)
 
     def _decided(self, arrival: Arrival, decision: Decision) -> None:
-        """Do with a connection what its first frame asks for."""
+        """Make a connection what its first frame asks for: a session, a lane or a refusal."""
         match decision:
             case Lane():
                 del self._arrivals[arrival]
                 self._route(decision, arrival.sock)
             case Control():
-                self._admit(arrival, self._catalog.published_models, decision.data)
+                if published_models := self._catalog.published_models:
+                    self._admit(arrival, published_models, decision.data)
+                else:
+                    self._refuse(arrival, Refusal(b"", NOTHING_YET))
             case Refusal():
                 self._refuse(arrival, decision)
             case _:

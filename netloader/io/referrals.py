@@ -8,7 +8,7 @@ from netloader.fsm.terms import MAX_OTHER_SOURCES
 class Referrals:
     """Where clients said that they will serve what they received. Safe to use from any thread.
 
-    Nothing proves that they do: a client that is told of one checks it as it checks any source.
+    Nothing proves that they do: a client checks such a source as it checks any other.
     """
 
     def __init__(self) -> None:
@@ -26,6 +26,6 @@ class Referrals:
                 del self._places[next(iter(self._places))]
 
     def besides(self, place: str) -> tuple[str, ...]:
-        """What to tell a client that will serve at `place` itself."""
+        """The other places, for a client that will itself serve at `place`."""
         with self._lock:
             return tuple(known for known in reversed(self._places) if known != place)

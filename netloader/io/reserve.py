@@ -1,7 +1,7 @@
 """Accepting when descriptors run out: waiting clients are answered, and the log says why.
 
-One descriptor is kept in reserve. When the process or the host has no more, it is given up for a
-moment: the next connection can then be accepted, told to come again, and closed.
+One descriptor is kept in reserve. When the process or the host has no more, it is closed for a
+moment: the next connection can then be accepted, refused as busy, and closed.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from netloader.wire.frames import encode
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """What accept(2) answers when there is no room for one more connection."""
 EVERY_S = 60.0
-"""How often the log says so."""
+"""Seconds between two log lines about it."""
 RETRY_AFTER_S = 2.0
 ANSWER = encode(
     Reject(Reason.BUSY.value, "the server is out of file descriptors", retry_after_s=RETRY_AFTER_S)
@@ -28,7 +28,7 @@ ANSWER = encode(
 
 
 class Reserve:
-    """One descriptor, and when the log was last told that it was needed. For one thread.
+    """One descriptor, and when the log last said that it was needed. For one thread.
 
     Raises:
         OSError: there is no descriptor to keep.
@@ -53,7 +53,7 @@ class Reserve:
         emit(self._logger, "netloader.listener.exhausted", fields)
 
     def turn_away(self, listener: socket.socket) -> bool:
-        """Accept one connection, tell it to come again, close it; False when that cannot be."""
+        """Accept one connection, refuse it as busy, close it; False if that was not possible."""
         self._file.close()
         try:
             with INHERITANCE.atomic():

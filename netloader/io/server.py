@@ -11,6 +11,7 @@ from typing import Protocol, Self
 from netloader.config import Endpoint, check_type, check_whole
 from netloader.errors import LocalProtocolError
 from netloader.fsm.identity import Identity
+from netloader.fsm.messages import Offer
 from netloader.io.arguments import (
     Weights,
     check_reason,
@@ -22,8 +23,9 @@ from netloader.io.catalog import Catalog
 from netloader.io.clock import monotonic
 from netloader.io.listener import Listener, bind
 from netloader.io.published import PublishedModel
-from netloader.io.publishing import Home, ServerOptions, WatchedModel
+from netloader.io.publishing import Home, ServerOptions, WatchedModel, publish_received
 from netloader.io.snapshot import ServerSnapshot
+from netloader.io.store.base import Store
 
 FENCE_S = 60.0
 """How long a fence waits for sessions to stop reading, unless its caller says otherwise."""
@@ -36,20 +38,8 @@ class Listening(Protocol):
     def endpoint(self) -> Endpoint:
         """What its socket is bound to."""
 
-    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
-        """Withdraw a published model and end its sessions; True when nothing reads it any more."""
-
     def close(self) -> None:
         """End every session and free the port."""
-
-
-def _evict(
-    listener: Listening, known: Iterable[PublishedModel], why: str, timeout_s: float
-) -> bool:
-    """End the sessions of all of these; whether nothing reads any of them any more."""
-    end = monotonic() + timeout_s
-    left = [p for p in known if not listener.evict(p, why, max(0.0, end - monotonic()))]
-    return not left
 
 
 class Server:
@@ -116,6 +106,19 @@ class Server:
             catalog.put(published)
             self._models.pop(published.entry.role, None)
 
+    def receive(self, store: Store, identity: Identity, offer: Offer) -> PublishedModel:
+        """Publish a store that is being filled, for a relay; see `RelayHost`."""
+        published = publish_received(store, identity, offer, self._options)
+        self.offer(published)
+        return published
+
+    def received(self, published: PublishedModel, weights: Weights, identity: Identity) -> None:
+        """Serve what was received as any other model, for a relay; see `RelayHost`."""
+        model = WatchedModel(weights, identity, self._options, self._home)
+        model.watch(published)
+        with self._lock:
+            self._models[published.entry.role] = model
+
     def withdraw(self, role: str | None, why: str) -> None:
         """Offer nothing in a role any more; clients are told `why`. Returns at once.
 
@@ -143,9 +146,11 @@ class Server:
         Raises:
             LocalProtocolError, TypeError, ValueError: as `withdraw`.
         """
-        listener, catalog = self._opened()
+        _, catalog = self._opened()
         check_reason(role, why)
-        return _evict(listener, catalog.withdraw_role(role, why), why, timeout_s)
+        end = monotonic() + timeout_s
+        known = catalog.withdraw_role(role, why)
+        return not [p for p in known if not p.evict(why, max(0.0, end - monotonic()))]
 
     @contextmanager
     def fence(self, role: str | None, why: str, timeout_s: float = FENCE_S) -> Iterator[None]:
@@ -168,31 +173,37 @@ class Server:
             ValueError: the role is not served, or `why` is empty.
             WeightsError: after the block, the model cannot be served any more.
         """
-        listener, catalog = self._opened()
+        _, catalog = self._opened()
         check_reason(role, why)
         with self._lock:
-            known = catalog.fence(role)
+            known = catalog.fence(role, why)
         try:
-            quiet = _evict(listener, known, why, timeout_s)
-            if quiet:
+            end = monotonic() + timeout_s
+            left = [p for p in known if not p.quiet(max(0.0, end - monotonic()))]
+            if not left:
                 yield
         except BaseException:
             with self._lock:
-                catalog.unfence(role)
+                catalog.abandon(role)
             raise
         self._end_fence(catalog, role)
-        if not quiet:
+        if left:
             raise TimeoutError(f"clients still read role {role!r} {timeout_s:g} s after: {why}")
 
     def _end_fence(self, catalog: Catalog, role: str | None) -> None:
         with self._lock:
-            if not catalog.unfence(role):
+            if catalog.unfence(role):
                 return
             model = self._models.get(role)
             if model is None:  # closed meanwhile, or what is served is its owner's to publish
+                catalog.abandon(role)
                 return
-            published = model.publish()
-            catalog.put(published)
+            try:
+                published = model.publish()
+            except BaseException:
+                catalog.abandon(role)
+                raise
+            catalog.renew(published)
         published.seal_quietly()
 
     def wait_ready(self, timeout_s: float) -> bool:
@@ -278,18 +289,32 @@ def serve(
     return prepared.served(listener)
 
 
-def serve_published(
-    published: PublishedModel, host: str, port: int, options: ServerOptions
-) -> Server:
-    """Serve a published model; returns at once. Others may join it, see `Server.offer`.
+def listen(host: str = "127.0.0.1", port: int = 0, options: ServerOptions | None = None) -> Server:
+    """Open a server that has nothing to serve yet; clients are told to come again.
+
+    `Server.publish` gives it a model, and `fill` with `ClientOptions.relay` what it receives.
 
     Raises:
-        OSError: the port is busy or the address is not this host's, or no descriptor is left.
-        RuntimeError: no thread is left.
+        TypeError, ValueError, OSError: as `serve`.
     """
-    catalog = Catalog((published,))
-    listener = Listener(bind(host, port), catalog, options.deadlines, options.logger)
-    return Server(listener, catalog, options)
+    chosen = check_listening(host, port, options)
+    catalog = Catalog()
+    listener = Listener(bind(host, port), catalog, chosen.deadlines, chosen.logger)
+    return Server(listener, catalog, chosen)
+
+
+def check_listening(host: str, port: int, options: ServerOptions | None) -> ServerOptions:
+    """The options of a server that is to listen there.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be used.
+    """
+    check_type("host", host, str, "give a host name or an address as a text; empty: all addresses")
+    check_whole("port", port, 0, 65535)
+    check_type("options", options, ServerOptions | None, "give a netloader.ServerOptions")
+    options = options or ServerOptions()
+    check_transports(options.transports)
+    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,10 +344,7 @@ def prepare(
     Raises:
         TypeError, ValueError, WeightsError: as `serve`.
     """
-    check_type("host", host, str, "give a host name or an address as a text; empty: all addresses")
-    check_whole("port", port, 0, 65535)
-    check_type("options", options, ServerOptions | None, "give a netloader.ServerOptions")
-    options = options or ServerOptions()
+    options = check_listening(host, port, options)
     home = Home()
     described = _model(model, identity, options, home)
     published = described.publish()

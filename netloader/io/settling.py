@@ -1,18 +1,18 @@
 """The end of a fill: values go into the store, and are read back from it.
 
-This comes after every byte was verified, and before the client says so.
+This comes after every byte was verified, and before the client sends `verified`.
 """
 
 from netloader.fsm.reasons import Reason
+from netloader.io.comparing import segment_digests
 from netloader.io.failure import TransferError
-from netloader.io.published import segment_digests
 from netloader.io.store.ledger import Lease
 
 
 def settle(lease: Lease) -> None:
     """Give the store the offer's values, compare all that it holds with the offer, and keep it.
 
-    A module may do as it likes with what it is given, so its tensors are hashed once more. Without
+    A module may change its tensors when it takes values, so they are hashed once more. Without
     values, nothing is compared.
 
     Raises:

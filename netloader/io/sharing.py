@@ -79,7 +79,7 @@ def _apart(one: AddressRange, other: AddressRange, tensors: Sequence[Tensor]) ->
     """Whether two tensors provably share no byte.
 
     Each consists of runs of bytes at multiples of its strides, so modulo the greatest divisor of
-    all strides each is one run. That tells columns of a matrix apart, and every other element.
+    all strides each is one run. That distinguishes columns of a matrix, and every second element.
     """
     if one[1] <= other[0] or other[1] <= one[0]:
         return True

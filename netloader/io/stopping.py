@@ -40,7 +40,7 @@ class Stop:
         self._cancelled = True
 
     def request(self) -> StopRequested | None:
-        """What the session at hand has to be told; None while the call may go on."""
+        """The event that ends the current session; None while the call may go on."""
         if self._cancelled or (self._token is not None and self._token.is_set()):
             return StopRequested(Reason.STOPPED, "cancelled by the client's caller")
         if monotonic() >= self._end:
@@ -73,7 +73,7 @@ class StopWatch:
         return self._due if self._due < math.inf else None
 
     def handle_timeout(self, now: float) -> None:
-        """Stop the session when it is time to; a session that is over has its own end."""
+        """Stop the session when it is time to; a session that is over is left alone."""
         if self._asked:
             self._link.close()
         if self._link.session.verdict is not None:

@@ -19,7 +19,7 @@ MAX_DEPTH = 100
 
 
 class NotPlainError(TypeError):
-    """A value of a type that is not sent; the message names the type and where it was met."""
+    """A value of a type that is not sent; the message names the type and where it was found."""
 
 
 def encode(value: object, tensor: Callable[[Tensor], Any]) -> str:
@@ -70,7 +70,7 @@ def decode(text: str, tensor: Callable[[Any], Tensor]) -> object:
     try:
         return _value(json.loads(text), tensor)
     except (TypeError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"no value of ours: {error}") from error
+        raise ValueError(f"not a value that netloader encoded: {error}") from error
 
 
 def _value(form: Any, tensor: Callable[[Any], Tensor]) -> object:

@@ -9,11 +9,11 @@ from netloader.io.failure import TransferError
 
 FIRST_PAUSE_S = 50e-6
 LONGEST_PAUSE_S = 2e-3
-"""Between two questions; in the end a chunk is noticed this late, while others are under way."""
+"""Seconds between two calls; a chunk is noticed up to this late, while others move."""
 
 
 def poll(ready: Callable[[], bool], what: str, timeout_s: float, stop: threading.Event) -> None:
-    """Ask until `ready` says so.
+    """Call `ready` until it returns true.
 
     Raises:
         TransferError: `stop` was set (TRANSFER_FAILED), or it took longer than `timeout_s`
@@ -24,7 +24,7 @@ def poll(ready: Callable[[], bool], what: str, timeout_s: float, stop: threading
     while not ready():
         if stop.wait(pause):
             raise TransferError(Reason.TRANSFER_FAILED, "aborted")
-        if monotonic() > deadline and not ready():  # which a stopped process could not ask
+        if monotonic() > deadline and not ready():  # the process may have been stopped meanwhile
             detail = f"{what} took longer than {timeout_s:g} s"
             raise TransferError(Reason.TRANSFER_STALLED, detail)
         pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -1,7 +1,7 @@
-"""Whether what is served is still what was published.
+"""Detects changes of published weights.
 
-Version counters tell of changes in place, addresses of rebinding. A change through `.data` moves no
-counter; the digests of what is sent tell of that one.
+Version counters show changes in place, addresses show rebinding. A change through `.data` moves no
+counter: the digests of what is sent show it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from netloader.io.arguments import Weights, named_in, store_of
 from netloader.io.memory import version_of
 from netloader.io.module_state import ModuleState
-from netloader.io.published import Usage
 from netloader.io.store.base import Store
 from netloader.io.store.module import ModuleStore
 from netloader.io.tensors import Named
+from netloader.io.usage import Usage
 
 Print = tuple[int, object, object, object, int]
 

@@ -241,7 +241,7 @@ class ServerWorker(SessionWorker):
             closed = self._closed
         if closed:  # meanwhile: then nobody aborts it any more
             sending.abort()
-        return OfferReady(sending.rendezvous(), digests)
+        return OfferReady(sending.rendezvous(), digests, published.available)
 
     def _send(self, published: PublishedModel, sending: Sender, order: StartTransfer) -> Event:
         """Send segments; while they are under way, compare what the client cannot."""
@@ -252,8 +252,13 @@ class ServerWorker(SessionWorker):
         asked = set(order.segments)
         segments = [published.segments[i] for i in order.segments]
         unasked = [segment for segment in published.segments if segment.index not in asked]
+        available = published.available
+        if available is not None and not available.issuperset(asked):
+            raise TransferError(Reason.NOT_AVAILABLE, "a segment is not verified yet")
         with published.reading():  # not when it was withdrawn since the offer
-            found = _beside(partial(published.examine, unasked))
+            # What a relay receives is compared as it comes, and not in use yet.
+            whole = self._runs == 1 and available is None
+            found = _beside(partial(published.examine, unasked)) if whole else lambda: ""
             sent = sending.run(segments, order.lanes)
         if why := found():
             published.changed(why)
@@ -265,10 +270,14 @@ class ServerWorker(SessionWorker):
     def _enter(self, published: PublishedModel) -> bool:
         """Take a place, which `close` gives back, even one that came first."""
         with self._lock:
-            if self._closed or not published.admit():
+            if self._closed or not published.admit(self._tell):
                 return False
-            self._leaving.callback(published.leave)
+            self._leaving.callback(published.leave, self._tell)
             return True
+
+    def _tell(self, event: Event) -> None:
+        """Let the session hear of what becomes of the published model."""
+        self.post(event)
 
     def attach(self, index: int, lane: socket) -> None:
         """Take a data lane of this session."""
@@ -303,7 +312,7 @@ def _withdrawn(published: PublishedModel) -> TransferError:
     """Why nothing is served of a published model, and whether it is worth to ask again."""
     renewed = published.renewed(RENEWAL_S)
     return TransferError(
-        Reason.NOT_READY if renewed else Reason.NOT_SERVING,
+        Reason.NOT_READY if renewed else published.reason,
         published.withdrawn + ("; newer weights are being prepared" if renewed else ""),
     )
 

@@ -59,7 +59,7 @@ def digest(content: bytes) -> str:
 
 
 class Fabric:
-    """The transport between the two: a collective, so nobody ends alone."""
+    """The transport between the two sides: a collective, so neither ends alone."""
 
     def __init__(self, entry: CatalogEntry, contents: Sequence[bytes], holding: Holding) -> None:
         self.segments: tuple[Segment, ...] = segments_of(entry.manifest, entry.segment_bytes)
@@ -105,16 +105,16 @@ class Hands:
         self.order: Order | None = None
         self.hangs = False
         self.fate: Event | None = None
-        """What the order at hand will end with, when it is not to succeed."""
+        """The event that ends the current order, if it is to fail."""
         self.audits = 0
-        """How often its machine wanted the weights compared again."""
+        """How often its machine asked for the weights to be compared again."""
         self._fabric = fabric
         self._left: deque[int] = deque()
         self._moved = 0
 
     @property
     def able(self) -> bool:
-        """Whether the order at hand can go on now."""
+        """Whether the current order can go on now."""
         if self.order is None or self.hangs:
             return False
         if self.fate is not None or self.side == "server":
@@ -128,7 +128,7 @@ class Hands:
 
     @property
     def preparing(self) -> bool:
-        """Whether the order at hand is to make an offer."""
+        """Whether the current order is to make an offer."""
         return isinstance(self.order, PrepareOffer)
 
     def begin(self, order: Order) -> None:
@@ -141,7 +141,7 @@ class Hands:
                 self._fabric.sending, self._fabric.sent = order.segments, False
 
     def work(self) -> None:
-        """Move one segment, or end the order and post what became of it."""
+        """Move one segment, or end the order and post its event."""
         order = self.order
         if order is None:
             raise LocalProtocolError("there is nothing to do")
@@ -157,7 +157,7 @@ class Hands:
         self.post(event)
 
     def do(self, order: Order) -> Event:
-        """What an order that succeeds ends with."""
+        """The event that ends an order that succeeds."""
         match order:
             case PrepareOffer():
                 return OfferReady({}, self._fabric.published, self._fabric.available)
@@ -176,11 +176,11 @@ class Hands:
             self.order = replace(self.order, available=self.order.available | segments)
 
     def audit(self) -> None:
-        """Count: whether the weights have changed is for a test to know."""
+        """Count the request: a test decides whether the weights have changed."""
         self.audits += 1
 
     def abort(self) -> None:
-        """Make the order at hand fail; the other side's does not notice."""
+        """Make the current order fail; that of the other side goes on."""
         if self.order is not None:
             self.hangs = False
             self.fate = TransferFailed(Reason.TRANSFER_FAILED, "aborted")

@@ -1,4 +1,4 @@
-"""The laws of a session, by name. Law of this file: a law says what holds, never how."""
+"""The laws of a session, by name: invariants that are checked after every step."""
 
 from netloader.fsm import auth
 from netloader.fsm.client_session import ClientSession
@@ -53,7 +53,7 @@ def _one_verdict(session: Session, step: Step) -> None:
 
 
 def _under_the_proof(session: Session, step: Step) -> None:
-    """What is acted upon, and what is said, is under the proof of the token, if there is one."""
+    """With a token, a session acts on and sends only messages that the proof covers."""
     believed: list[Offer | Description] = []
     if isinstance(session, ClientSession):
         token, nonce = session.spec.token, session.challenge.nonce if session.challenge else ""
@@ -72,7 +72,7 @@ def _under_the_proof(session: Session, step: Step) -> None:
 
 
 def _doubts_are_audited(session: Session, step: Step) -> None:
-    """A server has its weights compared when a client found other bytes, and only then."""
+    """A server compares its weights again if a client reported other bytes, and only then."""
     word = step.event.reason if isinstance(step.event, Reject) else ""
     doubted = word == Reason.DIGEST_MISMATCH.value and step.before is State.TRANSFER
     expected = int(doubted and session.side == "server")

@@ -72,7 +72,7 @@ class Linked:
 
 
 class _Observer(Observer):
-    """Logs as ever, and lets no mistake of ours pass."""
+    """Logs as usual, and keeps exceptions of netloader for the world to raise."""
 
     def __init__(self, side: str, troubles: list[Exception]) -> None:
         peer = Endpoint(OTHER["client" if side == "client" else "server"], 1)
@@ -80,5 +80,5 @@ class _Observer(Observer):
         self._troubles = troubles
 
     def trouble(self, error: Exception) -> None:
-        """Keep a mistake: the world raises it."""
+        """Keep an exception: the world raises it."""
         self._troubles.append(error)

@@ -6,7 +6,7 @@ import socket
 WINDOW = 1 << 16
 """Bytes that a connection takes before its reader has read any."""
 ALL = 1 << 30
-"""Bytes delivered at once, when a test does not care."""
+"""Bytes delivered at once, unless a test says otherwise."""
 
 
 class Pipe:
@@ -65,7 +65,7 @@ class Pipe:
         return data
 
     def snap(self) -> None:
-        """Break off; what was under way is gone, as after an RST."""
+        """Break the direction; bytes under way are lost, as after an RST."""
         self.broken = True
         self.bytes.clear()
 
@@ -96,7 +96,7 @@ class Plug:
         self.outward.ended = True
 
     def close(self) -> None:
-        """Close; what nobody has read makes it a reset, which eats our last words too."""
+        """Close. With unread input the peer gets a reset, and loses what it has not read."""
         self.inward.abandoned = True
         if self.inward.bytes:
             self.snap()

@@ -1,4 +1,4 @@
-"""Two drivers in a simulated world. Nothing happens unless a test lets it."""
+"""Two drivers in a simulated world. Nothing happens unless a test chooses it."""
 
 import selectors
 import socket
@@ -35,13 +35,13 @@ class Choice(NamedTuple):
 
 
 class Timed(Protocol):
-    """Something that wants to be called at a time."""
+    """A member of the world that has deadlines."""
 
     def next_timeout(self) -> float | None:
-        """When, in seconds of the world's clock; None for never."""
+        """When to call `handle_timeout`, in seconds of the world's clock; None for never."""
 
     def handle_timeout(self, now: float) -> None:
-        """It is that time."""
+        """Act on the deadlines that have passed."""
 
 
 class Driver(Protocol):
@@ -67,7 +67,7 @@ Drive: TypeAlias = Callable[["World", Connection, Hands], Driver]
 
 
 class _InOrder(MutableSet[Timed]):
-    """A set that is gone through in the order in which its members came.
+    """A set that is iterated in the order of insertion.
 
     The order of a `set` depends on addresses, so a run could not be repeated.
     """
@@ -85,11 +85,11 @@ class _InOrder(MutableSet[Timed]):
         return len(self._members)
 
     def add(self, value: Timed) -> None:
-        """Put one at the end, unless it is here."""
+        """Append a member, unless it is in the set."""
         self._members.setdefault(value)
 
     def discard(self, value: Timed) -> None:
-        """Take one away, if it is here."""
+        """Remove a member, if it is in the set."""
         self._members.pop(value, None)
 
 
@@ -156,7 +156,7 @@ class World:
         tokens = contents or [b"segment %d" % i for i in range(count)]
         self.fabric = Fabric(entry, tokens, self.holding)
         self.pipes: dict[Side, Pipe] = {"client": Pipe(window), "server": Pipe(window)}
-        """By who reads from it."""
+        """By the side that reads from it."""
         self.members: MutableSet[Timed] = _InOrder()
         self._now = begun
         self._inbox: deque[Callable[[], None]] = deque()
@@ -210,7 +210,7 @@ class World:
         return found
 
     def do(self, choice: Choice, nbytes: int = ALL) -> None:
-        """Let it happen; who hears is given at most `nbytes` bytes (1 or more)."""
+        """Make a choice happen; a side that reads gets at most `nbytes` bytes (1 or more)."""
         end = self.end(choice.who)
         if choice.what == "connects":
             end.connect()
@@ -232,11 +232,11 @@ class World:
         return sorted(set(range(len(self.fabric.segments))) - self.server_session.available)
 
     def wait(self, seconds: float) -> None:
-        """Let virtual time pass; whose deadline comes by then is told."""
+        """Advance virtual time, and run the deadlines that pass."""
         self._pass(self._now + seconds)
 
     def wait_for_a_deadline(self) -> None:
-        """Let virtual time pass until somebody's patience ends."""
+        """Advance virtual time to the next deadline of either side."""
         due = self.next_due()
         if due is not None:
             self._pass(max(self._now, due))
@@ -260,9 +260,9 @@ class World:
         return self.client if who == "client" else self.server
 
     def run(self, order: Sequence[int] = (0,), most: int = 100_000) -> None:
-        """Let everything happen without a fault, until nothing is left or `most` things have.
+        """Make choices happen, without a fault, until none is left or `most` were made.
 
-        `order` says which of the choices to take, round and round, each modulo their number.
+        `order` gives the indices of the choices to take, cyclically, modulo their number.
         """
         for turn in range(most):
             choices = self.choices()
@@ -278,11 +278,11 @@ class World:
             pipe.snap()
 
     def forge(self, who: Side, said: Spoken | bytes) -> None:
-        """Put a message, or bytes, at the end of what `who` will hear."""
+        """Append a message, or bytes, to what `who` will read."""
         self.pipes[who].bytes += said if isinstance(said, bytes) else encode(said)
 
     def fail(self, who: Side, event: TransferFailed | OfferRefused) -> None:
-        """The work that `who` has at hand will end with this."""
+        """Make the current order of `who` end with this event."""
         self.end(who).hands.fate = event
 
     # -- laws ------------------------------------------------------------------------------------

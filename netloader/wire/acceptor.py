@@ -69,7 +69,7 @@ class Acceptor:
         return Refusal(bytes(self._data), ConnectionLost(detail))
 
     def refuse(self, event: StopRequested) -> Refusal:
-        """The server wants no more of this connection."""
+        """Refuse the connection: the server is closing, or needs its descriptor."""
         return Refusal(bytes(self._data), event)
 
     def next_timeout(self) -> float:
@@ -77,5 +77,5 @@ class Acceptor:
         return self._deadline
 
     def handle_timeout(self, now: float) -> Decision | None:
-        """Say what time it is. Does nothing before `next_timeout()`."""
+        """Act on the deadline if it has passed. Does nothing before `next_timeout()`."""
         return None if now < self._deadline else Refusal(bytes(self._data), DeadlinePassed())

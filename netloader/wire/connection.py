@@ -88,7 +88,7 @@ class Connection:
         self.closed |= self.closing
 
     def handle(self, event: Event, now: float) -> None:
-        """Take one event, such as `Connected()`, or what became of a task."""
+        """Take one event, such as `Connected()`, or the result of a task."""
         if self.closed:
             return
         if isinstance(event, Connected):
@@ -117,7 +117,7 @@ class Connection:
         self._decoder.limit = self.session.frame_limit
 
     def handle_timeout(self, now: float) -> None:
-        """Say what time it is. Does nothing before `next_timeout()`."""
+        """Act on the deadlines that have passed. Does nothing before `next_timeout()`."""
         due = self.next_timeout()
         if due is None or now < due:
             return
@@ -134,12 +134,12 @@ class Connection:
     # -- output ----------------------------------------------------------------------------------
 
     def data_to_send(self) -> bytes:
-        """Bytes for the peer. They are given once: keep those that cannot be written yet."""
+        """Bytes for the peer. They are returned once: keep those that cannot be written yet."""
         data, self._out = b"".join(self._out), []
         return data
 
     def tasks(self) -> tuple[Task, ...]:
-        """What the driver is to do, in order. Each is given once."""
+        """The tasks for the driver, in order. Each is returned once."""
         tasks, self._tasks = tuple(self._tasks), []
         return tasks
 
@@ -162,7 +162,7 @@ class Connection:
 
     @property
     def eof_to_send(self) -> bool:
-        """Everything was said: half-close when all of `data_to_send()` is written. May repeat."""
+        """The last message is queued: half-close once `data_to_send()` is written. May repeat."""
         return self.closing and not self._mute and not self._out
 
     @property
@@ -172,5 +172,5 @@ class Connection:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of a frame that is not whole yet."""
+        """Bytes of an incomplete frame that are buffered."""
         return self._decoder.buffered

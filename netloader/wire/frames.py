@@ -31,8 +31,8 @@ _BODIES = {name: msgspec.json.Decoder(kind) for name, kind in _KINDS.items()}
 _ENCODER = msgspec.json.Encoder()
 
 TENSORS_PER_CALL = 1000
-"""Tensors encoded per call. One call holds the interpreter lock to its end, and so does whoever
-serves beside us wait: 200,000 tensors at once take 120 ms, 1000 take half a millisecond."""
+"""Tensors encoded per call. One call holds the interpreter lock until it ends, and the threads of
+the engine wait: 200,000 tensors at once take 120 ms, 1000 take half a millisecond."""
 
 
 class _Envelope(msgspec.Struct):
@@ -58,7 +58,7 @@ def sendable(value: Any) -> Any:
     r"""`value` with the lone surrogates of all its texts replaced by their escapes (`\udcff`).
 
     File names and arguments that are not UTF-8 come with them (PEP 383). Dataclasses, mappings and
-    tuples are gone through; what cannot hold text stays as it is.
+    tuples are copied with their texts replaced; other values are returned unchanged.
     """
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="backslashreplace").decode()
@@ -108,7 +108,7 @@ class Decoder:
 
     @property
     def wanted(self) -> int:
-        """Bytes that complete the frame at hand: reading no more leaves a lane's bytes alone."""
+        """Bytes missing from the current frame: a reader of just these takes none of a lane."""
         if self._dead:  # no lane can follow; header by header, a peer that talks on costs a second
             return HEADER.size + self.limit
         have = len(self._buffer)

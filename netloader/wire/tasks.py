@@ -25,21 +25,21 @@ class Worker(Protocol):
     """Carries out the tasks of one session. No method may block its caller."""
 
     post: Callable[[Event], None]
-    """What it calls, from any thread, with what became of an order. Its driver sets it."""
+    """Called from any thread with the event that ends an order. The driver sets it."""
     trouble: Callable[[Exception], None]
-    """What it calls, from any thread, with an error of its own code."""
+    """Called from any thread with an exception of the worker's own code."""
 
     def begin(self, order: Order) -> None:
         """Start on an order; its event is posted when it is done or has failed."""
 
     def note(self, segments: frozenset[int]) -> None:
-        """The source has these segments too; a `ChooseSegments` at hand may be waiting for them."""
+        """The source has these segments too; the current `ChooseSegments` may wait for them."""
 
     def audit(self) -> None:
         """Have the published weights compared with their digests again."""
 
     def abort(self) -> None:
-        """Make the order at hand fail within a second."""
+        """Make the current order fail within a second."""
 
     def close(self) -> None:
         """The session is over: free everything."""

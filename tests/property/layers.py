@@ -23,6 +23,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/store",
         "tests/unit/io/test_observe.py",
         "tests/unit/io/test_published.py",
+        "tests/unit/io/test_relays.py",
         "tests/unit/io/test_doubts.py",
         "tests/unit/io/test_client_sources.py",
         "tests/unit/io/test_worker.py",

@@ -16,6 +16,7 @@ from typing import Final
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.published_mutants import PUBLISHED_MUTANTS
+from tests.property.relay_mutants import RELAY_MUTANTS
 from tests.property.request_mutants import REQUEST_MUTANTS
 from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
@@ -31,7 +32,6 @@ MANIFEST: Final = "netloader/fsm/manifest.py"
 IDENTITY: Final = "netloader/fsm/identity.py"
 AUTH: Final = "netloader/fsm/auth.py"
 LEDGER: Final = "netloader/io/store/ledger.py"
-DOUBTS: Final = "netloader/io/doubts.py"
 PUBLISHED: Final = "netloader/io/published.py"
 CATALOG: Final = "netloader/io/catalog.py"
 SERVED_MODEL: Final = "netloader/vllm_plugin/serve/served_model.py"
@@ -59,6 +59,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **REQUEST_MUTANTS,
     **STORE_MUTANTS,
     **PUBLISHED_MUTANTS,
+    **RELAY_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
         L0, TABLE, r"for state in ENDS for", "for state in ENDS[:1] for"
@@ -132,7 +133,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L1, SESSION, r" +yield AuditWeights\(\)\n", ""
     ),
     "a lying client has the weights hashed without end": Mutant(
-        L4, DOUBTS, r"now \+ max\(PAUSE_S, SHARE \* took\)", "now"
+        L4, "netloader/fsm/published.py", r"life\.now \+ max\(PAUSE_S, SHARE \* took\)", "life.now"
     ),
     # the session
     "a deadline is not armed anew": Mutant(
@@ -172,17 +173,26 @@ MUTANTS: Final[dict[str, Mutant]] = {
         L2, MANIFEST, r"    if extents:\n", "    if room == 0:\n"
     ),
     "a segment is counted twice on resume": Mutant(
-        L4, LEDGER, r"clear\(\)\n        self\.verified_bytes = 0", "clear()"
+        L4, LEDGER, r"clear\(\)\n +self\.verified_bytes = 0", "clear()"
     ),
     "a segment's digest is not compared": Mutant(
         L4, LEDGER, r"if self\._hasher\.hexdigest\(\) != .*:", "if not self._hasher.hexdigest():"
     ),
     # the fence
     "who reads on does not keep memory from being freed": Mutant(
-        L4, PUBLISHED, r"not \(self\._clients or self\._readers\)", "not self._clients"
+        L4, PUBLISHED, r"lambda: self\._life\.quiet", "lambda: not self._life.clients"
     ),
     "who has an offer does not keep memory from being freed": Mutant(
-        L4, PUBLISHED, r"not \(self\._clients or self\._readers\)", "not self._readers"
+        L4, PUBLISHED, r"lambda: self\._life\.quiet", "lambda: not self._life.readers"
+    ),
+    "an evicted session goes on": Mutant(
+        L4, PUBLISHED, r"        self\._say\(StopRequested\(Reason\.NOT_SERVING, why\)\)\n", ""
+    ),
+    "an audit of the owner is not waited for": Mutant(
+        L4, PUBLISHED, r"while not compared and self\._comparable\(\)", "while False"
+    ),
+    "newer weights are offered in a role that was withdrawn meanwhile": Mutant(
+        L4, CATALOG, r"            if not old\.renewable:\n +return False\n", ""
     ),
     # what a module holds
     "extra state is not sent": Mutant(

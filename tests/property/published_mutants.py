@@ -44,8 +44,20 @@ PUBLISHED_MUTANTS: Final[dict[str, Mutant]] = {
     "lost weights are offered with the digests they had": Mutant(
         LIFE, TABLE, r"bool\(data\.digests\) and not data\.lost", "bool(data.digests)"
     ),
-    "newer weights are taken while the older ones are read": Mutant(
-        LIFE, TABLE, r"row\(L, ev\.Renewed, +L, _take_newer\)", "row(L, ev.Renewed, P, _compute)"
+    "a relay is offered as a whole before it is": Mutant(
+        LIFE, TABLE, r"\) == len\(data\.digests\)", ") > 0"
+    ),
+    "sessions are told again of what they know": Mutant(
+        LIFE,
+        TABLE,
+        r"more = frozenset\(event\.segments\) - data\.available",
+        "more = frozenset(event.segments)",
+    ),
+    "sessions go on reading a model that is gone": Mutant(
+        LIFE,
+        TABLE,
+        r"(ev\.Retired\(event\.why, event\.reason\))\n    yield .*\n",
+        r"\1\n    return ()\n",
     ),
     "memory is released twice": Mutant(LIFE, TABLE, r"released=True", "released=False"),
 }

@@ -17,6 +17,8 @@ from netloader.fsm.published import PAUSE_S, ModelState, PublishedLife
 from netloader.testing.laws import must
 from tests.property.search import Found
 
+ENDING: Final = (ev.FenceRaised, ev.ModelGone)
+"""What ends the sessions."""
 CLOSED: Final = (ModelState.FENCED, ModelState.LOST, ModelState.RETIRED)
 """Where nobody may begin anything."""
 SEGMENTS: Final = 2
@@ -55,11 +57,15 @@ class World:
     answered: bool = False
     """Whether the owner has seen that nobody reads, and may write."""
     lost: bool = False
-    """Whether it was lost, and not renewed since."""
+    """Whether it was lost: then it is never offered again."""
     clients: int = 0
     readers: int = 0
     working: Working | None = None
     relayed: bool = False
+    arrived: frozenset[int] = frozenset()
+    """Segments of a relay that are verified."""
+    told: frozenset[int] = frozenset()
+    """Segments that sessions were told of."""
     doubted: bool = False
     """Whether a doubt was taken up, and nothing that began after it has ended."""
     asked: int = 0
@@ -76,14 +82,20 @@ class World:
         known = (life.state, data, life.clients, life.readers, life.work)
         truth = (self.written, self.tainted, self.fences, self.answered, self.lost, self.clients)
         doing = (self.readers, self.working, self.asked, self.released, self.doubted)
+        relay = (self.relayed, self.arrived, self.told)
         rested = self.now < life.rest_until
-        return (known, truth, doing, rested, self.memory, tuple(sorted(self.left.items())))
+        return (known, truth, doing, relay, rested, self.memory, tuple(sorted(self.left.items())))
 
     def fork(self) -> "World":
         """A copy that may go another way."""
         twin = copy.copy(self)
         twin.life = copy.copy(self.life)
         return twin
+
+    @property
+    def whole(self) -> bool:
+        """Whether every segment of a relay is verified."""
+        return len(self.arrived) == SEGMENTS
 
     # -- what happens, and what must hold then -------------------------------------------------
 
@@ -92,17 +104,16 @@ class World:
         before = self.life.state
         effects = self.life.step(event, self.now)
         self.relayed |= isinstance(event, ev.ReceivingBegan)
-        if isinstance(event, ev.Renewed):
-            self.lost = self.doubted = False
+        if isinstance(event, ev.SegmentsAvailable):
+            self.arrived |= {*event.segments}
         for effect in effects:
             self._perform(effect, event, before)
-        if isinstance(event, ev.FenceRaised) and before is not ModelState.RETIRED:
+        if isinstance(event, ENDING) and before is not ModelState.RETIRED:
             evicted = any(isinstance(effect, ev.EvictSessions) for effect in effects)
-            must(evicted, "evict", "a fence ends the sessions")
+            must(evicted, "evict", "a fence ends the sessions, and so does the end of the model")
         data = self.life.data
-        self.lost |= isinstance(data, ev.Lost) and not data.renewed
-        if isinstance(event, ev.ChangeFound):  # newer weights have digests of their own
-            self.lost |= isinstance(data, ev.Fenced) and not data.renewed
+        self.lost |= isinstance(data, ev.Lost)
+        self.lost |= isinstance(event, ev.ChangeFound) and isinstance(data, ev.Fenced)
         if isinstance(event, ev.Doubted) and self.life.state is not before:
             self._take_up(effects)
         self._holds()
@@ -130,7 +141,11 @@ class World:
             case ev.Release():
                 self.released += 1
             case ev.EvictSessions():
-                must(isinstance(event, ev.FenceRaised), "evict", "for a fence only")
+                must(isinstance(event, ENDING), "evict", "for nothing else")
+            case ev.TellOfMore():
+                news = not effect.segments & self.told
+                must(news and bool(effect.segments), "told-once", "of each segment")
+                self.told |= effect.segments
 
     def _holds(self) -> None:
         """What is true at any moment."""
@@ -148,7 +163,8 @@ class World:
         if self.fences and self.answered:
             must(idle, "quiet", "behind an answered fence nobody reads")
         if state is ModelState.OFFERED:
-            must(not self.lost, "lost-until-renewed", "offered without renewal")
+            must(not self.lost, "lost-for-ever", "offered after it was lost")
+            must(not self.relayed or self.whole, "offered-when-whole", "a relay lacks segments")
             must(not self.doubted, "doubts-are-audited", "offered before the audit it began")
             true = isinstance(life.data, ev.Offered) and life.data.digests == digests_of(
                 self.memory
@@ -213,14 +229,12 @@ class World:
         yield "ask", ev.AuditAsked()
         yield "withdraw", ev.Withdrawn("withdrawn")
         yield "gone", ev.ModelGone("gone")
-        if state is ModelState.LOST:
-            yield "renew", ev.Renewed()
         if not self.written:
             yield "known", ev.DigestsKnown(digests_of(0))
         if state is ModelState.PREPARING and not self.life.work:
             yield "relay", ev.ReceivingBegan(digests_of(self.memory))
-        if self.relayed and state in (ModelState.RECEIVING, *CLOSED):
-            yield "segment", ev.SegmentsAvailable((self.left["segment"] - 1,))
+        if self.relayed:
+            yield "segment", ev.SegmentsAvailable((self.left["segment"] % SEGMENTS,))
 
     def _fences(self) -> Iterator[Choice]:
         if self.left["fence"]:
@@ -231,7 +245,6 @@ class World:
             yield "write", World.write
         if self.fences:
             yield "resume", lambda w: w.unfence(ev.Resumed())
-            yield "renew", lambda w: w.unfence(ev.Renewed())
 
     # -- steps -----------------------------------------------------------------------------------
 

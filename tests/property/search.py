@@ -115,7 +115,8 @@ def possible(at: Alone) -> Iterator[Event]:
         locals_ = (Connected, *dials, *ANY_TIME)
     else:
         locals_ = (*ANY_TIME, *ENDINGS.get(at.order or object, ()))
-        if isinstance(at.session, ServerSession) and at.session.offered:
+        chosen = at.session.state in (State.VALIDATE, State.TRANSFER)
+        if isinstance(at.session, ServerSession) and chosen:
             locals_ = (*locals_, MoreAvailable)
     for local in locals_:
         yield from (event for event in SAMPLES[local] if _may_be_asked(at.session, event))

@@ -28,8 +28,8 @@ STORE_MUTANTS: Final[dict[str, Mutant]] = {
     "what waits in scratch memory is forgotten": Mutant(
         L4, LEDGER, r"if spare is not None:\n            with", "if False:\n            with"
     ),
-    "segments of another root are available": Mutant(
-        L4, LEDGER, r"if same else frozenset\(\)", "if True else frozenset()"
+    "what is read is overwritten with other weights": Mutant(
+        L4, LEDGER, r"        self\._audience\.leave\(\)\n", ""
     ),
     "an outcome that is handed back is believed": Mutant(
         L4, RESUMING, r" if digest == before\.segment_digests\[s\.index\]", ""

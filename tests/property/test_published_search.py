@@ -7,12 +7,12 @@ from tests.property.published_search import search_life
 
 NEVER: Final = dict.fromkeys(
     ("client", "reader", "doubt", "ask", "known", "relay", "segment", "fence", "write", "secret",
-     "renew", "withdraw", "gone", "fail", "alarm"),
+     "withdraw", "gone", "fail", "alarm"),
     0,
 )  # fmt: skip
 LIVES: Final = {
     "changes and sessions": {"client": 1, "reader": 1, "ask": 2, "fence": 2, "write": 1, "fail": 1},
-    "secret writes": {"known": 1, "ask": 2, "doubt": 2, "secret": 1, "renew": 1},
+    "secret writes": {"known": 1, "ask": 2, "doubt": 2, "secret": 1},
     "the end": {
         "client": 2, "reader": 1, "known": 1, "ask": 1, "fence": 1, "withdraw": 1, "gone": 1,
     },
@@ -20,15 +20,15 @@ LIVES: Final = {
         "client": 2, "reader": 1, "relay": 1, "segment": 2, "fence": 1, "gone": 1, "withdraw": 1,
     },
     "a relay that is asked": {
-        "relay": 1, "ask": 1, "known": 1, "doubt": 1, "segment": 2, "secret": 1, "renew": 1,
+        "relay": 1, "ask": 1, "known": 1, "doubt": 1, "segment": 3, "secret": 1,
     },
     "the end of work": {
         "relay": 1, "known": 1, "ask": 1, "doubt": 1, "fail": 1, "secret": 1, "gone": 2,
     },
     "found behind a fence": {"known": 1, "ask": 1, "secret": 1, "fence": 1, "doubt": 1, "fail": 1},
-    "alarms": {"known": 1, "ask": 1, "fence": 2, "alarm": 1, "doubt": 1, "renew": 1},
-    "renewed while a session reads": {
-        "client": 1, "reader": 1, "known": 1, "secret": 1, "renew": 2, "withdraw": 1, "gone": 1,
+    "alarms": {"known": 1, "ask": 1, "fence": 2, "alarm": 1, "doubt": 1},
+    "found while a session reads": {
+        "client": 1, "reader": 1, "known": 1, "secret": 1, "withdraw": 1, "gone": 1,
     },
 }  # fmt: skip
 

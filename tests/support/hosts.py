@@ -1,4 +1,4 @@
-"""Two hosts on one machine: two network namespaces and a cable that can be pulled."""
+"""Hosts on one machine: two network namespaces with a cable, or several at one switch."""
 
 import contextlib
 import ctypes
@@ -137,6 +137,36 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         for host in hosts:
             host.wait_for_link()
         yield one, two
+
+
+@contextlib.contextmanager
+def hosts_at_a_switch(count: int, mbit: int) -> Iterator[tuple[Host, ...]]:
+    """Hosts that each send `mbit` Mbit/s at most, whomever to; nothing is left of them."""
+    _sweep()
+    word = f"{PREFIX}{os.getpid()}x{next(_numbers)}"
+    switch = f"{word}s"
+    limit = ("tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "50ms")
+    sides = range(1, count + 1)
+    hosts = tuple(Host(f"{word}h{n}", f"cable{n}", f"10.77.0.{n}") for n in sides)
+    with contextlib.ExitStack() as undo:
+        undo.callback(_remove, switch)
+        ip("netns", "add", switch)
+        ip("-n", switch, "link", "add", "switch", "type", "bridge")
+        ip("-n", switch, "link", "set", "switch", "up")
+        for n, host in enumerate(hosts):
+            undo.callback(_remove, host.network)
+            ip("netns", "add", host.network)
+            end = ("peer", f"port{n}", "netns", switch)
+            host.ip("link", "add", host.device, "type", "veth", *end)
+            ip("-n", switch, "link", "set", f"port{n}", "master", "switch", "up")
+            host.ip("address", "add", f"{host.address}/24", "dev", host.device)
+            host.ip("link", "set", "lo", "up")
+            host.plug()
+            words = ("qdisc", "replace", "dev", host.device, "root", *limit)
+            ip("-n", host.network, *words, tool="tc")
+        for host in hosts:
+            host.wait_for_link()
+        yield hosts
 
 
 def _sweep() -> None:

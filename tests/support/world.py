@@ -67,7 +67,7 @@ from netloader.fsm.messages import (
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
-from netloader.fsm.states import TERMINAL
+from netloader.fsm.states import TERMINAL, State
 from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.testing import lawful
 from netloader.testing.fabric import next_request
@@ -276,7 +276,7 @@ class World:
                 found.append(Choice(who, "works"))
             if party.inbox and not isinstance(first, Connected):
                 found.append(Choice(who, "hears"))
-        if self.coming and self.server_session.offered and not self.parties["server"].settled:
+        if self.coming and self.server_session.state in (State.VALIDATE, State.TRANSFER):
             found.append(Choice("server", "learns"))
         return found
 

@@ -187,8 +187,8 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
         "netloader.server.withdrawn",
         {"netloader.detail": "weights were updated", "netloader.remedy": "use reload_weights"},
         (
-            "Weights are no longer served: weights were updated; clients are told `not_serving` "
-            "until the weights are served again; use reload_weights"
+            "Weights are no longer served: weights were updated; clients are refused as "
+            "`not_serving` until the weights are served again; use reload_weights"
         ),
     ),
     "refused": (

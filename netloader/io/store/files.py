@@ -70,10 +70,10 @@ class FileStore(BlockStore):
     def create(cls, folder: str | Path, manifest: Manifest, file_bytes: int = FILE_BYTES) -> Self:
         """Make a store to be filled, for a folder that does not exist or is empty.
 
-        Its files lie in a hidden folder beside it, which is renamed when every segment is verified
-        and on the disk. If the store is closed or garbage before that, they are removed. All space
-        is taken at once: `manifest.nbytes`, in files of up to `file_bytes` or a single tensor. Tied
-        tensors are written once, under the name of the first.
+        Its files are written to a hidden folder next to it, which is renamed when every segment is
+        verified and on the disk. If the store is closed or garbage before that, they are removed.
+        All space is taken at once: `manifest.nbytes`, in files of up to `file_bytes` or a single
+        tensor. Tied tensors are written once, under the name of the first.
 
         Raises:
             WeightsError: the folder exists and is not empty, a file cannot be written, or the

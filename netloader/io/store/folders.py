@@ -47,7 +47,7 @@ def mapped(folder: Path) -> dict[str, tuple[TensorSpec, Tensor]]:
 
 
 def _listed(folder: Path) -> dict[str, Path]:
-    """In which file the index of a folder has each tensor; empty for a folder without an index."""
+    """The file of each tensor, by the folder's index; empty for a folder without an index."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
             names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
@@ -75,7 +75,7 @@ def _tensors_in(path: Path) -> Iterator[tuple[str, tuple[TensorSpec, Tensor]]]:
 
 
 class NewFolder:
-    """A folder on its way: files in a hidden folder beside it. `blocks` are the bytes of tensors.
+    """A folder that is written: files in a hidden folder next to it. `blocks`: bytes of tensors.
 
     Raises:
         WeightsError: the folder exists and is not empty, or the files cannot be written.
@@ -130,7 +130,7 @@ class NewFolder:
         """Write everything to the disk, and give the folder its name.
 
         Raises:
-            OSError: the disk does not take it, or something else has the name by now.
+            OSError: the disk does not take it, or something else has got the name meanwhile.
         """
         for memory in self._maps:
             memory.flush()

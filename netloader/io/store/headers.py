@@ -43,12 +43,12 @@ DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
         "BOOL": torch.bool,
     }
 )
-"""The names that the format has for dtypes of torch."""
+"""The format's names of torch's dtypes."""
 LENGTH_BYTES: Final = 8
 MOST_BYTES: Final = 100_000_000
 """The longest header that the format allows."""
 ABOUT: Final = "__metadata__"
-"""The one key of a header that is no tensor."""
+"""The only key of a header that does not name a tensor."""
 
 
 def name_of(dtype: str) -> str | None:

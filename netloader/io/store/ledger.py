@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from netloader.io.store.digests import ALGORITHMS, Hasher
 from netloader.io.store.resuming import still_held
 
 Report = Callable[[int, int], None]
-"""Called with bytes verified so far and bytes in all, from whatever thread moved them."""
+"""Called with bytes verified so far and bytes in all, on the thread that moved them."""
 
 
 class Reporter:
@@ -69,37 +70,70 @@ class Reporter:
             return done
 
 
+class Audience(Protocol):
+    """Those that read what is verified, while the rest arrives. Called without a lock."""
+
+    def begin(self, offer: Offer, available: frozenset[int]) -> None:
+        """A source brings segments of an offer from now on; `available` are verified already."""
+
+    def have(self, segment: int) -> None:
+        """One more segment is verified, and in its place."""
+
+    def leave(self) -> None:
+        """Read nothing any more: all begins anew. Returns when nothing is read.
+
+        Raises:
+            TransferError: something is read still.
+        """
+
+
+class NoAudience:
+    """For a store that is read when it is whole."""
+
+    def begin(self, offer: Offer, available: frozenset[int]) -> None:
+        """Do nothing."""
+
+    def have(self, segment: int) -> None:
+        """Do nothing."""
+
+    def leave(self) -> None:
+        """Do nothing."""
+
+
 class Ledger:
     """Which segments of a store are verified, against which digests. Safe for many threads."""
 
-    def __init__(self, store: Store, report: Report) -> None:
+    def __init__(self, store: Store, report: Report, audience: Audience | None = None) -> None:
+        self._audience = audience or NoAudience()
+        self._leasing = threading.Lock()
+        """Held from a look at the root until the lease is there."""
         self.store = store
         self.total = store.manifest.nbytes
         self.counted_bytes = 0
-        """Ever verified as they came, also those given up since."""
+        """Bytes verified since the start, also of segments that were given up since."""
         self._reporter = Reporter(report, self.total)
         self._against = Progress()
         self._segments: tuple[Segment, ...] = ()
         self._verified: set[int] = set()
         self.verified_bytes = 0
-        """Held now."""
+        """The segments that are verified and in their place."""
         self._leases: set[Lease] = set()
         self._places: dict[int, SegmentWriter] = {}
         """The writer that may write to the place of a segment."""
         self._spares: dict[int, SegmentWriter] = {}
-        """One that has a verified segment in scratch memory, while another one has the place."""
+        """The writer with the verified segment in scratch memory while another has the place."""
         self._change = threading.Condition()
 
     @property
     def progress(self) -> Progress:
-        """What is held so far."""
+        """What is verified so far."""
         with self._change:
             return replace(self._against, verified=frozenset(self._verified))
 
     def resume(self, before: Progress, stopped: Callable[[], bool]) -> None:
         """Count what the store still holds of earlier progress: as `still_held`, of this store.
 
-        Call it before the first lease; it takes as long as hashing all that is said to be verified.
+        Call it before the first lease; it hashes all that the progress calls verified.
         """
         held = still_held(self.store, before, stopped)
         if not held.verified:
@@ -116,35 +150,41 @@ class Ledger:
     def lease(self, offer: Offer) -> "Lease":
         """Let one source bring segments, until `release`.
 
-        What was verified against the same digests is kept. With other digests all begins anew,
+        What was verified against the same digests is kept. With other digests the fill starts over,
         which is only possible when every other lease is released: bytes of two checkpoints must not
-        meet in one store.
+        be mixed in one store.
 
         Raises:
-            TransferError: another source still brings segments with other digests.
+            TransferError: another source still brings segments with other digests, or somebody
+                still reads those that were verified.
         """
         offered = Progress(offer.digest_algorithm, offer.segment_bytes, offer.segment_digests)
-        with self._change:
+        with self._leasing:
             if offered != self._against:
-                if self._leases:
-                    detail = "the source offers other weights than those that are being received"
-                    raise TransferError(Reason.TRANSFER_FAILED, detail)
                 self._start_over(offered)
             lease = Lease(self, offer, self._segments)
-            self._leases.add(lease)
+            with self._change:
+                self._leases.add(lease)
+                available = frozenset(self._verified)
+            self._audience.begin(offer, available)
             return lease
 
     def _start_over(self, offered: Progress) -> None:
-        self.store.restart()
-        self._against = offered
-        self._segments = segments_of(self.store.manifest, offered.segment_bytes)
-        self._verified.clear()
-        self.verified_bytes = 0
+        if self._leases:
+            detail = "the source offers other weights than those that are being received"
+            raise TransferError(Reason.TRANSFER_FAILED, detail)
+        self._audience.leave()
+        with self._change:
+            self.store.restart()
+            self._against = offered
+            self._segments = segments_of(self.store.manifest, offered.segment_bytes)
+            self._verified.clear()
+            self.verified_bytes = 0
 
     def release(self, lease: "Lease") -> None:
-        """Take a lease back: its receiver has ended, and writes nothing any more. Idempotent.
+        """End a lease, when its receiver has ended and writes no more. Idempotent.
 
-        Segments that another source has brought to scratch memory meanwhile move in.
+        Segments of other sources that waited in scratch memory are copied to their places.
         """
         lease.revoke()
         with self._change:
@@ -181,13 +221,13 @@ class Ledger:
         self._take(writer)
 
     def discard(self, writer: "SegmentWriter") -> None:
-        """All bytes of a writer have come, and are not those of the digest: free its place."""
+        """Free the place of a writer whose bytes do not match the digest."""
         index = writer.segment.index
         if self._places.get(index) is writer:
             self._free(index)
 
     def _free(self, index: int) -> None:
-        """Free a place that is written no more; what waits for it in scratch memory moves in."""
+        """Free a place, and copy to it the segment that waits in scratch memory, if any."""
         with self._change:
             self._places.pop(index, None)
             spare = self._spares.pop(index, None)
@@ -214,31 +254,19 @@ class Ledger:
             writer.lease.verified_bytes += segment.nbytes
             self._reporter.note(self.verified_bytes)
             self._change.notify_all()
+        self._audience.have(segment.index)
         self._reporter.call()
-
-    # -- for those that read what is verified, while the rest arrives ------------------------------
-
-    def available(self, root: Progress) -> frozenset[int]:
-        """The segments that are verified against the digests of `root`: none after a new start."""
-        with self._change:
-            same = replace(root, verified=frozenset()) == self._against
-            return frozenset(self._verified) if same else frozenset()
-
-    def wait_for_more(self, count: int, timeout_s: float) -> bool:
-        """Wait until the number of verified segments is not `count`; False after `timeout_s`."""
-        with self._change:
-            return self._change.wait_for(lambda: len(self._verified) != count, timeout_s)
 
 
 class Lease:
-    """What one source may bring. Keep it until the receiver has ended; then `Ledger.release`."""
+    """The right of one source to write. When its receiver has ended, call `Ledger.release`."""
 
     def __init__(self, ledger: Ledger, offer: Offer, segments: tuple[Segment, ...]) -> None:
         self.ledger = ledger
         self.offer = offer
         self.segments = segments
         self.verified_bytes = 0
-        """What this source has brought."""
+        """Bytes of this source that were verified."""
         self._revoked = threading.Event()
 
     def expect(self, segment: Segment, hashing_threads: int = 1) -> "SegmentWriter":
@@ -266,7 +294,7 @@ class Lease:
 
 
 class SegmentWriter:
-    """One segment on its way in, for one thread: fill its targets in order, `update` with them.
+    """One segment that arrives, for one thread: fill its targets in order, `update` with them.
 
     With its last byte a segment is compared, and counts.
     """
@@ -280,7 +308,7 @@ class SegmentWriter:
         self._left = segment.nbytes
         self._in_place = self._ledger.begin(self)
         self._apart: list[tuple[Extent, Tensor]] = []
-        """What is filled in the place of extents that this writer cannot write to."""
+        """Scratch memory for extents that this writer cannot write in place."""
 
     def target(self, extent: Extent, device: torch.device = CPU) -> Tensor:
         """Where a transport that writes on `device` puts an extent of it (uint8, 1-d).
@@ -315,7 +343,7 @@ class SegmentWriter:
             self._finish()
 
     def bring(self) -> None:
-        """Copy what was received apart to its place."""
+        """Copy what was received in scratch memory to its place."""
         for extent, room in self._apart:
             bring(self._ledger.store.place(extent), room)
         self._apart.clear()

@@ -37,7 +37,7 @@ class HostStore(BlockStore):
     a tensor (uint8, 1-d) of the host. The methods may be called from any thread.
 
     Raises:
-        WeightsError: there is not so much memory.
+        WeightsError: the memory cannot be allocated.
     """
 
     def __init__(self, manifest: Manifest, allocate: Callable[[int], Tensor] = pageable) -> None:
@@ -48,7 +48,7 @@ class HostStore(BlockStore):
             end += -(-manifest.tensors[index].nbytes // ALIGNMENT) * ALIGNMENT
         try:
             memory = allocate(end)
-        except RuntimeError as error:  # torch's word for all that an allocator may answer
+        except RuntimeError as error:  # torch raises it for every failure of an allocator
             raise WeightsError(f"no host memory of {end} bytes can be had: {error}") from error
         blocks = {
             index: memory[begin : begin + manifest.tensors[index].nbytes]

@@ -49,7 +49,7 @@ class ModuleStore:
         pairs = [*named]
         self.manifest = manifest_of(pairs, state.values if state else ())
         self.state = state
-        """What the module held from which they were taken; None for tensors without a module."""
+        """What the walk of the module found; None for tensors without a module."""
         self._tensors = [tensor.detach() for _, tensor in pairs]
         specs = self.manifest.tensors
         flat = zip(specs, self._tensors, strict=True)
@@ -61,7 +61,7 @@ class ModuleStore:
 
     @classmethod
     def of(cls, module: nn.Module) -> "ModuleStore":
-        """All that is seen to belong to a module: see `ModuleState`.
+        """A store of all tensors found in a module: see `ModuleState`.
 
         Raises:
             WeightsError: some of it cannot travel.
@@ -157,10 +157,10 @@ class ModuleStore:
         self._staging.clear()
 
     def resume(self, segments: Sequence[Segment]) -> None:
-        """Begin to put tensors together of what they hold: as `Store.resume`.
+        """Begin staged tensors with the bytes that they hold: as `Store.resume`.
 
-        Without that, a staged tensor would wait for segments that do not come again. One of which
-        all is there needs nothing.
+        Without that, a staged tensor would wait for segments that are not sent again. A tensor of
+        which all segments are there needs nothing.
         """
         held: dict[int, list[Extent]] = {}
         for extent in (extent for segment in segments for extent in segment.extents):

@@ -36,7 +36,7 @@ def still_held(store: Store, before: Progress, stopped: Callable[[], bool]) -> P
 
 
 def _claimed(store: Store, before: Progress) -> list[Segment]:
-    """The segments that are said to be verified; none, if that was said of another manifest."""
+    """The segments that the progress calls verified; none if it is of another manifest."""
     count = len(before.segment_digests)
     known = before.digest_algorithm in ALGORITHMS and before.segment_bytes > 0
     if not known or segment_count(store.manifest.nbytes, before.segment_bytes) != count:

@@ -38,7 +38,7 @@ class Staging:
             return entry[0] if entry else None
 
     def arrived(self, extents: Iterable[Extent], move_in: Callable[[int, Tensor], None]) -> None:
-        """Note extents, then call `move_in(index, copy)` for every tensor that is whole.
+        """Note extents, then call `move_in(index, copy)` for every tensor that is complete.
 
         When that raises, the extents have not arrived.
         """

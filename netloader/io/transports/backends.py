@@ -40,7 +40,7 @@ devices all streams of the process with it. The deadlines are ours."""
 HCCL_WATCHDOG_STOP = 2
 """`ProcessGroupHCCL.set_watchdog_status`: 0 init, 1 run, 2 stop."""
 FAILED = "an operation failed; its peer may be gone"
-"""Said of a failure for which the library has no text."""
+"""The text of a failure for which the library has none."""
 _constructing = threading.Lock()
 
 
@@ -62,14 +62,14 @@ class Backend:
     `connect` makes a group and may block until the peer does the same. `move` sends a buffer
     (uint8, 1-d, contiguous) as the server or receives it as the client, and answers a work;
     `wait(work, timeout_s, stop)` waits for that. `wake(group, rank)` makes waits fail at once, from
-    any thread. `end` ends a group that nobody else refers to any more; `ended` tells whether a work
+    any thread. `end` ends a group that has no other reference; `ended` tells whether a work
     will then touch its buffer no more, as does what `watch` answers, for all of a group.
     """
 
     name: str
     device: str
     in_place: bool
-    """Whether it may be given memory that is not ours."""
+    """Whether it may move the engine's own memory; else staging memory only."""
     connect: Callable[[Ticket], Any]
     move: Callable[[Any, Tensor, int], Any]
     wait: Callable[[Any, float, threading.Event], None]
@@ -78,7 +78,7 @@ class Backend:
     ended: Callable[[Any], bool]
     watch: Callable[[Any], Callable[[], bool]]
     obstacle: Callable[[], str]
-    """Says why it cannot be used in this process, or nothing."""
+    """Why it cannot be used in this process; empty if it can."""
 
 
 # -- gloo ----------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def failure(work: Any) -> str:
 
 
 def _nobody_sleeps(group: Any, rank: int) -> None:
-    """Do nothing: who asks again and again sees for himself that he is to stop."""
+    """Do nothing: waits poll, and see that they were stopped."""
 
 
 def _ends_with_its_last_reference(group: Any) -> None:

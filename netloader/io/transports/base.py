@@ -40,7 +40,7 @@ from netloader.io.store.ledger import Lease
 
 
 class BusyError(TransferError):
-    """There is no room for one more session now; the client is told to come again."""
+    """There is no room for one more session now; the client is refused as busy."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(Reason.BUSY, detail)

@@ -1,8 +1,8 @@
-"""A device's place for one communicator. A device that has failed has none.
+"""The slot of a device: one communicator at a time. A device that has failed gives it to none.
 
 A communicator costs device memory by itself (HCCL: twice HCCL_BUFFSIZE, 200 MB unless set; CANN
-environment variable reference), so sessions that want the same device take turns: a server tells
-whoever comes second to ask again. The staging memory stays here between transfers, because memory
+environment variable reference), so sessions that want the same device take turns: a server
+refuses the second one as busy. The staging memory stays here between transfers, because memory
 that a failed operation was given must not go back to an allocator that the engine uses as well.
 """
 
@@ -30,7 +30,7 @@ reference, HcclCommInitRootInfoConfig)."""
 
 
 class DeviceSlot:
-    """Who has the group of a device; on a CPU there is one for each session."""
+    """Which session may have a group on a device; on a CPU, each session has a slot of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -43,10 +43,10 @@ class DeviceSlot:
         self._lock = threading.Lock()
 
     def claim(self, owner: object) -> None:
-        """Take the place.
+        """Take the slot.
 
         Raises:
-            BusyError: somebody else has it, or the library is still busy with peers that left.
+            BusyError: another session has it, or the library is still busy with peers that left.
             TransferError: the device does not work.
         """
         with self._lock:
@@ -74,12 +74,12 @@ class DeviceSlot:
             self._suspect = False
 
     def wait_for(self, owner: object, timeout_s: float, stop: threading.Event) -> None:
-        """Take the place, when it is free.
+        """Take the slot when it is free.
 
         Raises:
-            BusyError: another transfer had it for too long; later it may be over.
-            TransferError: it was stopped, the library is busy for longer than anybody should
-                queue, or the device does not work.
+            BusyError: another transfer had it for too long; try again later.
+            TransferError: it was stopped, the library is busy for longer than a session
+                should wait, or the device does not work.
         """
         obstacle: list[str] = []
 
@@ -101,12 +101,12 @@ class DeviceSlot:
             if jammed:
                 raise TransferError(error.reason, obstacle[0]) from error
             raise BusyError(f"{obstacle[0]}; waited {timeout_s:g} s") from error
-        if stop.is_set():  # perhaps before this had the place, which nobody would give back
+        if stop.is_set():  # perhaps set before the slot was taken, which would then stay taken
             self.leave(owner)
             raise TransferError(Reason.TRANSFER_FAILED, "aborted")
 
     def leave(self, owner: object) -> None:
-        """Give the place back, if it is `owner` who has it."""
+        """Give the slot back, if `owner` has it."""
         with self._lock:
             if self._owner is owner:
                 self._owner = None
@@ -125,7 +125,7 @@ class DeviceSlot:
             self._suspect = self._tainted = True
 
     def staging(self) -> Tensor:
-        """Room for packed chunks, IN_FLIGHT rows; for whoever has the place."""
+        """Staging memory for packed chunks, IN_FLIGHT rows; for the owner of the slot."""
         if self._staging is None:
             shape = (IN_FLIGHT, CHUNK_BYTES)
             self._staging = torch.empty(shape, dtype=torch.uint8, device=self.device)
@@ -156,7 +156,7 @@ class DeviceSlots:
         self._lock = threading.Lock()
 
     def of(self, device: torch.device) -> DeviceSlot:
-        """The one slot of an accelerator, or a new one for each session on a CPU."""
+        """The one slot of an accelerator; on a CPU, a new one for each call."""
         if device == CPU:
             return DeviceSlot(device)
         with self._lock:

@@ -22,10 +22,10 @@ from netloader.wire.frames import MAGIC
 
 LENGTHS = struct.Struct(">II")
 MAX_BYTES = 1 << 20
-"""All that a peer may store: a few keys of a few hundred bytes are what it takes."""
+"""All that a peer may store. A group needs a few keys of a few hundred bytes."""
 
 LAST_WORDS_S = 1.0
-"""How long to read on after the other side has closed; what it said has arrived already."""
+"""How long to read on after the other side has closed; all it sent has arrived by then."""
 ARRIVED = "arrived: "
 """Before the name of a key: what its receiver answers."""
 
@@ -47,8 +47,8 @@ class LaneStore(Store):
     def set(self, key: str, value: bytes | str) -> None:
         """Set a key here and on the other side; returns when it has arrived there.
 
-        So who goes on to wait for the other side in a library, where nobody can wake it, knows that
-        the other side has come just as far.
+        A thread that then waits for the other side inside a library, where it cannot be woken,
+        knows that the other side has got as far.
 
         Raises:
             RuntimeError: not within the time-out, or the other side is gone.
@@ -98,7 +98,7 @@ class LaneStore(Store):
         return all(key in self._values for key in keys)
 
     def close(self) -> None:
-        """Wake everybody who waits, here and on the other side."""
+        """Wake every thread that waits, here and on the other side."""
         self._wake()
         with contextlib.suppress(OSError):
             self._lane.shutdown(socket.SHUT_RDWR)

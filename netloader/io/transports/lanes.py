@@ -52,9 +52,8 @@ class Lanes:
     def work(self, count: int, timeout_s: float, job: Callable[[int, socket.socket], int]) -> int:
         """Take lanes and run `job(k, lane)` on each side by side; returns the sum of the answers.
 
-        The lanes stay open until `close`, for another call, or until `abort`. After a failure, too:
-        the session is to hear of the cause before the peer notices anything, or the peer's
-        complaint would arrive first.
+        The lanes stay open for another call, until `close` or `abort`. They do so after a failure
+        too, so that the session learns the cause here before it receives the peer's complaint.
 
         Raises:
             TransferError: as `take`, or what the first job to fail raised; the rest are stopped.
@@ -67,7 +66,7 @@ class Lanes:
             self.release()
 
     def release(self) -> None:
-        """Whoever took the lanes uses them no more; they stay open until `abort`."""
+        """Note that no thread uses the lanes any more; they stay open until `abort`."""
         with self._change:
             self._taken = False
             if self._closed:
@@ -82,7 +81,7 @@ class Lanes:
                     lane.shutdown(socket.SHUT_RD)
 
     def abort(self) -> None:
-        """Wake every thread that waits on a lane, at once; whoever took the lanes closes them."""
+        """Wake every thread that waits on a lane. Lanes that were taken are not closed here."""
         with self._change:
             self._closed = True
             self._change.notify_all()
@@ -93,7 +92,7 @@ class Lanes:
                 self._close_all()
 
     def close(self) -> None:
-        """Close every lane; for whoever took them, when no thread uses one any more."""
+        """Close every lane. Called by the thread that took them, when no thread uses one."""
         with self._change:
             self._closed = True
             self._close_all()
@@ -130,7 +129,7 @@ def is_stall(lane: socket.socket, waited_s: float) -> bool:
 
 
 def side_by_side(jobs: Sequence[Callable[[], int]], abort: Callable[[], None]) -> int:
-    """Run jobs on a thread each and add up what they return; the first failure aborts the rest."""
+    """Run each job on a thread and add up the results; the first failure aborts the rest."""
     results: list[int] = []
     failures: list[Exception] = []
 

@@ -1,8 +1,8 @@
 """A process group of two, seen from one member. Joined once; may be aborted by any thread.
 
 One thread joins, posts and waits, for one request after the other. When the session is over it
-calls `end`: a peer is to hear the cause from the session first, and not from a communicator that
-broke. A group is never joined again: its store still knows the addresses of old.
+calls `end`, not earlier, because the peer must learn the cause from the session before its
+communicator breaks. A group is never joined again: its store still has the old addresses.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ SHOWN_CHARS = 200
 
 
 class _Rendezvous(LaneStore):
-    """Waits for the peer's word until the stall deadline, however short a time is asked for."""
+    """Waits for the peer's keys until the stall deadline, even if a shorter time is asked for."""
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         """Wait until all keys are set."""
@@ -65,7 +65,7 @@ class _Joining:
         group = failure = None
         try:
             group = self._connect()
-        except Exception as error:  # noqa: BLE001 - carried over to whoever waits
+        except Exception as error:  # noqa: BLE001 - raised by `wait`
             failure = error
         with self._lock:
             if not self._left:
@@ -85,7 +85,7 @@ class _Joining:
         except TransferError:
             with self._lock:
                 self._left = True
-                self._group = self._failure = None  # which came just now, when nobody wants it
+                self._group = self._failure = None  # which came just now, too late
             self._slot.strand(MAX_STUCK, self._over.is_set)  # libraries allow one in the making
             raise
         failure, group, self._failure, self._group = self._failure, self._group, None, None
@@ -122,7 +122,7 @@ class PeerGroup:
 
     @contextlib.contextmanager
     def joined(self, sizes: str) -> Iterator[None]:
-        """Where this thread may post; `sizes` is one word for the sizes of all that is to come."""
+        """Where this thread may post; `sizes` is the digest of the sizes of all chunks to come."""
         with self._lock:
             if self.stop.is_set():
                 raise TransferError(Reason.TRANSFER_FAILED, "aborted")
@@ -159,7 +159,7 @@ class PeerGroup:
         try:
             group, dead = joining.wait(self._stall_s, self.stop)
         except TransferError:
-            if self._making is not None:  # some libraries can be told that nobody waits any more
+            if self._making is not None:  # some libraries can stop while they connect
                 self._backend.end(self._making)
             raise
         finally:

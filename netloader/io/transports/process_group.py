@@ -118,7 +118,7 @@ class GroupReceiver:
         self._reading: deque[tuple[SegmentWriter, Readback]] = deque()
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
-        """Have the device for this transfer, and open the lane of the store."""
+        """Take the slot of the device for this transfer, and open the lane of the store."""
         del rendezvous
         peer_group = self._peer_group
         peer_group.slot.wait_for(peer_group, self._stall_s, peer_group.stop)
@@ -209,7 +209,7 @@ class GroupAttachment:
         return GroupReceiver(self.store, setup, self.backend, self.slots)
 
     def detach(self) -> None:
-        """Do nothing: what stays between sessions belongs to the device, see DeviceSlot."""
+        """Do nothing: memory that outlives a session belongs to the device, see DeviceSlot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ class GroupTransport:
         return self.backend.obstacle()
 
     def attach(self, store: Store) -> GroupAttachment:
-        """Keep the weights at hand."""
+        """Keep a reference to the weights."""
         return GroupAttachment(store, self.backend, self.slots)
 
 

@@ -1,7 +1,7 @@
 """The answer to a data connection that no session waits for.
 
 Behind a load balancer the data connections of a client may reach another replica than its control
-connection. That replica knows nothing of the session, and says so with one frame before it closes;
+connection. That replica has no such session: it answers with one frame and closes;
 without the answer a client would only see that its connection was closed early.
 """
 
@@ -15,7 +15,7 @@ from netloader.io.forks import INHERITANCE
 from netloader.wire.frames import MAGIC, Decoder, encode
 
 ANSWER = encode(Reject(Reason.UNKNOWN_SESSION.value, Reason.UNKNOWN_SESSION.sentence))
-"""The same bytes for every id, so a stranger learns nothing by guessing."""
+"""The same bytes for every id, so guessing ids reveals nothing."""
 LONGEST = 1024
 """Bytes of an answer, also of a later version that says more."""
 DETAILS = {

@@ -279,7 +279,7 @@ class Shm:
         return ""
 
     def attach(self, store: Store) -> ShmAttachment:
-        """Keep the weights at hand."""
+        """Keep a reference to the weights."""
         return ShmAttachment(store)
 
 

@@ -223,7 +223,7 @@ class Tcp:
         return ""
 
     def attach(self, store: Store) -> TcpAttachment:
-        """Keep the weights at hand."""
+        """Keep a reference to the weights."""
         return TcpAttachment(store)
 
 

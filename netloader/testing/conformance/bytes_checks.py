@@ -85,7 +85,7 @@ def several_runs(subject: Subject) -> None:
 
 
 def two_sessions(subject: Subject) -> None:
-    """Two sessions at once do not meet; one of them may be told to come again."""
+    """Two sessions at once do not mix; one of them may be refused as busy."""
     with Ends(subject, medium, session="a" * 32) as one, contextlib.ExitStack() as stack:
         one.open()
         try:
@@ -120,7 +120,7 @@ def wrong_bytes(subject: Subject) -> None:
 
 
 def rendezvous_is_text(subject: Subject) -> None:
-    """What the sender says fits into an offer: a few short texts."""
+    """The sender's rendezvous fits into an offer: a few short texts."""
     with Ends(subject, one_byte) as ends:
         told = ends.rendezvous()
         texts = [text for pair in told.items() for text in pair]

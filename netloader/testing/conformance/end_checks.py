@@ -26,7 +26,7 @@ HELD = 3
 """Which read or segment is held in the middle of a transfer."""
 POISON = 0xA5
 SOME = 4096
-"""As many bytes of one value in a row as random bytes do not have."""
+"""A run of one value that is longer than any in random bytes."""
 UNTRUSTED: tuple[Mapping[str, str], ...] = (
     {},
     {"": ""},
@@ -149,7 +149,7 @@ def end_without_run(subject: Subject) -> None:
 
 
 def untrusted_peer(subject: Subject) -> None:
-    """Whatever a peer says, `open` and `answered` return or raise a TransferError."""
+    """For any input of a peer, `open` and `answered` return or raise a TransferError."""
     for said in UNTRUSTED:
         with Ends(subject, one_byte) as ends:
             ends.rendezvous()
@@ -186,7 +186,7 @@ def lanes_any_time(subject: Subject) -> None:
             sock.close()
 
 
-# -- what is left --------------------------------------------------------------------------------
+# -- leaks ---------------------------------------------------------------------------------------
 
 
 def _sessions(subject: Subject) -> None:

@@ -185,7 +185,7 @@ class Ends:
             raise Observed(f"{call.name} returned early")
 
     def release(self) -> None:
-        """Hold nobody any more."""
+        """Release the threads that are held."""
         self.giving.release()
         self.taking.release()
 

@@ -65,12 +65,12 @@ def serving(subject: Subject) -> Server:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The other process, and its words, one a line."""
+    """The other process, and the lines that it prints."""
 
     child: "subprocess.Popen[str]"
 
     def hear(self, timeout_s: float = READY_S) -> str:
-        """Its next word.
+        """Its next line.
 
         Raises:
             Observed: it said nothing in time, or ended.
@@ -188,7 +188,7 @@ def client_killed(subject: Subject) -> None:
 
 
 def server_killed(subject: Subject) -> None:
-    """A client whose server is killed in the middle hears of it in time."""
+    """A client whose server is killed in the middle fails within the deadline."""
     before, files = holdings(), shared_files()
     with TRANSPORTS.registered(subject.transport), peer(subject, "serve") as other:
         endpoint, target = other.hear(), medium(2).to(subject.device)

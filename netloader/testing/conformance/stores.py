@@ -107,7 +107,7 @@ class WatchedStore:
         self._store = store
 
     def release(self) -> None:
-        """Hold nobody any more."""
+        """Release the threads that are held."""
         self.reading.open()
         self.writing.open()
 

@@ -1,6 +1,6 @@
 """Check at start the settings that only vLLM or a transport can judge.
 
-`settings` knows neither, so that it stays a parser; what it has read is tried here.
+`settings` imports neither, so that it stays a parser; the values it has read are tried here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from netloader.io.transports import named as transport_named
 from netloader.vllm_plugin.config.settings import AUTO, HIDDEN, Fallback, Settings
 
 SECRET_CHARS = 4
-"""Shorter values of a loader's extra config cannot be told from ordinary words."""
+"""Shorter values of a loader's extra config may be ordinary words."""
 
 
 def settings_of(load_config: LoadConfig) -> Settings:

@@ -35,7 +35,7 @@ MAX_FILE_BYTES: Final = 2**20
 """A thousand ranks with ten sources each need 300 KiB; more is a wrong path."""
 
 MIN_TOKEN_CHARS: Final = 16
-"""Whoever records a handshake can try tokens at leisure; shorter ones are found that way."""
+"""An attacker who records a handshake can try tokens offline; shorter ones can be found."""
 
 AUTO: Final = "auto"
 """The TRANSPORT that means: what suits the device."""
@@ -44,7 +44,7 @@ NOT_BUILT: Final = ("TLS_*", "MAX_BANDWIDTH", "METRICS_PORT")
 """Announced fields that this version does not know."""
 
 HANDED_ON: Final = ("enable_multithread_load", "num_threads", "enable_weights_track")
-"""Fields of vLLM's ordinary loader. Operators of vllm-ascend's netloader give them beside its own,
+"""Fields of vLLM's ordinary loader. Operators of vllm-ascend's netloader give them next to its own,
 and it hands them to the loader that takes over; so does this one."""
 
 HIDDEN: Final = Secret("")

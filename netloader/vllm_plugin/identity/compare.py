@@ -23,7 +23,7 @@ ASKED = ("model", "role", "dtype")
 """Fields that a source is asked to have before it describes itself; the others are compared here,
 where it is known what to do about them."""
 LATE = frozenset({"layout", "load_state", "tied_embeddings"})
-"""Fields that a client can only know once it has heard its source."""
+"""Fields that a client knows only when its source has described itself."""
 GROUPS = (resolved.CONFIG, resolved.POOLING, resolved.MULTIMODAL, resolved.SETTING, FILE)
 """Beginnings of the fields that are a difference when only one side has them."""
 
@@ -63,7 +63,7 @@ def answers_of(model: LocalModel) -> Answers:
 
 
 def parse(fact: str) -> Answers | None:
-    """What a source told; None when it told nothing, or nothing that can be read."""
+    """The answers that a source sent; None if it sent none, or none that can be read."""
     try:
         defaults, text, overridden = json.loads(fact)
     except (ValueError, TypeError, RecursionError):
@@ -133,7 +133,7 @@ def _about_file(name: str, mine: str, theirs: str) -> str:
 
 
 def warnings(mine: Answers, theirs: Answers) -> tuple[Difference, ...]:
-    """In what the source would answer otherwise to the same request."""
+    """What makes the source answer the same request otherwise, one sentence each."""
     return tuple(islice(_warnings(mine, theirs), MAX_DIFFERENCES))
 
 

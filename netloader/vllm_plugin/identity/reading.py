@@ -47,7 +47,7 @@ def read_config(vllm_config: VllmConfig, model_config: ModelConfig, name: str | 
 
 
 def _role_of(model_config: ModelConfig) -> str:
-    """Draft models are told by their config; prefix and load config are the target's."""
+    """Draft models are known by their config; prefix and load config are the target's."""
     return DRAFT if model_config.runner_type == "draft" else TARGET
 
 
@@ -122,7 +122,7 @@ def _context(parallel: ParallelConfig) -> str:
 
 
 def _experts(parallel: ParallelConfig) -> str:
-    """Which experts this rank has: with expert parallelism they are dealt out by these numbers."""
+    """Which experts this rank has: with expert parallelism they are assigned by these numbers."""
     if not parallel.enable_expert_parallel:
         return "off"
     size = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size
@@ -132,19 +132,19 @@ def _experts(parallel: ParallelConfig) -> str:
 
 
 def _additional(vllm_config: VllmConfig) -> Mapping[str, Any]:
-    """What a vendor's plugin is told, in `--additional-config`."""
+    """The settings of a vendor's plugin, from `--additional-config`."""
     more = vllm_config.additional_config
     return more if isinstance(more, Mapping) else {}
 
 
 def _ascend_eplb(vllm_config: VllmConfig) -> Mapping[str, Any]:
-    """What vllm-ascend is told of balanced experts."""
+    """The settings of vllm-ascend for balanced experts."""
     given = _additional(vllm_config).get("eplb_config")
     return given if isinstance(given, Mapping) else {}
 
 
 def _ascend(vllm_config: VllmConfig) -> str:
-    """What vllm-ascend is told of where weights go, as JSON: without what is off or its default."""
+    """The settings of vllm-ascend that place weights, as JSON: only those that are not defaults."""
     more = _additional(vllm_config)
     finer = more.get("finegrained_tp_config")
     told = {

@@ -250,7 +250,7 @@ class _Walk:
             self._seen[id(value)] = value
             try:
                 self._enter(path, value)
-            except Exception:  # noqa: BLE001 - objects of strangers may do anything when looked at
+            except Exception:  # noqa: BLE001 - foreign objects may raise anything when inspected
                 self._hidden(path, value)
         shown = Alias(self._listed[id(value)]) if isinstance(value, Tensor) else value
         self.found.places[path] = _new(Place, (holder, at, key, shown))

@@ -35,7 +35,7 @@ class Part:
     derived: dict[str, str] = field(default_factory=dict)
     """Digest of each tensor of the kernels, by its path."""
     handles: dict[str, Callable[[], object]] = field(default_factory=dict)
-    """What cannot be read: how to get hold of each object while it lives, by its path."""
+    """Weak access to each object that cannot be read, by its path."""
     sources: dict[str, str] = field(default_factory=dict)
     """Digest of each tensor on offer that can be reached from the module, by its path."""
     copies: set[str] = field(default_factory=set)

@@ -2,7 +2,7 @@
 
 An ordinary loader may use collectives of the whole instance (fastsafetensors does). A rank that
 was filled from its source would not take part, and the others would hang. So the ranks tell each
-other what became of their sources before any of them calls such a loader. They do so through the
+other whether a source filled them before any of them calls such a loader. They do so through the
 store that the host's process group has anyway; no collective is needed to avoid one.
 """
 
@@ -21,17 +21,17 @@ from netloader.vllm_plugin.serve.worker import this_worker
 INDEPENDENT = frozenset(
     {"auto", "hf", "safetensors", "pt", "npcache", "mistral", "dummy", "sharded_state"}
 )
-"""vLLM's load formats that read what a rank needs without a word to the others. Of any other,
-a third party's above all, we do not know."""
+"""vLLM's load formats that read what a rank needs without talking to the others. Any other format,
+a third party's above all, may use collectives."""
 
 SLICE_S = 1.0
-"""The wait is in C++, where no signal is heard: so long a rank may take to obey one."""
+"""The wait is in C++, where signals are not handled: a rank may take so long to obey one."""
 
 RECEIVED, MISSING, GIVEN_UP = "received", "missing", "given up"
 
 
 class DisagreementError(NetloaderError):
-    """Some rank has not said in time what became of its sources."""
+    """A rank has not said in time whether a source filled it."""
 
 
 def needs_agreement(load_format: str, ranks: Sequence[int]) -> bool:
@@ -78,7 +78,7 @@ def _say(store: Store, mine: int, answer: str) -> None:
 
 
 def _hear(store: Store, rank: int, timeout_s: float) -> str:
-    """What a rank says; a store that is gone is as good as silence."""
+    """The answer of a rank; a store that is gone counts as silence."""
     end = monotonic() + timeout_s
     while (left := end - monotonic()) > 0:
         try:

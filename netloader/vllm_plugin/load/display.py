@@ -49,7 +49,7 @@ def tell_differences(outcome: Outcome, logger: Logger) -> None:
 
 
 def tell_warnings(source: Endpoint, found: Iterable[Difference], logger: Logger) -> None:
-    """Log one line for each thing in which a source would answer otherwise."""
+    """Log one line for each setting that makes a source answer otherwise."""
     _tell("netloader.source.answers_differ", source, found, logger)
 
 

@@ -3,7 +3,7 @@
 Some models set flags while they read a checkpoint (an EAGLE draft notes whether it owns an
 `lm_head`), on modules or on objects that hang on them. Some give a module one more name (the head
 of an MTP layer becomes `lm_head` as well). A model that was filled from a source has not read a
-checkpoint, so its server tells it. What is more than that (a new module, an object) cannot be told:
+checkpoint, so its server sends it. Other changes (a new module, an object) cannot be sent:
 such a model is not served in raw layout.
 """
 
@@ -98,7 +98,7 @@ class Marks:
         return names
 
     def _different(self, now: Inventory) -> list[str]:
-        """The paths at which there is something else than before, or nothing any more."""
+        """The paths at which something was replaced or removed."""
         found = [
             path
             for path, note in _notes(now)

@@ -47,7 +47,7 @@ class Loaded:
     constructed: Mapping[str, int] = field(default_factory=dict)
     """What else the model was constructed to hold, see `provenance`."""
     placeholders: bool = False
-    """The weights mean nothing: they are offered in no layout."""
+    """Whether the weights are placeholders: these are offered in no layout."""
 
 
 NOT_KNOWN = Loaded(load_state.NOTHING, obstacle="netloader has failed here, see the error above")
@@ -195,7 +195,7 @@ def _unfilled(
     """Parameters of a draft that no checkpoint fills: not said to be, and bytewise untouched.
 
     An EAGLE draft without an embedding of its own has an uninitialised one, until vLLM puts the
-    target's in its place. Its bytes mean nothing, and are gone before a client could ask.
+    target's in its place. Its bytes are garbage, and are gone before a client could ask.
     """
     if not before or not filled or None in filled:
         return frozenset()

@@ -91,7 +91,7 @@ class NetLoader(BaseModelLoader):
         worker_methods.expect_warm_up(local.worker_classes)
         plan = plan_load(local, self._settings, self._ask, self._logger)
         if plan.refused and not plan.sources:
-            self._ordinary(plan.refused)  # FALLBACK `never` speaks up before a model is built
+            self._ordinary(plan.refused)  # FALLBACK `never` raises before a model is built
         if plan.role == TARGET:
             port.forget_address(port.PortChoice.of(self._settings, plan.rank))
         build = partial(super().load_model, vllm_config, model_config, prefix)
@@ -117,7 +117,7 @@ class NetLoader(BaseModelLoader):
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
         display.tell_fallback(outcome, self._settings.fallback, self._logger)
-        self._ordinary(outcome)  # FALLBACK `never` speaks up before a model is built for nothing
+        self._ordinary(outcome)  # FALLBACK `never` raises before a second model is built
         self._plan = replace(plan, sources=(), ranks=(), layout=RAW)
         with plan.building():
             return build()
@@ -191,7 +191,7 @@ class NetLoader(BaseModelLoader):
     def _fill_raw(
         self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
     ) -> tuple[bool, Outcome | None]:
-        """Fill what is between creating and post-processing; as it was, when that fails.
+        """Fill a model between creating and post-processing; restore it when that fails.
 
         Raises:
             RebuildError: layers that quantize while loading hold placeholders now.
@@ -316,7 +316,7 @@ class NetLoader(BaseModelLoader):
         except WeightsError as error:
             emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
             return None
-        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
+        except Exception as error:  # noqa: BLE001 - a bug in netloader costs a source, not an engine
             emit(self._logger, "netloader.driver.error", exc_info=error)
             return None
         display.tell_differences(outcome, self._logger)
@@ -354,7 +354,7 @@ class NetLoader(BaseModelLoader):
         return self._loader(fallback.load_format, dict(fallback.extra))
 
     def _placeholders(self, model: nn.Module, model_config: ModelConfig) -> None:
-        """Take a model through the steps of loading, with weights that mean nothing."""
+        """Take a model through the steps of loading, with placeholder weights."""
         self._loader(placeholders.DUMMY, {}).load_weights(model, model_config)
 
     def _loader(self, load_format: str, extra: dict[str, object]) -> BaseModelLoader:

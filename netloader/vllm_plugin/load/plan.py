@@ -69,7 +69,7 @@ class LoadPlan:
     refused: Outcome | None = None
     """The sources that are another model, if there are any; they are not among `sources`."""
     warned: tuple[str, ...] = ()
-    """In what the first source would answer otherwise to the same request."""
+    """Names of what makes the first source answer the same request otherwise."""
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -170,7 +170,7 @@ class _Side:
                 place = left.index(other)
                 silent, left = (*silent, *left[:place]), left[place + 1 :]
                 describe = Described(None, left)
-        except Exception as error:  # noqa: BLE001 - a bug of ours costs a source, not an engine
+        except Exception as error:  # noqa: BLE001 - a bug in netloader costs a source, not an engine
             emit(self.logger, "netloader.driver.error", exc_info=error)
             describe = Described(None, left)
         describe = replace(describe, sources=(*describe.sources, *silent))

@@ -20,7 +20,7 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 
 EXCLUDED = frozenset({"cpu"})
-"""Types of device on which the layout is not used: vLLM's kernels for a CPU pack weights away."""
+"""Device types without this layout: vLLM's kernels for a CPU keep weights out of sight."""
 MAX_TABLE = 1 << 20
 """Elements of an integer tensor that is looked through for addresses; those tables are small."""
 

@@ -2,9 +2,9 @@
 
 A model is walked after it was constructed and again after `load_weights`. What is the same at both
 times follows from the configuration and from the files that were read to construct it, which the
-identity names. What changed is derived from weights: it travels, or is told (`loadstate`), or the
-model is not served in raw layout. Post-processing comes later and is vLLM's own: a client runs it
-as well, from the same tensors.
+identity names. What changed is derived from weights: it is sent as a tensor or as a value
+(`loadstate`), or the model is not served in raw layout. Post-processing comes later and is vLLM's
+own: a client runs it as well, from the same tensors.
 
 State (parameters and persistent buffers) travels always, also of modules that are not in the tree
 of modules: vLLM reads the heads of some poolers from files of their own, outside `load_weights`.
@@ -36,11 +36,11 @@ class Derived:
     """What `load_weights` did to a model, beside filling its state."""
 
     values: State
-    """Plain values, by path: to be told."""
+    """Plain values, by path: sent to the client."""
     filled: frozenset[str]
     """Tensors that are no state and hold other bytes than before: to be sent."""
     obstacle: str
-    """What can neither be told nor sent, or ''."""
+    """What can be sent neither as a value nor as a tensor, or ''."""
     found: Inventory
     """The walk that showed it."""
 
@@ -197,7 +197,7 @@ def check(fact: str, mine: Mapping[str, int]) -> None:
         theirs = {str(p): int(n) for p, n in said.get("holds", {}).items()}
         same_vllm = said.get("vllm") == vllm.__version__
     except (ValueError, TypeError, AttributeError, RecursionError):
-        return  # a word more or less: what travels is compared by its manifest
+        return  # the difference is in what travels, which the manifest compares
     different = [p for p in sorted(theirs | dict(mine)) if theirs.get(p) != mine.get(p)]
     if same_vllm and different:
         told = [f"{p}: mine {mine.get(p, 0)}, theirs {theirs.get(p, 0)}" for p in different[:SHOWN]]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from netloader.fsm.manifest import Manifest, segments_of
+from netloader.io.comparing import segment_digests
 from netloader.io.cores import cores
-from netloader.io.published import segment_digests
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.vllm_plugin.config.settings import CachePolicy, Keeping
@@ -54,7 +54,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A raw tensor: kept alive (`kept`), or only watched (its storage weakly, its geometry)."""
+    """A raw tensor: kept alive (`kept`), or watched by a weak reference and geometry."""
 
     name: str
     kept: Tensor | None

@@ -33,7 +33,7 @@ class Reloadable:
     manifest: Manifest
     constructed: Mapping[str, int] = field(default_factory=dict)
     placeholders: bool = False
-    """The weights mean nothing yet, so nothing is on offer that could be renewed."""
+    """Whether the weights are placeholders, so that nothing is on offer yet."""
 
 
 def remember(model: nn.Module, load: Reloadable) -> None:
@@ -54,7 +54,7 @@ def obstacle(model: nn.Module) -> str:
     in the model's `load_weights`, which received tensors do not pass through.
 
     On a CPU, vLLM leaves fused experts in the form of the checkpoint and the packed int8 weights of
-    linear layers empty: the engine then answers nonsense, and nothing says so.
+    linear layers empty: the engine then answers nonsense, without an error.
     """
     if compat.has_substituted_experts(model):
         return "vLLM cannot reload substituted experts in place"

@@ -30,7 +30,7 @@ def untie(model_config: "ModelConfig") -> bool:
     """Do as `ModelConfig.maybe_untie_word_embeddings` when it meets an `lm_head` in the files.
 
     Returns:
-        False where this vLLM knows nothing of that; then nothing is changed.
+        False where this vLLM does not have that; then nothing is changed.
     """
     if not hasattr(model_config, UNTIED):
         return False
@@ -61,7 +61,7 @@ def reset_weights(worker: Any) -> bool:
 
 
 def pooling_task(llm: Any) -> str | None:
-    """The task of a pooling engine, where this vLLM says so."""
+    """The task of a pooling engine, where this vLLM names it."""
     task: str | None = getattr(llm, "pooling_task", None)
     return task
 

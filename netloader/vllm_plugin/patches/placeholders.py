@@ -1,4 +1,4 @@
-"""Weights that mean nothing, recognised by what made them.
+"""Placeholder weights, recognised by the function that made them.
 
 vLLM's load format `dummy` fills a model with random numbers, which nothing about the numbers shows
 later. So it is watched whether a loader is that one, or calls the function that it is made of.
@@ -29,7 +29,7 @@ class Watch:
         self.seen = False
 
     def noting(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that makes placeholders, and is seen to."""
+        """A function that makes placeholders, wrapped to note its calls."""
 
         @wraps(make)
         def noted(*args: Any, **kwargs: Any) -> Any:

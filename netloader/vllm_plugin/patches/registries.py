@@ -43,7 +43,7 @@ class Traces:
         }
 
     def undo(self) -> None:
-        """As if nothing had been built since."""
+        """Remove what was registered since."""
         for name, registry in _registries(self._config):
             before = self._before.get(name, ())  # else its module was imported for this model
             registry.clear()

@@ -1,4 +1,4 @@
-"""The address that clients can connect to, as it is told in the log and in a file.
+"""The address that clients can connect to, as the log and a file name it.
 
 A server that listens on every address must name one of them. vLLM's `get_ip` answers 0.0.0.0 when
 it finds none, as in a namespace without a default route; then the interfaces are asked.
@@ -20,7 +20,7 @@ from netloader.io.listener import ANYWHERE
 from netloader.log import Logger, emit
 
 UNKNOWN = "unknown"
-"""What the log says where there is no address to tell."""
+"""What the log shows in place of an address."""
 REMEDY = "set VLLM_HOST_IP or LISTEN_HOST to the address that other hosts reach this one at"
 
 

@@ -1,4 +1,4 @@
-"""Announced changes of weights: while weights change, nothing of them is offered."""
+"""Announced changes of weights: weights are not offered while they change."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager

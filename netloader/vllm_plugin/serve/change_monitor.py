@@ -22,7 +22,7 @@ from netloader.vllm_plugin.serve.served_model import KNOWN_S, Changed, ServedMod
 REST = 100
 """An audit that took a second is followed by a hundred without: one per cent of one core."""
 AT_LEAST_S = 10.0
-"""What an audit rests at least."""
+"""The least pause after an audit."""
 APART_S = 2.0
 """Between two examinations of weights that were written without an announcement."""
 EXAMINATIONS = 30
@@ -30,7 +30,7 @@ EXAMINATIONS = 30
 
 
 class NotOnOfferError(Exception):
-    """A published model was fenced or replaced meanwhile: its end is no news."""
+    """A published model was fenced or replaced meanwhile, so its end need not be handled."""
 
 
 class Publisher(Protocol):
@@ -80,7 +80,7 @@ class ChangeMonitor:
             published.over(max(REST * sum(took), AT_LEAST_S))
 
     def changed(self, published: PublishedModel, why: str) -> bool:
-        """Weights were changed past the methods that are watched.
+        """Handle weights that were changed by other methods than those watched.
 
         Returns:
             Whether newer ones will be offered, if all goes well.
@@ -89,7 +89,7 @@ class ChangeMonitor:
             successor = self._publisher.replace(published, why)
         except NotOnOfferError:
             return False
-        except Exception as error:  # noqa: BLE001 - the session must hear that this is over
+        except Exception as error:  # noqa: BLE001 - the session must learn that this is over
             emit(get_logger("server", LOG_BASE), "netloader.driver.error", exc_info=error)
             return False
         if successor is None:
@@ -104,7 +104,7 @@ class ChangeMonitor:
         for _ in range(EXAMINATIONS):
             try:
                 weights = served.renew(Changed())
-            except Exception as error:  # noqa: BLE001 - a bug of ours must not leave clients waiting
+            except Exception as error:  # noqa: BLE001 - a bug here must not leave clients waiting
                 known = isinstance(error, NetloaderError | InterruptedError)
                 why = str(error) if known else f"they cannot be examined: {type(error).__name__}"
                 break

@@ -25,7 +25,7 @@ class Kept:
 
 
 def layer_at(model: nn.Module, name: str) -> nn.Module | None:
-    """The module that a tensor's name speaks of, if it is still there."""
+    """The module in a tensor's name, if it is still there."""
     try:
         return model.get_submodule(name.rpartition(".")[0])
     except AttributeError:

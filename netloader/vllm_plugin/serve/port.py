@@ -1,4 +1,4 @@
-"""The port of a rank, and the file that names it; both are gone after `close`."""
+"""The port of a rank, and the file that names it. `close` removes both."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from typing import Self
 from netloader.io.listener import EVERY_ADDRESS
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions
-from netloader.io.server import Server, serve_published
+from netloader.io.server import Server, listen
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity import ranks
@@ -63,10 +63,11 @@ class RankPort:
             return True
         choice, options = self._choice, self._options
         try:
-            self.server = serve_published(published, choice.host, choice.port, options)
+            self.server = listen(choice.host, choice.port, options)
         except (OSError, RuntimeError) as error:
             _tell_failed(choice, error, options.logger)
             return False
+        self.server.offer(published)
         endpoint = address.told(self.server.endpoint)
         if endpoint is None:
             address.tell_unknown(self.server.endpoint, options.logger)

@@ -44,7 +44,7 @@ class ServedModel:
     facts: Mapping[str, str]
     weights: ModuleStore
     renew: Callable[["Changed"], ModuleStore]
-    """The same tensors after a change of the model; WeightsError when they cannot be had."""
+    """The same tensors after a change of the model; WeightsError when there are none."""
     usage: UsageRecord
     """Tells whether the engine still uses what is on offer."""
     owners: Mapping[str, "weakref.ref[nn.Module]"] = field(default_factory=dict)

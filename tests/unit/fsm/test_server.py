@@ -329,6 +329,16 @@ def test_a_server_with_some_segments_says_which_and_which_come_later() -> None:
     assert said(session.step(MoreAvailable(frozenset({1})), 0.0)) == [Have(((1, 2),))]
 
 
+def test_what_comes_while_an_offer_is_prepared_is_in_the_offer() -> None:
+    session, step = after(hello(), MoreAvailable(frozenset({1})))
+    assert step.effects == ()
+
+    step = session.step(PARTIAL, 0.0)
+
+    assert step.effects == (Send(replace(BRIEF, availability=((0, 2),))),)
+    assert session.step(MoreAvailable(frozenset({1})), 0.0).effects == ()
+
+
 @pytest.mark.parametrize("before", [(), (Request((0,)), Transferred(65_536))], ids=len)
 def test_a_request_for_what_is_not_here_is_refused_by_name(before: tuple[Event, ...]) -> None:
     number = 2 if before else 1

@@ -22,12 +22,18 @@ T = TypeVar("T")
 Serve = Callable[..., Server]
 Fill = Callable[..., Outcome]
 SERVE: Final[ContextVar[Serve]] = ContextVar("serve", default=io.serve)
+LISTEN: Final[ContextVar[Serve]] = ContextVar("listen", default=io.listen)
 FILL: Final[ContextVar[Fill]] = ContextVar("fill", default=io.fill)
 
 
 def serve(*args: Any, **kw: Any) -> Server:
     """Serve as the driver of this test does; arguments as `netloader.io.serve`."""
     return SERVE.get()(*args, **kw)
+
+
+def listen(*args: Any, **kw: Any) -> Server:
+    """Open a server without a model, as the driver of this test does."""
+    return LISTEN.get()(*args, **kw)
 
 
 def fill(*args: Any, **kw: Any) -> Outcome:
@@ -73,6 +79,14 @@ class Served:
     @property
     def _open(self) -> object:
         return self._server._server._open
+
+    @property
+    def receive(self) -> Callable[..., Any]:
+        return self._server.receive
+
+    @property
+    def received(self) -> Callable[..., Any]:
+        return self._server.received
 
     def publish(self, *args: Any, **kw: Any) -> None:
         self._loop.run(self._server.publish(*args, **kw))
@@ -124,15 +138,19 @@ def on_asyncio() -> Iterator[None]:
     def serve_there(*args: Any, **kw: Any) -> Server:
         return cast("Server", Served(loop, loop.run(aio.serve(*args, **kw))))
 
+    def listen_there(*args: Any, **kw: Any) -> Server:
+        return cast("Server", Served(loop, loop.run(aio.listen(*args, **kw))))
+
     def fill_there(*args: Any, **kw: Any) -> Outcome:
         return loop.run(aio.fill(*args, **kw))
 
-    tokens = SERVE.set(serve_there), FILL.set(fill_there)
+    tokens = SERVE.set(serve_there), FILL.set(fill_there), LISTEN.set(listen_there)
     try:
         yield
     finally:
         SERVE.reset(tokens[0])
         FILL.reset(tokens[1])
+        LISTEN.reset(tokens[2])
         loop.close()
 
 

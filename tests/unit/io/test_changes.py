@@ -277,6 +277,5 @@ def test_the_owner_is_asked_once_and_without_a_lock() -> None:
         published._on_change = ask
         published.changed("one")
         published.changed("two")
-
-    assert asked == ["one"]
-    assert published.renewed(0)
+        assert asked == ["one"]
+        assert published.renewed(0)

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from torch import nn
 
+from netloader.fsm import published_events as ev
 from netloader.fsm.messages import Begin, Lane, Reject, Request
+from netloader.fsm.published import PAUSE_S, SHARE, ModelState, PublishedLife
 from netloader.io import Server, fill
-from netloader.io.doubts import PAUSE_S, SHARE, Doubts
+from netloader.io.comparing import Work
 from netloader.io.published import PublishedModel
 from tests.unit.io.helpers import (
     IDENTITY,
@@ -42,13 +44,14 @@ def stack() -> Iterator[ExitStack]:
 def audits(monkeypatch: pytest.MonkeyPatch) -> list[PublishedModel]:
     """Whose weights were compared again, once for each time."""
     seen: list[PublishedModel] = []
-    audit = PublishedModel.audit
+    worked = PublishedModel._worked
 
-    def counted(self: PublishedModel) -> None:
-        seen.append(self)
-        audit(self)
+    def counted(self: PublishedModel, work: Work, workers: int) -> ev.Event:
+        if isinstance(work, ev.Audit):
+            seen.append(self)
+        return worked(self, work, workers)
 
-    monkeypatch.setattr(PublishedModel, "audit", counted)
+    monkeypatch.setattr(PublishedModel, "_worked", counted)
     return seen
 
 
@@ -115,14 +118,14 @@ def test_an_offer_waits_for_the_outcome(stack: ExitStack, monkeypatch: pytest.Mo
     source = model(1)
     server = sealed(stack.enter_context(serving(source)))
     begun, go_on = threading.Event(), threading.Event()
-    audit = PublishedModel.audit
+    worked = PublishedModel._worked
 
-    def held(self: PublishedModel) -> None:
+    def held(self: PublishedModel, work: Work, workers: int) -> ev.Event:
         begun.set()
         assert go_on.wait(SOON_S)
-        audit(self)
+        return worked(self, work, workers)
 
-    monkeypatch.setattr(PublishedModel, "audit", held)
+    monkeypatch.setattr(PublishedModel, "_worked", held)
     published = published_of(server)
     source.get_parameter("a").data[7] += 1
     lie(server)
@@ -136,7 +139,7 @@ def test_an_offer_waits_for_the_outcome(stack: ExitStack, monkeypatch: pytest.Mo
 
     client = threading.Thread(target=ask)
     client.start()
-    assert eventually(lambda: published._clients == 1)
+    assert eventually(lambda: published.snapshot().clients == 1)
     go_on.set()
     client.join(SOON_S)
 
@@ -175,47 +178,45 @@ def test_a_process_without_threads_left_can_still_be_asked(
 # -- how often -----------------------------------------------------------------------------------
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
+def offered() -> PublishedLife:
+    life = PublishedLife(places=1)
+    life.step(ev.DigestsKnown(("one",)), 0.0)
+    return life
 
-    now = 1000.0
 
-    def __call__(self) -> float:
-        return self.now
+def doubted(life: PublishedLife, now: float) -> bool:
+    """Whether a doubt begins an audit."""
+    return life.step(ev.Doubted(), now) == (ev.Audit(("one",)),)
 
 
 def test_one_at_a_time() -> None:
-    doubts = Doubts(Clock())
+    life = offered()
 
-    assert doubts.begin()
-    assert not doubts.begin()
-    assert not doubts.settled(0)
-    doubts.end()
-    assert doubts.settled(0)
+    assert doubted(life, 1000.0)
+    assert not doubted(life, 1000.0)
+    assert life.waiting
+    life.step(ev.AuditEnded(), 1000.0)
+    assert life.state is ModelState.OFFERED
 
 
 @pytest.mark.parametrize(("took", "rest"), [(0.1, PAUSE_S), (30.0, 30.0 * SHARE)])
 def test_the_next_one_rests_and_longer_after_a_long_one(took: float, rest: float) -> None:
-    clock = Clock()
-    doubts = Doubts(clock)
-    doubts.begin()
-    clock.now += took
-    doubts.end()
+    life = offered()
+    assert doubted(life, 1000.0)
+    ended = 1000.0 + took
+    life.step(ev.AuditEnded(), ended)
 
-    clock.now += rest - 1
-    assert not doubts.begin()
-    clock.now += 1
-    assert doubts.begin()
+    assert not doubted(life, ended + rest - 1)
+    assert doubted(life, ended + rest)
 
 
 def test_whatever_is_claimed_a_small_share_of_the_time_goes_into_it() -> None:
-    clock, spent, begun = Clock(), 0.0, 1000.0
-    doubts = Doubts(clock)
-    while clock.now < begun + 100_000:
-        if doubts.begin():
-            clock.now += 40.0
+    life, now, spent, begun = offered(), 1000.0, 0.0, 1000.0
+    while now < begun + 100_000:
+        if doubted(life, now):
+            now += 40.0
             spent += 40.0
-            doubts.end()
-        clock.now += 1.0
+            life.step(ev.AuditEnded(), now)
+        now += 1.0
 
     assert spent <= 100_000 / SHARE

@@ -8,15 +8,18 @@ from torch import nn
 
 from netloader.config import Secret
 from netloader.errors import LocalProtocolError
+from netloader.fsm import published_events as ev
 from netloader.fsm.identity import Identity
+from netloader.fsm.published import ModelState
 from netloader.io.background import in_background
 from netloader.io.catalog import Catalog
-from netloader.io.published import PublishedModel, WithdrawnError
+from netloader.io.comparing import WithdrawnError, Work
+from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store import digests
 from netloader.io.store.digests import digest_of
 from netloader.io.store.module import ModuleStore
-from tests.unit.io.helpers import IDENTITY, KIB, SOON_S, module_of, random
+from tests.unit.io.helpers import IDENTITY, KIB, SOON_S, eventually, module_of, random
 
 
 def published_of(model: nn.Module, max_clients: int = 2) -> PublishedModel:
@@ -124,7 +127,7 @@ def test_places_are_counted() -> None:
 
 
 def test_a_place_that_was_never_taken_cannot_be_given_back() -> None:
-    with pytest.raises(LocalProtocolError, match="nobody has"):
+    with pytest.raises(LocalProtocolError, match="more places were given back"):
         published_of(model()).leave()
 
 
@@ -185,6 +188,67 @@ def test_a_published_is_not_quiet_before_its_last_segment_is_hashed(
     thread.join(SOON_S)
 
 
+def test_after_a_fence_weights_are_offered_if_an_audit_finds_them_as_before() -> None:
+    same, other = model(), model()
+    kept, lost = published_of(same), published_of(other)
+    for each in (kept, lost):
+        each.seal()
+        each.fence("the engine sleeps")
+        each.fence("twice")
+        each.unfence()
+        assert (each.state, each.withdrawn) == (ModelState.FENCED, "twice")
+    other.get_parameter("c").data[3] += 1
+    for each in (kept, lost):
+        each.unfence()
+
+    assert eventually(lambda: kept.state is ModelState.OFFERED)
+    assert kept.digests(0) == lost.digests(SOON_S)
+    assert lost.state is ModelState.LOST
+    assert "changed after they were published, among: " in lost.withdrawn
+
+
+def test_an_audit_that_is_under_way_may_have_passed_a_change_so_the_owner_gets_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, go_on, audits = threading.Event(), threading.Event(), list[Work]()
+    worked = PublishedModel._worked
+
+    def held(self: PublishedModel, work: Work, workers: int) -> ev.Event:
+        audits.append(work)
+        begun.set()
+        assert go_on.wait(SOON_S)
+        return worked(self, work, workers)
+
+    published = published_of(model())
+    published.seal()
+    monkeypatch.setattr(PublishedModel, "_worked", held)
+    published.doubt()
+    assert begun.wait(SOON_S)
+    owner = threading.Thread(target=published.audit)
+    owner.start()
+    go_on.set()
+    owner.join(SOON_S)
+
+    assert not owner.is_alive()
+    assert len(audits) == 2
+
+
+def test_what_is_withdrawn_while_newer_weights_are_prepared_is_not_renewed() -> None:
+    def withdraw(published: PublishedModel, why: str) -> bool:
+        assert why == "found"
+        published.withdraw("maintenance")
+        return catalog.replace(published, newer)
+
+    options, identity = ServerOptions(), Identity({"role": "target"})
+    old = publish(ModuleStore.of(model()), identity, options, on_change=withdraw)
+    newer, catalog = published("target"), Catalog((old,))
+    old.seal()
+    old.changed("found")
+
+    assert catalog.published_models == (old,)
+    assert (old.withdrawn, old.renewed(0)) == ("maintenance", False)
+
+
 # -- the catalog -----------------------------------------------------------------------------------
 
 
@@ -205,11 +269,6 @@ def test_a_published_takes_the_place_of_the_one_with_its_role() -> None:
     assert catalog.published_models == (second, draft)
 
 
-def test_a_catalog_without_anything_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        Catalog(())
-
-
 def test_two_tokens_on_one_port_are_refused_without_showing_them() -> None:
     one, other, open_to_all = published("target", "hush"), published("draft", "x"), published("mtp")
     catalog = Catalog((one,))
@@ -223,11 +282,11 @@ def test_two_tokens_on_one_port_are_refused_without_showing_them() -> None:
     assert catalog.published_models == (one,)
 
 
-def test_a_catalog_withdraws_what_was_replaced_as_well() -> None:
+def test_a_catalog_retires_what_was_replaced_as_well() -> None:
     first, second = published("target"), published("target")
     catalog = Catalog((first,))
     catalog.put(second)
 
-    catalog.withdraw("the server is closing")
+    catalog.retire("the server is closing")
 
     assert {first.withdrawn, second.withdrawn} == {"the server is closing"}

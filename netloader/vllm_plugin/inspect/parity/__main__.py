@@ -16,7 +16,7 @@ from netloader.vllm_plugin.inspect.parity.rows import legend, table
 from netloader.vllm_plugin.inspect.parity.run import Case, examine
 
 PATIENCE_S = 3600.0
-"""A large model on a slow disk takes long to load; an engine that dies is heard of at once."""
+"""A large model on a slow disk takes long to load; the death of an engine is noticed at once."""
 
 AS_GIVEN = ("dtype", "quantization", "tensor_parallel_size", "speculative_config")
 """Options that are arguments of `vllm.LLM` under their own names."""

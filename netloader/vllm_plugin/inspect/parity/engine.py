@@ -38,13 +38,13 @@ SENTENCE_CHARS = 600
 HERE = "(the engine's model folder)"
 
 JOIN_S = 30.0
-"""An engine that was told to end frees its memory first."""
+"""Seconds for an engine to free its memory and end."""
 
 
 class EngineError(NetloaderError):
     """An engine failed, is silent or is gone.
 
-    `reason` says so in a sentence; the message goes on with the end of what it printed. `cause` is
+    `reason` is a sentence; the message goes on with the end of what it printed. `cause` is
     the first error in there, '' when there is no other one.
     """
 
@@ -73,7 +73,7 @@ class Engine:
         self.facts = self.answer()
 
     def tell(self, **command: Any) -> Any:
-        """Have a command carried out (see `attend`), and hear what came of it."""
+        """Run a command (see `attend`), and return its answer."""
         self._connection.send(command)
         return self.answer()
 
@@ -148,7 +148,7 @@ def attend(connection: Connection, arguments: Arguments) -> None:
         from vllm import LLM
 
         llm: Any = LLM(**settle(arguments))
-    except BaseException as error:  # noqa: BLE001 - vLLM raises what it likes; the caller hears it
+    except BaseException as error:  # noqa: BLE001 - vLLM may raise anything; the caller gets it
         connection.send(_failure(error))
         return
     model = llm.llm_engine.model_config

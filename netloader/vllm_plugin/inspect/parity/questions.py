@@ -179,7 +179,7 @@ def _shown(data: torch.Tensor) -> str:
 
 
 def _wants_media(llm: Any) -> bool:
-    """Whether a prompt of tokens alone means nothing: the encoder of Whisper hears audio only."""
+    """Whether a prompt of tokens alone does not do: the encoder of Whisper takes audio only."""
     config = llm.llm_engine.model_config
     return bool(config.is_encoder_decoder and config.is_multimodal_model)
 

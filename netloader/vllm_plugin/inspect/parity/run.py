@@ -34,7 +34,7 @@ Start = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], AbstractContextMa
 class Case:
     """What is to be compared.
 
-    `tokens` is how many a model is to generate, 0 when it is to be asked nothing: it loads here but
+    `tokens` is how many a model is to generate, 0 when it is asked nothing: it loads here but
     cannot answer. `client` is the client's folder, None for a copy of `folder` without weights.
     """
 

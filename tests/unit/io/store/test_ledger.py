@@ -6,6 +6,7 @@ from itertools import combinations_with_replacement
 import pytest
 from torch import nn
 
+from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
@@ -139,22 +140,59 @@ def test_what_waits_moves_in_when_the_first_turns_out_to_be_wrong() -> None:
     assert contents(target)["plain"] == contents(model(1))["plain"]
 
 
-def test_available_segments_are_those_of_one_root() -> None:
-    ledger = ledger_of(model(100))
+class Audience:
+    """What an audience heard, in order."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        self.target = model(100)
+
+    def begin(self, offer: Offer, available: frozenset[int]) -> None:
+        self.heard.append((offer.root, available))
+
+    def have(self, segment: int) -> None:
+        self.heard.append(segment)
+
+    def leave(self) -> None:
+        self.heard.append("leave")
+        self.left = contents(self.target)
+
+
+def test_an_audience_hears_of_each_segment_and_leaves_before_a_new_start() -> None:
+    audience = Audience()
+    ledger = Ledger(ModuleStore.of(audience.target), lambda done, total: None, audience)
+    lease = ledger.lease(RIGHT.offer)
+    for index in (0, 2):
+        bring(lease, RIGHT, index)
+    again = ledger.lease(RIGHT.offer)
+    for each in (lease, again):
+        ledger.release(each)
+    held = contents(audience.target)
+    bring(ledger.lease(OTHER.offer), OTHER, 1)
+
+    roots = RIGHT.offer.root, OTHER.offer.root
+    first = ["leave", (roots[0], frozenset()), 0, 2, (roots[0], frozenset({0, 2}))]
+    assert audience.heard == [*first, "leave", (roots[1], frozenset()), 1]
+    assert audience.left == held, "nothing is written before all have left"
+
+
+def test_without_leave_of_the_audience_nothing_starts_anew() -> None:
+    class Reader(Audience):
+        def leave(self) -> None:
+            if self.heard:
+                raise TransferError(Reason.TRANSFER_FAILED, "still read")
+
+    reader = Reader()
+    ledger = Ledger(ModuleStore.of(reader.target), lambda done, total: None, reader)
     lease = ledger.lease(RIGHT.offer)
     bring(lease, RIGHT, 0)
-    root = ledger.progress
-    assert ledger.available(root) == {0}
-    assert not ledger.wait_for_more(1, 0.0)
-    bring(lease, RIGHT, 2)
-    assert ledger.wait_for_more(1, 0.0)
-    assert ledger.available(root) == {0, 2}
     ledger.release(lease)
-    other = ledger.lease(OTHER.offer)
-    assert ledger.available(root) == frozenset()
-    bring(other, OTHER, 1)
-    assert ledger.available(root) == frozenset()
-    assert ledger.available(ledger.progress) == {1}
+
+    with pytest.raises(TransferError, match="still read"):
+        ledger.lease(OTHER.offer)
+
+    assert ledger.progress.verified == {0}
+    assert ledger.lease(RIGHT.offer).segments == lease.segments
 
 
 def orders(left: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

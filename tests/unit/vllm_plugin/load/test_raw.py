@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from netloader.fsm.manifest import segments_of
-from netloader.io.published import segment_digests
+from netloader.io.comparing import segment_digests
 from netloader.io.store.module import ModuleStore, WeightsError, named_tensors
 from netloader.vllm_plugin.config.settings import CachePolicy, Settings
 from netloader.vllm_plugin.load.raw import Backup, GoneError, RawSnapshot, policy_for
