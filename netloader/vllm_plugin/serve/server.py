@@ -48,13 +48,14 @@ class RankServer:
             False when that cannot be done; the log says why. If only the port could not be had, it
             is tried again after the next change of the weights.
         """
+        opened = False
         with self._rank.guarded():
             live = LiveModel(model, served, self._rank)
             with self._rank.lock:
                 self._live[served.role] = live
                 weakref.finalize(model, only_here(self._gone), live)
-                return live.offer(live.published)
-        return False
+                opened = live.offer(live.published)
+        return opened
 
     def close(self) -> None:
         """Serve nothing any more."""
