@@ -284,6 +284,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.background.failed": _background,
         "netloader.server.offered": _offered,
         "netloader.server.refused": _telling("This rank does not serve its weights"),
+        "netloader.relay.failed": _telling("What is received is not served meanwhile"),
         "netloader.server.withdrawn": _withdrawn,
         "netloader.source.differs": _differing("differs in"),
         "netloader.source.answers_differ": _differing(

@@ -69,7 +69,12 @@ def launched(device: torch.device) -> None:
 
 
 def give_back(device: torch.device) -> None:
-    """Return memory that the allocator holds for us to the device, for others to measure."""
+    """Return memory that the allocator holds for us to the device, for others to measure.
+
+    Not while another thread allocates: torch_npu keeps the interpreter's lock while it waits for
+    torch's allocator, and an allocator of sleep mode waits for that lock inside torch's. A client's
+    engine waits until its transfer has ended, this included.
+    """
     if device != CPU:
         with beside(device):
             torch.get_device_module(device).empty_cache()

@@ -173,18 +173,21 @@ class Reception:
         self._workers.pop(name, None)
         published = worker.published if worker is not None else None
         verdict = link.connection.session.verdict
-        if published is not None and verdict is not None:
-            published.ended(
-                SessionRecord(
-                    peer,
-                    published.entry.role,
-                    verdict.state,
-                    verdict.reason,
-                    verdict.detail,
-                    observer.moved_bytes,
-                    dict(observer.seconds),
-                )
+        if worker is None or published is None or verdict is None:
+            return
+        if verdict.reason is Reason.CONNECTION_LOST:
+            published.referrals.forget(worker.serves_at)
+        published.ended(
+            SessionRecord(
+                peer,
+                published.entry.role,
+                verdict.state,
+                verdict.reason,
+                verdict.detail,
+                observer.moved_bytes,
+                dict(observer.seconds),
             )
+        )
 
     def _make_room(self) -> Link | None:
         """Refuse the connection that has been silent longest; None when there is none."""

@@ -25,6 +25,11 @@ class Referrals:
             if len(self._places) > MAX_OTHER_SOURCES:
                 del self._places[next(iter(self._places))]
 
+    def forget(self, place: str) -> None:
+        """Name a place no more: whoever announced it is gone."""
+        with self._lock:
+            self._places.pop(place, None)
+
     def besides(self, place: str) -> tuple[str, ...]:
         """The other places, for a client that will itself serve at `place`."""
         with self._lock:

@@ -164,6 +164,8 @@ class ServerWorker(SessionWorker):
         super().__init__()
         self.published: PublishedModel | None = None
         """The client's choice: known, to whoever gives the orders, from the first one on."""
+        self.serves_at = ""
+        """Where the client will serve, as it was noted; empty: nowhere."""
         self._published_models = published_models
         self._transports = transports
         self._setup = SenderSetup(session, deadlines.stall_s)
@@ -199,6 +201,7 @@ class ServerWorker(SessionWorker):
                 others = published.referrals.besides(order.serves_at)
                 ready = replace(ready, other_sources=others)
             if isinstance(ready, OfferReady):
+                self.serves_at = order.serves_at
                 published.referrals.note(order.serves_at)
             return ready
         if isinstance(order, StartTransfer) and published is not None and sending is not None:

@@ -4,6 +4,7 @@ Importing takes 15 s and a worker 2 s. Run as `python -m tests.ascend.fork_serve
 environment that `cast.environment` describes.
 """
 
+import faulthandler
 import gc
 import importlib
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import tests.npu.simulator  # noqa: F401 - before torch is, which everything here imports
 from netloader.vllm_plugin.inspect.parity.engine import print_to
+from tests.ascend.talk import STACKS
 
 EARLY = ("vllm.model_executor.model_loader", "tests.ascend.early")
 """What is imported before any plugin."""
@@ -76,6 +78,8 @@ def _child(connection: Connection) -> None:
     try:
         spec = connection.recv()
         print_to(spec["log"])
+        faulthandler.register(STACKS, chain=True)
+        connection.send(os.getpid())
         os.environ.update(spec["env"])
         actor: Any = importlib.import_module(spec["module"])
         actor.attend(connection, spec)

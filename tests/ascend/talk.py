@@ -1,13 +1,15 @@
 """The conversation with an actor: each command has one answer, which may be an error."""
 
 import contextlib
-import os
+import signal
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 SENTENCE = 2000
+STACKS = signal.SIGUSR2
+"""What ends an actor that is silent; it prints the stacks of all its threads first."""
 
 
 def converse(connection: Connection, become: Callable[[], Any]) -> None:
@@ -17,7 +19,7 @@ def converse(connection: Connection, become: Callable[[], Any]) -> None:
     except BaseException as error:
         connection.send(_failure(error))
         return
-    connection.send({"pid": os.getpid()})
+    connection.send("ready")
     with contextlib.suppress(EOFError):
         while True:
             method, *arguments = connection.recv()

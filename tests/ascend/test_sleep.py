@@ -1,6 +1,7 @@
 """A server in sleep mode, with vllm-ascend's own allocator (CaMemAllocator)."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,29 @@ def test_sleep(cast: Cast) -> None:
     server.actor.tell("wake_up")
     assert server.actor.tell("held") != before
     assert "asleep" not in _refusal(cast.client(client, server.port))
+
+
+def test_other_threads_run_inside_the_allocator(cast: Cast, tmp_path: Path) -> None:
+    """Server and client in sleep mode: received over tcp and hccl; rebuilt after a failure.
+
+    What is left of a transfer while vLLM allocates must not wait for torch's allocator with the
+    interpreter's lock held.
+    """
+    extra = {**WAITING, "LAYOUT": "processed"}
+    options = {"additional_config": {"weight_nz_mode": 0}, **SLEEPY}
+    wanted = WorkerSpec("llama", extra, options, kind="yielding")
+    server = cast.offering(wanted)
+    client = replace(wanted, device=1)
+    over_tcp = replace(client, extra={**extra, "TRANSPORT": "tcp"})
+    cast.compare(server.actor, cast.client(over_tcp, server.port).up())
+    cast.compare(server.actor, cast.client(replace(client, device=2), server.port).up())
+
+    knob = tmp_path / "corrupt"
+    knob.touch()
+    faulty = replace(client, device=3, environment={"SIM_HCCL_CORRUPT": str(knob)})
+    rebuilt = cast.recovering(faulty, server.port).up()
+    assert rebuilt.said("netloader.fallback.engaged")
+    cast.compare(server.actor, rebuilt)
 
 
 def _refusal(client: Actor) -> str:

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple, Self
 from tests.ascend import models
 from tests.ascend.build import atb, sleep_allocator
 from tests.ascend.models import Folders
+from tests.ascend.talk import STACKS
 from tests.ascend_sim.build import CACHE, build
 from tests.npu.trace import Trace
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0
-TAIL = 3000
+TAIL = 8000
 
 SETTINGS = {
     "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
@@ -77,10 +78,11 @@ class Actor:
         self._connection = Client(address, "AF_UNIX")
         self._connection.send(spec)
         self.pid = 0
+        self.pid = self._answer()
 
     def up(self) -> Self:
         """Wait until it has loaded its model."""
-        self.pid = self._answer()["pid"]
+        self._answer()
         return self
 
     def tell(self, method: str, *arguments: Any) -> Any:
@@ -90,13 +92,19 @@ class Actor:
 
     def _answer(self) -> Any:
         try:
-            in_time = self._connection.poll(PATIENCE_S)
-            answer = self._connection.recv() if in_time else {"error": "no answer in time"}
+            answer = self._connection.recv() if self._connection.poll(PATIENCE_S) else self._end()
         except (EOFError, OSError):
             answer = {"error": "it is gone"}
         if isinstance(answer, dict) and "error" in answer:
             raise ActorError(f"{answer['error']}\n{self.log()[-TAIL:]}")
         return answer
+
+    def _end(self) -> dict[str, str]:
+        """End one that is silent, so that its log shows where each of its threads is."""
+        if self.pid:
+            os.kill(self.pid, STACKS)
+            self._connection.poll(PATIENCE_S)
+        return {"error": "no answer in time"}
 
     def log(self) -> str:
         """All it has printed."""

@@ -5,7 +5,6 @@ that loads: vllm-ascend's `NPUWorker` with its model runner, without scheduler a
 """
 
 import gc
-import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,6 +22,9 @@ from tests.ascend.holdings import held_by
 from tests.ascend.talk import converse
 
 Spec = Mapping[str, Any]
+
+SIGN = {"alloc": 1, "free_requested": -1}
+"""What an event of torch's allocator adds to the bytes in tensors."""
 
 
 class Worker:
@@ -86,26 +88,32 @@ class Worker:
 
 
 class Samples:
-    """Asks once a millisecond how much of a device is in tensors."""
+    """Learns from torch's allocator how much of a device is in tensors, change by change.
+
+    A thread that asks again and again will not do. torch_npu asks its allocator with the
+    interpreter's lock held, and vllm-ascend's allocator of sleep mode waits for that lock while
+    torch's is held: each thread then waits for the other.
+    """
 
     def __init__(self, device: int) -> None:
         self.found: list[int] = []
         self._device = device
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def _ask(self) -> None:
-        while not self._over.wait(0.001):
-            now = torch_npu.npu.memory_allocated(self._device) >> 20
-            if self.found[-1:] != [now]:
-                self.found.append(now)
+        self._before = 0
 
     def __enter__(self) -> None:
-        self._thread.start()
+        self._before = torch_npu.npu.memory_allocated(self._device)
+        record: Any = torch_npu.npu.memory._record_memory_history
+        record("all", context=None)
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+        events = torch_npu.npu.memory._snapshot()["device_traces"][self._device]
+        torch_npu.npu.memory._record_memory_history(None)
+        now = self._before
+        self.found.append(now >> 20)
+        for event in events:
+            now += SIGN.get(event["action"], 0) * event["size"]
+            if self.found[-1] != now >> 20:
+                self.found.append(now >> 20)
 
 
 def memory() -> dict[str, int]:

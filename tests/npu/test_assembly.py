@@ -82,7 +82,7 @@ def fails_at_times(chance: Random, move: Callable[[Tensor, Tensor], None]) -> pa
 
 @pytest.mark.parametrize("build", MODELS)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_is_verified_is_here_whatever_failed(
+def test_verified_segments_hold_the_servers_bytes_after_any_failure(
     build: Callable[[int, torch.device], nn.Module], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = Random(seed)

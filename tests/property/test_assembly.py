@@ -253,7 +253,7 @@ def put_together(model: Model, cuts: tuple[int, int], steps: list[tuple[str, int
         assembly.finish()
 
 
-def test_what_is_verified_is_here_whatever_failed(figures: list[str]) -> None:
+def test_verified_segments_hold_the_servers_bytes_after_any_failure(figures: list[str]) -> None:
     happened.clear()
     begun = perf_counter()
     put_together()

@@ -88,7 +88,7 @@ def test_held_up_after_any_byte_both_end_with_their_deadlines(
         assert world.next_due() is None
 
 
-def test_who_writes_into_a_broken_connection_still_reads_that_it_broke() -> None:
+def test_a_write_that_fails_does_not_hide_why_the_connection_broke() -> None:
     # In the runs above a side reads before it works, so that it never writes after the break.
     world = World(WISH, OFFERING)
     while world.client_session.state is not State.VALIDATE:

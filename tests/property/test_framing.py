@@ -146,9 +146,7 @@ def test_a_frame_cut_at_any_byte_waits_for_exactly_the_rest(message: Spoken) -> 
 
 
 @given(messages, st.binary(max_size=40))
-def test_who_reads_only_what_is_wanted_leaves_the_lanes_bytes_alone(
-    message: Spoken, raw: bytes
-) -> None:
+def test_reading_only_wanted_bytes_takes_none_of_a_lane(message: Spoken, raw: bytes) -> None:
     stream = encode(message) + raw
     decoder = Decoder(2**20)
     items: list[Heard] = []
@@ -197,7 +195,7 @@ def test_a_field_this_version_does_not_know_is_ignored() -> None:
         ),
     ],
 )
-def test_a_bad_frame_is_one_event_in_our_own_words(data: bytes, detail: str) -> None:
+def test_a_bad_frame_is_one_violation_without_the_peers_text(data: bytes, detail: str) -> None:
     assert heard(Decoder(LIMIT), data) == [Violated(detail)]
 
 
@@ -227,7 +225,7 @@ def test_what_no_reader_can_take_is_a_violation_too(document: bytes) -> None:
 
 
 @given(messages)
-def test_nothing_is_heard_after_a_violation(message: Spoken) -> None:
+def test_bytes_after_a_violation_are_discarded(message: Spoken) -> None:
     decoder = Decoder(2**20)
 
     items = heard(decoder, encode(message) + b"garbage" + encode(message), encode(message))

@@ -35,7 +35,7 @@ def test_an_honest_world_ends_well_however_bytes_are_cut() -> None:
 @pytest.mark.parametrize("name", UNLIKE)
 @settings(max_examples=30)  # of each of so many kinds
 @given(window=windows, order=orders)
-def test_two_that_do_not_match_say_so_to_each_other_before_a_byte_moves(
+def test_sides_that_differ_refuse_before_a_byte_moves(
     name: str, window: int, order: list[int]
 ) -> None:
     world = World(UNLIKE[name], OFFERING, window=window)

@@ -228,7 +228,7 @@ def test_a_hostile_world_ends_right_and_in_time(figures: list[str]) -> None:
         assert any(at[0] is state for at in hurt_at), f"no fault met a client in {state.name}"
 
 
-def test_a_refusal_is_heard_by_a_peer_that_talks_on() -> None:
+def test_a_refusal_arrives_at_a_peer_that_keeps_sending() -> None:
     # What nobody has read makes a hang-up a reset, and that would eat the refusal. The runs above
     # find it by chance; it is too easily broken to be left to that.
     stranger = replace(WISH, identity=Identity({**WISH.identity.hard, "dtype": "another"}))

@@ -46,7 +46,7 @@ def test_the_lives_cover_every_state_and_the_samples_every_event() -> None:
 
 
 @pytest.mark.parametrize("name", LIVES)
-def test_whatever_comes_is_answered_by_the_laws_or_refused_whole(name: str) -> None:
+def test_every_event_is_answered_lawfully_or_raises_without_a_change(name: str) -> None:
     before = SESSIONS[name].state
     for event in (event for samples in SAMPLES.values() for event in samples):
         session = copy.copy(SESSIONS[name])
@@ -71,7 +71,7 @@ def test_time_loss_and_stop_may_come_at_any_moment(name: str, kind: type[Event])
 
 
 @pytest.mark.parametrize("name", [n for n, s in SESSIONS.items() if s.state in TERMINAL])
-def test_after_the_verdict_nothing_changes_and_nothing_is_said(name: str) -> None:
+def test_after_the_verdict_no_event_has_an_effect(name: str) -> None:
     session = SESSIONS[name]
     verdict = session.verdict
     assert verdict is not None

@@ -145,7 +145,7 @@ def test_without_a_fault_every_order_of_events_ends_well(pair: str) -> None:
 
 
 @pytest.mark.parametrize("pair", UNLIKE)
-def test_two_that_do_not_match_both_fall_back_and_nothing_moves(pair: str) -> None:
+def test_sides_that_differ_both_fall_back_and_no_byte_moves(pair: str) -> None:
     spec, *entries = UNLIKE[pair]
 
     def still(world: World) -> None:
@@ -178,9 +178,7 @@ def in_portions(size: int) -> World:
 
 
 @pytest.mark.parametrize("portion", PORTIONS)
-def test_requests_may_follow_each_other_whatever_goes_wrong(
-    portion: str, figures: list[str]
-) -> None:
+def test_repeated_requests_keep_the_laws_with_any_fault(portion: str, figures: list[str]) -> None:
     size = PORTIONS[portion]
 
     def agreed(world: World) -> None:

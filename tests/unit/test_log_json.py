@@ -44,7 +44,7 @@ def test_a_json_line_has_the_promised_fields(tmp_path: Path) -> None:
     }
 
 
-def test_a_record_of_somebody_else_becomes_json_too() -> None:
+def test_a_record_of_another_logger_becomes_json_too() -> None:
     record = logging.LogRecord("other", logging.INFO, "f.py", 1, "hello %s\n", ("x",), None)
 
     line = json.loads(JsonFormatter().format(record))
@@ -168,7 +168,7 @@ def test_a_failure_after_lines_could_be_written_again_is_told_again(
     assert capsys.readouterr().err.count("No such file") == 2
 
 
-def test_without_a_stderr_a_failure_is_told_to_nobody_and_raises_nothing(
+def test_without_a_stderr_a_failure_to_write_raises_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     undo = configure_json("/dev/full", base="nlnoerr")

@@ -81,7 +81,7 @@ def test_bytes_are_read_and_written_without_torch_a_socket_or_a_log() -> None:
     assert not [name for name in loaded if name.startswith(("netloader.io", "netloader.vllm"))]
 
 
-def test_the_simulated_world_can_be_had_without_torch() -> None:
+def test_the_simulated_world_loads_no_torch() -> None:
     loaded = fresh("import sys, netloader.testing; print('\\n'.join(sys.modules))")
 
     assert "netloader.testing.world" in loaded

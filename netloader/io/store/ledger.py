@@ -116,7 +116,7 @@ class Ledger:
         self._segments: tuple[Segment, ...] = ()
         self._verified: set[int] = set()
         self.verified_bytes = 0
-        """The segments that are verified and in their place."""
+        """Bytes that are verified and in their place."""
         self._leases: set[Lease] = set()
         self._places: dict[int, SegmentWriter] = {}
         """The writer that may write to the place of a segment."""

@@ -136,7 +136,7 @@ def test_a_fill_is_cancelled_while_it_waits_for_a_busy_source() -> None:
         asyncio.run(cancelled(filling, asyncio.to_thread(asked.wait, SOON_S)))
 
 
-def test_a_transfer_that_is_cancelled_writes_no_more_and_can_be_had_again() -> None:
+def test_a_cancelled_transfer_writes_no_more_and_the_model_can_be_filled_again() -> None:
     # The source has begun, and sends nothing: the receiver waits in its socket.
     source, target = Source(zoo(1), 1 << 16), zoo(2)
     begun = threading.Event()
@@ -261,7 +261,7 @@ def test_a_fill_that_is_cancelled_while_it_hashes_what_it_resumes_ends_when_that
     asyncio.run(run())
 
 
-def test_a_transfer_that_does_not_end_is_told_in_the_place_of_the_cancellation(
+def test_unsafe_error_replaces_the_cancellation_when_a_transfer_does_not_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def never(conversation: Conversation) -> None:

@@ -57,7 +57,7 @@ def test_keys_are_ordered_by_their_bytes_and_not_as_they_were_written() -> None:
 
 
 @pytest.mark.parametrize("value", [None, True, b"bytes", {1}, object(), [None]])
-def test_what_no_message_holds_has_no_form(value: Any) -> None:
+def test_a_type_that_no_message_holds_cannot_be_encoded(value: Any) -> None:
     with pytest.raises(TypeError):
         canonical(value)
 
@@ -74,7 +74,7 @@ data = st.recursive(
 
 
 @given(data)
-def test_what_was_written_can_be_read_back_so_no_two_are_alike(value: Any) -> None:
+def test_the_canonical_form_can_be_decoded_so_it_is_unique(value: Any) -> None:
     found, end = read(canonical(value), 0)
 
     assert found == value

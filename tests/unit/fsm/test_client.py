@@ -129,9 +129,7 @@ def test_a_client_introduces_itself_as_soon_as_it_is_connected() -> None:
     ("event", "detail"),
     [(ConnectFailed("refused"), "refused"), (DeadlinePassed(), "no answer to connect")],
 )
-def test_a_source_that_cannot_be_reached_is_given_up_without_a_word(
-    event: Event, detail: str
-) -> None:
+def test_no_message_is_sent_to_an_unreachable_source(event: Event, detail: str) -> None:
     step = client().step(event, 5.0)
 
     assert step.effects == (Settle(Verdict(State.FALLBACK, Reason.UNREACHABLE, detail)),)
@@ -175,7 +173,7 @@ def test_an_offer_that_the_server_did_not_make_is_refused(offer: Offer) -> None:
     assert not verdict(step).weights_dirty
 
 
-def test_a_proof_is_nothing_to_a_client_without_a_token() -> None:
+def test_a_client_without_a_token_ignores_a_proof() -> None:
     assert after(replace(OFFER, mac="whatever it is"))[0].state is State.VALIDATE
 
 
@@ -199,7 +197,7 @@ def test_a_client_without_a_token_says_how_to_get_one() -> None:
     ],
     ids=["forged", "replayed", "of another hello", "no challenge at all"],
 )
-def test_a_server_that_proves_nothing_gets_no_proof_and_no_trust(event: Event) -> None:
+def test_a_client_does_not_prove_itself_to_a_server_that_cannot(event: Event) -> None:
     session, step = after(event, spec=SECURED)
 
     assert session.state is State.FALLBACK
@@ -359,7 +357,7 @@ def test_an_owner_cannot_ask_for_what_was_not_offered(segments: tuple[int, ...])
     assert session.request is None
 
 
-def test_a_source_that_is_not_needed_is_let_go_untouched() -> None:
+def test_a_source_that_is_not_needed_is_left_with_clean_weights() -> None:
     _, step = after(OFFER, TransportReady(), Finish())
 
     assert step.effects == (
@@ -394,7 +392,7 @@ def test_no_segment_is_asked_for_twice() -> None:
 
 
 @pytest.mark.parametrize("word", [Begin(), Begin(3), Complete(NBYTES), Complete(65_536, 2)])
-def test_what_is_said_of_another_request_is_a_violation(word: Event) -> None:
+def test_an_answer_to_another_request_is_a_violation(word: Event) -> None:
     _, step = after(*PART, Ask((1, 2)), word)
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
@@ -461,7 +459,7 @@ def test_a_transfer_that_was_not_asked_for_is_a_violation() -> None:
     assert not verdict(step).weights_dirty
 
 
-def test_nothing_is_known_of_bytes_before_the_offer() -> None:
+def test_a_client_counts_no_bytes_before_the_offer() -> None:
     assert (client().nbytes, after(OFFER)[0].nbytes) == (0, 0)
 
 
@@ -527,7 +525,7 @@ def test_a_failed_transport_says_why_and_whether_bytes_came(begun: tuple[Event, 
     ("source", "event"),
     [(State.VALIDATE, ASK), (State.TRANSFER, RECEIVED)],
 )
-def test_a_state_set_by_hand_is_found_out_and_says_nothing(source: State, event: Event) -> None:
+def test_a_state_that_was_set_by_hand_raises_and_sends_nothing(source: State, event: Event) -> None:
     session = client()
     session.state = source
     session.completed = True

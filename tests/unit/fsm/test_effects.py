@@ -32,7 +32,7 @@ def test_orders_compare_by_what_they_ask_for() -> None:
     assert StartTransfer((0, 1), 2) == StartTransfer((0, 1), 2) != StartTransfer((0, 1), 1)
 
 
-def test_a_verdict_claims_nothing_that_was_not_said() -> None:
+def test_the_defaults_of_a_verdict_claim_nothing() -> None:
     verdict = Verdict(State.FALLBACK, Reason.UNREACHABLE)
 
     assert not verdict.weights_dirty

@@ -49,7 +49,7 @@ def test_a_fact_is_frozen_and_has_no_room_for_more(kind: type[Any]) -> None:
     assert kind.__slots__ == tuple(field.name for field in dataclasses.fields(kind))
 
 
-def test_facts_compare_by_what_they_say() -> None:
+def test_events_are_equal_when_their_fields_are() -> None:
     assert ConnectionLost("reset") == ConnectionLost("reset")
     assert ConnectionLost("reset") != ConnectionLost("closed")
     assert StopRequested() == StopRequested(Reason.STOPPED, "")

@@ -129,7 +129,7 @@ def test_what_is_left_of_a_slow_source_is_asked_of_one_that_waits_for_work() -> 
     assert play.ends(1) == [Request(0, (8, 9))]
 
 
-def test_what_a_slow_source_delivers_at_last_is_not_asked_for_again() -> None:
+def test_a_segment_that_a_dropped_source_completes_is_not_requested_again() -> None:
     play = slow_one()
     play.fetch.handle_timeout(play.now)
 
@@ -185,7 +185,7 @@ def test_a_source_that_is_a_little_slower_still_helps() -> None:
 
 
 @pytest.mark.parametrize("slow_s", [10.0, 1000.0])
-def test_a_much_slower_source_does_no_harm(slow_s: float) -> None:
+def test_a_much_slower_source_does_not_delay_the_fetch(slow_s: float) -> None:
     took, dropped = raced(1.0, slow_s)
 
     assert took <= COUNT + 1
@@ -232,14 +232,14 @@ def test_a_transport_that_could_not_begin_is_replaced_once() -> None:
         (math.nan, MAX_RETRY_AFTER_S),
     ],
 )
-def test_a_pause_is_as_the_source_says_within_reason(said: float, waited: float) -> None:
+def test_the_pause_before_a_retry_is_the_sources_within_bounds(said: float, waited: float) -> None:
     play = Play()
 
     assert play.busy(0, said) == [Wait((0,), waited)]
     assert play.fetch.next_timeout() == waited
 
 
-def test_patience_ends_with_one_more_try() -> None:
+def test_a_busy_source_is_tried_once_more_when_the_queue_time_is_over() -> None:
     play = Play(queue_s=3.0)
     play.busy(0, 2.0)
     play.now = 2.0
@@ -299,7 +299,7 @@ def test_a_source_that_is_found_late_is_asked_too() -> None:
     assert play.fetch.step(SourcesFound((0, 1)), 1.0) == (Dial(1, stepped_down=False),)
 
 
-def test_the_drivers_mistakes_are_told() -> None:
+def test_an_event_that_cannot_happen_raises() -> None:
     play = Play()
     play.offers(0, has=frozenset({0}))
 
@@ -313,7 +313,7 @@ def test_the_drivers_mistakes_are_told() -> None:
         play.offers(0)
 
 
-def test_a_copy_goes_its_own_way() -> None:
+def test_a_copy_is_independent() -> None:
     play = Play()
     play.offers(0)
     twin = copy.copy(play.fetch)

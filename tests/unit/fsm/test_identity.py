@@ -35,7 +35,7 @@ def test_a_soft_field_counts_only_when_both_sides_have_it() -> None:
     assert "revision" in found.remedy
 
 
-def test_who_knows_little_disagrees_only_about_what_both_name() -> None:
+def test_a_field_that_one_side_lacks_is_no_disagreement() -> None:
     little = Identity({"model": "llama", "unknown_there": "x"}, {"checkpoint": "rev-2"})
     much = Identity({"model": "mamba", "tp_size": "1", "checkpoint": "rev-1"})
 

@@ -173,7 +173,7 @@ def test_nothing_is_kept_when_anything_else_is_offered(
     assert fresh.missing() == tuple(range(len(digests)))
 
 
-def test_who_has_nothing_misses_everything() -> None:
+def test_without_progress_every_segment_is_missing() -> None:
     assert Progress().missing() == ()
     assert Progress().continued("sha256", 64, ("x", "y")).missing() == (0, 1)
 

@@ -35,7 +35,7 @@ def test_a_message_cannot_be_changed() -> None:
         OFFER.session = "another"  # type: ignore[misc]
 
 
-def test_what_need_not_be_said_has_a_harmless_default() -> None:
+def test_optional_fields_of_messages_have_neutral_defaults() -> None:
     hello = Hello((2,), Purpose.DESCRIBE, Identity())
 
     assert (hello.layouts, hello.transports, hello.digest_algorithms, hello.nonce) == (

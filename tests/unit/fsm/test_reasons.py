@@ -20,7 +20,7 @@ def test_a_word_from_the_wire_is_the_same_reason_here(reason: Reason) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "BUSY", "out_of_cheese", "\x00"])
-def test_a_word_of_a_newer_peer_is_a_refusal_all_the_same(word: str) -> None:
+def test_an_unknown_reason_of_a_newer_peer_is_a_refusal(word: str) -> None:
     assert Reason.of(word) is Reason.REFUSED
 
 

@@ -91,7 +91,7 @@ def verdict(step: Step) -> Verdict:
     return settled.verdict
 
 
-def test_a_server_lets_the_client_speak_first() -> None:
+def test_a_server_sends_nothing_before_the_hello() -> None:
     session, step = after()
 
     assert (session.state, session.name, step.effects) == (State.HANDSHAKE, "session-1", ())
@@ -128,7 +128,7 @@ def test_an_unknown_version_is_refused_with_both_sides_versions(
     assert verdict(step).detail == f"the server speaks version 2, the client {theirs}"
 
 
-def test_a_newer_client_that_still_speaks_ours_is_served() -> None:
+def test_a_newer_client_that_supports_this_version_is_served() -> None:
     assert after(replace(hello(), versions=(3, 2)))[0].state is State.VALIDATE
 
 
@@ -154,7 +154,7 @@ def test_nothing_in_common_is_refused_with_what_both_sides_have() -> None:
     )
 
 
-def test_who_asks_for_a_description_gets_it_and_takes_no_place() -> None:
+def test_a_description_takes_no_place() -> None:
     _, step = after(hello(CURIOUS))
 
     described = Settle(Verdict(State.DONE, Reason.DESCRIBED))
@@ -366,11 +366,11 @@ def test_a_client_that_found_other_bytes_has_the_weights_audited() -> None:
     [(DOUBT,), (hello(), DOUBT), (hello(), OFFER_READY, DOUBT)],
     ids=["connected", "preparing", "offered"],
 )
-def test_who_was_sent_nothing_cannot_have_found_other_bytes(events: tuple[Event, ...]) -> None:
+def test_a_digest_mismatch_before_a_transfer_starts_no_audit(events: tuple[Event, ...]) -> None:
     assert AuditWeights() not in after(*events)[1].effects
 
 
-def test_another_refusal_is_no_doubt() -> None:
+def test_a_refusal_for_another_reason_starts_no_audit() -> None:
     _, step = after(hello(), OFFER_READY, REQUEST, Reject("transfer_stalled"))
 
     assert AuditWeights() not in step.effects
@@ -403,7 +403,7 @@ def test_a_client_that_held_everything_is_done_as_well() -> None:
     "verified",
     [Verified(2, NBYTES, ROOT), Verified(3, NBYTES - 1, ROOT), Verified(3, NBYTES, "other")],
 )
-def test_a_client_that_counts_otherwise_is_told(verified: Verified) -> None:
+def test_a_client_with_another_count_is_refused_with_both_counts(verified: Verified) -> None:
     _, step = after(hello(), OFFER_READY, REQUEST, RECEIVED, verified)
 
     detail = f"the client verified {verified.segments} segments, {verified.nbytes} bytes"
@@ -417,7 +417,7 @@ def test_a_client_cannot_have_verified_what_was_not_sent_yet() -> None:
     assert verdict(step).reason is Reason.DISAGREEMENT
 
 
-def test_a_failing_transfer_is_told_to_the_client() -> None:
+def test_a_failed_transfer_is_reported_to_the_client() -> None:
     _, step = after(hello(), OFFER_READY, REQUEST, TransferFailed(Reason.TRANSFER_STALLED, "x"))
 
     assert said(step) == [Reject("transfer_stalled", "x")]
@@ -426,7 +426,7 @@ def test_a_failing_transfer_is_told_to_the_client() -> None:
 # -- a session that somebody tampered with -------------------------------------------------------
 
 
-def test_a_state_set_by_hand_is_found_out_and_says_nothing() -> None:
+def test_a_state_that_was_set_by_hand_raises_and_sends_nothing() -> None:
     session = server()
     session.state = State.VALIDATE
 

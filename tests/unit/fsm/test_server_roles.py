@@ -72,7 +72,7 @@ def test_a_session_about_the_draft_counts_its_bytes_and_its_digests() -> None:
     assert step.after is State.DONE
 
 
-def test_how_long_a_request_may_be_is_told_by_the_model_that_was_asked_for() -> None:
+def test_the_frame_limit_is_that_of_the_chosen_model() -> None:
     entries = (TARGET, LARGE_DRAFT)
     (many, _), (one, _) = (after(hello(w), entries=entries) for w in (TARGETING, DRAFTING))
 
@@ -91,14 +91,14 @@ def test_a_role_that_is_not_there_is_refused_by_its_name(spec: FetchSpec) -> Non
     assert (found.field, found.mine, found.theirs) == ("role", asked, "target")
 
 
-def test_who_names_no_role_in_asking_for_a_description_gets_the_first() -> None:
+def test_a_description_without_a_role_is_that_of_the_first_model() -> None:
     draft = replace(CURIOUS, identity=Identity({"role": "draft"}))
 
     assert said(after(hello(CURIOUS))[1]) == [Description(TARGET.identity, TARGET.facts)]
     assert said(after(hello(draft))[1]) == [Description(DRAFT.identity, DRAFT.facts)]
 
 
-def test_what_the_two_cannot_do_together_is_told_of_the_model_that_was_asked_for() -> None:
+def test_a_refusal_names_what_the_chosen_model_does_not_support() -> None:
     other = replace(DRAFT, transports=("hccl",))
     _, step = after(hello(replace(DRAFTING, transports=("tcp",))), entries=(TARGET, other))
     settled = step.effects[-1]

@@ -47,7 +47,7 @@ def test_a_wrong_proof_is_refused(mac: str) -> None:
 
 
 @pytest.mark.parametrize("words", [OTHER, UNABLE, hello(CURIOUS), hello()])
-def test_who_has_proven_nothing_learns_nothing(words: Hello) -> None:
+def test_a_client_without_proof_receives_no_facts(words: Hello) -> None:
     _, step = after(words, entry=GUARDED)
 
     assert step.effects == (Send(proven(Challenge(SERVER_NONCE), words)),)
@@ -61,7 +61,9 @@ def test_who_has_proven_nothing_learns_nothing(words: Hello) -> None:
         (hello(CURIOUS), Reason.DESCRIBED),
     ],
 )
-def test_after_the_proof_a_hello_is_weighed_as_ever(words: Hello, reason: Reason) -> None:
+def test_after_the_proof_a_hello_is_compared_as_without_a_token(
+    words: Hello, reason: Reason
+) -> None:
     _, step = after(words, proven(Proof(), words), entry=GUARDED)
 
     assert verdict(step).reason is reason
@@ -69,7 +71,7 @@ def test_after_the_proof_a_hello_is_weighed_as_ever(words: Hello, reason: Reason
         assert said(step) == [PROVEN_DESCRIPTION]
 
 
-def test_a_proof_that_nobody_asked_for_is_a_violation() -> None:
+def test_an_unsolicited_proof_is_a_violation() -> None:
     for entry in (OFFERING, GUARDED):
         assert verdict(after(PROOF, entry=entry)[1]).reason is Reason.PROTOCOL_VIOLATION
 

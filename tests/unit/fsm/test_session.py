@@ -202,7 +202,7 @@ def test_an_action_that_raises_leaves_state_and_outbox_alone() -> None:
     assert session.step(Connected(), 0.5).effects == ()
 
 
-def test_a_role_that_drops_what_its_rows_yield_is_told() -> None:
+def test_a_session_class_that_drops_effects_raises() -> None:
     class Deaf(Toy):
         __slots__ = ()
 
@@ -216,7 +216,7 @@ def test_a_role_that_drops_what_its_rows_yield_is_told() -> None:
 # -- copies --------------------------------------------------------------------------------------
 
 
-def test_a_copy_goes_its_own_way() -> None:
+def test_a_copy_is_independent() -> None:
     session = toy(H)
 
     twin = copy.copy(session)
@@ -227,7 +227,7 @@ def test_a_copy_goes_its_own_way() -> None:
     assert (twin.next_timeout(), session.next_timeout()) == (105.0, 10.0)
 
 
-def test_a_session_has_no_room_for_more_and_no_machine_knows_it() -> None:
+def test_a_session_has_slots_and_the_machine_holds_no_reference() -> None:
     session = toy(H)
 
     assert not hasattr(session, "__dict__")
@@ -312,7 +312,7 @@ def test_a_violation_says_what_was_wrong_and_where(
     ]
 
 
-def test_a_touched_session_says_so_however_it_ends() -> None:
+def test_weights_are_dirty_after_a_transfer_with_any_end() -> None:
     session = toy(T)
     session.touched = True
 

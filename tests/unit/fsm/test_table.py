@@ -162,7 +162,7 @@ def test_a_peer_event_with_no_answer_is_refused(state: State) -> None:
     assert problems(without(GOOD, state, Reject)) == f"{state.name} has no answer to Reject"
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_every_mistake_in_a_table_is_in_one_error() -> None:
     told = problems(complete((*HAND, HAND[2]), _end), {**LIMITS, D: LIMITS[L]})
 
     assert told.count("; ") == 1
@@ -265,7 +265,7 @@ def test_a_local_event_without_a_row_is_the_drivers_bug() -> None:
     assert (toy.state, toy.taken) == (V, [])
 
 
-def test_what_is_no_event_at_all_is_the_drivers_bug() -> None:
+def test_an_object_that_is_no_event_raises() -> None:
     @dataclass
     class Surprise:
         pass
@@ -284,7 +284,7 @@ def test_an_event_that_no_guard_lets_through_is_the_drivers_bug() -> None:
     assert (toy.state, toy.taken) == (H, [])
 
 
-def test_a_machine_never_learns_of_a_session() -> None:
+def test_a_machine_holds_no_session() -> None:
     for machine in (MACHINE, client.MACHINE, server.MACHINE):
         assert machine.models == []
 

@@ -55,7 +55,7 @@ def test_digests_that_cannot_be_computed_withdraw_the_offer_with_the_reason(
     assert type(error).__name__ in line["netloader.detail"]
 
 
-def test_without_a_thread_for_the_digests_clients_are_told_so(
+def test_without_a_thread_for_digests_clients_are_refused_with_the_cause(
     monkeypatch: pytest.MonkeyPatch, captured: Lines
 ) -> None:
     start = threading.Thread.start
@@ -74,7 +74,7 @@ def test_without_a_thread_for_the_digests_clients_are_told_so(
     assert len(failures(captured)) == 1
 
 
-def test_whoever_asked_for_the_work_hears_what_it_raised(captured: Lines) -> None:
+def test_an_error_of_background_work_is_passed_to_the_caller(captured: Lines) -> None:
     def work() -> None:
         raise ValueError("seven")
 

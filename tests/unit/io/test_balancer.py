@@ -82,7 +82,7 @@ def test_a_balancer_in_front_is_named_with_what_would_help(transport: str, lanes
     assert "name the servers themselves" in attempt.detail
 
 
-def test_a_balancer_in_front_of_one_server_is_no_hindrance() -> None:
+def test_a_load_balancer_in_front_of_one_server_works() -> None:
     with serving(zoo(1)) as server, balancer(server.endpoint) as front:
         target = zoo(2)
         assert fill(target, [front], IDENTITY, asking(lanes=3)).ok

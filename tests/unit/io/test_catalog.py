@@ -144,7 +144,7 @@ def test_a_role_that_nobody_serves_is_refused_with_both_roles_named(
     assert (found.field, found.mine, found.theirs) == ("role", "vision", "target")
 
 
-def test_the_next_client_gets_what_was_put_there_and_the_present_one_what_it_began(
+def test_a_replaced_model_is_sent_to_its_present_client_and_the_new_one_to_the_next(
     opened: Callable[..., Shop],
 ) -> None:
     shop, first, second = opened(), large(70), large(71)
@@ -234,7 +234,7 @@ def test_evict_ends_a_transfer_to_a_client_that_has_stopped_reading(
         assert refusal(peer) == ("not_serving", SLEEPS)
 
 
-def test_evict_ends_who_was_offered_it_or_waits_for_it_and_nobody_who_has_not_chosen(
+def test_evict_ends_sessions_of_the_model_and_none_that_has_not_chosen_one(
     opened: Callable[..., Shop],
 ) -> None:
     shop = opened()
@@ -272,7 +272,7 @@ def test_what_an_owner_publishes_itself_is_not_published_anew_by_the_server() ->
     assert contents(target) == contents(model)
 
 
-def test_evict_is_true_only_when_nobody_reads_any_more(
+def test_evict_returns_true_only_after_the_last_reader(
     opened: Callable[..., Shop],
 ) -> None:
     reading, let_go = threading.Event(), threading.Event()
@@ -311,7 +311,7 @@ def test_evict_is_true_only_when_nobody_reads_any_more(
         assert shop.listener.evict(shop.draft, SLEEPS, SOON_S)
 
 
-def test_evict_where_nobody_is_need_not_wait(opened: Callable[..., Shop]) -> None:
+def test_evict_without_sessions_returns_at_once(opened: Callable[..., Shop]) -> None:
     shop = opened()
 
     assert shop.listener.evict(shop.draft, SLEEPS, 0)
@@ -321,7 +321,7 @@ def test_evict_where_nobody_is_need_not_wait(opened: Callable[..., Shop]) -> Non
     assert shop.fill("target", zoo(70)).ok
 
 
-def test_evict_after_the_end_finds_nobody(opened: Callable[..., Shop]) -> None:
+def test_evict_returns_true_after_the_listener_closed(opened: Callable[..., Shop]) -> None:
     shop = opened()
     with shop.call() as peer:
         peer.say(hello(identity=named("draft")))

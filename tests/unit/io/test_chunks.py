@@ -53,7 +53,7 @@ def test_every_byte_is_in_one_chunk_and_in_order(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("other", [(10, 21), (20, 10), (10,), (10, 20, 30)])
-def test_other_sizes_make_another_word(other: tuple[int, ...]) -> None:
+def test_other_chunk_sizes_have_another_digest(other: tuple[int, ...]) -> None:
     extents = [size * SMALL_BYTES for size in other]
     assert sizes_digest([segment(*extents)]) != sizes_digest(
         [segment(10 * SMALL_BYTES, 20 * SMALL_BYTES)]

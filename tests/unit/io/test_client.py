@@ -56,7 +56,7 @@ def test_a_model_is_filled_in_place_with_every_byte(transport: str) -> None:
     assert bytes_of(target.get_buffer("passing")) == bytes_of(source.get_buffer("passing"))
 
 
-def test_the_outcome_tells_who_what_and_how_long() -> None:
+def test_the_outcome_has_source_bytes_and_seconds() -> None:
     source, target = zoo(1), zoo(2)
     with serving(source) as server:
         outcome = fill(target, [str(server.endpoint)], IDENTITY, asking())

@@ -334,7 +334,7 @@ def test_a_busy_source_is_asked_again_until_it_has_a_place(captured: Lines) -> N
     assert contents(target) == contents(source)
 
 
-def test_without_patience_busy_is_the_end() -> None:
+def test_without_a_queue_time_a_busy_source_is_given_up_at_once() -> None:
     with serving(model(1), max_clients=1) as server, Peer.call(server.endpoint) as peer:
         peer.offered()
         outcome = fill(model(2), [server.endpoint], IDENTITY, asking())
@@ -346,7 +346,7 @@ def test_without_patience_busy_is_the_end() -> None:
 
 
 @pytest.mark.usefixtures("hurry")
-def test_patience_ends() -> None:
+def test_a_busy_source_is_given_up_after_the_queue_time() -> None:
     with serving(model(1), max_clients=1) as server, Peer.call(server.endpoint) as peer:
         peer.offered()
         options = asking(deadlines=replace(FAST, queue_s=3))

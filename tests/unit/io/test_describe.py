@@ -22,7 +22,7 @@ def test_a_source_describes_what_it_resolved() -> None:
     assert found.identity.hard == IDENTITY
 
 
-def test_who_described_itself_is_tried_first_and_who_did_not_answer_well_last() -> None:
+def test_the_source_that_described_itself_is_tried_first_and_failed_ones_last() -> None:
     nobody, unasked = closed_port(), closed_port()
     with serving(zoo(1), facts=FACTS) as server:
         found = describe([nobody, server.endpoint, unasked], ANY, asking())

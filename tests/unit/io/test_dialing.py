@@ -141,7 +141,7 @@ def test_lanes_go_to_the_address_that_the_control_connection_reached(
             other.accept()
 
 
-def test_a_look_up_that_never_ends_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_look_up_that_hangs_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     def lookup(*_: Any, **__: Any) -> list[Any]:
         over.wait(SOON_S)
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")

@@ -210,7 +210,7 @@ def test_the_next_one_rests_and_longer_after_a_long_one(took: float, rest: float
     assert doubted(life, ended + rest)
 
 
-def test_whatever_is_claimed_a_small_share_of_the_time_goes_into_it() -> None:
+def test_audits_for_lying_clients_take_a_bounded_share_of_time() -> None:
     life, now, spent, begun = offered(), 1000.0, 0.0, 1000.0
     while now < begun + 100_000:
         if doubted(life, now):

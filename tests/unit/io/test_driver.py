@@ -180,7 +180,7 @@ def fail() -> None:
     raise ZeroDivisionError
 
 
-def test_what_a_callback_raises_goes_to_whoever_asked_for_it(new_loop: NewLoop) -> None:
+def test_an_error_of_a_callback_goes_to_the_handler(new_loop: NewLoop) -> None:
     troubles: list[Exception] = []
     guarded = new_loop(troubles.append)
     guarded.post(fail)
@@ -189,7 +189,7 @@ def test_what_a_callback_raises_goes_to_whoever_asked_for_it(new_loop: NewLoop) 
     assert isinstance(troubles[0], ZeroDivisionError)
 
 
-def test_what_a_callback_raises_goes_to_the_caller_when_nobody_asked_for_it() -> None:
+def test_an_error_of_a_callback_is_raised_without_a_handler() -> None:
     bare = Loop()
     bare.post(fail)
     with pytest.raises(ZeroDivisionError):
@@ -211,7 +211,7 @@ def test_orders_go_to_the_worker_and_its_events_come_back_from_any_thread(wire: 
     assert type(wire.peer.hear()).__name__ == "Offer"
 
 
-def test_the_last_word_arrives_though_the_peer_said_more_than_was_read(wire: Wire) -> None:
+def test_the_last_message_arrives_although_unread_bytes_are_left(wire: Wire) -> None:
     # Closing a socket with unread bytes resets the connection, and a reset eats what was sent.
     wire.peer.say(hello())
     wire.until(lambda: wire.worker.orders)
@@ -290,7 +290,7 @@ def test_a_closed_link_takes_no_more_and_closes_what_comes_late(wire: Wire) -> N
     near.close()
 
 
-def test_frames_of_a_stranger_beyond_64_kib_are_refused_at_their_header(wire: Wire) -> None:
+def test_frames_above_64_kib_are_refused_at_the_header_before_the_proof(wire: Wire) -> None:
     big = replace(hello(), transports=("x" * 70_000,))
     wire.peer.sock.sendall(encode(big)[:9])
     wire.until(lambda: wire.session.verdict is not None)
@@ -308,7 +308,7 @@ def test_an_end_of_the_connection_is_an_event(wire: Wire) -> None:
     assert verdict.reason is Reason.CONNECTION_LOST
 
 
-def test_a_word_that_cannot_be_sent_does_not_make_the_link_deaf(wire: Wire) -> None:
+def test_a_link_still_reads_after_a_send_failed(wire: Wire) -> None:
     # The deadline of the state would end this too, but only after its twenty seconds here.
     wire.peer.say(hello())
     wire.until(lambda: wire.worker.orders)

@@ -402,6 +402,28 @@ def test_a_source_names_the_relay_to_clients_that_it_has_no_place_for(stack: Exi
     assert first.outcome().ok
 
 
+def test_a_relay_whose_client_is_gone_is_not_named(stack: ExitStack) -> None:
+    source = origin(stack, max_clients=1)
+
+    def named() -> tuple[str, ...]:
+        with Peer.call(source.endpoint) as peer:
+            peer.say(hello())
+            refused = peer.hear()
+            assert isinstance(refused, Reject)
+            return refused.other_sources
+
+    with Peer.call(source.endpoint) as gone:
+        gone.say(replace(hello(), serves_at="h:1"))
+        assert isinstance(gone.hear(), Offer)
+        before = named()
+    assert eventually(lambda: only(source).clients == 0)
+    with Peer.call(source.endpoint) as next_one:
+        next_one.offered()
+        after = named()
+
+    assert (before, after) == (("h:1",), ())
+
+
 def test_a_relay_on_every_address_announces_none(stack: ExitStack) -> None:
     relay = relaying(stack)
     everywhere = stack.enter_context(listen("0.0.0.0"))

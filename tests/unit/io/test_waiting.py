@@ -50,7 +50,7 @@ def test_what_asking_raises_is_passed_on() -> None:
         poll(ready, "rain", SOON_S, threading.Event())
 
 
-def test_what_came_true_while_nobody_could_ask_is_no_stall() -> None:
+def test_a_condition_met_while_the_process_was_stopped_is_no_stall() -> None:
     # A process that was stopped, or a machine that was, goes on after its deadline.
     asked = count(1)
 

@@ -208,7 +208,7 @@ def test_a_staged_tensor_is_written_only_when_all_of_it_is_verified() -> None:
     assert contents(target) == {"holes": bytes(2000)}
 
 
-def test_what_did_not_move_in_is_put_together_of_all_that_was_verified(
+def test_a_tensor_that_was_not_assigned_is_staged_again_from_verified_segments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, target = (module_of(holes=random(512, 512, seed=s)[:, ::2]) for s in (1, 2))
@@ -236,7 +236,9 @@ def test_what_did_not_move_in_is_put_together_of_all_that_was_verified(
     assert contents(target) == contents(source)
 
 
-def test_what_has_to_come_again_is_not_here_until_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segment_that_must_be_sent_again_does_not_count_until_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def build(seed: int) -> nn.Module:
         return module_of(small=random(64, 64, seed=seed)[:, ::2], large=random(99, 99)[:, ::2])
 

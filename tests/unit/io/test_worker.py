@@ -141,7 +141,7 @@ def test_a_failed_transfer_is_reported_with_its_reason() -> None:
     assert heard.troubles == []
 
 
-def test_a_bug_ends_the_session_with_a_word_and_a_stack() -> None:
+def test_a_bug_in_a_worker_ends_the_session_and_logs_its_stack() -> None:
     bug = ZeroDivisionError("secret detail")
 
     def work() -> Event:
@@ -445,7 +445,7 @@ def test_a_transfer_before_the_transport_is_open_is_our_own_mistake(
     assert isinstance(heard.troubles[0], LocalProtocolError)
 
 
-def test_what_cannot_be_let_go_of_makes_the_tensors_unsafe() -> None:
+def test_a_worker_whose_end_fails_reports_that_and_does_not_join() -> None:
     worker = Scripted(lambda: Transferred(7))
     worker.left = TransferError(Reason.TRANSFER_STALLED, "a receive is still under way")
     troubles: list[Exception] = []

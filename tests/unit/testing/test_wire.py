@@ -45,7 +45,7 @@ def test_an_orderly_end_comes_after_the_bytes() -> None:
     assert far.send(b"still heard") == 11
 
 
-def test_a_close_on_unread_bytes_is_a_reset_that_eats_our_last_words() -> None:
+def test_a_close_with_unread_bytes_resets_and_discards_what_was_sent() -> None:
     near, far = plugs()
     far.send(b"unread")
     near.send(b"last words")

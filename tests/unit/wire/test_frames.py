@@ -59,7 +59,7 @@ def test_bytes_that_are_no_message_are_a_violation(data: bytes, said: str) -> No
     assert heard.detail.startswith(said)
 
 
-def test_after_a_violation_nothing_more_is_heard() -> None:
+def test_the_decoder_discards_bytes_after_a_violation() -> None:
     decoder = Decoder(LIMIT)
     assert len(decoder.feed(b"nonsense" + encode(Begin()))) == 1
     assert decoder.feed(encode(Begin())) == []

@@ -126,7 +126,7 @@ def test_a_duplicate_of_a_verified_segment_is_written_elsewhere(index: int) -> N
     assert ledger.verified_bytes == ledger.counted_bytes == ledger.total
 
 
-def test_what_waits_moves_in_when_the_first_turns_out_to_be_wrong() -> None:
+def test_a_verified_copy_takes_the_place_of_a_writer_that_fails() -> None:
     target = model(100)
     ledger = ledger_of(target)
     liar = Bringing(ledger.lease(RIGHT.offer))

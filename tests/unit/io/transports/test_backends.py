@@ -87,7 +87,7 @@ def test_a_failure_without_a_text_is_still_a_failure() -> None:
     assert failure(Work("")) == failure(HcclWorkOf210("")) != ""
 
 
-def test_what_a_work_says_of_its_failure_is_passed_on() -> None:
+def test_the_error_of_a_failed_operation_is_passed_on() -> None:
     assert failure(Work(GONE)) == GONE
 
 

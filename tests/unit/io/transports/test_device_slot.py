@@ -26,7 +26,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot_module, "beside", contextlib.nullcontext)
 
 
-def test_who_comes_second_is_told_that_the_device_is_busy() -> None:
+def test_a_second_session_on_a_device_is_refused_as_busy() -> None:
     slot = DeviceSlot(NPU)
     slot.claim("first")
 
@@ -60,7 +60,7 @@ def test_a_client_does_not_wait_for_ever() -> None:
         slot.wait_for("client", 0.05, threading.Event())
 
 
-def test_who_was_stopped_before_its_turn_came_has_no_place() -> None:
+def test_a_session_stopped_while_it_waits_does_not_take_the_slot() -> None:
     # The order to open may have been given before the abort, and be carried out after it.
     slot, stopped = DeviceSlot(NPU), threading.Event()
     stopped.set()

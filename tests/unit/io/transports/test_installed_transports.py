@@ -60,7 +60,7 @@ def test_one_that_is_installed_is_known_and_comes_first(
         ("dove = pigeons_of_a_test:PIGEON", "PIGEON is no transport named dove"),
     ],
 )
-def test_one_that_is_broken_is_left_out_with_a_word_and_named_when_it_is_asked_for(
+def test_a_broken_installed_transport_is_left_out_and_logged(
     distribution: Callable[[str], Registry], captured: list[dict[str, Any]], entry: str, why: str
 ) -> None:
     registry, name = distribution(entry), entry.split(maxsplit=1)[0]

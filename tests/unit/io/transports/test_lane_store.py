@@ -57,7 +57,7 @@ def test_a_key_that_is_never_set_is_named(stores: tuple[LaneStore, LaneStore]) -
         stores[0].wait(["one", "two"], timedelta(milliseconds=10))
 
 
-def test_an_end_wakes_whoever_waits_on_either_side(stores: tuple[LaneStore, LaneStore]) -> None:
+def test_the_end_of_a_lane_wakes_waiters_on_both_sides(stores: tuple[LaneStore, LaneStore]) -> None:
     near, far = stores
     failures: list[str] = []
 

@@ -34,7 +34,7 @@ def test_lanes_come_in_order_of_their_numbers() -> None:
         far.close()
 
 
-def test_whoever_takes_lanes_waits_for_the_last_of_them(
+def test_taking_lanes_waits_until_all_are_attached(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     lanes, taken = Lanes(), list[socket.socket]()
@@ -77,7 +77,7 @@ def test_a_lane_that_comes_after_the_end_is_closed(
         lanes.take(1, SOON_S)
 
 
-def test_abort_closes_lanes_that_nobody_took(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_abort_closes_lanes_that_were_not_taken(pair: tuple[socket.socket, socket.socket]) -> None:
     lanes = Lanes()
     lanes.attach(0, pair[0])
     lanes.abort()

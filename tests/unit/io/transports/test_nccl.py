@@ -130,7 +130,7 @@ def test_a_group_is_made_so_that_no_watchdog_ends_the_process(
     assert "TORCH_NCCL_BLOCKING_WAIT" not in os.environ
 
 
-def test_what_the_operator_has_set_is_as_it_was(
+def test_an_environment_variable_of_the_operator_is_restored(
     join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "0")

@@ -46,7 +46,7 @@ def joining(slot: DeviceSlot, over: Late, group: list[Group]) -> _Joining:
     return made
 
 
-def test_who_leaves_as_a_group_is_made_does_not_strand_it_for_good() -> None:
+def test_leaving_while_a_group_is_made_does_not_block_the_device() -> None:
     slot, over, stop = DeviceSlot(CPU), threading.Event(), threading.Event()
     over.set()
     done = Late(0.3, over)

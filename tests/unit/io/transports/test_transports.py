@@ -34,12 +34,12 @@ def test_a_host_may_replace_a_transport() -> None:
     assert named("tcp") is TCP
 
 
-def test_what_suits_a_cpu_needs_no_word(captured: Lines) -> None:
+def test_the_transports_of_a_cpu_log_nothing(captured: Lines) -> None:
     assert suited("cpu", get_logger("client")) == ("tcp", "gloo")
     assert captured == []
 
 
-def test_the_fast_transport_of_a_device_is_left_out_with_a_word(captured: Lines) -> None:
+def test_a_transport_that_cannot_be_used_is_left_out_and_logged(captured: Lines) -> None:
     assert suited("cuda", get_logger("client")) == ("tcp", "gloo")
 
     (line,) = captured

@@ -145,7 +145,7 @@ def test_one_small_tensor_that_was_edited_is_noticed(tmp_path: Path) -> None:
     assert fingerprint(folder) != before
 
 
-def test_a_file_that_is_no_checkpoint_is_somebody_elses_problem(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_file_is_left_to_the_loader(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 40)
     assert len(fingerprint(tmp_path)) == 16
     assert fingerprint(tmp_path / "nothing") == ""

@@ -183,7 +183,9 @@ def test_a_silent_rank_is_named_in_time_by_all_others(start: Start, silent: int)
 
 
 @pytest.mark.parametrize("killed", [1, 0])
-def test_a_killed_rank_hangs_nobody_and_is_told_from_a_bug(start: Start, killed: int) -> None:
+def test_a_killed_rank_ends_the_others_with_an_error_that_names_it(
+    start: Start, killed: int
+) -> None:
     # Rank 0 has the store in its own process: that goes with it.
     instance = start(3, "tcp")
     others = [mine for mine in instance.ranks if mine != killed]
@@ -196,7 +198,7 @@ def test_a_killed_rank_hangs_nobody_and_is_told_from_a_bug(start: Start, killed:
         assert seconds < SHORT_S * 2 + 10
 
 
-def test_a_rank_killed_while_the_others_wait_for_it_hangs_nobody(start: Start) -> None:
+def test_a_rank_killed_while_the_others_wait_ends_their_wait(start: Start) -> None:
     instance = start(2, "tcp")
     instance.tell(1, True, TARGET, SHORT_S)
     assert not instance._pipes[1].poll(0.2)

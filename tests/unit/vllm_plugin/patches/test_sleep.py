@@ -95,7 +95,7 @@ def test_nobody_looks_at_a_device_while_its_cache_wakes(
         patched.setattr(PublishedModel, "seal_quietly", lambda self: None)
         worker.act = lambda: reload(model, Model(2))
         worker.reload_weights()
-    worker.act = lambda: reading.extend(bool(p._life.readers) for p in known())
+    worker.act = lambda: reading.extend(not p.quiet(0) for p in known())
     worker.wake_up(["kv_cache"])
     assert reading
     assert not any(reading)
@@ -232,7 +232,7 @@ def test_nobody_looks_at_the_bytes_any_more_when_they_are_taken_away() -> None:
     reading: list[bool] = []
 
     def act() -> None:
-        reading.extend(p._life.readers > 0 for p in before)
+        reading.extend(not p.quiet(0) for p in before)
 
     worker.sleep()
     worker.wake_up()
