@@ -224,7 +224,7 @@ def emit(
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: ours with all fields, a foreign one with its message."""
+    """One JSON object per record: of netloader with all fields, of others with the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the object as one line of ASCII, without the newline."""
@@ -254,7 +254,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _severity(record: logging.LogRecord) -> int:
-    """How grave a record is; the level at which the host shows ours may be lower."""
+    """The severity of a record; the host may show those of netloader at a lower level."""
     severity: int = getattr(record, "netloader_severity", record.levelno)
     return severity
 

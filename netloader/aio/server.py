@@ -1,4 +1,4 @@
-"""Serve a model's weights on an asyncio event loop. All of it is gone after `close`."""
+"""Serve a model's weights on an asyncio event loop. `close` frees everything."""
 
 import asyncio
 import os

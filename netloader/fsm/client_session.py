@@ -9,7 +9,7 @@ from netloader.fsm.terms import FetchSpec
 
 
 class ClientSession(Session):
-    """One source, seen from the client. `nonce` is the caller's randomness."""
+    """The session with one source. The caller makes `nonce`."""
 
     __slots__ = (
         "available",
@@ -40,7 +40,7 @@ class ClientSession(Session):
         """The server's last message about the current request."""
         self.received = False
         self.cut: str | None = None
-        """How the connection went after everything asked for was sent."""
+        """Why the connection closed, if it did so after everything asked for was sent."""
         self.description: Description | None = None
         super().__init__(deadlines, now)
 
@@ -51,7 +51,7 @@ class ClientSession(Session):
 
     @property
     def hello(self) -> Hello:
-        """What this client says first; every proof of the session covers it."""
+        """The first message of this client; every proof of the session covers it."""
         spec = self.spec
         return Hello(
             versions=(PROTOCOL_VERSION,),
@@ -77,6 +77,6 @@ class ClientSession(Session):
 
     @property
     def frame_limit(self) -> int:
-        """Small while a server that must prove itself has not."""
+        """64 KiB before the server's proof, if a token is set; then room for a manifest."""
         trusted = self.spec.token is None or self.proven
         return FRAME_AFTER_TRUST if trusted else FRAME_BEFORE_TRUST

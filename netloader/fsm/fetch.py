@@ -111,7 +111,7 @@ class Fetch:
         return None if self.over or self.outcome or due == math.inf else due
 
     def handle_timeout(self, now: float) -> tuple[FetchEffect, ...]:
-        """Tell the fetch what time it is; answers with what is to be done now."""
+        """Act on the deadlines that have passed; returns the effects."""
         self.now, self.rows = now, []
         waking = any(source.due() <= now for source in self._in(Stage.RESTING))
         for source in self.sources.values():
@@ -182,7 +182,7 @@ class Fetch:
         return self.missing().difference(*asked)
 
     def _choose(self) -> None:
-        """Dial candidates while there is something to ask of them."""
+        """Dial candidates while there are segments to ask them for."""
         if not self._in(Stage.CANDIDATE, *SESSIONS):
             for source in self._in(Stage.ASIDE):
                 self._tell(source, Recalled())
@@ -198,7 +198,7 @@ class Fetch:
         return len(self._in(*OCCUPIED)) < self.options.parallel
 
     def _look_ahead(self) -> None:
-        """Without a session, all that can be done is to wait for sources that were busy."""
+        """Without a session, wait for sources that were busy, or finish."""
         if self._in(*SESSIONS):
             self._waits = None
             return

@@ -9,7 +9,7 @@ ABSENT = "(absent)"
 ROLE = "role"
 """The hard field that says which of a server's models a client wants."""
 MAX_DIFFERENCES = 32
-"""As many as a refusal names: a peer that invents fields by the thousand pays for that alone."""
+"""The most that a refusal names, so that a peer with thousands of fields gets a short answer."""
 
 
 class Role(StrEnum):
@@ -62,14 +62,14 @@ class Identity:
         return self.hard.get(ROLE)
 
     def differences(self, theirs: "Identity") -> tuple[Difference, ...]:
-        """The fields in which the two are not interchangeable, in my order, the first few."""
+        """The first few fields in which the two differ, in the order of this identity."""
         names = chain(self.hard, (name for name in theirs.hard if name not in self.hard))
         hard = _unequal(names, self.hard, theirs.hard)
         soft = _unequal((n for n in self.soft if n in theirs.soft), self.soft, theirs.soft)
         return tuple(islice(chain(hard, soft), MAX_DIFFERENCES))
 
     def disagreements(self, theirs: "Identity") -> tuple[Difference, ...]:
-        """Differences in the fields that both sides name: for a client that knows little yet."""
+        """Differences in fields that both have: before a model is built, a client lacks some."""
         mine_all, theirs_all = {**self.hard, **self.soft}, {**theirs.hard, **theirs.soft}
         unequal = _unequal((n for n in mine_all if n in theirs_all), mine_all, theirs_all)
         return tuple(islice(unequal, MAX_DIFFERENCES))

@@ -14,7 +14,7 @@ from netloader.fsm.canonical import canonical
 from netloader.fsm.identity import ABSENT, Difference
 
 MIN_SEGMENT_BYTES = 64 * 1024
-"""A peer that names smaller segments wants us to plan millions of them."""
+"""Smaller segments in an offer are refused: there would be millions of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Manifest:
         return (spec.dtype, spec.shape, spec.stride) == (first.dtype, first.shape, first.stride)
 
     def difference(self, theirs: "Manifest") -> Difference | None:
-        """The first thing in which two manifests differ, or None when bytes may go between them.
+        """The first difference between two manifests; None if bytes may be sent between them.
 
         What the values are does not matter, only their names.
         """
@@ -106,7 +106,7 @@ class Manifest:
 def _between(
     place: int, mine: tuple[Manifest, TensorSpec], theirs: tuple[Manifest, TensorSpec]
 ) -> Difference:
-    """What differs in the tensor at a place, and how to make both sides alike."""
+    """The difference between the two tensors at an index, with a remedy."""
     (my_manifest, a), (their_manifest, b) = mine, theirs
     if a.name != b.name:
         return Difference(f"tensor {place} name", a.name, b.name, REBUILD)
@@ -215,7 +215,7 @@ class Progress:
     def continued(
         self, digest_algorithm: str, segment_bytes: int, segment_digests: tuple[str, ...]
     ) -> "Progress":
-        """What of it still counts for a source that offers `segment_digests`."""
+        """The part of it that is valid for a source that offers `segment_digests`."""
         offered = Progress(digest_algorithm, segment_bytes, segment_digests)
         return self if replace(self, verified=frozenset()) == offered else offered
 

@@ -170,4 +170,4 @@ Message: TypeAlias = (
     | Verified
     | Reject
 )
-"""Everything a machine may receive from its peer."""
+"""The messages that a machine may receive from its peer."""

@@ -25,7 +25,7 @@ LIFE = """Events that change nothing are left out, and the arrows of events that
 
 
 def hand_written(table: Table[Any]) -> list[Row[Any]]:
-    """The rows a person wrote: without absorbing ones and without added violations."""
+    """The rows written in the tables: without absorbing ones and added violations."""
     return [r for r in table if r.do is not absorb and not (r.do is violation and r.when is None)]
 
 

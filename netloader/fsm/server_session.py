@@ -11,7 +11,7 @@ from netloader.fsm.terms import CatalogEntry
 
 
 class ServerSession(Session):
-    """One client. `session_id`, `nonce`: the caller's randomness; `entries` have one token."""
+    """The session with one client. The caller makes id and `nonce`; `entries` have one token."""
 
     __slots__ = (
         "available",
@@ -39,7 +39,7 @@ class ServerSession(Session):
         self.hello: Hello | None = None
         self.offered = False
         self.available: frozenset[int] = frozenset()
-        """Segments that there are, as far as the client was told."""
+        """Segments that were announced to the client."""
         self.segment_digests: tuple[str, ...] = ()
         super().__init__(deadlines, now)
 
@@ -49,13 +49,13 @@ class ServerSession(Session):
         return self.session_id
 
     def chosen(self, hello: Hello) -> int:
-        """Which entry a hello is about: that of its role; else the first, to name that role."""
+        """The index of the entry with the role of a hello; 0 if none has it, to refuse by role."""
         roles, wanted = [o.role for o in self.entries], hello.identity.role
         return roles.index(wanted) if wanted in roles else 0
 
     @property
     def entry(self) -> CatalogEntry:
-        """What the conversation is about; the first entry while the client has not spoken."""
+        """The entry that the client chose; the first one before its hello."""
         return self.entries[0 if self.hello is None else self.chosen(self.hello)]
 
     @property
@@ -70,9 +70,9 @@ class ServerSession(Session):
 
     @property
     def frame_limit(self) -> int:
-        """Small, but for a request once the client has been let past the handshake.
+        """64 KiB; after the handshake also the bytes of a request for every segment.
 
-        Not more than a request for every segment needs: reading holds the interpreter lock.
+        No more than that, because decoding a frame holds the interpreter lock.
         """
         if self.state not in (State.VALIDATE, State.TRANSFER):
             return FRAME_BEFORE_TRUST

@@ -106,18 +106,18 @@ class Session:
 
     @property
     def deadline_bytes(self) -> int:
-        """Bytes by which the deadline of TRANSFER is measured.
+        """Bytes that the deadline of TRANSFER depends on: those of the request.
 
-        Between two requests those of all: before it finishes a client may hash them once more.
+        Between two requests, all segments count: a client may hash them before it finishes.
         """
         idle = self.state is State.TRANSFER and self.request is None
         return self.sizes[0] if idle else self.nbytes
 
     @property
     def phase(self) -> object:
-        """What the deadline is for; it is armed anew when this changes.
+        """The deadline starts again when this value changes.
 
-        In TRANSFER each request has its own, and so has the time between two.
+        In TRANSFER each request has a deadline of its own, and so has the time between two.
         """
         if self.state is not State.TRANSFER:
             return self.state
@@ -218,12 +218,12 @@ def failure(
 
 
 def lost(session: Session, event: ConnectionLost) -> Iterable[Effect]:
-    """The peer is gone."""
+    """The connection closed or was reset."""
     return part(session, failure(session, Reason.CONNECTION_LOST, event.detail))
 
 
 def expired(session: Session, event: DeadlinePassed) -> Iterable[Effect]:
-    """The state lasted too long."""
+    """The deadline of the state has passed."""
     del event
     return refuse(session, Reason.DEADLINE_PASSED, f"in {session.state.value}")
 

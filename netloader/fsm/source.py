@@ -70,7 +70,7 @@ class Stage(Enum):
 
 
 class Holding(Protocol):
-    """What all sources of a fetch fill, and what one source may know of the others."""
+    """The data that the sources of a fetch share."""
 
     now: float
     patience_end: float
@@ -86,7 +86,7 @@ class Holding(Protocol):
         """Whether another source holds the root that is fetched, with a session."""
 
     def starved_at(self) -> float:
-        """When a source that has nothing to give has kept the fetch from going on too long."""
+        """When a source that has no missing segment is dropped."""
 
     def overdue_at(self, source: "Source") -> float:
         """When what a source was asked for is taken back; infinite while no other one waits."""
@@ -94,7 +94,7 @@ class Holding(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Segments that only one source may write, since when, and how many of them were verified."""
+    """Segments that only this source may write, since when, and how many are verified."""
 
     left: frozenset[int] = frozenset()
     since: float = 0.0
@@ -135,7 +135,7 @@ class Source:
         self._row: Row[Any] | None = None
 
     def _clear(self) -> None:
-        """Forget what only a session has."""
+        """Clear the data of a session."""
         self.available: frozenset[int] = frozenset()
         self.assignment = Assignment()
         self.delivered = 0
@@ -220,7 +220,7 @@ def _dial(source: Source, event: Chosen) -> Iterable[FetchEffect]:
 
 
 def _take_offer(source: Source, event: Offered) -> Iterable[FetchEffect]:
-    """With another root than before all starts over: nothing of the old one is fetched any more."""
+    """Take the root of the offer; if it is another one than before, the fetch starts over."""
     holding = source.holding
     if event.root != holding.root:
         holding.root = event.root
@@ -258,7 +258,7 @@ def _count(source: Source, event: SegmentVerified) -> Iterable[FetchEffect]:
 
 
 def _free(source: Source, event: Completed) -> Iterable[FetchEffect]:
-    """Ready for the next request; how long this one took is what the next may be expected to."""
+    """Become ready for the next request, and note how long this one took for a segment."""
     del event
     assignment, holding = source.assignment, source.holding
     if assignment.left:
@@ -310,7 +310,7 @@ def _conclude(source: Source, event: Dismissed) -> Iterable[FetchEffect]:
 
 
 def _release(source: Source, event: SourceEnded) -> Iterable[FetchEffect]:
-    """What is still missing of its assignment may be asked of another source."""
+    """End its assignment: other sources may be asked for what is missing of it."""
     del event
     source._clear()  # noqa: SLF001 - the table's own
     return ()
@@ -322,7 +322,7 @@ def _nothing(source: Source, event: object) -> Iterable[FetchEffect]:
 
 
 def _sane(seconds: float) -> float:
-    """A pause that a peer asked for, made harmless."""
+    """The pause that a peer asked for, within bounds."""
     if not math.isfinite(seconds):
         return MAX_RETRY_AFTER_S
     return min(max(seconds, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)

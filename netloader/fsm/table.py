@@ -1,7 +1,7 @@
 """Rows, and the machine made of them. The only module that imports `transitions`.
 
-One `transitions.Machine` per table is built at import and never learns of a session: a session is
-any object with a `state`, handed to `events[name].trigger(session, event)`. Actions run as
+One `transitions.Machine` per table is built at import and holds no sessions: a session is
+any object with a `state`, passed to `events[name].trigger(session, event)`. Actions run as
 `before` callbacks, so one that raises leaves neither half an outbox nor a new state.
 
 States and events are those of an `Alphabet`. That of sessions is the default.
@@ -22,7 +22,7 @@ from netloader.fsm.states import ENDS, INITIAL, LIVING, State
 Program: TypeAlias = Machine
 """The machine that a table is built into. Only this module knows its class."""
 Limit: TypeAlias = Callable[[Deadlines, int], float]
-"""How many seconds a state may last, given the deadlines and the bytes to move."""
+"""Seconds that a state may last, given the deadlines and the bytes to move."""
 
 
 @dataclass(frozen=True, slots=True)

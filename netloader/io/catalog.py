@@ -1,6 +1,6 @@
 """The published models of one server. Each role has at most one on offer.
 
-What was replaced is remembered as long as sessions hold it: a fence must end those too.
+Replaced models are kept while sessions use them, because a fence must end those sessions too.
 """
 
 import threading
@@ -27,7 +27,7 @@ class Catalog:
         self._lock = threading.Lock()
 
     def put(self, published: PublishedModel) -> None:
-        """Offer this from now on, in the place of what had its role; sessions keep what they have.
+        """Publish a model in place of that of its role; sessions of the old one go on.
 
         Raises:
             LocalProtocolError: a fence of its role is open.
@@ -51,7 +51,7 @@ class Catalog:
         """Offer `new` in the place of `old`.
 
         Returns:
-            False when something else has its place already, or its role is fenced or withdrawn.
+            False when `old` is no longer on offer, or its role is fenced or withdrawn.
         """
         with self._lock:
             if old not in self.published_models:

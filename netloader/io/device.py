@@ -1,4 +1,4 @@
-"""Accelerators beside their engine. Nothing here queues up behind the engine's work.
+"""Accelerators that an engine uses too. Work of netloader does not queue behind the engine's.
 
 Each device has one side stream in this process, for all that netloader does on it. Every thread
 names its device itself: a new one is on device 0 whatever the main thread uses (CUDA and CANN keep
@@ -37,7 +37,7 @@ def side_stream(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def beside(device: torch.device) -> Iterator[None]:
-    """What this thread does in here on `device` goes to its side stream."""
+    """A block in which operations of this thread on `device` go to its side stream."""
     if device == CPU:
         yield
         return
@@ -58,7 +58,7 @@ def follow(device: torch.device) -> None:
 
 
 def launched(device: torch.device) -> None:
-    """Make sure that what was posted has reached the libraries below torch.
+    """Wait until posted operations have reached the libraries below torch.
 
     torch_npu posts through a queue of its own (TASK_QUEUE_ENABLE), and an operation of a
     communicator that was destroyed meanwhile would be called with a dangling pointer.
@@ -123,7 +123,7 @@ class Readback:
             self._under_way[:] = [*(fetch for fetch in self._under_way if not fetch.over()), self]
 
     def over(self) -> bool:
-        """Whether the device will write no more; never so when it has failed."""
+        """Whether all copies have ended; never true after the device has failed."""
         try:
             return self._event is not None and bool(self._event.query())
         except RuntimeError:

@@ -1,8 +1,8 @@
 """Moves bytes between sockets and connections. A link has one owner thread; others `post`.
 
 One `Loop` runs any number of control connections on one thread; another event loop can carry links
-by being a `Reactor`. A link moves bytes and carries out tasks; what the bytes mean is decided in
-`netloader.wire` and `netloader.fsm`.
+by being a `Reactor`. A link moves bytes and has tasks carried out; `netloader.wire` and
+`netloader.fsm` interpret the bytes.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from netloader.wire.connection import Connection
 from netloader.wire.tasks import Worker, perform
 
 READ_BYTES = 256 * 1024
-"""One read: a manifest of ten thousand tensors in a handful."""
+"""Bytes per read: a manifest of ten thousand tensors takes a few."""
 
 
 class Timed(Protocol):
@@ -33,7 +33,7 @@ class Timed(Protocol):
         """When to call `handle_timeout`, in seconds of the loop's clock; None for never."""
 
     def handle_timeout(self, now: float) -> None:
-        """It is that time."""
+        """Act on the deadlines that have passed."""
 
 
 class Reactor(Protocol):
@@ -65,16 +65,16 @@ class Loop:
         self._trouble = trouble
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         with INHERITANCE.atomic():
-            self._bell, self._hammer = map(INHERITANCE.note, socket.socketpair())
+            self._wake_read, self._wake_write = map(INHERITANCE.note, socket.socketpair())
             try:
                 self._selector = INHERITANCE.note(selectors.DefaultSelector())
             except OSError:
-                self._bell.close()
-                self._hammer.close()
+                self._wake_read.close()
+                self._wake_write.close()
                 raise
-        self._hammer.setblocking(False)
-        self._bell.setblocking(False)
-        self._selector.register(self._bell, selectors.EVENT_READ, lambda _: self._answer())
+        self._wake_write.setblocking(False)
+        self._wake_read.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, lambda _: self._answer())
         self.members: MutableSet[Timed] = set()
 
     def now(self) -> float:
@@ -84,10 +84,9 @@ class Loop:
     def post(self, call: Callable[[], None]) -> None:
         """Run `call` on the loop's thread soon; the only method for other threads."""
         self._inbox.put(call)
-        with contextlib.suppress(
-            OSError
-        ):  # a full pipe wakes the loop anyway; a closed loop needs no call
-            self._hammer.send(b"\0")
+        # A full socket wakes the loop anyway, and a closed loop needs no call.
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"\0")
 
     def watch(self, sock: socket.socket, mask: int, call: Callable[[int], None]) -> None:
         """Call `call(ready_mask)` whenever a socket is ready; a mask of 0 stops it."""
@@ -133,11 +132,11 @@ class Loop:
 
     def _answer(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._bell.recv(4096)
+            self._wake_read.recv(4096)
 
     def close(self) -> None:
         """Free the selector and the pipe that wakes it."""
-        for resource in (self._selector, self._bell, self._hammer):
+        for resource in (self._selector, self._wake_read, self._wake_write):
             INHERITANCE.close(resource)
 
 
@@ -168,7 +167,7 @@ class Link:
     # -- input -----------------------------------------------------------------------------------
 
     def connected(self, sock: socket.socket, since: float | None = None, data: bytes = b"") -> None:
-        """The control connection is up, since a time that may be over; `data` was already read."""
+        """Take the connected socket. `since` is when it was accepted; `data` was read of it."""
         if self.closed:
             sock.close()
             return
@@ -192,7 +191,7 @@ class Link:
         return self.connection.next_timeout()
 
     def handle_timeout(self, now: float) -> None:
-        """It is that time."""
+        """Act on the deadlines that have passed."""
         self._then(self.connection.handle_timeout, now)
 
     def _ready(self, mask: int) -> None:
@@ -222,7 +221,7 @@ class Link:
     # -- output ----------------------------------------------------------------------------------
 
     def _then(self, call: Callable[[float], None], now: float | None = None) -> None:
-        """Make one call to the connection, then do what it wants. Everything happens here."""
+        """Make a call to the connection, then send its bytes and perform its tasks."""
         if self.closed:
             return
         try:
@@ -230,7 +229,7 @@ class Link:
             self._flush()
             for task in self.connection.tasks():
                 perform(task, self._worker)
-        except Exception as error:  # noqa: BLE001 - our bug ends this session, never the loop
+        except Exception as error:  # noqa: BLE001 - a bug ends this session, never the loop
             self._observer.trouble(error)
             self.close()
         if self.connection.closed:
@@ -311,7 +310,7 @@ class Arrival:
         return self._acceptor.next_timeout()
 
     def handle_timeout(self, now: float) -> None:
-        """It is that time."""
+        """Act on the deadlines that have passed."""
         self._decide(self._acceptor.handle_timeout(now))
 
     def _ready(self, mask: int) -> None:
@@ -336,6 +335,6 @@ class Arrival:
 
 
 def prepare(sock: socket.socket) -> None:
-    """Make a connected socket ready for a loop; small frames are not to wait for more."""
+    """Make a connected socket non-blocking, and send small frames without delay."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

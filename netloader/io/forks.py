@@ -4,7 +4,7 @@ A child that is forked without exec inherits every descriptor and every finalize
 it kept a listening socket, the port would stay in use after the parent closed it, and clients would
 connect and never get an answer. If it kept a connection, the peer would not notice that the parent
 had closed it. A finalizer that runs in both processes would remove what the parent still uses. The
-child has none of the parent's threads, so netloader does not work there in any case.
+child has none of the parent's threads, so netloader cannot run there.
 
 In the child, descriptors are closed, but never shut down and never removed from a selector: the
 parent still uses the connection and the epoll set.

@@ -1,7 +1,8 @@
 """Host memory as bytes, without a copy. A tensor lives as long as its views.
 
-Numbers only: a torch operation gives up the interpreter lock, and beside a busy thread it takes up
-to 5 ms to have it back, for each of ten thousand tensors.
+Memory is found by its address, without a torch operation. A torch operation gives up the
+interpreter lock, and next to a busy thread it takes up to 5 ms to get it back: for each of ten
+thousand tensors.
 """
 
 import bisect
@@ -31,10 +32,10 @@ def span_of(tensor: Tensor, start: int, length: int) -> memoryview:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written in place, as far as torch counts: not through `.data`.
+    """How often torch saw a tensor written in place. Writes through `.data` are not counted.
 
-    NO_COUNTER for one that was made in inference mode. `is_inference()` would tell, but it gives up
-    the interpreter lock.
+    NO_COUNTER for a tensor that was made in inference mode. (`is_inference()` would answer that
+    too, but gives up the interpreter lock.)
     """
     try:
         return tensor._version  # noqa: SLF001 - torch has no other name for it
@@ -43,11 +44,11 @@ def version_of(tensor: Tensor) -> int:
 
 
 def unwritable(extents: Iterable[tuple[str, int, int]]) -> list[str]:
-    """The names of what lies, in part, in memory that this process may only read.
+    """The names of the extents of which some byte is in memory that this process may only read.
 
     `extents` are names, each with the addresses of its first byte and of the one after its last.
-    Looks at the kernel's list of mappings and touches no memory, which others may be reading. Where
-    there is no such list, all counts as writable.
+    Reads the kernel's list of mappings, and does not touch the memory itself. Without such a list,
+    all counts as writable.
     """
     begins, ends = _writable()
     found: list[str] = []
@@ -59,7 +60,7 @@ def unwritable(extents: Iterable[tuple[str, int, int]]) -> list[str]:
 
 
 def _writable() -> tuple[list[int], list[int]]:
-    """Where memory that may be written begins and ends, neighbours joined; ascending."""
+    """Begins and ends of the writable mappings, ascending; adjacent ones are joined."""
     begins: list[int] = []
     ends: list[int] = []
     with contextlib.suppress(OSError):

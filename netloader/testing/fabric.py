@@ -31,7 +31,7 @@ ALL_SEGMENTS = 1 << 30
 
 
 class Holding:
-    """What a client keeps from source to source: contents by segment, and which are verified."""
+    """The store of a client: contents by segment, and which of them are verified."""
 
     def __init__(self) -> None:
         self.progress = Progress()
@@ -72,7 +72,7 @@ class Fabric:
         self.portion = ALL_SEGMENTS
         """How many segments a client asks for at a time; 0: it needs nothing of this source."""
         self.sending: tuple[int, ...] = ()
-        """What the server was asked for: the client is given these, whatever it expects."""
+        """The segments of the last request: the client is given these, whatever it expects."""
         self.sent = False
 
     def nbytes(self, segments: Iterable[int]) -> int:
@@ -92,10 +92,10 @@ def next_request(order: ChooseSegments, portion: int) -> Ask | Finish | None:
 
 
 class Hands:
-    """Carries out the tasks of one side, when the world says so.
+    """Carries out the tasks of one side, when the test chooses it.
 
-    A driver calls `begin` with an order, and `audit`, `abort` and `close` when it is told to. It
-    sets `post` to what takes the events that come of it.
+    A driver calls `begin`, `audit`, `abort` and `close`. It sets `post` to the function that takes
+    the events of orders.
     """
 
     def __init__(self, side: Side, fabric: Fabric) -> None:

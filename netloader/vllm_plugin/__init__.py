@@ -30,7 +30,7 @@ def register() -> None:
 
 
 def _after_rival() -> dict[str, str]:
-    """Call the rival's entry point now, so that ours comes last whichever vLLM calls first.
+    """Call the rival's entry point now, so that netloader's registration is the last one.
 
     The entry point, and not the module behind it: it patches vLLM before it imports that. When vLLM
     calls it again, it changes nothing. One that VLLM_PLUGINS leaves out stays out.

@@ -1,4 +1,4 @@
-"""Tensors that cannot be written in place. Each moves in when all of its bytes have arrived.
+"""Tensors that cannot be written in place. Each is assigned when all of its bytes have arrived.
 
 A tensor with holes, or in a private storage format, is put together in a contiguous copy on the
 same device. When it is whole, its elements are assigned to the tensor.

@@ -123,7 +123,7 @@ def peer(subject: Subject, act: str, endpoint: str = "") -> Iterator[Peer]:
 
 
 def _hold(done: int, total: int) -> None:
-    """Say that half has come, and go on only when told to."""
+    """Report that half has arrived, and wait for a line before going on."""
     if done >= total / 2:
         _say("half")
         sys.stdin.readline()
@@ -156,7 +156,7 @@ def main() -> None:
         right = outcome.ok and contents(target) == contents(medium(1))
         _say("right" if right else f"wrong: {outcome.attempts}")
     sys.stdout.flush()
-    os._exit(0)  # what a library leaves is of no interest here
+    os._exit(0)  # without the exit handlers of libraries
 
 
 def fills_another_process(subject: Subject) -> None:
@@ -168,7 +168,7 @@ def fills_another_process(subject: Subject) -> None:
 
 
 def client_killed(subject: Subject) -> None:
-    """A client that is killed in the middle costs the server nothing for long."""
+    """When a client is killed in the middle, the server frees its place and serves the next."""
     fills_another_process(subject)  # what libraries make once, and keep
     before, files = holdings(), shared_files()
     with TRANSPORTS.registered(subject.transport):

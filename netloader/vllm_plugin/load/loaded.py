@@ -41,7 +41,7 @@ class Loaded:
     """Of the raw tensors; empty when they are not known."""
     snapshot: RawSnapshot | None = None
     obstacle: str = ""
-    """Why there is no snapshot, if it is not simply that none is wanted."""
+    """Why there is no snapshot; empty if none is wanted."""
     filled: frozenset[str] = frozenset()
     """Tensors that travel beside parameters and persistent buffers, see `provenance`."""
     constructed: Mapping[str, int] = field(default_factory=dict)
@@ -77,7 +77,7 @@ def read(
     model_config: ModelConfig,
     keeping: Keeping | None,
 ) -> Loaded:
-    """Have the ordinary loader read the checkpoint, and remember what that did to the model.
+    """Have the ordinary loader read the checkpoint, and record its changes to the model.
 
     Raises what that loader raises, and nothing else.
     """

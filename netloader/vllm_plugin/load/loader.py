@@ -111,7 +111,7 @@ class NetLoader(BaseModelLoader):
             return self._first(plan, build)
         except RebuildError as error:
             outcome = error.outcome
-        # Only now, outside the handler, does no frame refer to the first model any more.
+        # Outside the handler, no frame refers to the first model, so its memory is freed.
         traces.undo()
         gc.collect()
         if torch.accelerator.is_available():
@@ -158,8 +158,8 @@ class NetLoader(BaseModelLoader):
     ) -> Iterable[tuple[str, Tensor]]:
         """For vLLM's `reload_weights`: from the sources as at start, else from the checkpoint.
 
-        With another path than the one the model was started with, the checkpoint there is meant,
-        whatever FALLBACK says: it was asked for.
+        With another path than the one the model was started with, the checkpoint there is read,
+        whatever FALLBACK says, because the caller asked for it.
 
         Raises:
             NotImplementedError: neither can be done.
@@ -218,7 +218,7 @@ class NetLoader(BaseModelLoader):
         return received, outcome
 
     def _adopted(self, plan: LoadPlan, model: nn.Module, outcome: Outcome | None) -> Outcome | None:
-        """Leave a model that was filled as the server's is otherwise; None when that failed."""
+        """Apply the server's state beside tensors to a filled model; None when that failed."""
         if outcome is not None and outcome.ok:
             try:
                 load_state.adopt(plan.state, model)
@@ -230,7 +230,7 @@ class NetLoader(BaseModelLoader):
     def _fits(
         self, plan: LoadPlan, model: nn.Module, constructed: Mapping[str, int] | None = None
     ) -> bool:
-        """Whether what the server's `load_weights` left behind can be left here as well.
+        """Whether the state that the server's `load_weights` left behind fits this model.
 
         `constructed` is how our model was constructed, where that has to be the same.
         """
@@ -246,10 +246,10 @@ class NetLoader(BaseModelLoader):
     def _prepare_processed(
         self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
     ) -> None:
-        """Fill a model with placeholders, and leave it otherwise as the server's was.
+        """Fill a model with placeholders, and apply the server's state beside tensors.
 
         Raises:
-            RebuildError: the server's is not of this kind.
+            RebuildError: the server's state does not fit this model.
         """
         self._placeholders(model, model_config)
         if not self._fits(plan, model):
@@ -300,7 +300,7 @@ class NetLoader(BaseModelLoader):
     def _receive(
         self, named: Sequence[Named], plan: LoadPlan, identity: Callable[[], Identity]
     ) -> Outcome | None:
-        """Fill tensors from the sources; None when that broke down.
+        """Fill tensors from the sources; None when that raised an error.
 
         Raises:
             UnsafeError: an aborted transfer may still write, so no loader may fill this model.

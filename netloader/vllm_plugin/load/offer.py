@@ -1,4 +1,4 @@
-"""Offer a loaded model: only what provably is what was loaded.
+"""Offer a loaded model, if its weights are proven to be those that were loaded.
 
 The raw layout if every original is there; else the processed one where kernels hide nothing; else
 none, and the log says why and what would help.

@@ -35,7 +35,7 @@ from netloader.vllm_plugin.serve.refusal import refuse
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """How one model is loaded: this rank, the sources to ask, what the first one said of itself."""
+    """How one model is loaded: this rank, the sources to ask, the description of the first one."""
 
     role: str
     rank: int
@@ -67,7 +67,7 @@ class LoadPlan:
     untied: bool = False
     """Whether the embeddings are untied because the checkpoint holds an `lm_head`."""
     refused: Outcome | None = None
-    """The sources that are another model, if there are any; they are not among `sources`."""
+    """The sources that serve another model; they are not among `sources`."""
     warned: tuple[str, ...] = ()
     """Names of what makes the first source answer the same request otherwise."""
 
@@ -187,7 +187,7 @@ class _Side:
         return compare.differences(mine, description.identity, self.model.overridden, told)
 
     def answers(self) -> Mapping[str, str]:
-        """The facts to tell clients; none when they cannot be found out."""
+        """The facts for clients; none if vLLM cannot tell them."""
         try:
             return {compare.ANSWERS: compare.answers_of(self.model).render()}
         except Exception as error:  # noqa: BLE001 - a warning less; the weights are right

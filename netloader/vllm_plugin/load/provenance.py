@@ -1,4 +1,4 @@
-"""What of a model is derived from weights, and whether it is sent: found out by walking the model.
+"""Finds out, by walking a model, which parts are derived from weights, and how they are sent.
 
 A model is walked after it was constructed and again after `load_weights`. What is the same at both
 times follows from the configuration and from the files that were read to construct it, which the

@@ -1,9 +1,9 @@
-"""Reload in place from sources: vLLM's own reload does the work, and we hand it the tensors.
+"""Reload in place from sources: vLLM's own reload does the work with received tensors.
 
 vLLM reloads layer by layer: it takes each layer back to the form it had before loading, has a
 checkpoint read into it, post-processes it, and copies the result to where the old weights are. Its
-`model.load_weights` expects tensors as they are in a checkpoint; ours are as they are after it. So
-the raw weights are received beside the model, and handed to each layer as they are.
+`model.load_weights` expects tensors in the form of a checkpoint, and received ones have the form
+after it. So raw weights are received into separate memory, and given to each layer as they are.
 """
 
 import weakref
@@ -27,7 +27,7 @@ from netloader.vllm_plugin.serve.worker import this_worker
 
 @dataclass(frozen=True, slots=True)
 class Reloadable:
-    """What is remembered of a model's load for a reload in place."""
+    """The record of a model's load that a reload in place needs."""
 
     plan: LoadPlan
     manifest: Manifest
@@ -42,7 +42,7 @@ def remember(model: nn.Module, load: Reloadable) -> None:
 
 
 def remembered(model: nn.Module) -> Reloadable | None:
-    """What `remember` was told of a model, if it was."""
+    """The value that `remember` stored for a model, if any."""
     load = this_worker().loads.get(model)
     return load if isinstance(load, Reloadable) else None
 
@@ -82,7 +82,7 @@ def unreadable(model: nn.Module) -> str:
 
 
 def beside(manifest: Manifest, device: torch.device) -> list[Named]:
-    """Empty tensors as a manifest describes them, aliases included; they cost what it says."""
+    """Empty tensors as a manifest describes them, aliases included; they take its `nbytes`."""
     sharing: dict[int, list[TensorSpec]] = {}
     for index, spec in enumerate(manifest.tensors):
         sharing.setdefault(index if spec.shares < 0 else spec.shares, []).append(spec)
@@ -171,7 +171,7 @@ def _registered(model: nn.Module, name: str) -> bool:
 
 
 def _layer_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The layer that holds a tensor, out of the wrapper an adapter may have put around it."""
+    """The layer that holds a tensor, without the wrapper of an adapter."""
     prefix, _, attribute = name.rpartition(".")
     layer = model.get_submodule(prefix)
     inner = getattr(layer, "base_layer", layer)
@@ -180,7 +180,7 @@ def _layer_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 @contextmanager
 def _takes_copies(layer: nn.Module) -> Iterator[None]:
-    """Let a layer, once it is taken back, load by plain copy: what comes is its own shard."""
+    """Have a layer load by plain copy in this reload: received tensors are its own shard."""
     parameters, buffers = get_layerwise_info(layer).restore_metadata
     own = (*layer._parameters.values(), *layer._buffers.values())  # noqa: SLF001 - not its children
     live = (tensor for tensor in own if tensor is not None)

@@ -1,4 +1,4 @@
-"""An instance on placeholders that is filled in place, and offered only then.
+"""An instance that starts with placeholders, is filled in place, and then offered.
 
 It starts with `FALLBACK: "dummy"` while no source is up, and offers nothing. When a source is up,
 vLLM's `reload_weights` fills it: the raw weights are received beside the model, and when the reload

@@ -1,4 +1,4 @@
-"""Jobs that are done when a reload is over that fills a model for the first time."""
+"""Jobs for the end of a reload that fills a model for the first time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

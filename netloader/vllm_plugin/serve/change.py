@@ -10,7 +10,7 @@ from netloader.vllm_plugin.serve.served_model import KNOWN_S, Changed, watched
 
 
 class Change:
-    """A change of one model that is under way, and what was seen of it."""
+    """A change of one model that is in progress, and what was seen of it."""
 
     def __init__(self, live: LiveModel) -> None:
         self._live = live
@@ -18,7 +18,7 @@ class Change:
         self._seen: Changed | None = None
 
     def begin(self, why: str) -> None:
-        """Offer nothing any more, unless the model is being changed already."""
+        """Fence the model, unless it is being changed already."""
         if self._live.changing:
             return
         self._live.changing = True
@@ -28,7 +28,7 @@ class Change:
         self._seen = self._stack.enter_context(watched(self._live.served))
 
     def abandon(self) -> None:
-        """The change failed: offer again, if every byte is what it was."""
+        """End a change that failed: offer the weights again if every byte is as before."""
         self._stack.close()
         if self._seen is not None:
             self._seen.originals.clear()  # on their way, and perhaps never used
@@ -36,7 +36,7 @@ class Change:
             self._settle(self._seen, lambda _: self._live.resume())
 
     def end(self) -> None:
-        """Offer what the weights are now."""
+        """End the change: offer the new weights."""
         self._stack.close()
         if self._seen is not None:
             self._settle(self._seen, self._live.renew)
@@ -56,7 +56,7 @@ class Change:
 
 @contextmanager
 def changing(models: Iterable[LiveModel], why: str) -> Iterator[None]:
-    """Offer nothing of some models inside the block, and after it what the weights are then.
+    """A block in which weights of some models change: they are fenced, and offered afterwards.
 
     When the block fails and weights are half changed, they stay fenced until the next change.
     """

@@ -1,9 +1,9 @@
 """Watches weights on offer for changes that no watched method makes.
 
-Each published model is audited from time to time, at a hundredth of one core. What a session or an
-audit finds to be changed is withdrawn at once. The new bytes are offered only if they are all that
-the engine uses: nothing that its kernels made of the weights follows from a tensor that changed,
-and they are the same at two moments, some seconds apart.
+Each published model is audited from time to time, at a hundredth of one core. A model that a
+session or an audit finds changed is withdrawn at once. The new bytes are offered only if they are
+all that the engine uses: nothing that its kernels made of the weights follows from a tensor that
+changed, and they are the same at two moments, some seconds apart.
 """
 
 import threading
@@ -20,13 +20,13 @@ from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.served_model import KNOWN_S, Changed, ServedModel
 
 REST = 100
-"""An audit that took a second is followed by a hundred without: one per cent of one core."""
+"""The pause after an audit, as a multiple of its duration: one per cent of one core."""
 AT_LEAST_S = 10.0
 """The least pause after an audit."""
 APART_S = 2.0
-"""Between two examinations of weights that were written without an announcement."""
+"""Seconds between two examinations of weights that were changed unannounced."""
 EXAMINATIONS = 30
-"""After this many that all differed nothing is offered any more."""
+"""After so many examinations that all differed, the weights are no longer offered."""
 
 
 class NotOnOfferError(Exception):
@@ -65,7 +65,7 @@ class ChangeMonitor:
         threading.Thread(target=audit, name="netloader-monitor", daemon=True).start()
 
     def _audit(self, published: PublishedModel) -> None:
-        """Look at every byte, on a thread that yields; then rest a hundred times as long.
+        """Hash every byte on a thread of low priority; then pause a hundred times as long.
 
         The first time this also shows that post-processing left every byte as it was digested.
         """
@@ -98,7 +98,7 @@ class ChangeMonitor:
         return True
 
     def _follow(self, successor: PublishedModel, changed: str) -> None:
-        """Examine weights until they stay what they are, then offer them; or say why not."""
+        """Examine weights until they stay the same, then offer them; or log why not."""
         served, before = self._publisher.served, tuple[str, ...]()
         why = "they keep changing"
         for _ in range(EXAMINATIONS):

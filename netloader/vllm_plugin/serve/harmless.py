@@ -1,4 +1,4 @@
-"""Keep our own errors away from the engine."""
+"""Keep errors of netloader away from the engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from netloader.vllm_plugin.log_base import LOG_BASE
 
 @contextmanager
 def harmless() -> Iterator[None]:
-    """Log an exception that leaves the block, and end it: the engine goes on without us."""
+    """Log an exception that leaves the block, and suppress it, so that the engine goes on."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - see above

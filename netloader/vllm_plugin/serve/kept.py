@@ -10,12 +10,12 @@ from netloader.io.store.module import ModuleStore, Named
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Raw tensors after post-processing, and what it costs to have them."""
+    """Raw tensors after post-processing, and the memory that keeping them takes."""
 
     named: tuple[Named, ...]
     weights: ModuleStore
     cached: frozenset[str] = frozenset()
-    """Names of the tensors that only we keep alive."""
+    """Names of the tensors that only netloader keeps alive."""
     cached_bytes: int = 0
     detached: frozenset[str] = frozenset()
     """Names under which the model now has other memory, or nothing: `cached` and a few more."""

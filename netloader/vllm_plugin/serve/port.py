@@ -25,7 +25,7 @@ FIRST_PORT, LAST_PORT = 1024, 65535
 
 @dataclass(frozen=True, slots=True)
 class PortChoice:
-    """Where a rank is to listen, and which file is to say so."""
+    """Where a rank is to listen, and the path of its address file."""
 
     host: str
     """Empty: every address, so that other hosts reach it."""
@@ -108,7 +108,7 @@ def _tell_failed(choice: PortChoice, error: Exception, logger: Logger) -> None:
 
 
 def _take_away(file: Path, told: str) -> None:
-    """Remove our address file; one that a later instance has put in its place meanwhile stays."""
+    """Remove the address file, unless a later instance has replaced it."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     file.rename(aside)  # one step: no other process writes to what is read and removed now
     try:

@@ -1,4 +1,4 @@
-"""Find the process that has a port, for a log line: as far as /proc tells, and without exceptions.
+"""Find the process that has a port, for a log line, by /proc; never raises.
 
 A worker whose API server was killed may live on, keep its port and serve. The next start finds the
 port taken, and only the number of that process helps.

@@ -1,10 +1,11 @@
 """What a rank offers of one model, and how that is collected again after the model has changed.
 
-After a change nothing is offered that the engine does not use. Raw tensors that the kernels
-still use have changed with the model. The others, which only we keep, must have been seen on their
-way through post-processing, or the kernels must hold bytewise what they held. And what kernels made
-of raw tensors must have been made again when those changed: each half is compared with what the
-usage record noted before. What is missed is lost until its layer is loaded again.
+After a change only weights that the engine uses are offered. Raw tensors that the kernels still
+use have changed with the model. The others, which only netloader keeps, must have been copied on
+their way through post-processing, or the kernels must hold the same bytes as before. And what
+kernels made of raw tensors must have been made again when those changed: both are compared with
+the usage record from before the change. A tensor for which this fails is lost until its layer is
+loaded again.
 """
 
 import weakref
@@ -70,7 +71,7 @@ def owners_of(model: nn.Module, kept: Kept) -> dict[str, "weakref.ref[nn.Module]
 
 
 def place_of(kept: Kept) -> str:
-    """Where the tensors are that only we keep."""
+    """Where the tensors are that only netloader keeps."""
     devices = {tensor.device.type for name, tensor in kept.named if name in kept.cached}
     return ("dram" if devices == {"cpu"} else "hbm") if devices else "nowhere"
 
@@ -123,7 +124,7 @@ class Originals:
         return found
 
     def _replaced(self) -> list[str]:
-        """Tensors that the kernels shared, and in whose place the model has others now."""
+        """Tensors that the kernels shared, and that the model has replaced."""
         places = ((name, layer(), self._tensors[name]) for name, layer in self._places.items())
         return [n for n, layer, t in places if t.numel() and not uses(layer, n, t)]
 
@@ -198,7 +199,7 @@ def _own(sources: Mapping[str, str]) -> dict[str, str]:
 def _rebuilds(owner: nn.Module) -> bool:
     """Whether vLLM's reload in place makes anew what the kernels of a layer hold.
 
-    On a CPU it does not for fused experts and packed int8 weights, and says nothing.
+    On a CPU it does not for fused experts and packed int8 weights, without an error.
     """
     kind = type(getattr(owner, "quant_method", None))
     on_cpu = all(parameter.device.type == "cpu" for parameter in owner.parameters())

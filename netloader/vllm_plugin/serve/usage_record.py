@@ -1,7 +1,7 @@
-"""What the engine uses, noted once and compared later: the offer must still stand for it.
+"""A record of what the engine uses, compared later to see that the offer is still valid.
 
 A client's verification covers the bytes it receives. It does not cover two things: that the engine
-still reads its weights from the memory on offer (`p.data = ...` leaves our handle on the old
+still reads its weights from the memory on offer (after `p.data = ...` the offer is the old
 memory), and that what kernels made of the weights (packed copies, repacked experts, absorbed
 projections) still belongs to the originals on offer. The usage record notes both.
 """
@@ -142,7 +142,7 @@ class UsageRecord:
             self._look_until_it_is_all(begun)
         except InterruptedError:
             return
-        except Exception as problem:  # noqa: BLE001 - then nothing can be said of the weights
+        except Exception as problem:  # noqa: BLE001 - then the weights cannot be compared
             if not self._settled:  # the engine is still being put together, and will be noted then
                 return
             error = _trouble(problem)
@@ -151,7 +151,7 @@ class UsageRecord:
             self._complete.set()
 
     def _look_until_it_is_all(self, begun: object) -> None:
-        """Look again when the engine has put something in place since: a draft, an adapter."""
+        """Look again if the engine has added something since: a draft, an adapter."""
         while (model := self._model()) is not None:
             found = inventory.take(model)
             shape = _shape_of(found)
@@ -164,7 +164,7 @@ class UsageRecord:
         raise InterruptedError("the model is gone")
 
     def pause(self) -> None:
-        """Return when nothing is read any more; `resume` allows it again."""
+        """Stop reading, and wait until nothing is read; `resume` allows it again."""
         self._over.set()
         with self._reading:
             pass
@@ -172,7 +172,7 @@ class UsageRecord:
             self._thread.join()
 
     def stop(self) -> None:
-        """Read nothing any more; does not wait for what is being read now."""
+        """Stop reading; does not wait for a read that runs."""
         self._over.set()
 
     def resume(self) -> None:

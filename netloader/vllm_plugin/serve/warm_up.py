@@ -3,7 +3,7 @@
 While an engine captures graphs, other threads must not copy or allocate on its device (CUDA:
 cudaStreamBeginCapture, mode global; CANN: aclmdlRICaptureBegin, the same), or the capture fails and
 the engine does not start. Before that it measures how much memory is free; what the communicator of
-a transfer takes then would be missing for good. Both are over when a worker has warmed up.
+a transfer takes then would be missing permanently. Both are over when a worker has warmed up.
 """
 
 import threading

@@ -43,7 +43,7 @@ class Worker:
         self.warm_up = WarmUp()
         self.after_reload = AfterReload()
         self.loads: ByModel[object] = ByModel()
-        """What `load.reload` remembers of each model's load: vLLM makes a new loader to reload."""
+        """The records of `load.reload` for each model: vLLM makes a new loader to reload."""
         self._servers: list[RankServer] = []
         self._update: ExitStack | None = None
         """The update by a trainer that has begun and not ended; vLLM allows one at a time."""
