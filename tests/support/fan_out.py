@@ -62,7 +62,7 @@ def _fill_when_told(
         transports=spec.transports,
         lanes=spec.lanes,
         deadlines=spec.deadlines,
-        report=lambda done, total: watch.reached(share=done / total),
+        report=lambda done, total: watch.reached("received", done / total),
         relay=relay,
     )
     module = build(0, spec)
