@@ -10,7 +10,7 @@ import torch
 from netloader.io.published import PublishedModel
 from netloader.log import capture
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
-from netloader.vllm_plugin.serve import server
+from netloader.vllm_plugin.serve import live_model
 from tests.unit.io.helpers import contents, eventually, module_of, random
 from tests.unit.vllm_plugin.helpers import (
     Model,
@@ -65,7 +65,7 @@ def test_a_wake_of_the_cache_alone_wakes_no_weights() -> None:
 @pytest.fixture
 def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this CPU count as a device."""
-    monkeypatch.setattr(server, "CPU", torch.device("meta"))
+    monkeypatch.setattr(live_model, "CPU", torch.device("meta"))
 
 
 @pytest.mark.usefixtures("on_a_device")
