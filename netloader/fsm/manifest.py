@@ -13,6 +13,7 @@ from operator import attrgetter
 from netloader.fsm.canonical import canonical
 from netloader.fsm.identity import ABSENT, Difference
 
+MIB = 1 << 20
 MIN_SEGMENT_BYTES = 64 * 1024
 """Smaller segments in an offer are refused: there would be millions of them."""
 
@@ -166,6 +167,15 @@ class Segment:
     index: int
     extents: tuple[Extent, ...]
     nbytes: int
+
+
+def suitable_segment_bytes(nbytes: int) -> int:
+    """The size of a segment for a model of `nbytes`: a 256th in whole MiB, from 1 to 64 MiB.
+
+    A relay has a segment to give when all of it is verified, so a chain of relays ends as many
+    segments later as it is long.
+    """
+    return min(max(-(-nbytes // 256 // MIB), 1), 64) * MIB
 
 
 def segment_count(nbytes: int, segment_bytes: int) -> int:

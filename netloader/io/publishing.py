@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from netloader.config import Deadlines, Secret, check_type, check_whole, texts
 from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import MIN_SEGMENT_BYTES
+from netloader.fsm.manifest import MIN_SEGMENT_BYTES, suitable_segment_bytes
 from netloader.fsm.messages import Offer
 from netloader.fsm.terms import CatalogEntry
 from netloader.io.arguments import Weights, texts_by_name
@@ -22,7 +22,6 @@ from netloader.io.watch import watched
 from netloader.log import Logger, emit, get_logger
 from netloader.wire.frames import sendable
 
-MIB = 1 << 20
 MOST_SEGMENT_BYTES = 1 << 40
 """More than any device holds: a whole model in one segment."""
 MOST_CLIENTS = (1 << 31) - 1
@@ -36,7 +35,8 @@ class ServerOptions:
     transports: tuple[str, ...] = ()
     """None: all that move memory of the device where the weights are."""
     layouts: tuple[str, ...] = ("raw",)
-    segment_bytes: int = 64 * MIB
+    segment_bytes: int | None = None
+    """None: a 256th of the model, in whole MiB, but at least 1 and at most 64 MiB."""
     max_clients: int = 2
     facts: Mapping[str, str] = field(default_factory=dict)
     """What a client may ask before it builds its model."""
@@ -50,7 +50,8 @@ class ServerOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "transports", texts("transports", self.transports))
         object.__setattr__(self, "layouts", texts("layouts", self.layouts))
-        check_whole("segment_bytes", self.segment_bytes, MIN_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
+        if (cut := self.segment_bytes) is not None:
+            check_whole("segment_bytes", cut, MIN_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
         check_whole("max_clients", self.max_clients, 1, MOST_CLIENTS)
         texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
         check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
@@ -79,7 +80,7 @@ def publish(
     entry = CatalogEntry(
         identity=sendable(identity),
         manifest=weights.manifest,
-        segment_bytes=options.segment_bytes,
+        segment_bytes=options.segment_bytes or suitable_segment_bytes(weights.manifest.nbytes),
         layouts=options.layouts,
         transports=options.transports or suited(weights.device.type, options.logger),
         digest_algorithms=tuple(ALGORITHMS)[:1],

@@ -15,6 +15,7 @@ from netloader.fsm.manifest import (
     root_digest,
     segment_count,
     segments_of,
+    suitable_segment_bytes,
 )
 
 
@@ -184,3 +185,11 @@ def test_the_digest_of_the_whole_depends_on_every_digest_and_their_order() -> No
     assert len(whole) == 64
     assert whole == root_digest(("x", "y"))
     assert len({whole, root_digest(["y", "x"]), root_digest(["x"]), root_digest([])}) == 4
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "mib"),
+    [(1, 1), (256 << 20, 1), ((256 << 20) + 1, 2), (1 << 30, 4), (16 << 30, 64), (1 << 40, 64)],
+)
+def test_segments_are_small_against_the_model(nbytes: int, mib: int) -> None:
+    assert suitable_segment_bytes(nbytes) == mib << 20

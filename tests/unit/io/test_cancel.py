@@ -310,7 +310,7 @@ def test_a_call_within_its_time_ends_as_without_a_limit() -> None:
     assert contents(target) == contents(zoo(1))
 
 
-def test_a_source_that_a_survey_had_no_time_for_is_not_called_silent() -> None:
+def test_a_source_that_describe_had_no_time_for_is_not_called_silent() -> None:
     def silent(peer: Peer) -> None:
         peer.hear()
         peer.hear()

@@ -31,7 +31,7 @@ def silent() -> Iterator[Endpoint]:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_silent_source_that_was_surveyed_costs_one_deadline_and_is_named(count: int) -> None:
+def test_a_silent_source_costs_describe_and_fill_one_deadline_and_is_named(count: int) -> None:
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(silent()) for _ in range(count)]
         begun = monotonic()
@@ -68,7 +68,7 @@ def test_a_source_that_refused_is_asked_again_for_it_may_be_starting() -> None:
     assert [a.reason for a in outcome.attempts] == [Reason.UNREACHABLE]
 
 
-def test_a_fill_without_a_survey_asks_everybody() -> None:
+def test_a_fill_without_describe_asks_every_source() -> None:
     with silent() as source:
         (attempt,) = fill(zoo(2), [source], IDENTITY, asking(deadlines=HURRIED)).attempts
     assert attempt.reason is Reason.DEADLINE_PASSED

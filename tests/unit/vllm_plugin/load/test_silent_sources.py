@@ -23,7 +23,7 @@ from tests.unit.vllm_plugin.load.test_plan import model_config, vllm_config
 HANDSHAKE_S = 3.0
 
 
-def test_what_a_survey_found_silent_is_not_asked_again_and_is_named(tmp_path: Path) -> None:
+def test_a_source_silent_in_describe_is_not_asked_again_and_is_named(tmp_path: Path) -> None:
     tensors = zoo.llama_tensors(1, torch.bfloat16)
     config = config_of(zoo.write(tmp_path / "m", zoo.llama_config(), tensors))
     with socket.create_server(("127.0.0.1", 0)) as listener:
