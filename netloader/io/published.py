@@ -43,6 +43,7 @@ def withdraw_only(published: "PublishedModel", why: str) -> bool:
     return False
 
 
+OnChange: TypeAlias = Callable[["PublishedModel", str], bool]
 Tell: TypeAlias = Callable[[Event], None]
 """Takes an event for a session, from any thread, without waiting."""
 
@@ -67,7 +68,7 @@ class PublishedModel:
         entry: CatalogEntry,
         max_clients: int,
         usage: Usage | None = None,
-        on_change: Callable[["PublishedModel", str], bool] = withdraw_only,
+        on_change: OnChange = withdraw_only,
         logger: Logger | None = None,
         on_session: OnSession | None = None,
     ) -> None:
@@ -94,10 +95,10 @@ class PublishedModel:
         self._tell(ev.DigestsKnown(known) if known else ev.DigestsAsked(), work)
 
     def seal_quietly(self) -> threading.Thread:
-        """Compute the digests on a thread of low priority, which is returned."""
+        """Compute the digests, if they are missing, on a thread of low priority, to be joined."""
         threads: list[threading.Thread] = []
         self._tell(ev.DigestsAsked(), lambda work: threads.append(self._begin(work)))
-        return threads[0] if threads else threading.current_thread()
+        return threads[0] if threads else in_background("netloader-seal", lambda: None)
 
     def audit(self) -> None:
         """Compare all weights with their digests, on this thread; changed ones are lost.
@@ -125,8 +126,7 @@ class PublishedModel:
     def doubt(self) -> None:
         """Audit in the background because a client received other bytes; offers wait for it.
 
-        A client may be wrong, or lie, so nothing happens while such an audit is under way, or soon
-        after one.
+        A client may lie, so nothing happens while such an audit is under way, or soon after one.
         """
         self._tell(ev.Doubted())
 
@@ -148,9 +148,7 @@ class PublishedModel:
         """These segments are verified and in their places; sessions are told."""
         self._tell(ev.SegmentsAvailable(tuple(segments)))
 
-    def watch(
-        self, usage: Usage | None, on_change: Callable[["PublishedModel", str], bool]
-    ) -> None:
+    def watch(self, usage: Usage | None, on_change: OnChange) -> None:
         """All is received and in use: watch it from now on."""
         self.usage, self._on_change = usage or AlwaysInUse(), on_change
 
@@ -229,8 +227,7 @@ class PublishedModel:
     def evict(self, why: str, timeout_s: float) -> bool:
         """Withdraw, end every session with `why`, and wait until nothing reads the weights.
 
-        Returns:
-            True if that was within `timeout_s` seconds: the memory may then be freed, or written.
+        True if that took `timeout_s` seconds at most: the memory may then be freed, or written.
         """
         self.withdraw(why)
         self._say(StopRequested(Reason.NOT_SERVING, why))
@@ -280,8 +277,7 @@ class PublishedModel:
             admitted = isinstance(self._take(ev.ClientArrived())[0], ev.Admit)
             if admitted:
                 self._sessions.append(tell)
-        if admitted:
-            self.tally.add(sessions=1)
+                self.tally.add(sessions=1)
         return admitted
 
     def leave(self, tell: Tell = _unheard) -> None:
@@ -328,9 +324,8 @@ class PublishedModel:
         """What it is in now, and what was done for its clients."""
         with self._change:
             state, clients, withdrawn = self._life.state, self._life.clients, self._life.refusal
-        nbytes = self.entry.manifest.nbytes
+        role, nbytes = self.entry.role, self.entry.manifest.nbytes
         sessions, sent_bytes = self.tally.read()
-        role = self.entry.role
         return ModelSnapshot(role, state, nbytes, clients, sessions, sent_bytes, withdrawn)
 
     def _tell(

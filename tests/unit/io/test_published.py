@@ -59,6 +59,14 @@ def test_sealing_in_the_background_gives_the_same_digests() -> None:
     assert not thread.is_alive()
 
 
+def test_what_is_withdrawn_before_it_is_sealed_has_no_digests_and_nothing_to_wait_for() -> None:
+    published = published_of(model())
+    published.withdraw("the engine sleeps")
+    published.seal_quietly().join(SOON_S)
+
+    assert published.digests(0) == ()
+
+
 def test_background_work_is_nicer_than_the_engine() -> None:
     seen: list[int] = []
     mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
