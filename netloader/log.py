@@ -53,6 +53,7 @@ class EventSpec(NamedTuple):
 
 _info = partial(EventSpec, ("info",))
 _info_or_debug = partial(EventSpec, ("info", "debug"))
+_debug = partial(EventSpec, ("debug",))
 _closing = partial(EventSpec, ("info", "warning", "debug"))
 _warning = partial(EventSpec, ("warning",))
 _error = partial(EventSpec, ("error",))
@@ -88,6 +89,9 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.session.transition": _info_or_debug("The state changed (debug: it stayed)."),
         "netloader.session.closed": _closing("The whole session in one line."),
         "netloader.peer.violation": _warning("The peer broke the protocol."),
+        "netloader.transport.refused": _debug(
+            "A transport of the offer cannot be opened, and why; the next one is tried."
+        ),
         "netloader.transport.left_out": _warning("A faster transport cannot be used, and why."),
         "netloader.transfer.started": _info("Bytes begin to move."),
         "netloader.transfer.finished": _info("All bytes of the session have moved."),

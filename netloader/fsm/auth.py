@@ -1,6 +1,7 @@
 """Mutual authentication by a shared token: HMAC-SHA256 (RFC 2104) over the messages.
 
-Four messages carry a `mac`: the server's challenge, offer and description, and the client's proof.
+Five messages carry a `mac`: the server's challenge, offer and description, and the client's proof
+and answer.
 Each `mac` covers the whole client hello, the server's nonce and every other field of its message.
 An attacker on the path can therefore neither change one of these messages nor replay it in another
 session. docs/protocol/conversation.md shows the bytes.
@@ -16,6 +17,7 @@ from netloader.config import Secret
 from netloader.fsm.canonical import canonical
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
+    Answer,
     Challenge,
     Description,
     Hello,
@@ -23,7 +25,7 @@ from netloader.fsm.messages import (
     Proof,
 )
 
-Proven: TypeAlias = Challenge | Proof | Offer | Description
+Proven: TypeAlias = Challenge | Proof | Offer | Description | Answer
 """The messages that carry a proof."""
 P = TypeVar("P", bound=Proven)
 
@@ -32,6 +34,7 @@ SPEAKERS: Final[Mapping[type[Proven], str]] = {
     Proof: "client",
     Offer: "server",
     Description: "server",
+    Answer: "client",
 }
 """Which side sends each of them."""
 

@@ -5,12 +5,11 @@ from dataclasses import replace
 
 from netloader.errors import LocalProtocolError
 from netloader.fsm import auth
+from netloader.fsm.client_opening import OPENING, choice, open_next
 from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import (
-    ChooseSegments,
     Effect,
     NoteAvailable,
-    OpenTransport,
     Send,
     Settle,
     StartTransfer,
@@ -26,7 +25,6 @@ from netloader.fsm.events import (
     StopRequested,
     TransferFailed,
     Transferred,
-    TransportReady,
 )
 from netloader.fsm.messages import (
     Begin,
@@ -232,16 +230,7 @@ def _accept(session: ClientSession, event: Offer) -> Iterable[Effect]:
     everything = ((0, len(event.segment_digests)),)
     ranges = everything if event.availability is None else event.availability
     session.available = segments_in(ranges)
-    yield OpenTransport(session.offer)
-
-
-def _choose(session: ClientSession, event: TransportReady) -> Iterable[Effect]:
-    del event
-    yield _choice(session)
-
-
-def _choice(session: ClientSession) -> ChooseSegments:
-    return ChooseSegments(session.lacking, session.requests.count + 1, session.available)
+    return open_next(session)
 
 
 def _learn_of_more(session: ClientSession, event: Have) -> Iterable[Effect]:
@@ -303,7 +292,7 @@ def _go_on(session: ClientSession, event: Complete | Transferred) -> Iterable[Ef
     session.lacking = tuple(sorted({*session.lacking}.difference(brought)))
     session.requests = session.requests.completed()
     session.begun = session.completed = session.received = False
-    yield _choice(session)
+    yield choice(session)
 
 
 def _too_late(session: ClientSession, event: Ask | Transferred) -> Iterable[Effect]:
@@ -351,7 +340,7 @@ TABLE: Table[ClientSession] = complete(
         row(H, Offer,           F, _refuse_manifest,  when=_other_manifest),
         row(H, Offer,           F, _refuse_offer,     when=_unusable),
         row(H, Offer,           V, _accept),
-        row(V, TransportReady,  V, _choose),
+        *OPENING,
         row(V, TransferFailed,  F, failed),
         row(V, Have,            V, _learn_of_more,    when=_news),
         row(V, Ask,             V, _ask),

@@ -3,7 +3,16 @@
 from typing import ClassVar
 
 from netloader.config import Deadlines
-from netloader.fsm.messages import PROTOCOL_VERSION, Challenge, Description, Hello, Offer, Purpose
+from netloader.fsm.messages import (
+    PROTOCOL_VERSION,
+    Challenge,
+    Description,
+    Hello,
+    Offer,
+    Opened,
+    Purpose,
+    Unopened,
+)
 from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Session
 from netloader.fsm.terms import FetchSpec
 
@@ -12,16 +21,20 @@ class ClientSession(Session):
     """The session with one source. The caller makes `nonce`."""
 
     __slots__ = (
+        "answered",
         "available",
         "begun",
         "challenge",
         "completed",
+        "crossing",
         "cut",
         "description",
+        "joined",
         "lacking",
         "nonce",
         "offer",
         "received",
+        "reply",
         "spec",
     )
 
@@ -32,6 +45,12 @@ class ClientSession(Session):
         self.nonce = nonce
         self.challenge: Challenge | None = None
         self.offer: Offer | None = None
+        self.answered = self.joined = False
+        """What this side has done of the candidate at hand."""
+        self.reply: Opened | Unopened | None = None
+        """What the server has said of it."""
+        self.crossing: frozenset[str] = frozenset()
+        """Candidates that this side gave up before the server has said what became of them."""
         self.available: frozenset[int] = frozenset()
         """Segments that the source has said it has."""
         self.lacking: tuple[int, ...] = ()
@@ -64,6 +83,12 @@ class ClientSession(Session):
             serves_at=spec.serves_at,
             manifest_digest="" if spec.purpose is Purpose.DESCRIBE else spec.manifest.digest,
         )
+
+    @property
+    def later_candidates(self) -> tuple[str, ...]:
+        """The candidates after the one at hand; all, while there is none."""
+        names = tuple(each.transport for each in self.offer.candidates) if self.offer else ()
+        return names[names.index(self.transport) + 1 :] if self.transport else names
 
     @property
     def proven(self) -> bool:

@@ -1,6 +1,7 @@
 """What a session asks of its driver: a closed union of frozen dataclasses."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from netloader.config import Endpoint
@@ -36,12 +37,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class PrepareOffer:
-    """Server: reserve a place, have the digests ready, make the transport wait for its peer.
+    """Server: reserve a place, have the digests ready, and a rendezvous of each transport.
 
-    `entry` is the place, among the session's entries, of the one the client asked for.
+    `transports` are those that both sides have, in the client's order. One that cannot be used is
+    left out of the offer. `entry` is the place, among the session's entries, of the one the client
+    asked for.
     """
 
-    transport: str
+    transports: tuple[str, ...]
     digest_algorithm: str
     entry: int
     serves_at: str = ""
@@ -50,9 +53,25 @@ class PrepareOffer:
 
 @dataclass(frozen=True, slots=True)
 class OpenTransport:
-    """Client: open this end of the transport that the offer names."""
+    """Client: open this end of a candidate of the offer; then report what it answers.
+
+    An end that was opened for an earlier candidate of the session is ended first.
+    """
 
     offer: Offer
+    transport: str
+
+
+@dataclass(frozen=True, slots=True)
+class JoinTransport:
+    """Do what takes both ends of a candidate, at the same time as the peer does.
+
+    Client: its own end is open. Server: the client's end is open, and answers so; the ends of
+    earlier candidates are ended first.
+    """
+
+    transport: str
+    answer: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +127,7 @@ Effect: TypeAlias = (
     Send
     | PrepareOffer
     | OpenTransport
+    | JoinTransport
     | ChooseSegments
     | NoteAvailable
     | StartTransfer

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, get_args
 
-from netloader.fsm.messages import Message
+from netloader.fsm.messages import Candidate, Message
 from netloader.fsm.reasons import Reason
 
 
@@ -54,14 +54,16 @@ class StopRequested:
 
 @dataclass(frozen=True, slots=True)
 class OfferReady:
-    """Server: a place is reserved, digests are known, the transport waits for its peer."""
+    """Server: a place is reserved, digests are known, the candidates wait for their peer."""
 
-    rendezvous: Mapping[str, str] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
     segment_digests: tuple[str, ...] = ()
     available: frozenset[int] | None = None
     """The segments available now; None: all, and no `MoreAvailable` will come."""
     other_sources: tuple[str, ...] = ()
     """`host:port` of others that may have the same weights."""
+    left_out: tuple["TransportRefused", ...] = ()
+    """Transports that both sides have, but that cannot be used now; for the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class MoreAvailable:
 
 @dataclass(frozen=True, slots=True)
 class OfferRefused:
-    """Server: no offer can be made now."""
+    """Server: no offer can be made now, or there is no room for the candidate that was answered."""
 
     reason: Reason
     detail: str
@@ -83,7 +85,26 @@ class OfferRefused:
 
 @dataclass(frozen=True, slots=True)
 class TransportReady:
-    """Client: its end of the transport is open."""
+    """Client: its end of the candidate is open, and has this to say to the server's."""
+
+    transport: str
+    answer: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TransportJoined:
+    """What takes both ends of the candidate is done on this side."""
+
+    transport: str
+
+
+@dataclass(frozen=True, slots=True)
+class TransportRefused:
+    """The candidate cannot be opened or joined here. Nothing was moved: another one may do."""
+
+    transport: str
+    reason: Reason
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +131,7 @@ class Transferred:
 
 @dataclass(frozen=True, slots=True)
 class TransferFailed:
-    """The transport could not open, or failed on the way."""
+    """The transport failed, or something else that the session cannot go on without."""
 
     reason: Reason
     detail: str
@@ -127,6 +148,8 @@ LocalEvent: TypeAlias = (
     | OfferRefused
     | MoreAvailable
     | TransportReady
+    | TransportJoined
+    | TransportRefused
     | Ask
     | Finish
     | Transferred

@@ -66,13 +66,22 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A transport that a session may use, and what a client must know to open its end of it."""
+
+    transport: str
+    rendezvous: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
-    """Server: the tensors, segments, digests and transport of a transfer."""
+    """Server: the tensors, segments and digests of a transfer, and its transports in order."""
 
     session: str
     identity: Identity
     layout: str
-    transport: str
+    candidates: tuple[Candidate, ...]
+    """In the order in which the client is to try them; no transport twice."""
     digest_algorithm: str
     manifest: Manifest | None
     """None: it has the digest that the hello names."""
@@ -80,13 +89,41 @@ class Offer:
     segment_digests: tuple[str, ...]
     root: str
     """The digest over the segment digests: see `root_digest`."""
-    rendezvous: Mapping[str, str] = field(default_factory=dict)
     availability: Ranges | None = None
     """The segments that the server has; None: all."""
     other_sources: tuple[str, ...] = ()
     """`host:port` of others that may have the same weights; nothing is proven of them."""
     mac: str = ""
     """The server's proof of it; empty without a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Client: its end of this candidate is open, and this is what the server's must know of it.
+
+    The candidates are answered in the order of the offer, each at most once, and none after the
+    first request. An answer takes back the one before.
+    """
+
+    transport: str
+    rendezvous: Mapping[str, str] = field(default_factory=dict)
+    mac: str = ""
+    """The client's proof of it; empty without a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Server: its end of this candidate is open too; requests go over it."""
+
+    transport: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """Server: its end of this candidate cannot be opened, and why; the next one may do."""
+
+    transport: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +135,7 @@ class Have:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Client: its end of the transport is ready; it asks for these segments.
+    """Client: both ends of a transport are open; it asks for these segments.
 
     Requests of a session are numbered from 1. The next one may follow when this one is complete. No
     segment is asked for twice, and only the first request may be empty.
@@ -155,6 +192,8 @@ class Lane:
 
     session: str
     index: int
+    transport: str = ""
+    """The candidate that it is for; empty: the first of the offer."""
 
 
 Message: TypeAlias = (
@@ -163,6 +202,9 @@ Message: TypeAlias = (
     | Proof
     | Description
     | Offer
+    | Answer
+    | Opened
+    | Unopened
     | Have
     | Request
     | Begin

@@ -34,6 +34,7 @@ from netloader.fsm.messages import (
 )
 from netloader.fsm.ranges import ranges_of
 from netloader.fsm.reasons import Reason
+from netloader.fsm.server_opening import OPENING
 from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import (
     doubted,
@@ -49,7 +50,7 @@ from netloader.fsm.session import (
 )
 from netloader.fsm.states import LIVING, State
 from netloader.fsm.table import Limit, Program, Table, build, check, complete, every, row
-from netloader.fsm.terms import MAX_LANES, MAX_OTHER_SOURCES, places
+from netloader.fsm.terms import MAX_CANDIDATES, MAX_LANES, MAX_OTHER_SOURCES, places
 
 # -- guards --------------------------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
 
 def _offered_and_valid(session: ServerSession, event: Request) -> bool:
     allowed = session.requests.allow(event, len(session.segment_digests))
-    return session.offered and allowed and 1 <= event.lanes <= MAX_LANES
+    return session.opened and allowed and 1 <= event.lanes <= MAX_LANES
 
 
 def _too_early(session: ServerSession, event: Request) -> bool:
@@ -142,17 +143,16 @@ def _differences(session: ServerSession, hello: Hello) -> tuple[Difference, ...]
     return mine.differences(hello.identity)
 
 
-def _shared(session: ServerSession, hello: Hello) -> tuple[str, str, str]:
-    """Layout, transport, digest algorithm: the client's first choice that is here too, or ''."""
+def _shared(session: ServerSession, hello: Hello) -> tuple[tuple[str, ...], ...]:
+    """Layouts, transports, digest algorithms that are here too, in the client's order."""
     entry = session.entries[session.chosen(hello)]
-
-    def first(wanted: tuple[str, ...], able: tuple[str, ...]) -> str:
-        return next((name for name in wanted if name in able), "")
-
-    return (
-        first(hello.layouts, entry.layouts),
-        first(hello.transports, entry.transports),
-        first(hello.digest_algorithms, entry.digest_algorithms),
+    return tuple(
+        tuple(name for name in dict.fromkeys(wanted) if name in able)
+        for wanted, able in (
+            (hello.layouts, entry.layouts),
+            (hello.transports, entry.transports),
+            (hello.digest_algorithms, entry.digest_algorithms),
+        )
     )
 
 
@@ -217,32 +217,33 @@ def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
 
 def _prepare(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     session.hello = _hello(session, event)
-    _, transport, algorithm = _shared(session, session.hello)
+    _, transports, algorithms = _shared(session, session.hello)
     announced = [str(place) for place in places((session.hello.serves_at,))]
     serves_at = "".join(announced)
-    yield PrepareOffer(transport, algorithm, session.chosen(session.hello), serves_at)
+    entry = session.chosen(session.hello)
+    yield PrepareOffer(transports[:MAX_CANDIDATES], algorithms[0], entry, serves_at)
 
 
 def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
     if session.hello is None:
         raise AssertionError("an offer is only prepared after a hello")
-    layout, transport, algorithm = _shared(session, session.hello)
+    layouts, _, algorithms = _shared(session, session.hello)
     mine = session.entry
     session.offered, session.segment_digests = True, event.segment_digests
+    session.candidates = tuple(candidate.transport for candidate in event.candidates)
     everything = frozenset(range(len(event.segment_digests)))
     there = everything if event.available is None else event.available | session.available
     session.available = there
     offer = Offer(
         session=session.session_id,
         identity=mine.identity,
-        layout=layout,
-        transport=transport,
-        digest_algorithm=algorithm,
+        layout=layouts[0],
+        candidates=event.candidates,
+        digest_algorithm=algorithms[0],
         manifest=None if session.hello.manifest_digest == mine.manifest.digest else mine.manifest,
         segment_bytes=mine.segment_bytes,
         segment_digests=event.segment_digests,
         root=root_digest(event.segment_digests),
-        rendezvous=event.rendezvous,
         other_sources=event.other_sources[:MAX_OTHER_SOURCES],
         availability=None if event.available is None else ranges_of(there),
     )
@@ -323,6 +324,7 @@ TABLE: Table[ServerSession] = complete(
         row(H, Proof,         V, _prepare),
         row(V, OfferReady,    V, _offer),
         row(V, OfferRefused,  F, _turn_away),
+        *OPENING,
         row(V, MoreAvailable, V, _note_more,         when=_unoffered),
         row(V, MoreAvailable, V, _tell_of_more),
         row(V, Request,       F, _refuse_early,      when=_too_early),

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from netloader.config import Deadlines
 from netloader.fsm.manifest import segment_count
-from netloader.fsm.messages import Hello
+from netloader.fsm.messages import Answer, Hello
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Session
 from netloader.fsm.states import State
 from netloader.fsm.terms import CatalogEntry
@@ -15,10 +15,14 @@ class ServerSession(Session):
 
     __slots__ = (
         "available",
+        "candidates",
         "entries",
+        "held",
         "hello",
+        "joining",
         "nonce",
         "offered",
+        "opened",
         "segment_digests",
         "session_id",
     )
@@ -38,6 +42,14 @@ class ServerSession(Session):
         self.nonce = nonce
         self.hello: Hello | None = None
         self.offered = False
+        self.candidates: tuple[str, ...] = ()
+        """The transports of the offer, in order."""
+        self.held: Answer | None = None
+        """One that waits until an earlier candidate is not being joined any more."""
+        self.joining = False
+        """Whether a candidate is being joined."""
+        self.opened = False
+        """Whether the client was told that the candidate at hand is open here."""
         self.available: frozenset[int] = frozenset()
         """Segments that were announced to the client."""
         self.segment_digests: tuple[str, ...] = ()
@@ -57,6 +69,12 @@ class ServerSession(Session):
     def entry(self) -> CatalogEntry:
         """The entry that the client chose; the first one before its hello."""
         return self.entries[0 if self.hello is None else self.chosen(self.hello)]
+
+    @property
+    def later_candidates(self) -> tuple[str, ...]:
+        """The candidates after the one at hand; all, while there is none."""
+        names = self.candidates
+        return names[names.index(self.transport) + 1 :] if self.transport else names
 
     @property
     def sent(self) -> bool:

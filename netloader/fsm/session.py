@@ -61,6 +61,7 @@ class Session:
         "requests",
         "state",
         "touched",
+        "transport",
         "verdict",
     )
 
@@ -74,6 +75,8 @@ class Session:
         self.verdict: Verdict | None = None
         self.touched = False
         self.requests = Requests()
+        self.transport = ""
+        """The candidate that is opened, or is open; empty before there is one."""
         self._effects: tuple[Effect, ...] = ()
         self._row: Row[Any] | None = None
         self.entered = now
@@ -117,10 +120,11 @@ class Session:
     def phase(self) -> object:
         """The deadline starts again when this value changes.
 
-        In TRANSFER each request has a deadline of its own, and so has the time between two.
+        In VALIDATE each candidate of the offer has a deadline of its own, and in TRANSFER each
+        request and the time between two.
         """
         if self.state is not State.TRANSFER:
-            return self.state
+            return self.state, self.transport
         return self.requests.count, self.request is None
 
     @property

@@ -178,9 +178,10 @@ def _other_root(source: Source, event: Offered) -> bool:
 
 
 def _could_not_begin(source: Source, event: SourceFailed) -> bool:
-    """Whether the transport failed before a segment came, and another one is left.
+    """Whether a transport that was open failed before a segment came, and another one is left.
 
-    A library may refuse what a connection can do, HCCL for instance two processes on one device.
+    Its session is over: a request at hand cannot go on over another transport. Where a transport
+    cannot be opened at all, the session itself goes on to the next one.
     """
     failed = event.reason is Reason.TRANSFER_FAILED and not source.delivered
     return failed and event.another_transport and not source.stepped_down

@@ -14,11 +14,15 @@ from netloader.fsm.manifest import (
     root_digest,
     segment_count,
 )
-from netloader.fsm.messages import Offer, Purpose
+from netloader.fsm.messages import Candidate, Offer, Purpose
 from netloader.fsm.ranges import are_ranges
 
 MAX_OTHER_SOURCES = 16
 """Sources that one message names. A source that names thousands wants us to dial them all."""
+MAX_CANDIDATES = 8
+"""Transports that one offer names."""
+MAX_RENDEZVOUS_BYTES = 4096
+"""Of all texts of one rendezvous or answer, in UTF-8; a few hundred is what transports need."""
 MAX_LANES = 16
 """More connections than this only fight for the same link."""
 
@@ -46,12 +50,14 @@ class FetchSpec:
         """Why an offer for the right tensors cannot be used all the same, or ''."""
         choices = (
             ("layout", offer.layout, self.layouts),
-            ("transport", offer.transport, self.transports),
             ("digest algorithm", offer.digest_algorithm, self.digest_algorithms),
+            *(("transport", each.transport, self.transports) for each in offer.candidates),
         )
         for name, choice, able in choices:
             if choice not in able:
                 return f"the server chose a {name} that was not asked for"
+        if why := _flaw_of_candidates(offer.candidates):
+            return why
         if offer.segment_bytes < MIN_SEGMENT_BYTES:
             return f"segments below {MIN_SEGMENT_BYTES} bytes"
         expected = segment_count(self.manifest.nbytes, offer.segment_bytes)
@@ -89,6 +95,23 @@ class CatalogEntry:
     def role(self) -> str | None:
         """What the model is for, if its identity says so: see `Identity.role`."""
         return self.identity.role
+
+
+def _flaw_of_candidates(candidates: tuple[Candidate, ...]) -> str:
+    names = [candidate.transport for candidate in candidates]
+    if not 1 <= len(names) <= MAX_CANDIDATES:
+        return f"{len(names)} transports; 1 to {MAX_CANDIDATES} are allowed"
+    if len(set(names)) < len(names):
+        return "a transport is offered twice"
+    if not all(is_rendezvous(candidate.rendezvous) for candidate in candidates):
+        return f"a rendezvous of more than {MAX_RENDEZVOUS_BYTES} bytes"
+    return ""
+
+
+def is_rendezvous(texts: Mapping[str, str]) -> bool:
+    """Whether what one end of a transport says to the other is of a size that is allowed."""
+    sizes = (len(text.encode(errors="surrogatepass")) for pair in texts.items() for text in pair)
+    return sum(sizes) <= MAX_RENDEZVOUS_BYTES
 
 
 def places(texts: Iterable[str]) -> tuple[Endpoint, ...]:

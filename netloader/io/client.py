@@ -1,10 +1,11 @@
 """Fill a model from its sources. All sessions share one ledger.
 
 After a failure in the middle the next source is asked only for what is not verified yet. Sources
-that answered busy are asked again until `Deadlines.queue_s` is over. A source with which another
-transport could not even begin is asked for tcp at once, if tcp is among the transports: a library
-may refuse what a connection can do, HCCL for instance two processes on one device. When no source
-is left the outcome is FALLBACK with the whole history.
+that answered busy are asked again until `Deadlines.queue_s` is over. A
+transport that cannot be opened costs nothing but the time to find that out: the session goes on to
+the next one. One that was open, and failed before a segment came, has ended its session: that
+source is dialled once more, for tcp, if it offers tcp too. When no source is left the outcome is
+FALLBACK with the whole history.
 """
 
 import threading
@@ -345,9 +346,7 @@ class Filling:
         self._dirty |= verdict.weights_dirty
         moved = self._ledger.counted_bytes - before
         self._attempts.append(attempt_of(endpoint, verdict, moved, observer.seconds))
-        # A source chooses the first transport that both sides have: tcp is left to try where it is
-        # not the first that was asked for.
-        left = TCP.name in self._spec.transports[1:]
+        left = TCP.name in conversation.session.later_candidates
         found = self._found(conversation.session, verdict)
         return asking.ended(verdict, self._stopped(), another_transport=left, found=found)
 

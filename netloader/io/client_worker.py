@@ -1,15 +1,23 @@
 """The long work of a client's session. It writes into the store until `end` has returned."""
 
-import threading
 from collections.abc import Callable
 from socket import socket
 from typing import Protocol
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.effects import ChooseSegments, OpenTransport, StartTransfer
-from netloader.fsm.events import Ask, Event, Finish, Transferred, TransportReady
+from netloader.fsm.effects import ChooseSegments, JoinTransport, OpenTransport, StartTransfer
+from netloader.fsm.events import (
+    Ask,
+    Event,
+    Finish,
+    Transferred,
+    TransportJoined,
+    TransportReady,
+    TransportRefused,
+)
 from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import Reason
+from netloader.fsm.terms import MAX_RENDEZVOUS_BYTES, is_rendezvous
 from netloader.io.settling import settle
 from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.transports import (
@@ -20,6 +28,7 @@ from netloader.io.transports import (
     Registry,
     TransferError,
 )
+from netloader.io.transports.session_ends import SessionEnds
 from netloader.io.worker import SessionWorker
 from netloader.wire.frames import encode
 from netloader.wire.tasks import Order
@@ -85,18 +94,21 @@ class ClientWorker(SessionWorker):
         self._stall_s = stall_s
         self._transports = transports
         self._lease: Lease | None = None
-        self._receiving: Receiver | None = None
-        self._aborted = False
-        self._lock = threading.Lock()
+        self._receivers = SessionEnds[Receiver]()
+        self._opened = ""
+        """The candidate that was opened last."""
 
     def do(self, order: Order) -> Event:
-        """Open this end, choose what to ask for, or receive what was asked for."""
+        """Open or join a candidate, choose what to ask for, or receive what was asked for."""
+        receiver = self._receivers.get(self._opened)
         match order:
             case OpenTransport():
-                return self._open(order.offer)
-            case StartTransfer() if self._receiving is not None and self._lease is not None:
+                return self._open(order)
+            case JoinTransport() if receiver is not None:
+                return self._join(order.transport, receiver)
+            case StartTransfer() if receiver is not None and self._lease is not None:
                 segments = [self._lease.segments[i] for i in order.segments]
-                return Transferred(self._receiving.run(segments))
+                return Transferred(receiver.run(segments))
             case ChooseSegments() if self._lease is not None:
                 if order.number > 1 and not self._ledger.progress.missing():
                     settle(self._lease)
@@ -106,31 +118,51 @@ class ClientWorker(SessionWorker):
 
     def end(self) -> None:
         """End the receiver: until then it may write into the model. Then others may."""
-        if self._receiving is not None:
-            self._receiving.end()
+        self._receivers.keep()
         if self._lease is not None:
             self._ledger.release(self._lease)
 
-    def _open(self, offer: Offer) -> Event:
+    def _open(self, order: OpenTransport) -> Event:
+        """Open a candidate, once nothing is left of an earlier one."""
+        offer, name = order.offer, order.transport
+
         def dial(index: int) -> socket:
             lane = self._connect()
             try:
-                lane.sendall(encode(Lane(offer.session, index)))
+                lane.sendall(encode(Lane(offer.session, index, name)))
             except OSError:
                 lane.close()
                 raise
             return lane
 
-        self._lease = self._ledger.lease(offer)
+        self._receivers.keep()
+        if self._lease is None:
+            self._lease = self._ledger.lease(offer)
         setup = ReceiverSetup(self._lease, offer.session, self._stall_s, dial, self._lanes)
-        attachment = self._attachments.to(self._transports.named(offer.transport))
-        receiving = attachment.receiver(setup)
-        with self._lock:
-            self._receiving = receiving
-            if self._aborted:
-                raise TransferError(Reason.TRANSFER_FAILED, "aborted")
-        receiving.open(offer.rendezvous)
-        return TransportReady()
+        try:
+            attachment = self._attachments.to(self._transports.named(name))
+            receiver = attachment.receiver(setup)
+        except TransferError as error:
+            return TransportRefused(name, error.reason, error.detail)
+        self._receivers.add(name, receiver)
+        self._opened = name
+        rendezvous = next(c.rendezvous for c in offer.candidates if c.transport == name)
+        try:
+            answer = receiver.open(rendezvous)
+        except TransferError as error:
+            return TransportRefused(name, error.reason, error.detail)
+        if not is_rendezvous(answer):
+            detail = f"its answer has more than {MAX_RENDEZVOUS_BYTES} bytes"
+            return TransportRefused(name, Reason.TRANSFER_FAILED, detail)
+        return TransportReady(name, answer)
+
+    @staticmethod
+    def _join(name: str, receiver: Receiver) -> Event:
+        try:
+            receiver.join()
+        except TransferError as error:
+            return TransportRefused(name, error.reason, error.detail)
+        return TransportJoined(name)
 
     def note(self, segments: frozenset[int]) -> None:
         """Tell the owner that the source has more."""
@@ -139,8 +171,4 @@ class ClientWorker(SessionWorker):
     def abort(self) -> None:
         """Stop receiving, or choosing."""
         self._owner.abort()
-        with self._lock:
-            self._aborted = True
-            receiving = self._receiving
-        if receiving is not None:
-            receiving.abort()
+        self._receivers.abort()

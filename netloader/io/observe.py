@@ -4,9 +4,22 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from netloader.config import Endpoint
-from netloader.fsm.effects import AuditWeights, OpenTransport, PrepareOffer, StartTransfer
-from netloader.fsm.events import Connected, ConnectionLost, TransferFailed, Transferred
-from netloader.fsm.messages import PROTOCOL_VERSION
+from netloader.fsm.effects import (
+    AuditWeights,
+    JoinTransport,
+    OpenTransport,
+    PrepareOffer,
+    StartTransfer,
+)
+from netloader.fsm.events import (
+    Connected,
+    ConnectionLost,
+    OfferReady,
+    TransferFailed,
+    Transferred,
+    TransportRefused,
+)
+from netloader.fsm.messages import PROTOCOL_VERSION, Unopened
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
@@ -51,13 +64,14 @@ class Observer:
             if self._opened:
                 self._say("session.transition", session, _move(step), self._level)
         self._transfer(session, step)
+        self._refusals(session, step)
         for effect in step.effects:
             if isinstance(effect, AuditWeights):
                 self._say("weights.doubted", session, {})
             if isinstance(effect, PrepareOffer):
+                self._fields["netloader.transport"] = effect.transports[0]
+            if isinstance(effect, OpenTransport | JoinTransport):
                 self._fields["netloader.transport"] = effect.transport
-            if isinstance(effect, OpenTransport):
-                self._fields["netloader.transport"] = effect.offer.transport
 
     def closed(self, session: Session) -> None:
         """Log the canonical line: the whole session in one record."""
@@ -118,6 +132,17 @@ class Observer:
                     "netloader.lanes": effect.lanes,
                 }
                 self._say("transfer.started", session, asked)
+
+    def _refusals(self, session: Session, step: Step) -> None:
+        """Say of each candidate of an offer that cannot be opened why; the session goes on."""
+        refused: tuple[TransportRefused | Unopened, ...] = ()
+        if isinstance(step.event, OfferReady):
+            refused = step.event.left_out
+        elif isinstance(step.event, TransportRefused | Unopened):
+            refused = (step.event,)
+        for each in refused if step.after is step.before else ():
+            fields = {"netloader.transport": each.transport, "netloader.detail": each.detail}
+            self._say("transport.refused", session, fields)
 
     @property
     def _level(self) -> Level | None:

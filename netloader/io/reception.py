@@ -218,4 +218,4 @@ class Reception:
         if worker is None:
             refuse(sock)
         else:
-            worker.attach(lane.index, sock)
+            worker.attach(lane.index, sock, lane.transport)

@@ -17,14 +17,17 @@ from typing import TypeAlias
 
 from netloader.config import Deadlines
 from netloader.errors import LocalProtocolError
-from netloader.fsm.effects import PrepareOffer, StartTransfer
+from netloader.fsm.effects import JoinTransport, PrepareOffer, StartTransfer
 from netloader.fsm.events import (
     Event,
     OfferReady,
     OfferRefused,
     TransferFailed,
     Transferred,
+    TransportJoined,
+    TransportRefused,
 )
+from netloader.fsm.messages import Candidate
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.terms import MAX_LANES
 from netloader.io.published import PublishedModel
@@ -36,6 +39,7 @@ from netloader.io.transports import (
     SenderSetup,
     TransferError,
 )
+from netloader.io.transports.session_ends import SessionEnds
 from netloader.wire import tasks
 
 Order: TypeAlias = tasks.Order
@@ -171,12 +175,14 @@ class ServerWorker(SessionWorker):
         self._setup = SenderSetup(session, deadlines.stall_s)
         # The client waits in its handshake, this side in VALIDATE: answer before either is over.
         self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
-        self._sending: Sender | None = None
+        self._senders = SessionEnds[Sender]()
+        self._candidates: tuple[str, ...] = ()
+        self._joined = ""
+        """The candidate that the client has opened, too."""
         self._leaving = contextlib.ExitStack()
         self._reading = contextlib.ExitStack()
         """Guards the memory from before there is a sender until it has ended."""
         self._closed = False
-        self._repeatable = True
         self._runs = 0
         self._lock = threading.Lock()
 
@@ -194,9 +200,9 @@ class ServerWorker(SessionWorker):
 
     def do(self, order: Order) -> Event:
         """Prepare an offer, or send what was asked for."""
-        published, sending = self.published, self._sending
+        published, sending = self.published, self._senders.get(self._joined)
         if isinstance(order, PrepareOffer) and published is not None:
-            ready = self._prepare(published, order.transport)
+            ready = self._prepare(published, order.transports)
             if isinstance(ready, OfferReady | OfferRefused):
                 others = published.referrals.besides(order.serves_at)
                 ready = replace(ready, other_sources=others)
@@ -204,20 +210,21 @@ class ServerWorker(SessionWorker):
                 self.serves_at = order.serves_at
                 published.referrals.note(order.serves_at)
             return ready
+        if isinstance(order, JoinTransport):
+            return self._join(order)
         if isinstance(order, StartTransfer) and published is not None and sending is not None:
             return self._send(published, sending, order)
         raise LocalProtocolError(f"a server cannot carry out {type(order).__name__} now")
 
     def end(self) -> None:
-        """End the sender: until then it, or the client, may read the weights.
+        """End the senders: until then they, or the client, may read the weights.
 
         When that fails, they may be read for ever: so they stay guarded.
         """
-        if self._sending is not None:
-            self._sending.end()
+        self._senders.keep()
         self._reading.close()
 
-    def _prepare(self, published: PublishedModel, transport: str) -> Event:
+    def _prepare(self, published: PublishedModel, transports: tuple[str, ...]) -> Event:
         entered = self._enter(published)
         digests = published.digests(self._patience_s) if entered else None
         if published.withdrawn or not published.still_used():
@@ -232,24 +239,52 @@ class ServerWorker(SessionWorker):
             return OfferRefused(Reason.NOT_READY, detail, _soon(published))
         _ = published.entry.manifest.digest  # made once, and not on the loop's thread
         self._reading.enter_context(published.reading())
-        way = self._transports.named(transport)
-        self._repeatable = way.capabilities.repeatable
-        attachment = published.attachments.to(way)
+        return self._prepare_candidates(published, transports, digests)
+
+    def _prepare_candidates(
+        self, published: PublishedModel, transports: tuple[str, ...], digests: tuple[str, ...]
+    ) -> Event:
+        """Make a sender for each transport, which holds nothing that a process has only once."""
+        candidates, left_out = list[Candidate](), list[TransportRefused]()
+        for name in transports:
+            try:
+                attachment = published.attachments.to(self._transports.named(name))
+                sender = attachment.sender(self._setup)
+            except TransferError as error:
+                if isinstance(error, BusyError) and not candidates:
+                    return OfferRefused(error.reason, error.detail, RETRY_AFTER_S)
+                left_out.append(TransportRefused(name, error.reason, error.detail))
+                continue
+            self._senders.add(name, sender)
+            candidates.append(Candidate(name, sender.rendezvous()))
+        if not candidates:
+            raise TransferError(left_out[0].reason, left_out[0].detail)
+        self._candidates = tuple(candidate.transport for candidate in candidates)
+        return OfferReady(tuple(candidates), digests, published.available, left_out=tuple(left_out))
+
+    def _join(self, order: JoinTransport) -> Event:
+        """Tell a sender what its peer answers; the candidates that the client has left may go."""
+        sender = self._senders.get(order.transport)
+        if sender is None:
+            raise LocalProtocolError(f"there is no candidate {order.transport}")
+        later = self._candidates[self._candidates.index(order.transport) + 1 :]
+        self._senders.keep(order.transport, *later)
         try:
-            sending = attachment.sender(self._setup)
+            sender.answered(order.answer)
         except BusyError as error:
             return OfferRefused(error.reason, error.detail, RETRY_AFTER_S)
-        with self._lock:
-            self._sending = sending
-            closed = self._closed
-        if closed:  # meanwhile: then nobody aborts it any more
-            sending.abort()
-        return OfferReady(sending.rendezvous(), digests, published.available)
+        except TransferError as error:
+            self._senders.keep(*later)  # the client need not wait for it
+            return TransportRefused(order.transport, error.reason, error.detail)
+        self._joined = order.transport
+        return TransportJoined(order.transport)
 
     def _send(self, published: PublishedModel, sending: Sender, order: StartTransfer) -> Event:
         """Send segments; while they are under way, compare what the client cannot."""
         self._runs += 1
-        if self._runs > 1 and not self._repeatable:
+        self._senders.keep(self._joined)
+        repeatable = self._transports.named(self._joined).capabilities.repeatable
+        if self._runs > 1 and not repeatable:
             detail = "this transport carries one request in a session; ask in a new session"
             raise TransferError(Reason.TRANSFER_FAILED, detail)
         asked = set(order.segments)
@@ -282,10 +317,12 @@ class ServerWorker(SessionWorker):
         """Let the session hear of what becomes of the published model."""
         self.post(event)
 
-    def attach(self, index: int, lane: socket) -> None:
-        """Take a data lane of this session."""
+    def attach(self, index: int, lane: socket, transport: str = "") -> None:
+        """Take a data lane of this session, for a candidate: the first, if none is named."""
         with self._lock:
-            sending = None if self._closed else self._sending
+            closed = self._closed
+        first = next(iter(self._candidates), "")
+        sending = None if closed else self._senders.get(transport or first)
         if sending is None or not 0 <= index < MAX_LANES:
             lane.close()
         else:
@@ -293,10 +330,7 @@ class ServerWorker(SessionWorker):
 
     def abort(self) -> None:
         """Stop sending."""
-        with self._lock:
-            sending = self._sending
-        if sending is not None:
-            sending.abort()
+        self._senders.abort()
 
     def audit(self) -> None:
         """Have the published model that the client chose compared with its digests."""

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.effects import ChooseSegments, OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.effects import (
+    ChooseSegments,
+    JoinTransport,
+    OpenTransport,
+    PrepareOffer,
+    StartTransfer,
+)
 from netloader.fsm.events import (
     Ask,
     Event,
@@ -18,10 +24,11 @@ from netloader.fsm.events import (
     OfferReady,
     TransferFailed,
     Transferred,
+    TransportJoined,
     TransportReady,
 )
 from netloader.fsm.manifest import Progress, Segment, segments_of
-from netloader.fsm.messages import Offer
+from netloader.fsm.messages import Candidate, Offer
 from netloader.fsm.reasons import Reason
 from netloader.fsm.terms import CatalogEntry
 from netloader.testing.sides import Side
@@ -160,10 +167,13 @@ class Hands:
         """The event that ends an order that succeeds."""
         match order:
             case PrepareOffer():
-                return OfferReady({}, self._fabric.published, self._fabric.available)
+                candidates = tuple(Candidate(name) for name in order.transports)
+                return OfferReady(candidates, self._fabric.published, self._fabric.available)
             case OpenTransport():
                 self._fabric.holding.follow(order.offer)
-                return TransportReady()
+                return TransportReady(order.transport)
+            case JoinTransport():
+                return TransportJoined(order.transport)
             case ChooseSegments():
                 return next_request(order, self._fabric.portion) or Finish()
             case StartTransfer():

@@ -11,6 +11,7 @@ from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
     ChooseSegments,
+    JoinTransport,
     NoteAvailable,
     OpenTransport,
     PrepareOffer,
@@ -105,6 +106,7 @@ class Connection:
                 case (
                     PrepareOffer()
                     | OpenTransport()
+                    | JoinTransport()
                     | ChooseSegments()
                     | NoteAvailable()
                     | StartTransfer()

@@ -7,6 +7,7 @@ from netloader.fsm.effects import (
     AbortTransfer,
     AuditWeights,
     ChooseSegments,
+    JoinTransport,
     NoteAvailable,
     OpenTransport,
     PrepareOffer,
@@ -15,7 +16,7 @@ from netloader.fsm.effects import (
 )
 from netloader.fsm.events import Event
 
-Order: TypeAlias = PrepareOffer | OpenTransport | ChooseSegments | StartTransfer
+Order: TypeAlias = PrepareOffer | OpenTransport | JoinTransport | ChooseSegments | StartTransfer
 """Work that takes long, and ends with an event."""
 Task: TypeAlias = Order | NoteAvailable | AuditWeights | AbortTransfer | Settle
 """What a driver must have done. `Settle` is the last: then free what the session has."""
@@ -48,7 +49,9 @@ class Worker(Protocol):
 def perform(task: Task, worker: Worker) -> None:
     """Have a task carried out."""
     match task:
-        case PrepareOffer() | OpenTransport() | ChooseSegments() | StartTransfer():
+        case (
+            PrepareOffer() | OpenTransport() | JoinTransport() | ChooseSegments() | StartTransfer()
+        ):
             worker.begin(task)
         case NoteAvailable():
             worker.note(task.segments)

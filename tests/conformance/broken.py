@@ -250,6 +250,17 @@ class Trusting(Receiver):
         return dict(super().open(rendezvous))
 
 
+class AnswersNumbers(Receiver):
+    def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, Any]:
+        return {**super().open(rendezvous), "lanes": 1}
+
+
+class LetsErrorsOut(Receiver):
+    def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
+        self.lane.attach(self.setup.dial(0))
+        return {}
+
+
 class Told(Sender):
     def rendezvous(self) -> Mapping[str, str]:
         return {"lane": "0"}

@@ -29,6 +29,17 @@ MISTAKES: Final[dict[str, tuple[Any, str, str]]] = {
     "a second session is a bug": (broken(b.Alone), "two-sessions", "one at a time"),
     "nothing is verified": (broken(receiver=b.Unverified), "wrong-bytes", "was to raise"),
     "a rendezvous has numbers": (broken(b.SpeaksNumbers), "rendezvous-is-text", "not only texts"),
+    "an answer has numbers": (
+        broken(receiver=b.AnswersNumbers),
+        "answer-is-text",
+        "not only texts",
+    ),
+    "what is there once is held before it is needed": (broken(b.Alone), "passed-over", "one at a"),
+    "a lane that is refused is the socket's error": (
+        broken(receiver=b.LetsErrorsOut),
+        "refused-open",
+        "ConnectionRefusedError",
+    ),
     "an abort counts once": (broken(b.AbortsOnce), "abort-before-run-sender", "aborted already"),
     "an abort blocks": (broken(receiver=b.AbortBlocks), "abort-before-run-receiver", "blocked"),
     "a sender is deaf": (broken(b.DeafSender), "abort-while-running-sender", "did not end"),

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from netloader.config import Endpoint
-from netloader.fsm.messages import Lane, Offer, Request
+from netloader.fsm.messages import Answer, Lane, Offer, Opened, Request
 from netloader.io import ClientOptions, fill
 from netloader.wire.frames import HEADER, encode
 from tests.support.peers import (
@@ -156,6 +156,9 @@ def speak(endpoint: Endpoint, phase: int, size: int) -> list[Hand]:
         return [control]
     lane = Hand.call(endpoint)
     lane.say(Lane(offer.session, 0))
+    control.say(Answer("tcp"))
+    if not isinstance(control.hear(), Opened):
+        return [control, lane]
     control.say(Request(tuple(range(len(offer.segment_digests)))))
     if phase > 3:
         lane.sock.recv(size << 10)

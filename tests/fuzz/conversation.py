@@ -16,6 +16,7 @@ from netloader.fsm.effects import (
     AuditWeights,
     ChooseSegments,
     Effect,
+    JoinTransport,
     NoteAvailable,
     OpenTransport,
     PrepareOffer,
@@ -32,6 +33,7 @@ from netloader.fsm.events import (
     StopRequested,
     TransferFailed,
     Transferred,
+    TransportJoined,
     TransportReady,
     Violated,
 )
@@ -51,7 +53,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import FRAME_AFTER_TRUST, Step
 from netloader.fsm.states import TERMINAL, State
-from netloader.fsm.terms import MAX_LANES
+from netloader.fsm.terms import MAX_CANDIDATES, MAX_LANES
 from netloader.testing import lawful
 from netloader.testing.fabric import ALL_SEGMENTS, next_request
 from netloader.wire.frames import HEADER, MAGIC, PREFIX, Decoder, encode
@@ -208,12 +210,15 @@ class Conversation:
                 self._check_words(effect.message, step)
             case PrepareOffer():
                 assert self.trusted, "nothing is prepared for a stranger"
-                assert effect.transport in OFFERING.transports
+                assert set(effect.transports) <= set(OFFERING.transports)
                 assert effect.digest_algorithm in OFFERING.digest_algorithms
                 self.work.append(READY[effect.entry])
             case OpenTransport():
                 self._check_offer(effect.offer)
-                self.work.append(TransportReady())
+                self.work.append(TransportReady(effect.transport))
+            case JoinTransport():
+                assert self.trusted, "nothing is joined with a stranger"
+                self.work.append(TransportJoined(effect.transport))
             case ChooseSegments():
                 self.choice = effect
             case NoteAvailable():
@@ -259,7 +264,9 @@ class Conversation:
             assert offer == PROVEN_OFFER, "what the server offered, all of it"
         assert offer.manifest == MANIFEST, "the same tensors"
         assert not IDENTITY.differences(offer.identity), "the same model"
-        assert offer.transport in session.spec.transports
+        names = [candidate.transport for candidate in offer.candidates]
+        assert set(names) <= set(session.spec.transports)
+        assert len(names) == len(set(names)) <= MAX_CANDIDATES
         assert offer.digest_algorithm in session.spec.digest_algorithms
         assert offer.layout in session.spec.layouts
         cut = segments_of(MANIFEST, offer.segment_bytes)

@@ -66,6 +66,10 @@ def names(n: int) -> dict[str, str]:
     return {f"{i:x}": "" for i in range(n)}
 
 
+def meeting(transport: str, rendezvous: dict[str, str]) -> dict[str, Any]:
+    return {"transport": transport, "rendezvous": rendezvous}
+
+
 def hi(**other: object) -> list[tuple[str, Any]]:
     return [("hello", fields(hello(), **other))]
 
@@ -84,10 +88,10 @@ IDEAS: Final[dict[str, Idea]] = {
         "server is connected", lambda n: hi(transports=[*names(n)]), 1000
     ),
     "segments in falling order": Idea(
-        "server offered", lambda n: [("request", {"segments": [*range(n, 0, -1)]})], 20_000
+        "server is open", lambda n: [("request", {"segments": [*range(n, 0, -1)]})], 20_000
     ),
     "the same segment": Idea(
-        "server offered", lambda n: [("request", {"segments": [0] * n})], 20_000
+        "server is open", lambda n: [("request", {"segments": [0] * n})], 20_000
     ),
     "a chain of sharing tensors": Idea(
         "client greeted", lambda n: offer(manifest={"tensors": tensors(n)}), 1000
@@ -114,7 +118,11 @@ IDEAS: Final[dict[str, Idea]] = {
     "an identity of many fields": Idea(
         "client greeted", lambda n: offer(identity={"hard": names(n)}), 5000
     ),
-    "places to meet": Idea("client greeted", lambda n: offer(rendezvous=names(n)), 5000),
+    "places to meet": Idea(
+        "client greeted",
+        lambda n: offer(candidates=({"transport": "tcp", "rendezvous": names(n)},)),
+        5000,
+    ),
     "facts": Idea(
         "client is curious", lambda n: [("description", {"identity": {}, "facts": names(n)})], 5000
     ),

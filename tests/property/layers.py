@@ -38,7 +38,10 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_memory.py",
     ),
     "L4 asyncio": ("tests/unit/aio", "tests/unit/io/test_driver.py"),
-    "L4 transports": ("tests/unit/io/transports/test_shm.py",),
+    "L4 transports": (
+        "tests/unit/io/transports/test_shm.py",
+        "tests/unit/io/test_client_transports.py",
+    ),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/serve/test_usage_record.py",
         "tests/unit/vllm_plugin/serve/test_first_use.py",

@@ -15,6 +15,7 @@ from typing import Final
 
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
+from tests.property.opening_mutants import OPENING_MUTANTS
 from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.relay_mutants import RELAY_MUTANTS
 from tests.property.request_mutants import REQUEST_MUTANTS
@@ -55,6 +56,7 @@ REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\
 MUTANTS: Final[dict[str, Mutant]] = {
     **FETCH_MUTANTS,
     **TRANSPORT_MUTANTS,
+    **OPENING_MUTANTS,
     **WIRE_MUTANTS,
     **REQUEST_MUTANTS,
     **STORE_MUTANTS,
@@ -90,7 +92,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         "T, _go_on)",
     ),
     "a request is taken before an offer was made": Mutant(
-        L2, SERVER, r"return session\.offered and allowed", "return allowed"
+        L2, SERVER, r"return session\.opened and allowed", "return allowed"
     ),
     "a server believes `verified` before it has sent": Mutant(
         L2, SERVER, r"return session\.sent and event", "return event"

@@ -18,27 +18,34 @@ from netloader.fsm.events import (
     StopRequested,
     TransferFailed,
     Transferred,
+    TransportJoined,
     TransportReady,
+    TransportRefused,
     Violated,
 )
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, root_digest
 from netloader.fsm.messages import (
+    Answer,
     Begin,
+    Candidate,
     Challenge,
     Complete,
     Description,
     Have,
     Hello,
     Offer,
+    Opened,
     Proof,
     Reject,
     Request,
+    Unopened,
     Verified,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.terms import MAX_LANES
+from netloader.fsm.terms import MAX_LANES, MAX_RENDEZVOUS_BYTES
 from tests.support.world import (
+    ANSWER,
     ASK,
     CHALLENGE,
     CURIOUS,
@@ -60,6 +67,7 @@ from tests.support.world import (
     ROOT,
     SEGMENT_BYTES,
     SERVER_NONCE,
+    TWO,
     VERIFIED,
     WISH,
     hello,
@@ -83,6 +91,15 @@ HELLOS: Final = (
 )
 PROOFS: Final = tuple(proven(Proof(), to) for to in HELLOS)
 
+LONG: Final = "x" * (MAX_RENDEZVOUS_BYTES + 1)
+TWO_READY: Final = replace(OFFER_READY, candidates=TWO.candidates)
+
+
+def refused(transport: str) -> TransportRefused:
+    """A candidate that cannot be opened."""
+    return TransportRefused(transport, Reason.TRANSFER_FAILED, "one device")
+
+
 SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
     Hello: (*HELLOS, replace(hello(), versions=(7, 9)), replace(hello(), versions=())),
     Challenge: (CHALLENGE, CURIOUS_CHALLENGE, Challenge(SERVER_NONCE, "forged")),
@@ -102,12 +119,22 @@ SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
         replace(PROVEN_OFFER, identity=CHANGED_IDENTITY),
         replace(OFFER, identity=OTHER_IDENTITY),
         replace(OFFER, manifest=OTHER_MANIFEST),
-        replace(OFFER, transport="gloo"),
+        replace(OFFER, candidates=(Candidate("gloo"),)),
+        TWO,
+        replace(OFFER, candidates=OFFER.candidates * 2),
+        replace(OFFER, candidates=()),
+        replace(OFFER, candidates=(Candidate("tcp", {"key": LONG}),)),
         replace(OFFER, root="another"),
         replace(OFFER, availability=((0, 1),)),
         replace(PROVEN_OFFER, manifest=None),
         replace(OFFER, availability=((1, 1),)),
     ),
+    Answer: (
+        *(ANSWER, Answer("hccl"), Answer("gloo"), Answer("tcp", {"key": LONG})),
+        *(proven(ANSWER, to) for to in (hello(), hello(DRAFTING))),
+    ),
+    Opened: (Opened("tcp"), Opened("hccl")),
+    Unopened: (Unopened("tcp", "no room"), Unopened("hccl", "one device")),
     Have: (Have(((1, 3),)), Have(((0, 3),)), Have(((2, 2),)), Have(())),
     Request: (
         *(REQUEST, Request(()), Request((1, 0)), Request((0,), MAX_LANES + 1)),
@@ -126,10 +153,12 @@ SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
     ConnectionLost: (ConnectionLost("reset"),),
     DeadlinePassed: (DeadlinePassed(),),
     StopRequested: (StopRequested(), StopRequested(Reason.NOT_SERVING, "sleeping")),
-    OfferReady: (OFFER_READY, replace(OFFER_READY, available=frozenset({0}))),
+    OfferReady: (OFFER_READY, replace(OFFER_READY, available=frozenset({0})), TWO_READY),
     MoreAvailable: (MoreAvailable(frozenset({1, 2})), MoreAvailable(frozenset())),
     OfferRefused: (OfferRefused(Reason.BUSY, "full", 2.0),),
-    TransportReady: (TransportReady(),),
+    TransportReady: (TransportReady("tcp", {"key": "1"}), TransportReady("hccl")),
+    TransportJoined: (TransportJoined("tcp"), TransportJoined("hccl")),
+    TransportRefused: (refused("tcp"), refused("hccl")),
     Ask: (ASK, Ask((0,)), Ask((1, 2)), Ask(())),
     Finish: (Finish(),),
     Transferred: (RECEIVED,),

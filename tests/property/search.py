@@ -17,6 +17,7 @@ from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import (
     AbortTransfer,
     ChooseSegments,
+    JoinTransport,
     OpenTransport,
     PrepareOffer,
     Send,
@@ -38,7 +39,9 @@ from netloader.fsm.events import (
     StopRequested,
     TransferFailed,
     Transferred,
+    TransportJoined,
     TransportReady,
+    TransportRefused,
 )
 from netloader.fsm.messages import Offer
 from netloader.fsm.reasons import Reason
@@ -56,7 +59,8 @@ OF_A_STEP: Final = {"_effects", "_row"}
 
 ENDINGS: Final[dict[type, tuple[type[Event], ...]]] = {
     PrepareOffer: (OfferReady, OfferRefused, TransferFailed),
-    OpenTransport: (TransportReady, TransferFailed),
+    OpenTransport: (TransportReady, TransportRefused, TransferFailed),
+    JoinTransport: (TransportJoined, TransportRefused, OfferRefused, TransferFailed),
     ChooseSegments: (Ask, Finish, TransferFailed),
     StartTransfer: (Transferred, TransferFailed),
 }
@@ -94,6 +98,8 @@ class Alone(NamedTuple):
 
     session: Session
     order: type | None
+    transport: str = ""
+    """The candidate that the last such order was about."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -101,7 +107,7 @@ class Alone(NamedTuple):
         session = self.session
         if session.state in TERMINAL:
             return self.order, session.side, session.state, repr(session.verdict)
-        return self.order, *fingerprint(session)
+        return self.order, self.transport, *fingerprint(session)
 
 
 def possible(at: Alone) -> Iterator[Event]:
@@ -119,7 +125,16 @@ def possible(at: Alone) -> Iterator[Event]:
         if isinstance(at.session, ServerSession) and chosen:
             locals_ = (*locals_, MoreAvailable)
     for local in locals_:
-        yield from (event for event in SAMPLES[local] if _may_be_asked(at.session, event))
+        yield from (event for event in SAMPLES[local] if _may_come(at, event))
+
+
+def _may_come(at: Alone, event: Event) -> bool:
+    """Whether this side may report it: of the candidate at hand, and what its owner may want."""
+    if isinstance(event, TransportReady | TransportJoined | TransportRefused):
+        return at.session.state in TERMINAL or event.transport == at.transport
+    if isinstance(event, OfferRefused) and at.session.state not in TERMINAL:
+        return isinstance(at.session, ServerSession)
+    return _may_be_asked(at.session, event)
 
 
 def _may_be_asked(session: Session, event: Event) -> bool:
@@ -181,7 +196,27 @@ def _told(at: Alone, event: Event, found: Found) -> Alone:
         _server_holds(twin, step)
     if isinstance(twin, ClientSession) and twin.spec.token is not None:
         _believed(twin, step)
-    return Alone(twin, after(at, step))
+    _opens_in_order(at.session, step)
+    about = [e.transport for e in step.effects if isinstance(e, OpenTransport | JoinTransport)]
+    order = after(at, step)
+    opening = order in (OpenTransport, JoinTransport)
+    return Alone(twin, order, *(about or [at.transport] if opening else []))
+
+
+def _opens_in_order(before: Session, step: Step) -> None:
+    """A candidate is opened and joined at most once, in order, and none after the first request."""
+    for effect in step.effects:
+        if not isinstance(effect, OpenTransport | JoinTransport):
+            continue
+        must(not before.requests.count, "open-before-asked", "no candidate after a request")
+        assert isinstance(before, ClientSession | ServerSession)
+        held = isinstance(before, ServerSession) and before.held is not None
+        opened = isinstance(before, ClientSession) and isinstance(effect, JoinTransport)
+        at_hand = held or opened
+        again = at_hand and effect.transport == before.transport
+        offered = isinstance(before, ClientSession) and before.offer is None
+        later = offered or again or effect.transport in before.later_candidates
+        must(later, "each-candidate-once", f"{effect.transport} after {before.transport}")
 
 
 def _goes_on(before: Session, after: Session) -> bool:

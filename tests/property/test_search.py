@@ -8,7 +8,8 @@ import pytest
 
 from netloader.fsm import client as client_side
 from netloader.fsm import server as server_side
-from netloader.fsm.effects import StartTransfer
+from netloader.fsm.effects import JoinTransport, OpenTransport, StartTransfer
+from netloader.fsm.events import TransportRefused
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Purpose
 from netloader.fsm.reasons import Reason
@@ -32,6 +33,7 @@ from tests.support.world import (
     TARGETING,
     TOKEN,
     WISH,
+    Choice,
     World,
     client,
     server,
@@ -59,9 +61,12 @@ MAKERS: Final[dict[str, tuple[Any, tuple[Callable[[], Session], ...]]]] = {
     ),
 }
 SHORTER: Final = replace(WISH, manifest=Manifest(MANIFEST.tensors[:1]))
+EITHER: Final = replace(WISH, transports=("gloo", "tcp"))
 HONEST: Final[dict[str, PeerGroup]] = {
     "plain": (WISH, OFFERING),
     "with a token": (SECURED, GUARDED),
+    "two candidates": (EITHER, OFFERING),
+    "two candidates with a token": (replace(EITHER, token=TOKEN), GUARDED),
     "curious": (CURIOUS, OFFERING),
     "curious with a token": (replace(CURIOUS, token=TOKEN), GUARDED),
     "resuming": (RESUMING, OFFERING),
@@ -114,6 +119,14 @@ def holds(world: World) -> None:
         assert s.segment_digests == (DRAFT_DIGESTS if drafting else DIGESTS), "what it asked for"
     if s.state is State.DONE:
         assert c.state is State.DONE, "a server is only done after its client"
+    for who, party in world.parties.items():
+        effects = [e for step in party.steps for e in step.effects]
+        for kind in (OpenTransport, JoinTransport):
+            tried = [effect.transport for effect in effects if isinstance(effect, kind)]
+            assert len(tried) == len(set(tried)), f"each-candidate-once: {who}"
+    if starts["client"] or starts["server"]:
+        assert c.transport == s.transport, "agreement: both use one transport"
+        assert s.opened, "open-before-asked"
     count = len(starts["client"])
     assert starts["client"] == starts["server"][:count], "both move the same"
     assert len(starts["server"]) <= count + 1, "one request at a time"
@@ -168,6 +181,44 @@ def test_no_few_faults_bring_the_two_to_a_wrong_end_or_to_none(
         f"{found.seconds:.2f} s; {len(found.rows)} rows fired"
     )
     assert {DONE, ("FALLBACK", "FALLBACK")} <= found.ends
+
+
+class Refusing(World):
+    """The first candidate cannot be opened or joined, as either side may find out at any point."""
+
+    def faults(self) -> list[Choice]:
+        """Nothing else goes wrong."""
+        return [
+            fault
+            for fault in super().faults()
+            if fault.what == "refuses the transport"
+            and getattr(self.parties[fault.who].work[0], "transport", "") == "gloo"
+        ]
+
+
+@pytest.mark.parametrize("secured", [False, True])
+def test_what_either_side_refuses_goes_over_the_next_transport_in_the_same_session(
+    secured: bool, figures: list[str]
+) -> None:
+    token = TOKEN if secured else None
+    pair = (replace(EITHER, token=token), replace(OFFERING, token=token))
+
+    def stepped_down(world: World) -> None:
+        holds(world)
+        if world.client_session.state is State.DONE:
+            refusals = [
+                step.event
+                for party in world.parties.values()
+                for step in party.steps
+                if isinstance(step.event, TransportRefused)
+            ]
+            over = "tcp" if refusals else "gloo"
+            assert world.client_session.transport == world.server_session.transport == over
+
+    found = search_pair(lambda: Refusing(*pair), 2, stepped_down)
+
+    figures.append(f"a candidate that either side refuses: {found.nodes} nodes, all end well")
+    assert found.ends == {DONE}
 
 
 def in_portions(size: int) -> World:

@@ -20,7 +20,7 @@ TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
         TRANSPORTS, SHM, r"if unread == SLOTS:", "if unread == 2 * SLOTS:"
     ),
     "a client need not show that it has read the memory file": Mutant(
-        TRANSPORTS, SHM, r"if not hmac\.compare_digest\(said, expected\):", "if False:"
+        TRANSPORTS, SHM, r"if not hmac\.compare_digest\(said, expected\.encode\(\)\):", "if False:"
     ),
     "a server leaves its memory file open": Mutant(
         TRANSPORTS, SHM, r" +INHERITANCE\.close\(self\._file\)\n", ""
@@ -31,7 +31,7 @@ TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
     "a second request goes to a transport that carries one": Mutant(
         L4,
         "netloader/io/worker.py",
-        r"if self\._runs > 1 and not self\._repeatable:",
+        r"if self\._runs > 1 and not repeatable:",
         "if False:",
     ),
 }

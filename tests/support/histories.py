@@ -12,10 +12,21 @@ from netloader.fsm.events import (
     Finish,
     Transferred,
     TransportReady,
+    TransportRefused,
 )
-from netloader.fsm.messages import Begin, Complete, Have, Request, Verified
+from netloader.fsm.messages import (
+    Answer,
+    Begin,
+    Complete,
+    Have,
+    Request,
+    Unopened,
+    Verified,
+)
+from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session
 from tests.support.world import (
+    ANSWER,
     ASK,
     BOTH,
     CHALLENGE,
@@ -28,6 +39,8 @@ from tests.support.world import (
     NBYTES,
     OFFER,
     OFFER_READY,
+    OPEN_HERE,
+    OPEN_THERE,
     OTHER_IDENTITY,
     PROOF,
     PROVEN_OFFER,
@@ -40,6 +53,7 @@ from tests.support.world import (
     SECURED,
     SEGMENT_BYTES,
     TOKEN,
+    TWO,
     VERIFIED,
     client,
     hello,
@@ -48,14 +62,17 @@ from tests.support.world import (
 
 Life: TypeAlias = tuple[Callable[[], Session], tuple[Event, ...]]
 
-_asked: Final = (Connected(), OFFER, TransportReady(), ASK)
+_asked: Final = (Connected(), OFFER, *OPEN_HERE, ASK)
 _moving: Final = (*_asked, Begin())
-_requested: Final = (Connected(), hello(), OFFER_READY, REQUEST)
+_requested: Final = (Connected(), hello(), OFFER_READY, *OPEN_THERE, REQUEST)
+REFUSED: Final = TransportRefused("hccl", Reason.TRANSFER_FAILED, "one device")
 _first: Final = (
     *(*_asked[:-1], Ask((0,)), Begin()),
     *(Transferred(SEGMENT_BYTES), Complete(SEGMENT_BYTES)),
 )
 """A client that asks for one segment first."""
+TWO_READY: Final = replace(OFFER_READY, candidates=TWO.candidates)
+_superseded: Final = (Answer("hccl"), ANSWER)
 SOME: Final = replace(OFFER, availability=((0, 1),))
 SOME_READY: Final = replace(OFFER_READY, available=frozenset({0}))
 _first_sent: Final = (*_requested[:-1], Request((0,)), Transferred(SEGMENT_BYTES))
@@ -67,6 +84,17 @@ LIVES: Final[Mapping[str, Life]] = {
     "client proved": (lambda: client(SECURED), (Connected(), CHALLENGE)),
     "client is curious": (lambda: client(CURIOUS), (Connected(),)),
     "client opens its transport": (client, _asked[:2]),
+    "client answered": (client, _asked[:3]),
+    "client joined": (client, _asked[:4]),
+    "client steps down": (client, (Connected(), TWO, REFUSED)),
+    "client gave an answer up": (
+        client,
+        (Connected(), TWO, TransportReady("hccl"), REFUSED, TransportReady("tcp")),
+    ),
+    "client joins what the server refused": (
+        client,
+        (Connected(), TWO, TransportReady("hccl"), Unopened("hccl", "one device")),
+    ),
     "client is ready": (client, _asked[:-1]),
     "client asked": (client, _asked),
     "client receives": (client, _moving),
@@ -93,8 +121,8 @@ LIVES: Final[Mapping[str, Life]] = {
         lambda: client(replace(CURIOUS, token=TOKEN)),
         (Connected(), CURIOUS_CHALLENGE),
     ),
-    "client waits for more": (client, (*_asked[:1], SOME, TransportReady())),
-    "client heard of more": (client, (*_asked[:1], SOME, TransportReady(), Have(((1, 2),)))),
+    "client waits for more": (client, (*_asked[:1], SOME, *OPEN_HERE)),
+    "client heard of more": (client, (*_asked[:1], SOME, *OPEN_HERE, Have(((1, 2),)))),
     "client fell back": (client, (Connected(), REFUSAL)),
     "client fell back dirty": (client, (*_moving, ConnectionLost("reset"))),
     "server listens": (server, ()),
@@ -114,9 +142,15 @@ LIVES: Final[Mapping[str, Life]] = {
         (Connected(), hello(replace(SECURED, layouts=()))),
     ),
     "server offered a part": (server, (*_requested[:2], SOME_READY)),
-    "server sends a part of what it has": (server, (*_requested[:2], SOME_READY, Request((0,)))),
+    "server sends a part of what it has": (
+        server,
+        (*_requested[:2], SOME_READY, *OPEN_THERE, Request((0,))),
+    ),
     "server prepares": (server, _requested[:2]),
     "server offered": (server, _requested[:3]),
+    "server joins": (server, _requested[:4]),
+    "server joins what the client gave up": (server, (*_requested[:2], TWO_READY, *_superseded)),
+    "server is open": (server, _requested[:-1]),
     "server sends": (server, _requested),
     "server sent all": (server, (*_requested, RECEIVED)),
     "server sent a part": (server, _first_sent),

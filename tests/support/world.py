@@ -19,6 +19,7 @@ from netloader.fsm.effects import (
     AuditWeights,
     ChooseSegments,
     Effect,
+    JoinTransport,
     NoteAvailable,
     OpenTransport,
     PrepareOffer,
@@ -40,7 +41,9 @@ from netloader.fsm.events import (
     StopRequested,
     TransferFailed,
     Transferred,
+    TransportJoined,
     TransportReady,
+    TransportRefused,
     Violated,
 )
 from netloader.fsm.identity import Difference, Identity
@@ -53,11 +56,14 @@ from netloader.fsm.manifest import (
     segments_of,
 )
 from netloader.fsm.messages import (
+    Answer,
+    Candidate,
     Challenge,
     Description,
     Hello,
     Message,
     Offer,
+    Opened,
     Proof,
     Purpose,
     Reject,
@@ -161,14 +167,24 @@ OFFER: Final = Offer(
     session="session-1",
     identity=IDENTITY,
     layout="raw",
-    transport="tcp",
+    candidates=(Candidate("tcp", {"port": "1"}),),
     digest_algorithm="sha256",
     manifest=MANIFEST,
     segment_bytes=SEGMENT_BYTES,
     segment_digests=DIGESTS,
     root=ROOT,
-    rendezvous={"port": "1"},
 )
+TWO: Final = replace(OFFER, candidates=(Candidate("hccl"), *OFFER.candidates))
+"""An offer of two candidates."""
+OPEN_HERE: Final = (
+    TransportReady("tcp", {"key": "1"}),
+    TransportJoined("tcp"),
+    Opened("tcp"),
+)
+"""What a client hears and finds until the candidate of OFFER is open."""
+ANSWER: Final = Answer("tcp", {"key": "1"})
+OPEN_THERE: Final = (ANSWER, TransportJoined("tcp"))
+"""What a server hears and finds until that is so."""
 BRIEF: Final = replace(OFFER, manifest=None)
 """What a server says to a client whose hello has the digest of its manifest."""
 DESCRIPTION: Final = Description(IDENTITY, {"tied": "yes"})
@@ -187,9 +203,9 @@ CURIOUS_PROOF: Final = proven(Proof(), hello(CURIOUS))
 PROVEN_DESCRIPTION: Final = proven(DESCRIPTION, hello(CURIOUS))
 REFUSAL: Final = Reject("busy", "full", (Difference("model", "a", "b"),), 2.5)
 DOUBT: Final = Reject("digest_mismatch", "segment 1")
-OFFER_READY: Final = OfferReady({"port": "1"}, DIGESTS)
+OFFER_READY: Final = OfferReady(OFFER.candidates, DIGESTS)
 DRAFT_DIGESTS: Final = ("draft-0", "draft-1", "draft-2")
-READY: Final = (OFFER_READY, OfferReady({"port": "2"}, DRAFT_DIGESTS))
+READY: Final = (OFFER_READY, OfferReady((Candidate("tcp", {"port": "2"}),), DRAFT_DIGESTS))
 """What becomes of the order to offer the first of BOTH, or the second."""
 REQUEST: Final = Request((0, 1, 2), 2)
 ASK: Final = Ask((0, 1, 2))
@@ -200,7 +216,7 @@ VERIFIED: Final = Verified(3, NBYTES, ROOT)
 
 HUNG_UP: Final = None
 OUT_OF_TIME: Final = (Reason.DEADLINE_PASSED, Reason.UNREACHABLE, Reason.IDLE)
-WORK: Final = (OfferReady, TransportReady, Ask, Finish, Transferred)
+WORK: Final = (OfferReady, TransportReady, TransportJoined, Ask, Finish, Transferred)
 ALL: Final = len(DIGESTS)
 FAILURES: Final[Mapping[str, Event]] = {
     "fails": TransferFailed(Reason.TRANSFER_FAILED, "cut"),
@@ -317,9 +333,13 @@ class World:
             case PrepareOffer():
                 ready = READY[effect.entry]
                 there = frozenset(range(ALL)).difference(self.coming) if self.coming else None
-                party.work.append(replace(ready, available=there))
+                rendezvous = ready.candidates[0].rendezvous
+                made = tuple(Candidate(name, rendezvous) for name in effect.transports)
+                party.work.append(replace(ready, available=there, candidates=made))
             case OpenTransport():
-                party.work.append(TransportReady())
+                party.work.append(TransportReady(effect.transport, {"key": "1"}))
+            case JoinTransport():
+                party.work.append(TransportJoined(effect.transport))
             case ChooseSegments():
                 self._choose(party, effect)
             case NoteAvailable():
@@ -363,6 +383,8 @@ class World:
             if party.work and isinstance(party.work[0], WORK):
                 found += [Choice(who, "fails"), Choice(who, "hangs")]
                 found += [Choice(who, "refuses")] * isinstance(party.work[0], OfferReady)
+                opening = isinstance(party.work[0], TransportReady | TransportJoined)
+                found += [Choice(who, "refuses the transport")] * opening
                 if who == "client" and isinstance(party.work[0], Transferred):
                     found.append(Choice(who, "finds other bytes"))
             if party.inbox and party.inbox[0] is not HUNG_UP:
@@ -379,6 +401,11 @@ class World:
                 party.inbox.append(HUNG_UP)
         elif fault.what == "stopped":
             self.take(fault.who, StopRequested())
+        elif fault.what == "refuses the transport":
+            work = self.parties[fault.who].work.popleft()
+            assert isinstance(work, TransportReady | TransportJoined)
+            refused = TransportRefused(work.transport, Reason.TRANSFER_FAILED, "another user")
+            self.take(fault.who, refused)
         elif fault.what in FAILURES:
             self.parties[fault.who].work.popleft()
             self.take(fault.who, FAILURES[fault.what])

@@ -85,9 +85,9 @@ def test_an_effect_forgotten_in_the_driver_is_caught(copy: Path) -> None:
     ("pattern", "mistake", "told"),
     [
         pytest.param(
-            r"row\(V, TransportReady, +V, _choose\)",
-            "row(V, TransportReady, V, _greet)",
-            r'Argument 4 to "row".*\[ClientSession, Connected\].*expected.*TransportReady\]',
+            r"row\(V, Ask, +V, _ask\)",
+            "row(V, Ask, V, _greet)",
+            r'Argument 4 to "row".*\[ClientSession, Connected\].*expected.*Ask\]',
             id="an action for another event",
         ),
         pytest.param(

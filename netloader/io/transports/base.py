@@ -13,12 +13,19 @@ One session makes these calls:
     attachment.sender(setup)
     sender.rendezvous()    --- offer --->     attachment.receiver(setup)
                                               receiver.open(rendezvous) -> answer
-    sender.answered(answer)  <-- request ---
+    sender.answered(answer)  <--- answer ---  receiver.join()
+                             --- opened --->
     sender.run(segments, lanes)               receiver.run(segments)
     ...                                       ...            once for each request
     sender.end()                              receiver.end()
 
-`run` and `end` are called on one worker thread of the session, and `end` exactly once. `abort` may
+An offer names several transports, in order. The server makes a sender for each of them, the client
+opens one after the other, until one is open at both ends. The rest of the senders are ended then,
+and see neither `answered` nor `run`. So what a process has only once, such as a communicator, is
+taken in `answered` and not before: a session that goes over another transport must not hold it.
+
+All but `abort` and `attach` are called on one worker thread of the session, and `end` exactly once,
+also when `open`, `join` or `answered` raised. `abort` may
 be called at any time, from any thread. A transport reports every failure of its own as a
 TransferError; any other exception is logged as a bug, and ends the session too.
 
@@ -101,14 +108,21 @@ class Sender(Protocol):
         """What the receiver must know to open its end: texts, at most a few hundred bytes.
 
         Part of the offer, so a token protects it from change on the way, but not from being read.
-        Called once, on the worker thread. Must not block.
+        Called once, on the worker thread. Must not block, and costs as little as making the sender:
+        the client may choose another transport.
         """
 
     def answered(self, answer: Mapping[str, str]) -> None:
-        """Take what `Receiver.open` returned, before the first `run`. The peer is not trusted.
+        """Take what `Receiver.open` returned, and do with the receiver what takes both ends.
+
+        On the worker thread, once at most, before the first `run`, while the client is in
+        `Receiver.join`. Blocks for at most `stall_s`. The peer is not trusted.
 
         Raises:
-            TransferError: no receiver of this transport would answer so.
+            BusyError: there is no room now. The client is told to come again, and does not go on to
+                another transport.
+            TransferError: it cannot begin with this peer. No weights were moved; another transport
+                will be tried.
         """
 
     def attach(self, index: int, lane: socket) -> None:
@@ -148,14 +162,24 @@ class Receiver(Protocol):
     """The client's end of one session."""
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
-        """Be ready to receive, before the server is asked to send; returns an answer for it.
+        """Open this end; returns what the sender must know of it: texts, as in a rendezvous.
 
-        On the worker thread. Blocks for at most `stall_s`. The rendezvous comes from the peer and
+        The answer is sent to the server under the proof of the token, if there is one. On the
+        worker thread. Blocks for at most `stall_s`. The rendezvous comes from the peer and
         is not trusted. A transport for one host finds out here whether the peer is on it.
 
         Raises:
             TransferError: it cannot begin with this peer. Nothing was written; another transport
-                may be tried.
+                will be tried.
+        """
+
+    def join(self) -> None:
+        """Do what takes both ends, while the server is in `Sender.answered`.
+
+        On the worker thread, once at most, after `open`. Blocks for at most `stall_s`.
+
+        Raises:
+            TransferError: as `open`.
         """
 
     def run(self, segments: Sequence[Segment]) -> int:
@@ -168,7 +192,7 @@ class Receiver(Protocol):
         """
 
     def abort(self) -> None:
-        """Make `open` and `run` raise TransferError within a second; as `Sender.abort`."""
+        """Make `open`, `join` and `run` raise TransferError within a second; as `Sender.abort`."""
 
     def end(self) -> None:
         """Free everything. The session is over, and `abort` was called.
@@ -185,7 +209,7 @@ class Attachment(Protocol):
     """A transport's hold on one store. Its methods may be called from any thread."""
 
     def sender(self, setup: SenderSetup) -> Sender:
-        """Make the server's end for one session.
+        """Make the server's end for one session. Must not block, nor take what is there only once.
 
         Raises:
             BusyError: there is no room now.

@@ -90,7 +90,10 @@ class _Joining:
             raise
         failure, group, self._failure, self._group = self._failure, self._group, None, None
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # else it and this frame keep each other, and what the library made
         return group
 
 
@@ -120,34 +123,46 @@ class PeerGroup:
 
     # -- for the thread that moves ---------------------------------------------------------------
 
+    def join(self) -> None:
+        """Make the group, while the other member does the same. No weights move.
+
+        Raises:
+            TransferError: it cannot be made, or took longer than the stall deadline.
+        """
+        with self._working() as lane:
+            self._join(lane)
+
     @contextlib.contextmanager
     def joined(self, sizes: str) -> Iterator[None]:
         """Where this thread may post; `sizes` is the digest of the sizes of all chunks to come."""
+        with self._working():
+            if self._store is None or self._group is None:
+                raise TransferError(Reason.TRANSFER_FAILED, "the group was not joined")
+            self._runs += 1
+            self._agree(self._store, sizes)
+            yield
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[socket.socket]:
+        """Where this thread may use the library and the lane."""
         with self._lock:
             if self.stop.is_set():
                 raise TransferError(Reason.TRANSFER_FAILED, "aborted")
             self._running = True
         try:
             with self._translated(), beside(self.device):
-                lane = self.lanes.take(1, self._stall_s)[0]
-                self._runs += 1
-                if self._store is None:
-                    self._join(lane, sizes)
-                else:
-                    self._agree(self._store, sizes)
-                yield
+                yield self.lanes.take(1, self._stall_s)[0]
         except TransferError:
             self.slot.suspect()
             raise
         finally:
             self.lanes.release()
 
-    def _join(self, lane: socket.socket, sizes: str) -> None:
+    def _join(self, lane: socket.socket) -> None:
         store = _Rendezvous(lane, self._stall_s)
         with self._lock:
             self._store = store
         self.slot.staging()  # before the peer waits for us in a library: there may be no room
-        self._agree(store, sizes)
         ticket = Ticket(
             store=PrefixStore(f"netloader/{self._session}", store),
             rank=self._rank,
@@ -171,7 +186,7 @@ class PeerGroup:
         """Make sure that both sides move chunks of the same sizes.
 
         A library may end the whole process (gloo) or hang (HCCL) when a buffer is smaller than what
-        arrives in it, so two sides that disagree must not even form a group.
+        arrives in it, so two sides that disagree must not begin to move.
         """
         store.set(f"sizes of {self._rank}, run {self._runs}", sizes)
         theirs = store.get(f"sizes of {1 - self._rank}, run {self._runs}").decode(errors="replace")

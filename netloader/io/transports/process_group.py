@@ -17,7 +17,7 @@ from torch import Tensor
 
 from netloader.fsm.manifest import Extent, Segment
 from netloader.fsm.reasons import Reason
-from netloader.io.chunks import Chunk, chunks, size_of, sizes_digest
+from netloader.io.chunks import CHUNK_BYTES, Chunk, chunks, size_of, sizes_digest
 from netloader.io.device import CPU, Readback, copy_bytes, rooms
 from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
@@ -42,14 +42,16 @@ class GroupSender:
         self._store = store
         slot = slots.of(_device_for(backend, store))
         self._peer_group = PeerGroup(backend, SERVER, setup.session, setup.stall_s, slot)
-        self._peer_group.slot.claim(self._peer_group)
 
     def rendezvous(self) -> Mapping[str, str]:
-        """Nothing: the store travels over lane 0."""
-        return {}
+        """The size of chunks: the store travels over lane 0."""
+        return {"chunk_bytes": str(CHUNK_BYTES)}
 
     def answered(self, answer: Mapping[str, str]) -> None:
-        """Do nothing: there is nothing to answer."""
+        """Have the device for this transfer, and join the group."""
+        del answer
+        self._peer_group.slot.claim(self._peer_group)
+        self._peer_group.join()
 
     def attach(self, index: int, lane: socket.socket) -> None:
         """Take the lane of the store."""
@@ -118,8 +120,14 @@ class GroupReceiver:
         self._reading: deque[tuple[SegmentWriter, Readback]] = deque()
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
-        """Take the slot of the device for this transfer, and open the lane of the store."""
-        del rendezvous
+        """Take the slot of the device for this transfer, and open the lane of the store.
+
+        Two sides that cut chunks otherwise do not even join: see `PeerGroup._agree`.
+        """
+        if rendezvous.get("chunk_bytes") != str(CHUNK_BYTES):
+            detail = f"the server's chunks are not of {CHUNK_BYTES} bytes, as they are here"
+            remedy = "run the same netloader on both sides"
+            raise TransferError(Reason.TRANSFER_FAILED, f"{detail}; {remedy}")
         peer_group = self._peer_group
         peer_group.slot.wait_for(peer_group, self._stall_s, peer_group.stop)
         try:
@@ -130,6 +138,10 @@ class GroupReceiver:
         lane.settimeout(None)
         peer_group.lanes.attach(0, lane)
         return {}
+
+    def join(self) -> None:
+        """Join the group."""
+        self._peer_group.join()
 
     def run(self, segments: Sequence[Segment]) -> int:
         """Receive and verify chunk by chunk, as many posted as may be under way."""
@@ -201,7 +213,7 @@ class GroupAttachment:
     slots: DeviceSlots
 
     def sender(self, setup: SenderSetup) -> GroupSender:
-        """Make the server's end; on an accelerator it takes the device's slot."""
+        """Make the server's end, which has the device's slot only once it is answered."""
         return GroupSender(self.store, setup, self.backend, self.slots)
 
     def receiver(self, setup: ReceiverSetup) -> GroupReceiver:

@@ -7,8 +7,8 @@ so the slot can be filled again. The file has no name: it is gone with the two p
 they end.
 
 That both are on one host is proven by the file: the client finds in it the nonce whose digest is in
-the offer, and shows the server that it has read it. If any of it fails, the client has opened
-nothing but a memory file of its own user, and another transport may be tried.
+the offer, and answers with another digest of it. If any of it fails, the client has opened nothing
+but a memory file of its own user, and another transport is tried.
 """
 
 import contextlib
@@ -72,7 +72,6 @@ class ShmSender:
         self._stall_s = setup.stall_s
         self._lanes = Lanes()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
-        self._proven = False
         self._filled = 0
         try:
             with INHERITANCE.atomic():
@@ -93,7 +92,11 @@ class ShmSender:
         }
 
     def answered(self, answer: Mapping[str, str]) -> None:
-        """Do nothing: the client proves over the lane that it has the file."""
+        """See that the client has read the file."""
+        expected = _proof(self._nonce, "client")
+        said = answer.get("proof", "").encode(errors="surrogatepass")
+        if not hmac.compare_digest(said, expected.encode()):
+            raise _cannot("the client has not read the memory file")
 
     def attach(self, index: int, lane: socket.socket) -> None:
         """Take the lane that says which slots are filled and which are free."""
@@ -107,7 +110,6 @@ class ShmSender:
 
     def _serve(self, segments: Sequence[Segment], lane: socket.socket) -> int:
         try:
-            self._check_proof(lane)
             unread = 0
             for segment in segments:
                 for batch in batches(self._store.views(segment), SLOT_BYTES):
@@ -122,16 +124,6 @@ class ShmSender:
         except OSError as error:
             raise as_transfer_error(error) from error
         return sum(segment.nbytes for segment in segments)
-
-    def _check_proof(self, lane: socket.socket) -> None:
-        if self._proven:
-            return
-        expected = _proof(self._nonce, "client").encode()
-        said = bytearray(len(expected))
-        receive_batch(lane, [memoryview(said)])
-        if not hmac.compare_digest(said, expected):
-            raise _cannot("the client has not read the memory file")
-        self._proven = True
 
     def _fill(self, batch: list[memoryview]) -> None:
         go_on(self._lanes)
@@ -167,7 +159,6 @@ class ShmReceiver:
         self._setup = setup
         self._lanes = Lanes()
         self._fd = -1
-        self._proof = b""
         self._read_count = 0
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
@@ -181,14 +172,16 @@ class ShmReceiver:
         nonce = os.pread(self._fd, NONCE_BYTES, NONCE_AT)
         if not hmac.compare_digest(_proof(nonce, "server"), rendezvous.get("proof", "")):
             raise _cannot("the memory file is not the server's")
-        self._proof = _proof(nonce, "client").encode()
         try:
             lane = self._setup.dial(0)
         except OSError as error:
             raise _cannot("no lane could be opened") from error
         set_stall(lane, self._setup.stall_s)
         self._lanes.attach(0, lane)
-        return {}
+        return {"proof": _proof(nonce, "client")}
+
+    def join(self) -> None:
+        """Do nothing: the sender looks at the answer alone."""
 
     def run(self, segments: Sequence[Segment]) -> int:
         """Read chunk after chunk to its place, and verify what is there."""
@@ -196,9 +189,6 @@ class ShmReceiver:
 
     def _take(self, segments: Sequence[Segment], lane: socket.socket) -> int:
         try:
-            if self._proof:
-                send_batch(lane, [memoryview(self._proof)])
-                self._proof = b""
             for segment in segments:
                 writer = self._setup.lease.expect(segment)
                 for batch in batches(writer.views(), SLOT_BYTES):

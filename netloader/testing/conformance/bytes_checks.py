@@ -1,6 +1,7 @@
 """Checks that the right bytes come to the right places."""
 
 import contextlib
+from collections.abc import Mapping
 
 from netloader.fsm.reasons import Reason
 from netloader.io.store.module import ModuleStore
@@ -122,12 +123,25 @@ def wrong_bytes(subject: Subject) -> None:
 def rendezvous_is_text(subject: Subject) -> None:
     """The sender's rendezvous fits into an offer: a few short texts."""
     with Ends(subject, one_byte) as ends:
-        told = ends.rendezvous()
-        texts = [text for pair in told.items() for text in pair]
-        must(all(isinstance(text, str) for text in texts), f"{told!r} is not only texts")
-        size = sum(map(len, texts))
-        must(size <= MOST_RENDEZVOUS, f"it has {size} characters, more than {MOST_RENDEZVOUS}")
+        _are_texts(ends.rendezvous())
         ends.finish()
+
+
+def answer_is_text(subject: Subject) -> None:
+    """What the receiver answers fits into an answer: a few short texts."""
+    with Ends(subject, one_byte) as ends:
+        answer = ends.answer()
+        _are_texts(answer)
+        for call in ends.join(answer):
+            call.result()
+        ends.finish()
+
+
+def _are_texts(told: Mapping[str, str]) -> None:
+    texts = [text for pair in told.items() for text in pair]
+    must(all(isinstance(text, str) for text in texts), f"{told!r} is not only texts")
+    size = sum(map(len, texts))
+    must(size <= MOST_RENDEZVOUS, f"it has {size} characters, more than {MOST_RENDEZVOUS}")
 
 
 BYTES_CHECKS = {
@@ -141,4 +155,5 @@ BYTES_CHECKS = {
     "two-sessions": two_sessions,
     "wrong-bytes": wrong_bytes,
     "rendezvous-is-text": rendezvous_is_text,
+    "answer-is-text": answer_is_text,
 }

@@ -159,6 +159,30 @@ def untrusted_peer(subject: Subject) -> None:
             ends.finish()
 
 
+def passed_over(subject: Subject) -> None:
+    """A sender whose client takes another transport holds nothing that a second session needs."""
+    with Ends(subject, one_byte, session="a" * 32) as left:
+        left.rendezvous()
+        with Ends(subject, one_byte, session="b" * 32) as taken:
+            taken.open()
+            taken.move()
+            taken.check_arrived()
+            taken.finish()
+        left.finish()
+
+
+def refused_open(subject: Subject) -> None:
+    """Where no lane can be opened, a TransferError says so before anything is written."""
+    with Ends(subject, medium) as ends:
+        ends.refuses_lanes = True
+        before = contents(ends.target)
+        told = ends.rendezvous()
+        opening = ends.at_client("open", lambda: ends.receiver.open(told))
+        opening.without_bug(subject.stall_s + PROMPT_S + MARGIN_S)
+        must(contents(ends.target) == before, "the target was written while it was opened")
+        ends.finish()
+
+
 def lanes_any_time(subject: Subject) -> None:
     """Lanes that come twice, unasked, after an abort or after the end are closed in the end."""
     ours, theirs = [], []
@@ -320,6 +344,8 @@ END_CHECKS: dict[str, Callable[[Subject], None]] = {
     "end-without-run": end_without_run,
     "ends-once": ends_once,
     "detached": detached,
+    "passed-over": passed_over,
+    "refused-open": refused_open,
     "untrusted-peer": untrusted_peer,
     "lanes-any-time": lanes_any_time,
     "nothing-left": nothing_left,

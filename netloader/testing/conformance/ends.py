@@ -12,7 +12,7 @@ from torch import nn
 
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Segment, root_digest, segments_of
-from netloader.fsm.messages import Offer
+from netloader.fsm.messages import Candidate, Offer
 from netloader.io.clock import monotonic
 from netloader.io.store.digests import digest_of
 from netloader.io.store.ledger import Ledger
@@ -91,6 +91,7 @@ class Ends:
         self._threads = (CallingThread(), CallingThread())
         self._lanes: list[socket.socket] = []
         self._ended: set[str] = set()
+        self.refuses_lanes = False
         self._attachments = [subject.transport.attach(s) for s in (self.giving, self.taking)]
         self.sender = self._attachments[0].sender(SenderSetup(session, subject.stall_s))
         self.receiver = self._attachments[1].receiver(
@@ -102,7 +103,7 @@ class Ends:
             session=session,
             identity=Identity({"model": "check"}),
             layout="raw",
-            transport=self.subject.transport.name,
+            candidates=(Candidate(self.subject.transport.name),),
             digest_algorithm="blake3",
             manifest=self.giving.manifest,
             segment_bytes=segment_bytes,
@@ -111,7 +112,9 @@ class Ends:
         )
 
     def dial(self, index: int) -> socket.socket:
-        """Open lane `index` between the two ends."""
+        """Open lane `index` between the two ends, unless they are refused."""
+        if self.refuses_lanes:
+            raise ConnectionRefusedError(f"lane {index}")
         near, far = lane_pair()
         self._lanes += (near, far)
         self.sender.attach(index, far)
@@ -133,10 +136,21 @@ class Ends:
         return told
 
     def open(self) -> None:
-        """Open the receiver with what the sender says, and tell the sender its answer."""
+        """Open the receiver with what the sender says, and have both do what takes both."""
+        for call in self.join(self.answer()):
+            call.result()
+
+    def answer(self) -> Mapping[str, str]:
+        """Open the receiver with what the sender says; returns its answer."""
         told = self.rendezvous()
-        answer = self.at_client("open", lambda: self.receiver.open(told)).result()
-        self.at_server("answered", lambda: self.sender.answered(answer)).result()
+        call = self.at_client("open", lambda: self.receiver.open(told))
+        answer: Mapping[str, str] = call.result()
+        return answer
+
+    def join(self, answer: Mapping[str, str]) -> tuple[Call, Call]:
+        """Start what takes both ends: the server is told an answer, the client joins."""
+        told = self.at_server("answered", lambda: self.sender.answered(answer))
+        return told, self.at_client("join", self.receiver.join)
 
     def send(self, segments: Sequence[Segment] | None = None) -> Call:
         """Start the sender on some segments, or on all."""

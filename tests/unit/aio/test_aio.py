@@ -144,7 +144,7 @@ def test_a_cancelled_transfer_writes_no_more_and_the_model_can_be_filled_again()
     def script(peer: Peer) -> None:
         first = peer.hear()
         if isinstance(first, Hello):
-            peer.say(source.offer)
+            peer.opens(source.offer)
             assert isinstance(peer.hear(), Request)
             peer.say(Begin())
             begun.set()

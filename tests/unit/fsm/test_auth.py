@@ -18,7 +18,16 @@ from netloader.config import Secret
 from netloader.fsm.auth import Proven, authenticated, proven, proves
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, TensorSpec
-from netloader.fsm.messages import Challenge, Description, Hello, Offer, Proof, Purpose
+from netloader.fsm.messages import (
+    Answer,
+    Candidate,
+    Challenge,
+    Description,
+    Hello,
+    Offer,
+    Proof,
+    Purpose,
+)
 from netloader.wire.frames import Decoder, encode
 from tests.unit.fsm.test_canonical import any_text, read
 
@@ -41,18 +50,18 @@ OFFER: Final = Offer(
     session="s",
     identity=IDENTITY,
     layout="raw",
-    transport="tcp",
+    candidates=(Candidate("tcp", {"key": "value"}),),
     digest_algorithm="blake3",
     manifest=Manifest((SPEC,)),
     segment_bytes=65_536,
     segment_digests=("d0", "d1"),
     root="r",
-    rendezvous={"key": "value"},
 )
 MESSAGES: Final[dict[str, Proven]] = {
     "challenge": Challenge(NONCE),
     "proof": Proof(),
     "offer": OFFER,
+    "answer": Answer("tcp", {"key": "value"}),
     "description": Description(IDENTITY, {"tied": "yes"}),
 }
 OTHERS: Final[Mapping[str, Any]] = {
@@ -63,6 +72,7 @@ OTHERS: Final[Mapping[str, Any]] = {
     "identity": Identity({"model": "m"}, {"checkpoint": "d"}),
     "layout": "processed",
     "layouts": ("raw", "processed"),
+    "candidates": (Candidate("tcp", {"key": "other"}),),
     "transport": "gloo",
     "transports": ("gloo", "tcp"),
     "digest_algorithm": "sha256",
@@ -210,19 +220,19 @@ hellos = st.builds(
 manifests = st.lists(
     st.builds(TensorSpec, any_text, any_text, st.just(()), st.just(()), st.integers()), max_size=2
 ).map(lambda specs: Manifest(tuple(specs)))
+candidates = st.lists(st.builds(Candidate, any_text, words), max_size=2).map(tuple)
 offers = st.builds(
     Offer,
     *(
         any_text,
         identities,
         any_text,
-        any_text,
+        candidates,
         any_text,
         manifests,
         st.integers(),
         texts,
         any_text,
-        words,
     ),
 )
 messages = st.one_of(
@@ -230,6 +240,7 @@ messages = st.one_of(
     st.builds(Description, identities, words),
     st.builds(Challenge, any_text),
     st.builds(Proof),
+    st.builds(Answer, any_text, words),
 )
 conversations = st.tuples(messages, hellos, any_text)
 
@@ -248,12 +259,13 @@ def test_moving_a_character_to_the_next_field_makes_other_bytes(
     message, hello, nonce = one
     if not isinstance(message, Offer):
         return
-    both = message.layout + message.transport + message.digest_algorithm
+    candidate = next(iter(message.candidates), Candidate(""))
+    both = message.layout + candidate.transport + message.digest_algorithm
     cuts = sorted(data.draw(st.tuples(*[st.integers(0, len(both))] * 2), label="cuts"))
     other = replace(
         message,
         layout=both[: cuts[0]],
-        transport=both[cuts[0] : cuts[1]],
+        candidates=(replace(candidate, transport=both[cuts[0] : cuts[1]]),),
         digest_algorithm=both[cuts[1] :],
     )
     same = authenticated(other, hello, nonce) == authenticated(message, hello, nonce)

@@ -28,12 +28,12 @@ from netloader.fsm.events import (
     Finish,
     TransferFailed,
     Transferred,
-    TransportReady,
 )
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest, root_digest
 from netloader.fsm.messages import (
     Begin,
+    Candidate,
     Challenge,
     Complete,
     Have,
@@ -66,6 +66,7 @@ from tests.support.world import (
     MANIFEST,
     NBYTES,
     OFFER,
+    OPEN_HERE,
     PROOF,
     PROVEN_DESCRIPTION,
     PROVEN_OFFER,
@@ -81,7 +82,7 @@ from tests.support.world import (
 )
 
 PART = (
-    *(OFFER, TransportReady(), Ask((0,)), Begin()),
+    *(OFFER, *OPEN_HERE, Ask((0,)), Begin()),
     *(Transferred(65_536), Complete(65_536)),
 )
 """One segment was asked for and has come."""
@@ -254,7 +255,7 @@ def test_a_good_offer_is_taken_up() -> None:
     session, step = after(OFFER)
 
     assert (session.state, session.name) == (State.VALIDATE, "session-1")
-    assert step.effects == (OpenTransport(OFFER),)
+    assert step.effects == (OpenTransport(OFFER, "tcp"),)
     assert client().name == ""
 
 
@@ -289,7 +290,10 @@ def test_another_manifest_is_refused_with_the_first_difference() -> None:
     ("offer", "detail"),
     [
         (replace(OFFER, layout="processed"), "the server chose a layout that was not asked for"),
-        (replace(OFFER, transport="gloo"), "the server chose a transport that was not asked for"),
+        (
+            replace(OFFER, candidates=(Candidate("gloo"),)),
+            "the server chose a transport that was not asked for",
+        ),
         (
             replace(OFFER, digest_algorithm="md5"),
             "the server chose a digest algorithm that was not asked for",
@@ -312,7 +316,7 @@ def test_an_offer_that_cannot_be_right_is_refused(offer: Offer, detail: str) -> 
 def test_a_manifest_that_is_left_out_is_the_clients_own() -> None:
     session, step = after(BRIEF)
 
-    assert step.effects == (OpenTransport(OFFER),)
+    assert step.effects == (OpenTransport(OFFER, "tcp"),)
     assert session.offer == OFFER
     assert client(CURIOUS).hello.manifest_digest == ""
 
@@ -328,7 +332,7 @@ def test_a_manifest_that_is_left_out_is_the_clients_own() -> None:
 def test_a_client_asks_for_what_it_does_not_hold(
     spec: FetchSpec, missing: tuple[int, ...], nbytes: int
 ) -> None:
-    session, step = after(OFFER, TransportReady(), spec=spec)
+    session, step = after(OFFER, *OPEN_HERE, spec=spec)
     assert (session.state, step.effects) == (State.VALIDATE, (ChooseSegments(missing, 1, THERE),))
 
     step = session.step(Ask(missing), 0.0)
@@ -342,14 +346,14 @@ def test_what_is_held_from_other_bytes_is_asked_for_again() -> None:
     digests = ("digest-0", "digest-1", "changed")
     offer = replace(OFFER, segment_digests=digests, root=root_digest(digests))
 
-    _, step = after(offer, TransportReady(), spec=RESUMING)
+    _, step = after(offer, *OPEN_HERE, spec=RESUMING)
 
     assert step.effects == (ChooseSegments((0, 1, 2), 1, THERE),)
 
 
 @pytest.mark.parametrize("segments", [(1, 0), (0, 0), (-1,), (3,)], ids=str)
 def test_an_owner_cannot_ask_for_what_was_not_offered(segments: tuple[int, ...]) -> None:
-    session, _ = after(OFFER, TransportReady())
+    session, _ = after(OFFER, *OPEN_HERE)
 
     with pytest.raises(LocalProtocolError, match="cannot be asked for now"):
         session.step(Ask(segments), 0.0)
@@ -358,7 +362,7 @@ def test_an_owner_cannot_ask_for_what_was_not_offered(segments: tuple[int, ...])
 
 
 def test_a_source_that_is_not_needed_is_left_with_clean_weights() -> None:
-    _, step = after(OFFER, TransportReady(), Finish())
+    _, step = after(OFFER, *OPEN_HERE, Finish())
 
     assert step.effects == (
         Send(Verified(0, 0, ROOT)),
@@ -399,7 +403,7 @@ def test_an_answer_to_another_request_is_a_violation(word: Event) -> None:
 
 
 def test_a_client_cannot_finish_in_the_middle_of_a_request() -> None:
-    session, _ = after(OFFER, TransportReady(), ASK, Begin())
+    session, _ = after(OFFER, *OPEN_HERE, ASK, Begin())
 
     with pytest.raises(LocalProtocolError, match="request 1 is not complete"):
         session.step(Finish(), 0.0)
@@ -407,14 +411,14 @@ def test_a_client_cannot_finish_in_the_middle_of_a_request() -> None:
 
 def test_a_client_that_was_cut_off_when_it_had_all_may_finish_but_ask_no_more() -> None:
     nothing = (Ask(()), Begin(), Transferred(0), Complete(0))
-    cut = (OFFER, TransportReady(), *nothing, ConnectionLost("reset"))
+    cut = (OFFER, *OPEN_HERE, *nothing, ConnectionLost("reset"))
 
     assert after(*cut, Finish(), spec=FINISHED)[0].state is State.DONE
     assert after(*cut, Ask((1, 2)), spec=FINISHED)[1].effects == (AbortTransfer(), Settle(LOST))
 
 
 def test_a_client_that_was_cut_off_before_it_had_all_does_not_wait() -> None:
-    before = (OFFER, TransportReady(), Ask((0,)), Begin(), Complete(65_536))
+    before = (OFFER, *OPEN_HERE, Ask((0,)), Begin(), Complete(65_536))
 
     assert after(*PART, ConnectionLost("reset"))[1].effects == (AbortTransfer(), Settle(LOST))
     step = after(*before, ConnectionLost("reset"), Transferred(65_536))[1]
@@ -422,7 +426,7 @@ def test_a_client_that_was_cut_off_before_it_had_all_does_not_wait() -> None:
 
 
 def test_a_client_is_told_of_more_segments_once() -> None:
-    session, _ = after(replace(OFFER, availability=((0, 1),)), TransportReady())
+    session, _ = after(replace(OFFER, availability=((0, 1),)), *OPEN_HERE)
     with pytest.raises(LocalProtocolError, match="cannot be asked for now"):
         session.step(ASK, 0.0)
 
@@ -467,7 +471,7 @@ def test_a_client_counts_no_bytes_before_the_offer() -> None:
     "ends", [(RECEIVED, Complete(NBYTES)), (Complete(NBYTES), RECEIVED)], ids=["first", "last"]
 )
 def test_a_client_is_done_when_all_is_sent_and_all_has_arrived(ends: tuple[Event, Event]) -> None:
-    session, step = after(OFFER, TransportReady(), ASK, Begin(), ends[0])
+    session, step = after(OFFER, *OPEN_HERE, ASK, Begin(), ends[0])
     assert (session.state, step.effects) == (State.TRANSFER, ())
 
     step = session.step(ends[1], 0.0)
@@ -479,7 +483,7 @@ def test_a_client_is_done_when_all_is_sent_and_all_has_arrived(ends: tuple[Event
 
 def test_a_connection_lost_after_the_last_byte_left_does_not_matter() -> None:
     session, step = after(
-        *(OFFER, TransportReady(), ASK, Begin(), Complete(NBYTES)), ConnectionLost("reset")
+        *(OFFER, *OPEN_HERE, ASK, Begin(), Complete(NBYTES)), ConnectionLost("reset")
     )
     assert (session.state, step.effects) == (State.TRANSFER, ())
 
@@ -488,26 +492,26 @@ def test_a_connection_lost_after_the_last_byte_left_does_not_matter() -> None:
 
 
 def test_a_connection_lost_before_that_ends_it_with_dirty_weights() -> None:
-    _, step = after(OFFER, TransportReady(), ASK, Begin(), RECEIVED, ConnectionLost("reset"))
+    _, step = after(OFFER, *OPEN_HERE, ASK, Begin(), RECEIVED, ConnectionLost("reset"))
 
     lost = Verdict(State.FALLBACK, Reason.CONNECTION_LOST, "reset", weights_dirty=True)
     assert step.effects == (AbortTransfer(), Settle(lost))
 
 
 def test_a_server_that_counts_other_bytes_disagrees() -> None:
-    _, step = after(OFFER, TransportReady(), ASK, Begin(), Complete(NBYTES - 1))
+    _, step = after(OFFER, *OPEN_HERE, ASK, Begin(), Complete(NBYTES - 1))
 
     assert verdict(step).reason is Reason.DISAGREEMENT
     assert str(NBYTES - 1) in verdict(step).detail
 
 
 def test_saying_complete_twice_is_a_violation() -> None:
-    _, step = after(OFFER, TransportReady(), ASK, Begin(), Complete(NBYTES), Complete(NBYTES))
+    _, step = after(OFFER, *OPEN_HERE, ASK, Begin(), Complete(NBYTES), Complete(NBYTES))
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
 
 
-@pytest.mark.parametrize("begun", [(), (TransportReady(), ASK, Begin())])
+@pytest.mark.parametrize("begun", [(), (*OPEN_HERE, ASK, Begin())])
 def test_a_failed_transport_says_why_and_whether_bytes_came(begun: tuple[Event, ...]) -> None:
     _, step = after(OFFER, *begun, TransferFailed(Reason.DIGEST_MISMATCH, "segment 1"))
 

@@ -7,7 +7,16 @@ import pytest
 
 from netloader.fsm import messages
 from netloader.fsm.identity import Identity
-from netloader.fsm.messages import Hello, Lane, Message, Offer, Purpose, Reject, Request
+from netloader.fsm.messages import (
+    Answer,
+    Candidate,
+    Hello,
+    Lane,
+    Message,
+    Purpose,
+    Reject,
+    Request,
+)
 from tests.support.world import OFFER
 
 KINDS: tuple[type[Any], ...] = (*get_args(Message), Lane)
@@ -20,7 +29,7 @@ def test_every_message_of_the_module_is_in_the_union_and_no_lane_is() -> None:
         if dataclasses.is_dataclass(kind) and kind.__module__ == messages.__name__
     }
 
-    assert defined == {*KINDS}
+    assert defined == {*KINDS, Candidate}
     assert Lane not in get_args(Message)
 
 
@@ -46,7 +55,7 @@ def test_optional_fields_of_messages_have_neutral_defaults() -> None:
     )
     assert Request((0,)).lanes == 1
     assert (Reject("busy").detail, Reject("busy").retry_after_s) == ("", 0.0)
-    assert Offer.__dataclass_fields__["rendezvous"].default_factory is dict
+    assert (Candidate("tcp").rendezvous, Answer("tcp").rendezvous) == ({}, {})
 
 
 def test_purposes_are_the_words_on_the_wire() -> None:

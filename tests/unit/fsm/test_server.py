@@ -55,6 +55,7 @@ from tests.support.world import (
     OFFER,
     OFFER_READY,
     OFFERING,
+    OPEN_THERE,
     OTHER_IDENTITY,
     PROOF,
     RECEIVED,
@@ -72,7 +73,7 @@ OTHER = hello(replace(WISH, identity=OTHER_IDENTITY))
 UNABLE = hello(replace(WISH, transports=("hccl",), digest_algorithms=()))
 
 
-FIRST = (hello(), OFFER_READY, Request((0,)), Transferred(65_536))
+FIRST = (hello(), OFFER_READY, *OPEN_THERE, Request((0,)), Transferred(65_536))
 """One segment was asked for and sent."""
 
 
@@ -113,9 +114,9 @@ def test_a_good_hello_gets_an_offer_prepared_by_the_clients_preference() -> None
     session, step = after(hello())
 
     assert session.state is State.VALIDATE
-    assert step.effects == (PrepareOffer("tcp", "sha256", 0),)
+    assert step.effects == (PrepareOffer(("tcp",), "sha256", 0),)
     first_choice = replace(WISH, transports=("gloo", "tcp"))
-    assert after(hello(first_choice))[1].effects == (PrepareOffer("gloo", "sha256", 0),)
+    assert after(hello(first_choice))[1].effects == (PrepareOffer(("gloo", "tcp"), "sha256", 0),)
 
 
 @pytest.mark.parametrize(("versions", "theirs"), [((1, 3), "1, 3"), ((), "none")])
@@ -229,7 +230,7 @@ def test_a_transport_that_cannot_be_prepared_ends_the_session() -> None:
     [((0, 1, 2), NBYTES), ((1,), 65_536), ((2,), NBYTES - 131_072), ((), 0)],
 )
 def test_exactly_what_is_asked_for_is_sent(segments: tuple[int, ...], nbytes: int) -> None:
-    session, step = after(hello(), OFFER_READY, Request(segments, 3))
+    session, step = after(hello(), OFFER_READY, *OPEN_THERE, Request(segments, 3))
 
     assert session.state is State.TRANSFER
     assert step.effects == (Send(Begin()), StartTransfer(segments, 3))
@@ -251,7 +252,7 @@ def test_exactly_what_is_asked_for_is_sent(segments: tuple[int, ...], nbytes: in
     ids=str,
 )
 def test_a_request_for_what_was_not_offered_is_a_violation(request_: Request) -> None:
-    session, step = after(hello(), OFFER_READY, request_)
+    session, step = after(hello(), OFFER_READY, *OPEN_THERE, request_)
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
     assert (session.request, session.nbytes) == (None, 0)
@@ -286,7 +287,7 @@ def test_requests_come_in_turn_and_go_on(request_: Request) -> None:
 
 
 def test_a_request_waits_for_the_end_of_the_one_before() -> None:
-    _, step = after(hello(), OFFER_READY, Request((0,)), Request((1,), 1, 2))
+    _, step = after(hello(), OFFER_READY, *OPEN_THERE, Request((0,)), Request((1,), 1, 2))
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
 
@@ -325,6 +326,8 @@ def test_a_server_with_some_segments_says_which_and_which_come_later() -> None:
 
     assert step.effects == (Send(Have(((2, 3),))),)
     assert session.step(MoreAvailable(frozenset({2})), 0.0).effects == ()
+    for event in OPEN_THERE:
+        session.step(event, 0.0)
     assert session.step(Request((0, 2)), 0.0).after is State.TRANSFER
     assert said(session.step(MoreAvailable(frozenset({1})), 0.0)) == [Have(((1, 2),))]
 
@@ -343,7 +346,7 @@ def test_what_comes_while_an_offer_is_prepared_is_in_the_offer() -> None:
 def test_a_request_for_what_is_not_here_is_refused_by_name(before: tuple[Event, ...]) -> None:
     number = 2 if before else 1
 
-    _, step = after(hello(), PARTIAL, *before, Request((1, 2), 1, number))
+    _, step = after(hello(), PARTIAL, *OPEN_THERE, *before, Request((1, 2), 1, number))
 
     assert said(step) == [Reject("not_available", "segment 1 is not here yet")]
     assert verdict(step).reason is Reason.NOT_AVAILABLE
@@ -353,11 +356,11 @@ def test_a_request_for_what_is_not_here_is_refused_by_name(before: tuple[Event, 
 
 
 def test_a_client_that_found_other_bytes_has_the_weights_audited() -> None:
-    _, step = after(hello(), OFFER_READY, REQUEST, DOUBT)
+    _, step = after(hello(), OFFER_READY, *OPEN_THERE, REQUEST, DOUBT)
 
     doubted = Verdict(State.FALLBACK, Reason.DIGEST_MISMATCH, "segment 1", by_peer=True)
     assert step.effects == (AuditWeights(), AbortTransfer(), Settle(doubted))
-    sent = after(hello(), OFFER_READY, REQUEST, RECEIVED, DOUBT)[1]
+    sent = after(hello(), OFFER_READY, *OPEN_THERE, REQUEST, RECEIVED, DOUBT)[1]
     assert sent.effects == step.effects
 
 
@@ -371,7 +374,7 @@ def test_a_digest_mismatch_before_a_transfer_starts_no_audit(events: tuple[Event
 
 
 def test_a_refusal_for_another_reason_starts_no_audit() -> None:
-    _, step = after(hello(), OFFER_READY, REQUEST, Reject("transfer_stalled"))
+    _, step = after(hello(), OFFER_READY, *OPEN_THERE, REQUEST, Reject("transfer_stalled"))
 
     assert AuditWeights() not in step.effects
 
@@ -380,14 +383,14 @@ def test_a_refusal_for_another_reason_starts_no_audit() -> None:
 
 
 def test_a_server_says_when_everything_has_been_sent() -> None:
-    session, step = after(hello(), OFFER_READY, REQUEST, RECEIVED)
+    session, step = after(hello(), OFFER_READY, *OPEN_THERE, REQUEST, RECEIVED)
 
     assert (session.state, session.sent) == (State.TRANSFER, True)
     assert step.effects == (Send(Complete(NBYTES)),)
 
 
 def test_a_server_is_done_when_the_client_has_verified_all_of_it() -> None:
-    session, step = after(hello(), OFFER_READY, REQUEST, RECEIVED, VERIFIED)
+    session, step = after(hello(), OFFER_READY, *OPEN_THERE, REQUEST, RECEIVED, VERIFIED)
 
     assert step.effects == (Settle(Verdict(State.DONE, Reason.VERIFIED)),)
     assert session.step(ConnectionLost("closed"), 0.0).after is State.DONE
@@ -396,7 +399,7 @@ def test_a_server_is_done_when_the_client_has_verified_all_of_it() -> None:
 def test_a_client_that_held_everything_is_done_as_well() -> None:
     nothing = (Request((), 1), Transferred(0), Verified(0, 0, ROOT))
 
-    assert after(hello(), OFFER_READY, *nothing)[0].state is State.DONE
+    assert after(hello(), OFFER_READY, *OPEN_THERE, *nothing)[0].state is State.DONE
 
 
 @pytest.mark.parametrize(
@@ -404,7 +407,7 @@ def test_a_client_that_held_everything_is_done_as_well() -> None:
     [Verified(2, NBYTES, ROOT), Verified(3, NBYTES - 1, ROOT), Verified(3, NBYTES, "other")],
 )
 def test_a_client_with_another_count_is_refused_with_both_counts(verified: Verified) -> None:
-    _, step = after(hello(), OFFER_READY, REQUEST, RECEIVED, verified)
+    _, step = after(hello(), OFFER_READY, *OPEN_THERE, REQUEST, RECEIVED, verified)
 
     detail = f"the client verified {verified.segments} segments, {verified.nbytes} bytes"
     assert said(step) == [Reject("disagreement", detail)]
@@ -412,13 +415,15 @@ def test_a_client_with_another_count_is_refused_with_both_counts(verified: Verif
 
 
 def test_a_client_cannot_have_verified_what_was_not_sent_yet() -> None:
-    _, step = after(hello(), OFFER_READY, REQUEST, VERIFIED)
+    _, step = after(hello(), OFFER_READY, *OPEN_THERE, REQUEST, VERIFIED)
 
     assert verdict(step).reason is Reason.DISAGREEMENT
 
 
 def test_a_failed_transfer_is_reported_to_the_client() -> None:
-    _, step = after(hello(), OFFER_READY, REQUEST, TransferFailed(Reason.TRANSFER_STALLED, "x"))
+    _, step = after(
+        hello(), OFFER_READY, *OPEN_THERE, REQUEST, TransferFailed(Reason.TRANSFER_STALLED, "x")
+    )
 
     assert said(step) == [Reject("transfer_stalled", "x")]
 
@@ -431,7 +436,7 @@ def test_a_state_that_was_set_by_hand_raises_and_sends_nothing() -> None:
     session.state = State.VALIDATE
 
     with pytest.raises(AssertionError, match="after a hello"):
-        session.step(OfferReady({}, DIGESTS), 0.0)
+        session.step(OfferReady((), DIGESTS), 0.0)
 
     assert (session.state, session.verdict, session.offered) == (State.VALIDATE, None, False)
 

@@ -21,6 +21,7 @@ from tests.support.world import (
     DRAFT,
     DRAFT_DIGESTS,
     DRAFTING,
+    OPEN_THERE,
     READY,
     REQUEST,
     TARGET,
@@ -54,7 +55,7 @@ def test_a_client_is_offered_the_model_of_its_role(
     session, step = after(hello(spec))
     (offer,) = said(session.step(READY[place], 0.0))
 
-    assert step.effects == (PrepareOffer("tcp", "sha256", place),)
+    assert step.effects == (PrepareOffer(("tcp",), "sha256", place),)
     assert isinstance(offer, Offer)
     assert (offer.identity, offer.manifest) == (entry.identity, None)
     assert hello(spec).manifest_digest == entry.manifest.digest
@@ -63,7 +64,7 @@ def test_a_client_is_offered_the_model_of_its_role(
 
 def test_a_session_about_the_draft_counts_its_bytes_and_its_digests() -> None:
     nbytes = DRAFT.manifest.nbytes
-    session, sent = after(hello(DRAFTING), READY[1], REQUEST, Transferred(nbytes))
+    session, sent = after(hello(DRAFTING), READY[1], *OPEN_THERE, REQUEST, Transferred(nbytes))
     counted = session.asked_bytes
     step = session.step(Verified(3, nbytes, root_digest(DRAFT_DIGESTS)), 0.0)
 
@@ -116,6 +117,6 @@ def test_with_a_token_the_role_counts_only_after_the_proof(spec: FetchSpec) -> N
     forged = after(hello(spec), Proof("forged"), entries=GUARDED_BOTH)[1]
     assert said(forged)[0].reason == "auth_failed"  # type: ignore[union-attr]
     answer = session.step(proven(Proof(), hello(spec)), 0.0)
-    offers = answer.effects == (PrepareOffer("tcp", "sha256", 1),)
+    offers = answer.effects == (PrepareOffer(("tcp",), "sha256", 1),)
     assert offers == (spec is DRAFTING)
     assert offers or isinstance(answer.effects[0], Send)

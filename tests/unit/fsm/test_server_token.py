@@ -31,7 +31,7 @@ def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
     session, step = after(hello(SECURED), entry=GUARDED)
 
     assert (session.state, step.effects) == (State.HANDSHAKE, (Send(CHALLENGE),))
-    assert session.step(PROOF, 0.0).effects == (PrepareOffer("tcp", "sha256", 0),)
+    assert session.step(PROOF, 0.0).effects == (PrepareOffer(("tcp",), "sha256", 0),)
     assert session.step(OFFER_READY, 0.0).effects == (Send(replace(PROVEN_OFFER, manifest=None)),)
 
 

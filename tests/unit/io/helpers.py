@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from netloader.config import Deadlines, Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, root_digest, segments_of
-from netloader.fsm.messages import PROTOCOL_VERSION, Hello, Offer, Purpose
+from netloader.fsm.messages import (
+    PROTOCOL_VERSION,
+    Answer,
+    Candidate,
+    Hello,
+    Offer,
+    Opened,
+    Purpose,
+)
 from netloader.io import ClientOptions, Server, ServerOptions
 from netloader.io.arguments import Weights
 from netloader.io.clock import monotonic
@@ -175,6 +183,18 @@ class Peer:
         assert isinstance(offer, Offer), offer
         return offer
 
+    def answered(self, transport: str = "tcp") -> None:
+        """Answer an offer as if this end were open, and hear that the server's is."""
+        self.say(Answer(transport))
+        assert self.hear() == Opened(transport)
+
+    def opens(self, offer: Offer) -> None:
+        """Make an offer, and say that the transport which the client answers is open here too."""
+        self.say(offer)
+        answer = self.hear()
+        assert isinstance(answer, Answer), answer
+        self.say(Opened(answer.transport))
+
     def __enter__(self) -> Self:
         return self
 
@@ -201,7 +221,7 @@ def offer_of(manifest: Manifest, digests: tuple[str, ...], segment_bytes: int) -
         session="s" * 32,
         identity=Identity(IDENTITY),
         layout="raw",
-        transport="tcp",
+        candidates=(Candidate("tcp"),),
         digest_algorithm="blake3",
         manifest=manifest,
         segment_bytes=segment_bytes,

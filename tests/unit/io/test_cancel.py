@@ -176,7 +176,10 @@ def test_after_the_offer_and_after_the_request(point: type) -> None:
         if isinstance(message, Lane):
             peer.hear()
             return
-        peer.say(source.offer)
+        if point is Hello:
+            peer.say(source.offer)
+        else:
+            peer.opens(source.offer)
         while not isinstance(message, point):
             message = peer.hear()
         token.set()
@@ -232,7 +235,7 @@ def test_in_a_transfer_of_which_no_byte_comes(captured: list[dict[str, Any]]) ->
         if isinstance(message, Lane):
             told.append(peer.hear())
             return
-        peer.say(offer)
+        peer.opens(offer)
         peer.hear()
         peer.say(Begin())
         assert eventually(lambda: "netloader.transfer.started" in {x["event"] for x in captured})

@@ -226,6 +226,7 @@ def test_evict_ends_a_transfer_to_a_client_that_has_stopped_reading(
         offer = peer.hear()
         assert isinstance(offer, Offer)
         lane.say(Lane(offer.session, 0))
+        peer.answered()
         peer.say(Request(tuple(range(len(offer.segment_digests)))))
         assert peer.hear() == Begin()
         assert lane.sock.recv(1)
@@ -299,6 +300,7 @@ def test_evict_returns_true_only_after_the_last_reader(
     with TRANSPORTS.registered(StubbornTcp()), shop.call() as peer:
         peer.say(hello("stubborn", named("draft")))
         assert isinstance(peer.hear(), Offer)
+        peer.answered("stubborn")
         peer.say(Request((0,)))
         assert reading.wait(SOON_S)
 

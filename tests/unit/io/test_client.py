@@ -11,7 +11,7 @@ from torch import nn
 
 from netloader.config import Endpoint, Secret
 from netloader.fsm.identity import Identity
-from netloader.fsm.messages import Description, Hello, Reject
+from netloader.fsm.messages import Candidate, Description, Hello, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import WeightsError
@@ -216,7 +216,7 @@ def test_an_offer_of_something_else_than_was_asked_for_is_refused() -> None:
 
     def answer(peer: Peer) -> None:
         assert isinstance(peer.hear(), Hello)
-        peer.say(replace(real, session="x", transport="pigeon"))
+        peer.say(replace(real, session="x", candidates=(Candidate("pigeon"),)))
         peer.hear()
 
     with serving(zoo(2)) as server, Peer.call(server.endpoint) as peer:

@@ -121,8 +121,9 @@ def test_after_a_garbled_byte_the_next_source_sends_only_what_is_missing(
 
 def hears_an_offer(peer: Peer, real: Offer) -> None:
     assert isinstance(peer.hear(), Hello)
-    peer.say(real)
-    assert isinstance(peer.hear(), Request)
+    peer.opens(real)
+    if real.candidates[0].transport == "tcp":  # a group is joined by two
+        assert isinstance(peer.hear(), Request)
 
 
 def after_the_offer(peer: Peer, real: Offer) -> None:

@@ -67,6 +67,7 @@ def lie(server: Server) -> None:
         offer = peer.offered()
         with Peer.call(server.endpoint) as lane:
             lane.say(Lane(offer.session, 0))
+            peer.answered()
             peer.say(Request((0, 1), 1))
             assert peer.hear() == Begin()
             peer.say(Reject("digest_mismatch", "segment 0 does not match its published digest"))

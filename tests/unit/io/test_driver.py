@@ -16,7 +16,7 @@ from netloader.fsm.effects import PrepareOffer
 from netloader.fsm.events import Connected, Event, OfferReady, OfferRefused, TransferFailed
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
-from netloader.fsm.messages import Description, Purpose, Reject
+from netloader.fsm.messages import Candidate, Description, Purpose, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
 from netloader.fsm.states import State
@@ -203,11 +203,11 @@ def test_an_error_of_a_callback_is_raised_without_a_handler() -> None:
 def test_orders_go_to_the_worker_and_its_events_come_back_from_any_thread(wire: Wire) -> None:
     wire.peer.say(hello())
     wire.until(lambda: wire.worker.orders)
-    ready = OfferReady({}, ())
+    ready = OfferReady((Candidate("tcp"),), ())
     threading.Thread(target=wire.worker.post, args=(ready,)).start()
     wire.until(lambda: wire.session.offered)
 
-    assert wire.worker.orders == [PrepareOffer("tcp", "blake3", 0)]
+    assert wire.worker.orders == [PrepareOffer(("tcp",), "blake3", 0)]
     assert type(wire.peer.hear()).__name__ == "Offer"
 
 
@@ -314,7 +314,7 @@ def test_a_link_still_reads_after_a_send_failed(wire: Wire) -> None:
     wire.until(lambda: wire.worker.orders)
     wire.peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wire.peer.sock.close()
-    wire.link.handle(OfferReady({}, ()))
+    wire.link.handle(OfferReady((Candidate("tcp"),), ()))
     wire.until(lambda: wire.session.verdict is not None)
 
     verdict = wire.session.verdict

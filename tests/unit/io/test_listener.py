@@ -259,6 +259,7 @@ def test_bytes_of_a_lane_that_come_with_its_first_words_are_not_lost() -> None:
         session = peer.offered().session
         with Peer.call(server.endpoint) as lane:
             lane.sock.sendall(encode(Lane(session, 0)) + b"ignored")
+            peer.answered()
             peer.say(Request((0,)))
             assert peer.hear() == Begin()
             assert len(lane.sock.recv(1000)) > 0

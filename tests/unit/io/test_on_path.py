@@ -168,10 +168,12 @@ def test_a_recorded_conversation_convinces_nobody(stack: ExitStack) -> None:
 OFFERS: dict[str, Callable[[Offer], Offer]] = {
     "no mac": lambda offer: replace(offer, mac=""),
     "layout": lambda offer: replace(offer, layout="processed"),
-    "transport": lambda offer: replace(offer, transport="tcp"),
+    "candidates": lambda offer: replace(offer, candidates=offer.candidates[::-1]),
     "identity": lambda offer: replace(offer, identity=Identity(IDENTITY, {"checkpoint": "x"})),
     "segment size": lambda offer: replace(offer, segment_bytes=96_000),
-    "rendezvous": lambda offer: replace(offer, rendezvous={"store": "10.0.0.66:1"}),
+    "rendezvous": lambda offer: replace(
+        offer, candidates=(replace(offer.candidates[0], rendezvous={"store": "10.0.0.66:1"}),)
+    ),
     "root": lambda offer: replace(offer, root="0" * 64),
     "digest algorithm": lambda offer: replace(offer, digest_algorithm="none"),
     "segment digests": lambda offer: replace(offer, segment_digests=offer.segment_digests[::-1]),

@@ -228,6 +228,7 @@ def test_a_segment_between_its_bytes_and_its_digest_is_neither_told_nor_sent(
         offer = early.hear()
         assert isinstance(offer, Offer)
         assert offer.availability == ((0, 2),)
+        early.answered()
         early.say(Request((2,)))
         refused = early.hear()
         assert isinstance(refused, Reject)

@@ -258,6 +258,7 @@ def test_a_client_that_leaves_gives_its_place_to_the_next(how: str) -> None:
             case "reject":
                 peer.say(Reject("stopped"))
             case "wrong request":
+                peer.answered()
                 peer.say(Request((99_999,)))
             case _:
                 peer.sock.close()
@@ -296,6 +297,7 @@ def test_a_client_that_asks_for_nothing_gets_the_last_word_too() -> None:
         offer = peer.offered()
         with Peer.call(server.endpoint) as lane:
             lane.say(Lane(offer.session, 0))
+            peer.answered()
             peer.say(Request((), 1))
             assert [peer.hear(), peer.hear()] == [Begin(), Complete(0)]
             peer.say(Verified(0, 0, root_digest(offer.segment_digests)))
@@ -307,6 +309,7 @@ def test_a_client_that_verified_something_else_is_told_so(captured: Lines) -> No
         offer = peer.offered()
         with Peer.call(server.endpoint) as lane:
             lane.say(Lane(offer.session, 0))
+            peer.answered()
             peer.say(Request((), 1))
             assert [peer.hear(), peer.hear()] == [Begin(), Complete(0)]
             peer.say(Verified(7, 7, "0" * 64))

@@ -54,6 +54,7 @@ def stalled(server: Server) -> Iterator[Peer]:
     with Peer.call(server.endpoint) as peer, Peer.call(server.endpoint) as lane:
         offer = peer.offered()
         lane.say(Lane(offer.session, 0))
+        peer.answered()
         peer.say(Request(tuple(range(len(offer.segment_digests))), 1))
         assert peer.hear() == Begin()
         assert lane.sock.recv(1)

@@ -11,7 +11,13 @@ import pytest
 from torch import nn
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.effects import ChooseSegments, OpenTransport, PrepareOffer, StartTransfer
+from netloader.fsm.effects import (
+    ChooseSegments,
+    JoinTransport,
+    OpenTransport,
+    PrepareOffer,
+    StartTransfer,
+)
 from netloader.fsm.events import (
     Ask,
     Event,
@@ -20,6 +26,7 @@ from netloader.fsm.events import (
     OfferRefused,
     TransferFailed,
     Transferred,
+    TransportJoined,
     TransportReady,
 )
 from netloader.fsm.identity import Identity
@@ -43,7 +50,7 @@ from tests.unit.io.helpers import (
     zoo,
 )
 
-PREPARE = PrepareOffer("tcp", "blake3", 0)
+PREPARE = PrepareOffer(("tcp",), "blake3", 0)
 SESSION = "s" * 32
 
 
@@ -261,7 +268,7 @@ def test_the_published_that_was_asked_for_is_the_one_that_is_prepared(
     other = publish(ModuleStore.of(zoo(2)), Identity(IDENTITY), ServerOptions())
     other.seal()
     worker = ServerWorker((published, other), SESSION, FAST)
-    ready = Heard(worker).after(PrepareOffer("tcp", "blake3", 1))
+    ready = Heard(worker).after(PrepareOffer(("tcp",), "blake3", 1))
 
     assert isinstance(ready, OfferReady)
     assert (ready.segment_digests, worker.published) == (other.digests(0), other)
@@ -277,6 +284,7 @@ def test_nothing_is_read_for_a_transfer_that_starts_after_the_fence(
     worker = ServerWorker((published,), SESSION, FAST)
     heard = Heard(worker)
     heard.after(PREPARE)
+    heard.after(JoinTransport("tcp"))
     published.withdraw("weights are updated")
 
     told = heard.after(StartTransfer((0,), 1))
@@ -328,6 +336,13 @@ class Two:
         self.far.append(far)
         return near
 
+    def open(self, client: "Heard", server: "Heard") -> None:
+        """Open and join tcp on both sides."""
+        assert client.after(OpenTransport(self.offer, "tcp")) == TransportReady("tcp")
+        self.join_lanes()
+        for heard in (client, server):
+            assert heard.after(JoinTransport("tcp")) == TransportJoined("tcp")
+
     def join_lanes(self) -> None:
         """Do what the listener does: read each lane's first words and pass it on."""
         for index, far in enumerate(self.far):
@@ -357,8 +372,7 @@ def test_both_workers_move_what_was_asked_for(two: Callable[..., Two]) -> None:
     target = zoo(50)
     pair = two(target, lanes=2)
     client, server = Heard(pair.client), Heard(pair.server)
-    assert client.after(OpenTransport(pair.offer)) == TransportReady()
-    pair.join_lanes()
+    pair.open(client, server)
     everything = StartTransfer(tuple(range(len(pair.offer.segment_digests))), 2)
 
     pair.server.begin(everything)
@@ -375,8 +389,7 @@ def test_requests_follow_each_other_and_only_the_last_one_settles(
     target, settled = zoo(50), list[int]()
     pair = two(target)
     client, server = Heard(pair.client), Heard(pair.server)
-    client.after(OpenTransport(pair.offer))
-    pair.join_lanes()
+    pair.open(client, server)
     monkeypatch.setattr(ModuleStore, "complete", lambda store: settled.append(1))
     count = len(pair.offer.segment_digests)
     assert count > 1
@@ -400,8 +413,7 @@ def test_a_transport_for_one_request_refuses_the_second(
     monkeypatch.setattr(Tcp, "capabilities", replace(Tcp.capabilities, repeatable=False))
     pair = two(zoo(50))
     client, server = Heard(pair.client), Heard(pair.server)
-    client.after(OpenTransport(pair.offer))
-    pair.join_lanes()
+    pair.open(client, server)
     pair.server.begin(StartTransfer((0,), 1))
     client.after(StartTransfer((0,), 1))
     assert isinstance(server.events.get(timeout=SOON_S), Transferred)
@@ -416,7 +428,7 @@ def test_a_client_worker_that_was_aborted_opens_nothing(two: Callable[..., Two])
     pair = two(zoo(50))
     pair.client.abort()
 
-    assert Heard(pair.client).after(OpenTransport(pair.offer)) == TransferFailed(
+    assert Heard(pair.client).after(OpenTransport(pair.offer, "tcp")) == TransferFailed(
         Reason.TRANSFER_FAILED, "aborted"
     )
     assert pair.far == []
@@ -426,8 +438,7 @@ def test_a_client_worker_that_was_aborted_opens_nothing(two: Callable[..., Two])
 def test_an_abort_ends_a_transfer(two: Callable[..., Two], aborted: str) -> None:
     pair = two(zoo(50))
     client, server = Heard(pair.client), Heard(pair.server)
-    client.after(OpenTransport(pair.offer))
-    pair.join_lanes()
+    pair.open(client, server)
     order = StartTransfer(tuple(range(len(pair.offer.segment_digests))), 1)
     ours, worker = (client, pair.client) if aborted == "client" else (server, pair.server)
 

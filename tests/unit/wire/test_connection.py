@@ -8,6 +8,7 @@ from netloader.errors import LocalProtocolError
 from netloader.fsm.effects import (
     AbortTransfer,
     ChooseSegments,
+    JoinTransport,
     OpenTransport,
     PrepareOffer,
     Settle,
@@ -21,10 +22,11 @@ from netloader.fsm.events import (
     OfferReady,
     StopRequested,
     Transferred,
+    TransportJoined,
     TransportReady,
 )
 from netloader.fsm.manifest import Manifest, TensorSpec, root_digest
-from netloader.fsm.messages import Begin, Challenge, Complete, Lane, Reject
+from netloader.fsm.messages import Begin, Challenge, Complete, Lane, Opened, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Session, Step
 from netloader.fsm.states import State
@@ -68,8 +70,9 @@ def heard(data: bytes) -> list[str]:
 def work(connection: Connection) -> None:
     """Carry out the tasks of a connection, successfully."""
     done: dict[type, Event] = {
-        PrepareOffer: OfferReady({}, DIGESTS),
-        OpenTransport: TransportReady(),
+        PrepareOffer: OfferReady(OFFER.candidates, DIGESTS),
+        OpenTransport: TransportReady("tcp"),
+        JoinTransport: TransportJoined("tcp"),
         ChooseSegments: Finish() if connection.session.requests.count else ASK,
         StartTransfer: Transferred(NBYTES),
     }
@@ -82,7 +85,9 @@ def transferring() -> Connection:
     """A client whose transfer has begun."""
     connection = connected(client())
     connection.receive_data(encode(OFFER), NOW)
-    connection.handle(TransportReady(), NOW)
+    connection.handle(TransportReady("tcp"), NOW)
+    connection.handle(TransportJoined("tcp"), NOW)
+    connection.receive_data(encode(Opened("tcp")), NOW)
     connection.handle(ASK, NOW)
     connection.receive_data(encode(Begin()), NOW)
     assert connection.session.state is State.TRANSFER
@@ -118,7 +123,7 @@ def test_what_is_to_be_sent_and_done_is_given_once() -> None:
     assert heard(connection.data_to_send()) == ["Hello"]
     assert connection.data_to_send() == b""
     connection.receive_data(encode(OFFER), NOW)
-    assert connection.tasks() == (OpenTransport(OFFER),)
+    assert connection.tasks() == (OpenTransport(OFFER, "tcp"),)
     assert connection.tasks() == ()
 
 
@@ -279,4 +284,4 @@ def test_a_closed_connection_takes_nothing_more() -> None:
 
 def test_a_drivers_mistake_raises() -> None:
     with pytest.raises(LocalProtocolError):
-        connected(client()).handle(OfferReady({}, ()), NOW)
+        connected(client()).handle(OfferReady((), ()), NOW)

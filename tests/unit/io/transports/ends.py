@@ -72,8 +72,33 @@ class Ends:
         self._ended: list[Sender | Receiver] = []
 
     def open(self) -> None:
-        """Open the receiving end with what the sending end offers, and answer it."""
-        self.sending.answered(self.receiving.open(self.sending.rendezvous()))
+        """Open both ends, as a session does."""
+        answer = self.receiving.open(self.sending.rendezvous())
+        joining = self.join_receiver()
+        try:
+            self.sending.answered(answer)
+        except TransferError:
+            self.receiving.abort()
+            raise
+        finally:
+            assert joining.wait()
+        for error in joining.failure:
+            raise error
+
+    def join_receiver(self) -> Ending:
+        """Have the receiving end do its part of what takes both."""
+
+        def work() -> None:
+            try:
+                self.receiving.join()
+            except TransferError as error:
+                ending.failure.append(error)
+            ending.over.set()
+
+        ending = Ending()
+        self._threads.append(threading.Thread(target=work, daemon=True))
+        self._threads[-1].start()
+        return ending
 
     def dial(self, index: int) -> socket.socket:
         """Open a lane between the two ends."""

@@ -162,9 +162,9 @@ def test_a_group_ends_with_its_session(join: Join) -> None:
 
 
 def test_an_error_of_the_library_is_the_reason(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NcclWork, "exception", lambda self: RuntimeError("ncclRemoteError: gone"))
     ends = join("nccl on a cpu", module_of(w=random(MIB)), module_of(w=random(MIB)))
     ends.open()
+    monkeypatch.setattr(NcclWork, "exception", lambda self: RuntimeError("ncclRemoteError: gone"))
     ends.send()
     received = ends.receive()
 

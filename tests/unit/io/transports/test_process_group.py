@@ -262,21 +262,21 @@ def test_a_peer_that_falls_silent_is_noticed_after_one_stall_deadline(
 
 def test_an_abort_ends_a_rendezvous_that_nobody_joins(join: Join) -> None:
     ends = join("gloo", big(), big())
-    ends.open()
-    received = ends.receive()
+    ends.receiving.open(ends.sending.rendezvous())
+    joining = ends.join_receiver()
     ends.receiving.abort()
 
-    assert received.wait(ABORT_S)
-    assert received.failure[0].reason is Reason.TRANSFER_FAILED
+    assert joining.wait(ABORT_S)
+    assert joining.failure[0].reason is Reason.TRANSFER_FAILED
 
 
 def test_a_rendezvous_that_nobody_joins_ends_with_the_stall_deadline(join: Join) -> None:
     ends = join("gloo", big(), big(), stall_s=0.5)
-    ends.open()
-    received = ends.receive()
+    ends.receiving.open(ends.sending.rendezvous())
+    joining = ends.join_receiver()
 
-    assert received.wait()
-    assert len(received.failure) == 1
+    assert joining.wait()
+    assert len(joining.failure) == 1
 
 
 def test_the_end_of_one_side_ends_the_other(join: Join) -> None:

@@ -95,11 +95,9 @@ def test_a_peer_that_is_not_shown_to_be_on_this_host_is_left(
 
 def test_a_client_that_has_not_read_the_file_gets_nothing(join: Join) -> None:
     ends = join("shm", zoo(1), zoo(2), stall_s=1.0)
-    sent = ends.send()
-    ends.dial(0).sendall(b"0" * 64)
-
-    assert sent.wait()
-    assert "has not read the memory file" in sent.failure[0].detail
+    for answer in ({}, {"proof": "0" * 64}, {"proof": "\udcff"}):
+        with pytest.raises(TransferError, match="has not read the memory file"):
+            ends.sending.answered(answer)
 
 
 def test_a_slot_is_filled_again_only_when_it_was_read(

@@ -252,6 +252,7 @@ def test_a_fence_ends_the_sessions_of_every_model_that_was_replaced_in_its_role(
         offer = peer.hear()
         assert isinstance(offer, Offer)
         lane.say(Lane(offer.session, 0))
+        peer.answered()
         peer.say(Request(tuple(range(len(offer.segment_digests)))))
         assert peer.hear() == Begin()
         assert lane.sock.recv(1)  # and no more: the server's thread waits in the middle of a send
