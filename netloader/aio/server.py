@@ -105,6 +105,13 @@ class Server:
         """Offer nothing in a role any more, as `netloader.io.Server.withdraw`."""
         self._server.withdraw(role, why)
 
+    async def evict(self, role: str | None, why: str, timeout_s: float = FENCE_S) -> bool:
+        """Offer nothing in a role any more, and end its sessions, as `netloader.io.Server.evict`.
+
+        A thread waits until nothing reads the weights; a task that is cancelled returns at once.
+        """
+        return await asyncio.to_thread(self._server.evict, role, why, timeout_s)
+
     @asynccontextmanager
     async def fence(
         self, role: str | None, why: str, timeout_s: float = FENCE_S

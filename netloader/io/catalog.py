@@ -104,16 +104,21 @@ class Catalog:
                     published.withdraw(published.withdrawn)
                     published.unfence()
 
-    def withdraw_role(self, role: str | None, why: str) -> None:
+    def withdraw_role(self, role: str | None, why: str) -> tuple[PublishedModel, ...]:
         """Offer nothing in a role until something is put there.
+
+        Returns:
+            All that was published in this role and may be read still.
 
         Raises:
             ValueError: nothing was published in this role.
         """
         with self._lock:
             self._on_offer(role)
-            for published in self._of(role):
+            known = self._of(role)
+            for published in known:
                 published.withdraw(why)
+            return known
 
     def snapshots(self) -> tuple[ModelSnapshot, ...]:
         """One of each published model."""

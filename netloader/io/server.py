@@ -122,8 +122,8 @@ class Server:
     def withdraw(self, role: str | None, why: str) -> None:
         """Offer nothing in a role any more; clients are told `why`. Returns at once.
 
-        Transfers that run already go on to their end, so use `fence` before you change or free the
-        weights. `publish`, or the end of a `fence` of the role, offers weights in it again.
+        Transfers that run already go on to their end, so use `evict` or `fence` before you change
+        or free the weights. `publish`, or the end of a `fence`, offers weights in the role again.
 
         Raises:
             LocalProtocolError: the server is closed.
@@ -133,6 +133,24 @@ class Server:
         _, catalog = self._opened()
         check_reason(role, why)
         catalog.withdraw_role(role, why)
+
+    def evict(self, role: str | None, why: str, timeout_s: float = FENCE_S) -> bool:
+        """Offer nothing in a role any more, and end its sessions; clients are told `why`.
+
+        As `withdraw`, but it waits until nothing reads the weights: also those of models that were
+        replaced while sessions still read them.
+
+        Returns:
+            False when weights are still read after `timeout_s` seconds.
+
+        Raises:
+            LocalProtocolError, TypeError, ValueError: as `withdraw`.
+        """
+        _, catalog = self._opened()
+        check_reason(role, why)
+        end = monotonic() + timeout_s
+        known = catalog.withdraw_role(role, why)
+        return not [p for p in known if not p.evict(why, max(0.0, end - monotonic()))]
 
     @contextmanager
     def fence(self, role: str | None, why: str, timeout_s: float = FENCE_S) -> Iterator[None]:

@@ -152,7 +152,7 @@ def proven(worker: Any) -> bool:
     servers = worker_of(worker).servers
     assert servers, "vLLM's worker does not hold ours"
     assert current_worker() is None, "the thread holds it"
-    return all(role in server._proven for server in servers for role in server.roles)
+    return all(live.proven for server in servers for live in server.models)
 
 
 def look_now(worker: Any) -> None:
@@ -160,8 +160,8 @@ def look_now(worker: Any) -> None:
     from netloader.vllm_plugin.patches.worker_methods import worker_of
 
     for server in worker_of(worker).servers:
-        for published in server._catalog.published_models if server._catalog else ():
-            published.audit()
+        for live in server.models:
+            live.published.audit()
 
 
 def ready(server: Engine) -> bool:

@@ -282,19 +282,19 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "one examination is enough": Mutant(L5, MONITOR, r"now == before and ", ""),
     "what was never proven is offered anew": Mutant(
-        L5, "netloader/vllm_plugin/serve/server.py", r"role not in self\._proven or ", ""
+        L5, "netloader/vllm_plugin/serve/live_model.py", r"if not self\.proven:", "if False:"
     ),
     "only the newest port is fenced": Mutant(
         L5,
         VLLM_WORKER,
-        r"return changing\(self\.servers, lambda _: roles, why\)",
-        "return changing(self.servers[-1:], lambda _: roles, why)",
+        r"for server in self\._servers for live",
+        "for server in self._servers[-1:] for live",
     ),
     "a second model of a role takes the place of the first": Mutant(
         L5, VLLM_WORKER, r" and served\.role not in s\.roles", ""
     ),
     "a call inside another offers again": Mutant(
-        L5, CHANGE, r" and role not in self\.server\.changing", ""
+        L5, CHANGE, r"if self\._live\.changing:", "if False:"
     ),
 }
 """By what is wrong then."""

@@ -148,16 +148,19 @@ class DeviceSlot:
             give_back(self.device)
 
 
-_slots: dict[torch.device, DeviceSlot] = {}
-_lock = threading.Lock()
+class DeviceSlots:
+    """The slots of all devices for one transport. Safe to use from any thread."""
 
+    def __init__(self) -> None:
+        self._slots: dict[torch.device, DeviceSlot] = {}
+        self._lock = threading.Lock()
 
-def slot_of(device: torch.device) -> DeviceSlot:
-    """The slot of an accelerator; on a CPU, a new one for each call."""
-    if device == CPU:
-        return DeviceSlot(device)
-    with _lock:
-        return _slots.setdefault(device, DeviceSlot(device))
+    def of(self, device: torch.device) -> DeviceSlot:
+        """The one slot of an accelerator; on a CPU, a new one for each call."""
+        if device == CPU:
+            return DeviceSlot(device)
+        with self._lock:
+            return self._slots.setdefault(device, DeviceSlot(device))
 
 
 def _works(device: torch.device) -> bool:

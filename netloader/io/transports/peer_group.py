@@ -14,7 +14,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
@@ -23,7 +22,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io.device import beside, launched
 from netloader.io.failure import TransferError
 from netloader.io.transports.backends import CLIENT, Backend, Ticket
-from netloader.io.transports.device_slot import IN_FLIGHT, MAX_STUCK, DeviceSlot, slot_of
+from netloader.io.transports.device_slot import IN_FLIGHT, MAX_STUCK, DeviceSlot
 from netloader.io.transports.lane_store import LaneStore
 from netloader.io.transports.lanes import Lanes
 from netloader.io.waiting import poll
@@ -102,12 +101,12 @@ class PeerGroup:
     """One side of a group of two, with its lane and its store."""
 
     def __init__(
-        self, backend: Backend, rank: int, session: str, stall_s: float, device: torch.device
+        self, backend: Backend, rank: int, session: str, stall_s: float, slot: DeviceSlot
     ) -> None:
-        self.device = device
+        self.device = slot.device
         self.lanes = Lanes()
         self.stop = threading.Event()
-        self.slot = slot_of(device)
+        self.slot = slot
         self._backend = backend
         self._rank = rank
         self._session = session

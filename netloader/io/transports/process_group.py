@@ -9,7 +9,7 @@ was received is verified where it is in the end: on an accelerator it is read ba
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -26,6 +26,7 @@ from netloader.io.store.digests import hashing_threads
 from netloader.io.store.ledger import SegmentWriter
 from netloader.io.transports.backends import BACKENDS, CLIENT, SERVER, Backend
 from netloader.io.transports.base import Capabilities, ReceiverSetup, SenderSetup
+from netloader.io.transports.device_slot import DeviceSlots
 from netloader.io.transports.peer_group import PeerGroup
 
 READ_BACK = 2
@@ -35,10 +36,12 @@ READ_BACK = 2
 class GroupSender:
     """The server's end."""
 
-    def __init__(self, store: Store, setup: SenderSetup, backend: Backend) -> None:
+    def __init__(
+        self, store: Store, setup: SenderSetup, backend: Backend, slots: DeviceSlots
+    ) -> None:
         self._store = store
-        device = _device_for(backend, store)
-        self._peer_group = PeerGroup(backend, SERVER, setup.session, setup.stall_s, device)
+        slot = slots.of(_device_for(backend, store))
+        self._peer_group = PeerGroup(backend, SERVER, setup.session, setup.stall_s, slot)
 
     def rendezvous(self) -> Mapping[str, str]:
         """The size of chunks: the store travels over lane 0."""
@@ -105,12 +108,14 @@ class _Landing:
 class GroupReceiver:
     """The client's end."""
 
-    def __init__(self, store: Store, setup: ReceiverSetup, backend: Backend) -> None:
+    def __init__(
+        self, store: Store, setup: ReceiverSetup, backend: Backend, slots: DeviceSlots
+    ) -> None:
         self._setup = setup
         self._stall_s = setup.stall_s
-        device = _device_for(backend, store)
-        self._peer_group = PeerGroup(backend, CLIENT, setup.session, setup.stall_s, device)
-        self._threads = 1 if device == CPU else hashing_threads()
+        slot = slots.of(_device_for(backend, store))
+        self._peer_group = PeerGroup(backend, CLIENT, setup.session, setup.stall_s, slot)
+        self._threads = 1 if slot.device == CPU else hashing_threads()
         self._posted: deque[_Landing] = deque()
         self._reading: deque[tuple[SegmentWriter, Readback]] = deque()
 
@@ -201,18 +206,19 @@ def _device_for(backend: Backend, weights: Store) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class GroupAttachment:
-    """Some weights, and the library that moves them."""
+    """Some weights, the library that moves them, and the transport's slots."""
 
     store: Store
     backend: Backend
+    slots: DeviceSlots
 
     def sender(self, setup: SenderSetup) -> GroupSender:
         """Make the server's end, which has the device's slot only once it is answered."""
-        return GroupSender(self.store, setup, self.backend)
+        return GroupSender(self.store, setup, self.backend, self.slots)
 
     def receiver(self, setup: ReceiverSetup) -> GroupReceiver:
         """Make the client's end."""
-        return GroupReceiver(self.store, setup, self.backend)
+        return GroupReceiver(self.store, setup, self.backend, self.slots)
 
     def detach(self) -> None:
         """Do nothing: memory that outlives a session belongs to the device, see DeviceSlot."""
@@ -220,9 +226,10 @@ class GroupAttachment:
 
 @dataclass(frozen=True, slots=True)
 class GroupTransport:
-    """The transport of a backend."""
+    """The transport of a backend. It has one slot for each device, which all its stores share."""
 
     backend: Backend
+    slots: DeviceSlots = field(default_factory=DeviceSlots, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -241,7 +248,7 @@ class GroupTransport:
 
     def attach(self, store: Store) -> GroupAttachment:
         """Keep a reference to the weights."""
-        return GroupAttachment(store, self.backend)
+        return GroupAttachment(store, self.backend, self.slots)
 
 
 def named(name: str) -> GroupTransport:

@@ -34,30 +34,27 @@ class NotOnOfferError(Exception):
 
 
 class Publisher(Protocol):
-    """What a change monitor needs of the server that publishes."""
+    """What publishes one model, as its change monitor needs it."""
 
-    def replace(
-        self, published: PublishedModel, why: str
-    ) -> tuple[ServedModel, PublishedModel | None]:
+    served: ServedModel
+    proven: bool
+    """Whether an audit has found every byte as it was digested."""
+
+    def replace(self, published: PublishedModel, why: str) -> PublishedModel | None:
         """Withdraw, and put something in its place that is not sealed yet."""
 
-    def look(self, served: ServedModel, weights: ModuleStore) -> tuple[str, ...]:
+    def look(self, weights: ModuleStore) -> tuple[str, ...]:
         """The digests of weights that are not on offer yet."""
 
-    def confirm(
-        self, served: ServedModel, successor: PublishedModel, digests: tuple[str, ...]
-    ) -> None:
+    def confirm(self, successor: PublishedModel, digests: tuple[str, ...]) -> None:
         """Seal what was put in the place of others."""
 
-    def prove(self, published: PublishedModel) -> None:
-        """Note that an audit found every byte unchanged."""
-
-    def lose(self, role: str, why: str) -> None:
-        """Offer nothing of a role until it is renewed."""
+    def lose(self, why: str) -> None:
+        """Offer nothing until it is renewed."""
 
 
 class ChangeMonitor:
-    """Watches the published models of one server for changes."""
+    """Watches what is published of one model for changes."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -79,7 +76,7 @@ class ChangeMonitor:
             if thread.ident is not None:  # else it could not be started, and that was told
                 thread.join()
             if took and not published.withdrawn:
-                self._publisher.prove(published)
+                self._publisher.proven = True
             published.over(max(REST * sum(took), AT_LEAST_S))
 
     def changed(self, published: PublishedModel, why: str) -> bool:
@@ -89,7 +86,7 @@ class ChangeMonitor:
             Whether newer ones will be offered, if all goes well.
         """
         try:
-            served, successor = self._publisher.replace(published, why)
+            successor = self._publisher.replace(published, why)
         except NotOnOfferError:
             return False
         except Exception as error:  # noqa: BLE001 - the session must learn that this is over
@@ -97,12 +94,12 @@ class ChangeMonitor:
             return False
         if successor is None:
             return False
-        in_background("netloader-renewal", partial(self._follow, served, successor, why))
+        in_background("netloader-renewal", partial(self._follow, successor, why))
         return True
 
-    def _follow(self, served: ServedModel, successor: PublishedModel, changed: str) -> None:
+    def _follow(self, successor: PublishedModel, changed: str) -> None:
         """Examine weights until they stay the same, then offer them; or log why not."""
-        before: tuple[str, ...] = ()
+        served, before = self._publisher.served, tuple[str, ...]()
         why = "they keep changing"
         for _ in range(EXAMINATIONS):
             try:
@@ -111,15 +108,15 @@ class ChangeMonitor:
                 known = isinstance(error, NetloaderError | InterruptedError)
                 why = str(error) if known else f"they cannot be examined: {type(error).__name__}"
                 break
-            now = self._publisher.look(served, weights)
+            now = self._publisher.look(weights)
             if now and now == before and not served.usage.quick():
-                self._publisher.confirm(served, successor, now)
+                self._publisher.confirm(successor, now)
                 return
             before = now
             if successor.over(APART_S):  # fenced, or the model is gone
                 return
         if not successor.withdrawn:
-            self._publisher.lose(served.role, f"{changed}: {why}")
+            self._publisher.lose(f"{changed}: {why}")
 
 
 def _look(published: PublishedModel, took: list[float]) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from netloader.config import Deadlines
-from netloader.io.catalog import Catalog
-from netloader.io.listener import EVERY_ADDRESS, Listener, bind
+from netloader.io.listener import EVERY_ADDRESS
+from netloader.io.published import PublishedModel
+from netloader.io.publishing import ServerOptions
+from netloader.io.server import Server, listen
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity import ranks
@@ -41,38 +42,59 @@ class PortChoice:
         return cls(settings.listen_host or "", port, file)
 
 
-class OpenPort:
-    """A listener on the port of a rank, and its address file.
+class RankPort:
+    """The server of a rank, which opens with the first model, and its address file.
 
-    Raises:
-        OSError: the port is busy, or no descriptor is left.
-        RuntimeError: no thread is left.
+    Not thread-safe but for `evict`: the caller holds a lock.
     """
 
-    def __init__(
-        self, choice: PortChoice, catalog: Catalog, deadlines: Deadlines, logger: Logger
-    ) -> None:
-        sock = bind(choice.host, choice.port)
-        self.listener = Listener(sock, catalog, deadlines, logger)
-        self.told = address.told(self.listener.endpoint)
-        """What other hosts connect to; None where this host has no such address."""
+    def __init__(self, choice: PortChoice, options: ServerOptions) -> None:
+        self._choice = choice
+        self._options = options
+        self.server: Server | None = None
+        self.told = ""
+        """What other hosts connect to; empty where this host has no such address."""
         self._file: Path | None = None
-        if self.told is None:
-            address.tell_unknown(self.listener.endpoint, logger)
-        elif choice.file and address.write(choice.file, self.told, logger):
+
+    def offer(self, published: PublishedModel) -> bool:
+        """Offer a published model; False when the port cannot be had, which the log says."""
+        if self.server is not None:
+            self.server.offer(published)
+            return True
+        choice, options = self._choice, self._options
+        try:
+            self.server = listen(choice.host, choice.port, options)
+        except (OSError, RuntimeError) as error:
+            _tell_failed(choice, error, options.logger)
+            return False
+        self.server.offer(published)
+        endpoint = address.told(self.server.endpoint)
+        if endpoint is None:
+            address.tell_unknown(self.server.endpoint, options.logger)
+            return True
+        self.told = str(endpoint)
+        if choice.file and address.write(choice.file, endpoint, options.logger):
             self._file = choice.file
+        return True
+
+    def evict(self, role: str, why: str, timeout_s: float) -> bool:
+        """As `Server.evict`; nothing reads where no server is."""
+        server = self.server
+        return server is None or server.evict(role, why, timeout_s)
 
     def close(self) -> None:
         """Stop serving. Runs from the garbage collector too, so it must not wait there."""
         if self._file is not None:
             with contextlib.suppress(OSError):
-                if self._file.read_text() == str(self.told):  # else a later instance has it now
-                    _take_away(self._file, str(self.told))
-        close = self.listener.close
-        threading.Thread(target=close, name="netloader-close", daemon=True).start()
+                if self._file.read_text() == self.told:  # else a later instance has it now
+                    _take_away(self._file, self.told)
+        if self.server is not None:
+            threading.Thread(target=self.server.close, name="netloader-close", daemon=True).start()
+        self.server = self._file = None
+        self.told = ""
 
 
-def tell_failed(choice: PortChoice, error: Exception, logger: Logger) -> None:
+def _tell_failed(choice: PortChoice, error: Exception, logger: Logger) -> None:
     """Log why a port could not be opened."""
     fields = {
         "network.local.address": choice.host or EVERY_ADDRESS,

@@ -20,6 +20,7 @@ from netloader.vllm_plugin.serve.after_reload import AfterReload
 from netloader.vllm_plugin.serve.by_model import ByModel
 from netloader.vllm_plugin.serve.change import changing
 from netloader.vllm_plugin.serve.harmless import harmless
+from netloader.vllm_plugin.serve.live_model import LiveModel
 from netloader.vllm_plugin.serve.served_model import ServedModel
 from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.warm_up import WarmUp
@@ -53,6 +54,11 @@ class Worker:
         """The servers that serve a model, the newest last."""
         return tuple(server for server in self._servers if server.roles)
 
+    @property
+    def models(self) -> tuple[LiveModel, ...]:
+        """All that is served, or would be if it were not being changed."""
+        return tuple(live for server in self._servers for live in server.models)
+
     def next_agreement(self, role: str) -> int:
         """The number of this load of a role: ranks load in step, so it is the same on each."""
         return next(self._agreements[role])
@@ -85,16 +91,16 @@ class Worker:
 
     def changing(self, roles: tuple[str, ...], why: str) -> AbstractContextManager[None]:
         """A change of the weights of some roles; see `change.changing`."""
-        return changing(self.servers, lambda _: roles, why)
+        return changing((live for live in self.models if live.served.role in roles), why)
 
     def changing_part(self, module: nn.Module, why: str) -> AbstractContextManager[None]:
         """A change of the weights of the models that a module is a part of."""
-        return changing(self.servers, lambda server: server.roles_of(module), why)
+        return changing((live for live in self.models if live.includes(module)), why)
 
     @property
     def all_changing(self) -> bool:
         """Whether all that is served is being changed, or nothing is served."""
-        return all(server.changing.issuperset(server.roles) for server in self.servers)
+        return all(live.changing for live in self.models)
 
     # -- an update by a trainer ------------------------------------------------------------------
 
@@ -130,25 +136,22 @@ class Worker:
 
     def fence(self, why: str) -> None:
         """Offer nothing any more, and wait until no client reads."""
-        for server in self.servers:
+        for live in self.models:
             with harmless():
-                for role in server.roles:
-                    server.fence(role, why)
+                live.fence(why)
 
     def fence_for_sleep(self, why: str) -> None:
         """As `fence`, when it is known what the kernels hold, to be compared when awake again."""
-        for server in self.servers:
+        for live in self.models:
             with harmless():
-                for served in filter(None, map(server.served, server.roles)):
-                    served.usage.wait(ASLEEP_S)
+                live.served.usage.wait(ASLEEP_S)
         self.fence(why)
 
     def resume(self) -> None:
         """Offer again what was fenced, if every byte is what it was."""
-        for server in self.servers:
+        for live in self.models:
             with harmless():
-                for role in server.roles:
-                    server.resume(role)
+                live.resume()
 
     @contextmanager
     def off_the_device(self, why: str) -> Iterator[None]:
@@ -157,16 +160,16 @@ class Worker:
         vllm-ascend destroys them when it falls asleep and captures them anew when the cache is
         awake, which may be long after the weights (`SleepWakeupManager`). See also `warm_up`.
         """
-        away = [(server, role) for server in self.servers for role in server.on_devices()]
-        with harmless():
-            for server, role in away:
-                server.fence(role, why)
+        away = [live for live in self.models if live.on_device]
+        for live in away:
+            with harmless():
+                live.fence(why)
         try:
             yield
         finally:
-            with harmless():
-                for server, role in away:
-                    server.resume_unchanged(role)
+            for live in away:
+                with harmless():
+                    live.resume_unchanged()
 
 
 _CURRENT: ContextVar[Worker | None] = ContextVar("netloader_worker", default=None)

@@ -94,6 +94,9 @@ class Served:
     def withdraw(self, *args: Any, **kw: Any) -> None:
         self._server.withdraw(*args, **kw)
 
+    def evict(self, *args: Any, **kw: Any) -> bool:
+        return self._loop.run(self._server.evict(*args, **kw))
+
     @contextlib.contextmanager
     def fence(self, *args: Any, **kw: Any) -> Iterator[None]:
         fence = self._server.fence(*args, **kw)

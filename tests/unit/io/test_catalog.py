@@ -258,6 +258,21 @@ def test_evict_ends_sessions_of_the_model_and_none_that_has_not_chosen_one(
             assert isinstance(undecided.hear(), Offer)
 
 
+def test_what_an_owner_publishes_itself_is_not_published_anew_by_the_server() -> None:
+    # After a fence its owner alone knows what there is to offer.
+    model = large(1)
+    with serve(zoo(1), named("target")) as server:
+        server.offer(published("draft", model))
+        target = large(2)
+        assert fill(target, [server.endpoint], named("draft"), asking()).ok
+        with server.fence("draft", SLEEPS):
+            model.get_parameter("w").data.fill_(7)
+        assert reason(fill(target, [server.endpoint], named("draft"), asking())) == "not_serving"
+        server.offer(published("draft", model))
+        assert fill(target, [server.endpoint], named("draft"), asking()).ok
+    assert contents(target) == contents(model)
+
+
 def test_evict_returns_true_only_after_the_last_reader(
     opened: Callable[..., Shop],
 ) -> None:

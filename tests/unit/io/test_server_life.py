@@ -204,6 +204,39 @@ def test_what_is_withdrawn_is_refused_until_it_is_published_again() -> None:
     assert (gone.state, gone.withdrawn) == (ModelState.LOST, "maintenance")
 
 
+def test_an_eviction_ends_sessions_too_and_lasts_until_it_is_published_again() -> None:
+    model, target = large(1), large(2)
+    with serving(model) as server:
+        with stalled(sealed(server)) as peer:
+            server.publish(model, IDENTITY)  # the client still reads what this replaced
+            assert server.evict(None, WHY, SOON_S)
+            answer = peer.hear()
+        weights(model).fill_(7)
+        (attempt,) = fill(target, server.endpoint, IDENTITY, asking()).attempts
+        gone = only(server)
+        server.publish(model, IDENTITY)
+        assert fill(target, server.endpoint, IDENTITY, asking()).ok
+
+    assert isinstance(answer, Reject)
+    assert (answer.reason, answer.detail) == ("not_serving", WHY)
+    assert (attempt.reason.value, attempt.detail) == ("not_serving", WHY)
+    assert (gone.state, gone.clients, gone.withdrawn) == (ModelState.LOST, 0, WHY)
+    assert bool((weights(target) == 7).all())
+
+
+def test_an_eviction_says_when_weights_are_still_read(held: Held) -> None:
+    with serving(zoo(1)) as server:
+        assert held.reading.wait(SOON_S)
+        assert not server.evict(None, WHY, 0.05)
+        held.go_on.set()
+        assert server.evict(None, WHY, SOON_S)
+
+
+def test_only_what_is_served_can_be_evicted() -> None:
+    with serving(zoo(1)) as server, pytest.raises(ValueError, match="role is 'draft'"):
+        server.evict("draft", WHY)
+
+
 def test_ready_is_when_the_digests_are_known(held: Held) -> None:
     with serving(zoo(1)) as server:
         before = (server.wait_ready(0.05), only(server).state)

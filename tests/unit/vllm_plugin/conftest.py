@@ -16,6 +16,5 @@ def worker_process() -> Iterator[None]:
     with running_for(Worker()) as ours:
         yield
     for server in ours.servers:
-        for role in server.roles:
-            server._retire(role)
+        server.close()
     assert eventually(lambda: our_threads() <= before), our_threads() - before

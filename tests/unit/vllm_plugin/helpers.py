@@ -11,6 +11,7 @@ from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Progress
 from netloader.io import Outcome, fill
+from netloader.io.published import PublishedModel
 from netloader.io.store.module import ModuleStore
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity.identity import RAW, TARGET
@@ -18,6 +19,7 @@ from netloader.vllm_plugin.load.load_state import NOTHING
 from netloader.vllm_plugin.load.loaded import Loaded, taken
 from netloader.vllm_plugin.load.offer import offer
 from netloader.vllm_plugin.load.plan import LoadPlan
+from netloader.vllm_plugin.serve.live_model import LiveModel
 from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import asking
@@ -132,9 +134,28 @@ def newest_server() -> RankServer:
 
 def where() -> Endpoint:
     """Where this process serves."""
-    port = newest_server()._port
-    assert port is not None
-    return port.listener.endpoint
+    return endpoint_of(newest_server())
+
+
+def endpoint_of(server: RankServer) -> Endpoint:
+    """Where a rank serves."""
+    assert server.port.server is not None
+    return server.port.server.endpoint
+
+
+def live(role: str = TARGET) -> LiveModel:
+    """What the newest server of this process serves in a role."""
+    (found,) = (live for live in newest_server().models if live.served.role == role)
+    return found
+
+
+def known() -> tuple[PublishedModel, ...]:
+    """All that the newest server has published and something may still read."""
+    server = newest_server().port.server
+    assert server is not None
+    returning = (live._returning for live in newest_server().models)
+    _, catalog = server._opened()
+    return (*catalog._known, *(one for one in returning if one is not None))
 
 
 def receive(

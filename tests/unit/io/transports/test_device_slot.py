@@ -5,13 +5,16 @@ import threading
 
 import pytest
 import torch
+from torch import nn
 
 from netloader.fsm.reasons import Reason
 from netloader.io.chunks import CHUNK_BYTES
 from netloader.io.failure import TransferError
+from netloader.io.store.module import ModuleStore
 from netloader.io.transports import BusyError
 from netloader.io.transports import device_slot as slot_module
-from netloader.io.transports.device_slot import IN_FLIGHT, MAX_STUCK, DeviceSlot, slot_of
+from netloader.io.transports.device_slot import IN_FLIGHT, MAX_STUCK, DeviceSlot, DeviceSlots
+from netloader.io.transports.process_group import named
 from tests.unit.io.helpers import SOON_S
 
 NPU = torch.device("cuda:7")  # never touched: no memory is asked for here
@@ -96,9 +99,19 @@ def test_a_client_does_not_queue_for_what_takes_minutes() -> None:
 
 
 def test_a_device_has_one_place_and_a_cpu_one_for_each() -> None:
-    assert slot_of(NPU) is slot_of(torch.device("cuda:7"))
-    assert slot_of(NPU) is not slot_of(torch.device("cuda:6"))
-    assert slot_of(torch.device("cpu")) is not slot_of(torch.device("cpu"))
+    slots = DeviceSlots()
+    assert slots.of(NPU) is slots.of(torch.device("cuda:7"))
+    assert slots.of(NPU) is not slots.of(torch.device("cuda:6"))
+    assert slots.of(torch.device("cpu")) is not slots.of(torch.device("cpu"))
+
+
+def test_all_stores_that_one_transport_moves_take_turns_on_a_device() -> None:
+    transport = named("nccl")
+    stores = (ModuleStore.of(nn.Linear(2, 2)) for _ in range(2))
+    first, second = (transport.attach(store).slots.of(NPU) for store in stores)
+    first.claim("first")
+    with pytest.raises(BusyError):
+        second.claim("second")
 
 
 def test_staging_memory_is_bounded_and_stays_until_it_is_given_back() -> None:

@@ -10,11 +10,12 @@ import torch
 from netloader.io.published import PublishedModel
 from netloader.log import capture
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
-from netloader.vllm_plugin.serve import server
+from netloader.vllm_plugin.serve import live_model
 from tests.unit.io.helpers import contents, eventually, module_of, random
 from tests.unit.vllm_plugin.helpers import (
     Model,
     events,
+    known,
     line_of,
     newest_server,
     receive,
@@ -64,7 +65,7 @@ def test_a_wake_of_the_cache_alone_wakes_no_weights() -> None:
 @pytest.fixture
 def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this CPU count as a device."""
-    monkeypatch.setattr(server, "CPU", torch.device("meta"))
+    monkeypatch.setattr(live_model, "CPU", torch.device("meta"))
 
 
 @pytest.mark.usefixtures("on_a_device")
@@ -94,7 +95,7 @@ def test_nobody_looks_at_a_device_while_its_cache_wakes(
         patched.setattr(PublishedModel, "seal_quietly", lambda self: None)
         worker.act = lambda: reload(model, Model(2))
         worker.reload_weights()
-    worker.act = lambda: reading.extend(not p.quiet(0) for p in newest_server()._catalog._known)  # type: ignore[union-attr]
+    worker.act = lambda: reading.extend(not p.quiet(0) for p in known())
     worker.wake_up(["kv_cache"])
     assert reading
     assert not any(reading)
@@ -231,13 +232,12 @@ def test_nobody_looks_at_the_bytes_any_more_when_they_are_taken_away() -> None:
     reading: list[bool] = []
 
     def act() -> None:
-        reading.extend(not p.quiet(0) for p in known)
+        reading.extend(not p.quiet(0) for p in before)
 
     worker.sleep()
     worker.wake_up()
-    with newest_server()._lock:  # the look that began with the wake may be about to end
-        known = tuple(newest_server()._catalog._known)  # type: ignore[union-attr]
-        known += tuple(newest_server()._returning.values())
+    with newest_server()._rank.lock:  # the look that began with the wake may be about to end
+        before = known()
     worker.act = act
     worker.sleep()
     assert len(reading) >= 1

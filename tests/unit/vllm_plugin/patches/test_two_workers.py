@@ -13,7 +13,7 @@ from netloader.vllm_plugin.patches import worker_methods
 from netloader.vllm_plugin.patches.worker_methods import worker_of
 from netloader.vllm_plugin.serve.worker import current_worker, this_worker
 from tests.unit.io.helpers import asking, contents, eventually, our_threads
-from tests.unit.vllm_plugin.helpers import Model, identity, reload, serve
+from tests.unit.vllm_plugin.helpers import Model, endpoint_of, identity, reload, serve
 from tests.unit.vllm_plugin.patches.test_worker_methods import PATIENCE_S
 
 SERVED = "served"
@@ -57,8 +57,7 @@ class VllmWorker:
 
     def endpoint(self) -> Endpoint:
         (server,) = worker_of(self).servers
-        assert server._port is not None
-        return server._port.listener.endpoint
+        return endpoint_of(server)
 
     def ask(self) -> str:
         """What a client of this worker is told: `served`, or why it is not."""
@@ -86,8 +85,7 @@ def workers() -> Iterator[tuple[VllmWorker, VllmWorker]]:
     yield pair
     for worker in pair:
         for server in worker_of(worker).servers:
-            for role in server.roles:
-                server._retire(role)
+            server.close()
     assert eventually(lambda: our_threads() <= before), our_threads() - before
 
 

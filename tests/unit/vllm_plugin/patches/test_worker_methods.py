@@ -10,7 +10,8 @@ from torch import nn
 from netloader.log import capture
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.patches import worker_methods
-from netloader.vllm_plugin.serve import served_model, server
+from netloader.vllm_plugin.serve import live_model, served_model
+from netloader.vllm_plugin.serve.live_model import LiveModel
 from netloader.vllm_plugin.serve.usage_record import UsageRecord
 from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import bytes_of, contents, eventually, module_of, random
@@ -19,7 +20,7 @@ from tests.unit.vllm_plugin.helpers import (
     Model,
     events,
     line_of,
-    newest_server,
+    live,
     receive,
     refusal,
     reload,
@@ -201,7 +202,7 @@ def test_a_running_transfer_is_over_before_the_weights_change() -> None:
     reading: list[bool] = []
 
     def act() -> None:
-        reading.extend(not p.quiet(0) for p in newest_server()._catalog.published_models)  # type: ignore[union-attr]
+        reading.append(not live().published.quiet(0))
         zero(plain)
 
     def slow(done: int, total: int) -> None:
@@ -340,11 +341,11 @@ def test_where_nothing_is_served_methods_run_as_if_we_were_not_there(name: str) 
 @pytest.mark.parametrize(
     ("place", "broken"),
     [
-        (server.RankServer, "fence"),
-        (server.RankServer, "resume"),
-        (server.RankServer, "renew"),
+        (LiveModel, "fence"),
+        (LiveModel, "resume"),
+        (LiveModel, "renew"),
         (UsageRecord, "look"),
-        (server, "publish"),
+        (live_model, "publish"),
     ],
 )
 def test_a_bug_of_ours_never_keeps_a_method_from_running(

@@ -1,5 +1,6 @@
 """Weights that somebody writes without a word are withdrawn, and offered anew only if proven."""
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 from netloader.io import fill
 from netloader.io.published import PublishedModel
 from netloader.log import capture
-from netloader.vllm_plugin.identity.identity import TARGET
+from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.patches import worker_methods
 from netloader.vllm_plugin.serve import change_monitor
 from netloader.vllm_plugin.serve.worker import this_worker
@@ -22,6 +23,7 @@ from tests.unit.vllm_plugin.helpers import (
     events,
     identity,
     line_of,
+    live,
     newest_server,
     receive,
     refusal,
@@ -52,7 +54,7 @@ def served(model: nn.Module) -> None:
         serve(model)
     else:
         serve(model, then=lambda: None)
-    assert eventually(lambda: TARGET in newest_server()._proven, PATIENCE_S)
+    assert eventually(lambda: live().proven, PATIENCE_S)
 
 
 def withdrawn(lines: Lines) -> bool:
@@ -153,6 +155,21 @@ def test_before_the_first_look_at_every_byte_nothing_is_taken_for_new_weights() 
     serve(model, then=lambda: rewrite(model))
     assert eventually(lambda: refusal()[0] == "not_serving", PATIENCE_S)
     assert "changed" in refusal()[1]
+
+
+def test_a_model_has_to_be_looked_at_itself_when_it_follows_another_in_its_role() -> None:
+    # The port stays open for the target; what was found of the first draft says nothing of this.
+    target, first, second = plain(1), plain(2), plain(3)
+    serve(target, then=lambda: None)
+    serve(first, role=DRAFT, then=lambda: None)
+    assert eventually(lambda: live(DRAFT).proven, PATIENCE_S)
+    del first
+    gc.collect()
+    assert eventually(lambda: newest_server().roles == (TARGET,), PATIENCE_S)
+    serve(second, role=DRAFT, then=lambda: rewrite(second))
+    assert newest_server().roles == (TARGET, DRAFT)
+    assert eventually(lambda: refusal(DRAFT)[0] == "not_serving", PATIENCE_S)
+    assert "changed" in refusal(DRAFT)[1]
 
 
 def test_an_announced_change_ends_the_examination_of_another(

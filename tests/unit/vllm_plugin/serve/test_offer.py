@@ -27,7 +27,7 @@ from tests.unit.vllm_plugin.helpers import (
     events,
     identity,
     line_of,
-    newest_server,
+    live,
     plan,
     post_process,
     receive,
@@ -98,8 +98,7 @@ def test_without_originals_the_processed_layout_serves_if_nothing_is_hidden(on_c
     offered = line_of(lines, "netloader.server.offered")
     assert (offered["netloader.layout"], offered["netloader.cached_bytes"]) == (PROCESSED, 0)
     post_process(twin)
-    served = newest_server().served(TARGET)
-    assert served is not None
+    served = live().served
     assert served.facts["layout"] == PROCESSED
     assert receive_processed(twin)
     assert contents(twin) == contents(model)
@@ -158,12 +157,11 @@ def test_raw_alone_was_asked_for(on_cpu: None) -> None:
 def test_a_processed_model_that_is_zeroed_offers_zeros(on_cpu: None) -> None:
     model = Model(1)
     serve(model, settings(layout=LayoutChoice.PROCESSED))
-    newest_server().fence(TARGET, "zeroed")
-    served = newest_server().served(TARGET)
-    assert served is not None
+    live().fence("zeroed")
+    served = live().served
     for parameter in model.parameters():
         parameter.data.zero_()
-    newest_server().renew(TARGET, served.renew(Changed()))
+    live().renew(served.renew(Changed()))
     twin = Model(9)
     post_process(twin)
     assert receive_processed(twin)
@@ -274,8 +272,7 @@ def test_parameters_of_a_draft_that_no_checkpoint_fills_stay_behind() -> None:
     assert loaded.unfilled == {"embed"}
     assert travels(loaded) == ["up"]
     offer(model, plan(DRAFT), loaded, settings())
-    served = newest_server().served(DRAFT)
-    assert served is not None
+    served = live(DRAFT).served
     assert served.facts["unfilled"] == '["embed"]'
 
 
@@ -351,8 +348,7 @@ def test_what_load_weights_left_behind_is_told_with_the_offer() -> None:
     model = Owner()
     loaded = loaded_from(model, "up", role=TARGET)
     offer(model, plan(), loaded, settings())
-    served = newest_server().served(TARGET)
-    assert served is not None
+    served = live().served
     assert served.facts["load_state"] == '{"has_own_head": true}'
 
 

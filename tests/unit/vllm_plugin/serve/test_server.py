@@ -18,8 +18,8 @@ from netloader.io import fill
 from netloader.log import capture
 from netloader.vllm_plugin.config.settings import CachePolicy, Settings
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
+from netloader.vllm_plugin.serve import live_model
 from netloader.vllm_plugin.serve import port as ports
-from netloader.vllm_plugin.serve import server
 from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import Peer, contents, eventually, hello
 from tests.unit.vllm_plugin.helpers import (
@@ -27,6 +27,7 @@ from tests.unit.vllm_plugin.helpers import (
     events,
     identity,
     line_of,
+    live,
     newest_server,
     receive,
     refusal,
@@ -97,9 +98,7 @@ def test_a_server_moves_bytes_as_it_was_told_and_not_as_its_clients_like(
     # Who sets tcp on an instance that serves users does not want a communicator on its device.
     model = nn.Linear(4, 4)
     serve(model, settings(transport=told))
-    here = newest_server()._catalog
-    assert here is not None
-    assert [p.entry.transports for p in here.published_models] == [offered]
+    assert live().published.entry.transports == offered
 
 
 def test_a_busy_port_is_a_line_in_the_log() -> None:
@@ -134,7 +133,7 @@ def test_a_bug_of_ours_never_reaches_the_engine(monkeypatch: pytest.MonkeyPatch)
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(server, "publish", broken)
+    monkeypatch.setattr(live_model, "publish", broken)
     with capture() as lines:
         serve(nn.Linear(4, 4))
     assert events(lines) == ["netloader.driver.error"]
@@ -218,7 +217,7 @@ def test_a_later_server_that_writes_its_address_at_the_last_moment_keeps_it(
 def test_a_model_that_goes_waits_for_nobody() -> None:
     # The garbage collector runs on any thread, and who has the lock may need one that it has.
     def hold() -> None:
-        with server._lock:
+        with server._rank.lock:
             held.set()
             collected_in_time.append(gone.wait(PATIENCE_S))
 
@@ -248,7 +247,6 @@ def test_a_fence_ends_the_sessions_of_every_model_that_was_replaced_in_its_role(
     # Sleep frees the memory after the fence: no session may still read it, however old it is.
     model = nn.Linear(4096, 2048)  # 32 MiB: more than the buffers of a connection hold
     serve(model)
-    rank_server = newest_server()
     with Peer.call(where()) as peer, Peer.call(where()) as lane:
         peer.say(hello(identity=identity().hard))
         offer = peer.hear()
@@ -258,17 +256,15 @@ def test_a_fence_ends_the_sessions_of_every_model_that_was_replaced_in_its_role(
         peer.say(Request(tuple(range(len(offer.segment_digests)))))
         assert peer.hear() == Begin()
         assert lane.sock.recv(1)  # and no more: the server's thread waits in the middle of a send
-        first = rank_server._on_catalog(TARGET)
-        assert first is not None
+        here = live()
+        first = here.published
         for _ in range(changes):
-            replaced = rank_server._on_catalog(TARGET)
-            assert replaced is not None
-            rank_server.prove(replaced)
-            rank_server.replace(replaced, "weight was written to")
-        assert rank_server._on_catalog(TARGET) is not first
+            here.proven = True
+            here.replace(here.published, "weight was written to")
+        assert here.published is not first
         assert not first.quiet(0)
 
-        rank_server.fence(TARGET, "the engine sleeps")
+        here.fence("the engine sleeps")
 
         assert first.quiet(0)
 

@@ -1,16 +1,27 @@
 """The servers of a worker, and what all of them wait for."""
 
 import gc
+import socket
+from functools import partial
 
 import pytest
 import torch
 
 from netloader.io import fill
+from netloader.log import capture
 from netloader.vllm_plugin.identity.identity import TARGET
 from netloader.vllm_plugin.serve.warm_up import WarmUp
 from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import contents, eventually, module_of, random
-from tests.unit.vllm_plugin.helpers import identity, newest_server, serve, where
+from tests.unit.vllm_plugin.helpers import (
+    endpoint_of,
+    events,
+    identity,
+    newest_server,
+    serve,
+    settings,
+    where,
+)
 from tests.unit.vllm_plugin.patches.test_worker_methods import PATIENCE_S, worker_of
 
 pytestmark = pytest.mark.usefixtures("worker_process")
@@ -31,7 +42,7 @@ def test_two_models_of_a_role_that_wait_for_their_engine_are_both_fenced(
     for model in models:
         serve(model, then=lambda: None)
     worker.compile_or_warm_up_model()
-    first, second = (server._port.listener.endpoint for server in this_worker().servers)  # type: ignore[union-attr]
+    first, second = map(endpoint_of, this_worker().servers)
     told: list[str] = []
 
     def act() -> None:
@@ -62,6 +73,24 @@ def test_a_server_ends_with_the_last_of_its_models_and_a_new_one_is_made() -> No
     serve(again, then=lambda: None)
     assert newest_server() is not server
     assert where() != before
+
+
+def test_a_port_that_was_busy_is_opened_after_a_change_and_closed_with_the_model() -> None:
+    model, worker = module_of(w=random(10, 10)), worker_of()
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        serve(model, settings(listen_port=port), then=lambda: None)
+    worker.act = partial(model.get_parameter("w").data.fill_, 7)  # the parameter alone
+    with capture() as lines:
+        worker.reload_weights()
+        twin = module_of(w=random(10, 10, seed=2))
+        assert eventually(lambda: fill(twin, [where()], identity(TARGET)).ok, PATIENCE_S)
+        assert where().port == port
+        assert contents(twin) == contents(model)
+        del model
+        gc.collect()
+        assert eventually(lambda: "netloader.listener.stopped" in events(lines), PATIENCE_S)
+    assert "netloader.server.withdrawn" not in events(lines)
 
 
 def test_loads_of_a_role_are_counted() -> None:
