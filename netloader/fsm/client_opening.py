@@ -1,4 +1,4 @@
-"""How a client opens a transport. Law: nothing is asked for before both ends of one are open.
+"""How a client opens a transport. Nothing is asked for before both ends are open.
 
 The candidates of the offer are tried in order. A client opens its end and answers the server; then
 both sides do at the same time what takes both. Where either side cannot, the client goes on to the

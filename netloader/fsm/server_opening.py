@@ -1,4 +1,4 @@
-"""How a server opens a transport. Law: it takes part in one candidate at a time.
+"""How a server opens a transport. It takes part in one candidate at a time.
 
 A client answers the candidates of the offer in order, each at most once, and none after its first
 request. An answer that comes while an earlier candidate is being joined waits for the end of that;

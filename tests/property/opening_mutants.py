@@ -66,8 +66,8 @@ OPENING_MUTANTS: Final[dict[str, Mutant]] = {
     "a receiver that was given up is kept": Mutant(
         TRANSPORTS,
         CLIENT_WORKER,
-        r" +self\._receivers\.keep\(\)\n        if self\._lease is None:",
-        "        if self._lease is None:",
+        r" +self\._receivers\.keep\(\)\n        transport = ",
+        "        transport = ",
     ),
 }
 """By what is wrong then."""

@@ -1,4 +1,4 @@
-"""The ends of one session, by transport. Law: every end is ended once, whatever becomes of it."""
+"""The ends of one session, by transport. Each is ended exactly once."""
 
 import threading
 from typing import Generic, Protocol, TypeVar
