@@ -35,10 +35,11 @@ from netloader.fsm.fetch_events import (
     Reported,
     Root,
     SourcesFound,
+    Stage,
     Wait,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.source import LIVING, OCCUPIED, SESSIONS, Source, Stage
+from netloader.fsm.source import LIVING, OCCUPIED, SESSIONS, Source
 from netloader.fsm.states import State
 
 SHARES: Final = 2

@@ -1,14 +1,36 @@
-"""Events and effects of a fetch: closed unions of frozen dataclasses.
+"""Stages, events and effects of a fetch: the events and effects are closed unions of frozen data.
 
 A fetch fills one store from several sources (see `fetch`). The driver reports to it what sources
 and sessions do; sources are numbers here, given by the driver.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, TypeAlias, get_args
 
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
+
+
+class Stage(Enum):
+    """Where one source of a fetch is."""
+
+    CANDIDATE = "candidate"
+    """It may be asked."""
+    DIALLED = "dialled"
+    """A session with it begins."""
+    READY = "ready"
+    """It has offered the root that is fetched, and nothing is asked of it."""
+    RECEIVING = "receiving"
+    """Some segments are asked of it."""
+    ENDING = "ending"
+    """Its session is over, but may still write what it was asked for."""
+    RESTING = "resting"
+    """It was busy, and will be asked again."""
+    ASIDE = "aside"
+    """It has another root, or was slow: it is asked again when nothing else is left."""
+    GONE = "gone"
+    """It failed, and is not asked any more."""
 
 
 @dataclass(frozen=True, slots=True)

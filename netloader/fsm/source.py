@@ -9,7 +9,6 @@ what is missing.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Final, Protocol
 
 from netloader.errors import LocalProtocolError
@@ -36,6 +35,7 @@ from netloader.fsm.fetch_events import (
     SegmentVerified,
     SourceEnded,
     SourceFailed,
+    Stage,
 )
 from netloader.fsm.reasons import Reason
 from netloader.fsm.table import Alphabet, Program, Row, Table, absorb, build, check, fire, row
@@ -43,27 +43,6 @@ from netloader.fsm.table import Alphabet, Program, Row, Table, absorb, build, ch
 MAX_RETRY_AFTER_S: Final = 30.0
 """Longest pause a server may ask for between two tries."""
 MIN_RETRY_AFTER_S: Final = 0.1
-
-
-class Stage(Enum):
-    """Where one source of a fetch is."""
-
-    CANDIDATE = "candidate"
-    """It may be asked."""
-    DIALLED = "dialled"
-    """A session with it begins."""
-    READY = "ready"
-    """It has offered the root that is fetched, and nothing is asked of it."""
-    RECEIVING = "receiving"
-    """Some segments are asked of it."""
-    ENDING = "ending"
-    """Its session is over, but may still write what it was asked for."""
-    RESTING = "resting"
-    """It was busy, and will be asked again."""
-    ASIDE = "aside"
-    """It has another root, or was slow: it is asked again when nothing else is left."""
-    GONE = "gone"
-    """It failed, and is not asked any more."""
 
 
 # -- a source, and what it shares with the others ------------------------------------------------

@@ -32,10 +32,11 @@ from netloader.fsm.fetch_events import (
     SourceEnded,
     SourceFailed,
     SourcesFound,
+    Stage,
     Wait,
 )
 from netloader.fsm.reasons import RETRYABLE, Reason
-from netloader.fsm.source import Source, Stage
+from netloader.fsm.source import Source
 from netloader.fsm.states import State
 from netloader.fsm.terms import FetchSpec, places
 from netloader.io.asking import Asking

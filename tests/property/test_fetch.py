@@ -28,10 +28,11 @@ from netloader.fsm.fetch_events import (
     SourceEnded,
     SourceFailed,
     SourcesFound,
+    Stage,
     Wait,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.source import TABLE, Stage
+from netloader.fsm.source import TABLE
 from netloader.fsm.states import State
 from netloader.fsm.table import absorb
 from tests.property.fetch_search import (
