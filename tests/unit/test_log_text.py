@@ -393,9 +393,5 @@ def test_a_busy_source_is_told_once_however_often_it_is_asked(
         told = text.getvalue().splitlines()
 
     assert len(outcome.attempts) > 2
-    assert told[1:] == [
-        (
-            f"INFO {server.endpoint}: busy or not ready; asked again for up to 1.0 s. "
-            "[netloader.source.waiting]"
-        )
-    ]
+    waits = f"INFO {server.endpoint}: busy or not ready; asked again for up to 1.0 s."
+    assert told[1:] == [f"{waits} [netloader.source.waiting]"]
