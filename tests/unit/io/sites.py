@@ -100,7 +100,7 @@ class Site:
         assert outcome.ok, outcome.history()
         assert contents(self.target) == contents(self.source)
         assert sum(attempt.nbytes for attempt in outcome.attempts) == total_of(self.source)
-        assert our_threads() <= {"netloader-listener", "netloader-worker"}
+        assert our_threads() <= {"netloader-listener", "netloader-worker", "netloader-audit"}
 
 
 def by_source(outcome: Outcome) -> dict[Endpoint, int]:
