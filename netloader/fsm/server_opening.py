@@ -43,6 +43,12 @@ def _taken_back(session: ServerSession, event: TransportJoined | TransportRefuse
     return session.held is not None
 
 
+def _none_left(session: ServerSession, event: TransportRefused) -> bool:
+    """Whether the client has no later candidate to answer."""
+    del event
+    return not session.later_candidates
+
+
 # -- actions -------------------------------------------------------------------------------------
 
 
@@ -82,6 +88,12 @@ def _say_unopened(session: ServerSession, event: TransportRefused) -> Iterable[E
     yield Send(Unopened(event.transport, event.detail))
 
 
+def _refuse_last(session: ServerSession, event: TransportRefused) -> Iterable[Effect]:
+    """End at once: the client may be stuck in a library that joins, and say nothing for long."""
+    session.joining = False
+    return refuse(session, event.reason, event.detail)
+
+
 # -- rows ----------------------------------------------------------------------------------------
 
 V, F = State.VALIDATE, State.FALLBACK
@@ -94,5 +106,6 @@ OPENING: Table[ServerSession] = (
     row(V, TransportJoined,  V, _join_held,      when=_taken_back),
     row(V, TransportJoined,  V, _say_opened),
     row(V, TransportRefused, V, _join_held,      when=_taken_back),
+    row(V, TransportRefused, F, _refuse_last,    when=_none_left),
     row(V, TransportRefused, V, _say_unopened),
 )  # fmt: skip

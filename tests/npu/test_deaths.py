@@ -92,7 +92,7 @@ def test_a_client_frozen_in_the_middle(cast: Cast, knobs: dict[str, str]) -> Non
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_client_gone_before_joining(cast: Cast, how: How) -> None:
     server = cast.server(knobs=IMPATIENT, deadlines=SHORT)
-    client = cast.client(server, halt=Halt(how, "transfer"), deadlines=SHORT)
+    client = cast.client(server, halt=Halt(how, "validate"), deadlines=SHORT)
     client.frozen = how == "stop"
     client.reached()
 

@@ -167,6 +167,14 @@ def test_an_answer_reaches_the_transport_and_the_client_hears_what_came_of_it() 
     assert session.step(REQUEST, 1.0).after is State.TRANSFER
 
 
+def test_the_last_candidate_that_cannot_be_joined_ends_the_session_at_once() -> None:
+    refused = TransportRefused("tcp", Reason.TRANSFER_STALLED, "joining the group")
+    session, step = server_after(TWO_READY, ANSWER, refused)
+
+    assert said(step) == [Reject("transfer_stalled", "joining the group")]
+    assert session.state is State.FALLBACK
+
+
 @pytest.mark.parametrize("end", [TransportJoined("hccl"), REFUSED])
 def test_an_answer_that_was_taken_back_is_not_replied_to(end: Event) -> None:
     session, step = server_after(TWO_READY, Answer("hccl"), ANSWER)
