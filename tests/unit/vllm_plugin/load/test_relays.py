@@ -147,7 +147,7 @@ class Starting:
 
         def load() -> Loaded | None:
             if self._config is None:
-                loader.load_weights(self.model, None)  # type: ignore[arg-type]
+                loader.load_weights(self.model, None)
             else:
                 with set_current_vllm_config(self._config):
                     loader.load_weights(self.model, self._config.model_config)
