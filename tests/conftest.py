@@ -11,6 +11,9 @@ from hypothesis import Phase, settings
 
 from netloader.log import capture
 
+# Helpers with asserts of their own: pytest shows what they compared.
+pytest.register_assert_rewrite("tests.unit.io.sites", "tests.unit.io.workers")
+
 # No profile has a deadline per example: two shared cores make wall-clock limits flaky.
 settings.register_profile("dev", max_examples=100, deadline=None)
 settings.register_profile("ci", settings.get_profile("ci"), max_examples=300, deadline=None)

@@ -58,7 +58,7 @@ from netloader.testing import lawful
 from netloader.testing.fabric import ALL_SEGMENTS, next_request
 from netloader.wire.frames import HEADER, MAGIC, PREFIX, Decoder, encode
 from tests.support.histories import LIVES
-from tests.support.world import (
+from tests.support.messages import (
     IDENTITY,
     MANIFEST,
     OFFERING,

@@ -16,7 +16,7 @@ import pytest
 
 from netloader.fsm.messages import Message
 from tests.fuzz.conversation import Conversation
-from tests.support.world import MANIFEST, OFFER, SECURED, hello
+from tests.support.messages import MANIFEST, OFFER, SECURED, hello
 
 TIMES: Final = 8
 NOT_QUADRATIC: Final = 30

@@ -24,9 +24,11 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_observe.py",
         "tests/unit/io/test_published.py",
         "tests/unit/io/test_relays.py",
+        "tests/unit/io/test_relays_lost.py",
         "tests/unit/io/test_doubts.py",
         "tests/unit/io/test_client_sources.py",
         "tests/unit/io/test_worker.py",
+        "tests/unit/io/test_client_worker.py",
         "tests/unit/io/test_asking.py",
         "tests/unit/io/test_referrals.py",
     ),
@@ -37,7 +39,10 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_sharing.py",
         "tests/unit/io/test_memory.py",
     ),
-    "L4 several sources": ("tests/unit/io/test_many_sources.py",),
+    "L4 several sources": (
+        "tests/unit/io/test_many_sources.py",
+        "tests/unit/io/test_many_sources_end.py",
+    ),
     "L4 asyncio": ("tests/unit/aio", "tests/unit/io/test_driver.py"),
     "L4 transports": (
         "tests/unit/io/transports/test_shm.py",

@@ -44,7 +44,7 @@ from netloader.fsm.messages import (
 )
 from netloader.fsm.reasons import Reason
 from netloader.fsm.terms import MAX_LANES, MAX_RENDEZVOUS_BYTES
-from tests.support.world import (
+from tests.support.messages import (
     ANSWER,
     ASK,
     CHALLENGE,

@@ -50,7 +50,8 @@ from netloader.fsm.session import Session, Step
 from netloader.fsm.states import INITIAL, TERMINAL, State
 from netloader.testing.laws import lawful, must
 from tests.property.samples import SAMPLES
-from tests.support.world import PROVEN_DESCRIPTION, PROVEN_OFFER, Choice, World
+from tests.support.messages import PROVEN_DESCRIPTION, PROVEN_OFFER
+from tests.support.world import Choice, World
 
 CONSTANT: Final = {"spec", "entries", "nonce", "session_id"}
 """What no event changes."""

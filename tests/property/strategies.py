@@ -12,7 +12,7 @@ from netloader.fsm.messages import Lane
 from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.wire.frames import Spoken
 from tests.property.samples import SAMPLES
-from tests.support.world import (
+from tests.support.messages import (
     CURIOUS,
     DIGESTS,
     GUARDED,

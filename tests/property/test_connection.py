@@ -12,7 +12,7 @@ from netloader.testing import lawful
 from netloader.wire import Acceptor, Connection, Control, Decision, encode
 from netloader.wire.frames import HEADER
 from tests.property.strategies import plausible
-from tests.support.world import GUARDED, SECURED, client, server
+from tests.support.messages import GUARDED, SECURED, client, server
 
 NOW = 1.0
 STREAMS = st.lists(

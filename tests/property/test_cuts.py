@@ -10,7 +10,7 @@ from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.log import capture
 from netloader.testing import Choice, World
 from netloader.wire.connection import LINGER_S
-from tests.support.world import CURIOUS, DEADLINES, GUARDED, NBYTES, OFFERING, SECURED, WISH
+from tests.support.messages import CURIOUS, DEADLINES, GUARDED, NBYTES, OFFERING, SECURED, WISH
 
 PAIRS = {"plain": (WISH, OFFERING), "token": (SECURED, GUARDED), "curious": (CURIOUS, OFFERING)}
 

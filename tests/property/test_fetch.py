@@ -35,17 +35,8 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.source import TABLE
 from netloader.fsm.states import State
 from netloader.fsm.table import absorb
-from tests.property.fetch_search import (
-    ALL,
-    LATE,
-    OTHER,
-    OURS,
-    PATIENT,
-    Found,
-    Script,
-    search,
-    world,
-)
+from tests.property.fetch_search import Found, search
+from tests.property.fetch_world import ALL, LATE, OTHER, OURS, PATIENT, Script, world
 
 FIRST: Final = Script(has=frozenset({0}))
 REST: Final = Script(has=ALL - {0})

@@ -32,7 +32,7 @@ from netloader.fsm.messages import (
     Verified,
 )
 from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, Decoder, Heard, Spoken, encode
-from tests.support.world import CHALLENGE, OFFER, PROOF, REFUSAL, REQUEST, VERIFIED, hello
+from tests.support.messages import CHALLENGE, OFFER, PROOF, REFUSAL, REQUEST, VERIFIED, hello
 
 LIMIT = 4096
 

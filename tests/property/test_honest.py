@@ -11,7 +11,7 @@ from netloader.fsm.terms import CatalogEntry, FetchSpec
 from netloader.testing import World
 from tests.property.machine import Conversation, Depth, depths, orders
 from tests.property.strategies import IDENTITIES, MANIFESTS, UNLIKE, matching, windows
-from tests.support.world import OFFERING
+from tests.support.messages import OFFERING
 
 
 class Honest(Conversation):

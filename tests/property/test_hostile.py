@@ -25,7 +25,7 @@ from netloader.wire.connection import LINGER_S
 from netloader.wire.frames import Spoken
 from tests.property.machine import Conversation, Depth, F, depths
 from tests.property.strategies import pairs, plausible, windows
-from tests.support.world import DEADLINES, NBYTES, OFFERING, WISH
+from tests.support.messages import DEADLINES, NBYTES, OFFERING, WISH
 
 SIDES: Final = st.sampled_from(["client", "server"])
 SEGMENTS: Final = (0, 1, 2)

@@ -18,7 +18,7 @@ from netloader.fsm.manifest import (
 )
 from netloader.fsm.messages import Offer
 from netloader.wire.frames import Decoder, encode
-from tests.support.world import OFFER
+from tests.support.messages import OFFER
 
 ELEMENT = 2
 shapes = st.lists(st.integers(0, 6), max_size=3)

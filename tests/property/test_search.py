@@ -17,7 +17,7 @@ from netloader.fsm.session import Session
 from netloader.fsm.states import State
 from netloader.fsm.terms import CatalogEntry, FetchSpec
 from tests.property.search import search_alone, search_pair
-from tests.support.world import (
+from tests.support.messages import (
     BOTH,
     CURIOUS,
     DIGESTS,
@@ -33,11 +33,10 @@ from tests.support.world import (
     TARGETING,
     TOKEN,
     WISH,
-    Choice,
-    World,
     client,
     server,
 )
+from tests.support.world import Choice, World
 
 PeerGroup: TypeAlias = tuple[FetchSpec, *tuple[CatalogEntry, ...]]
 """A client, and what its server offers."""

@@ -15,7 +15,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.fsm.terms import CatalogEntry, FetchSpec
 from tests.property.strategies import matching, progresses
-from tests.support.world import (
+from tests.support.messages import (
     CURIOUS,
     DIGESTS,
     GUARDED,
@@ -26,10 +26,9 @@ from tests.support.world import (
     SEGMENT_BYTES,
     TOKEN,
     WISH,
-    Choice,
-    World,
     said,
 )
+from tests.support.world import Choice, World
 
 MOST_STEPS = 40
 """An honest conversation is over after 16 events; more is a conversation in circles."""

@@ -25,7 +25,7 @@ from netloader.fsm.messages import (
 )
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session
-from tests.support.world import (
+from tests.support.messages import (
     ANSWER,
     ASK,
     BOTH,

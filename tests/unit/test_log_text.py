@@ -303,7 +303,7 @@ def test_json_files_get_every_record_whatever_the_text_log_shows(
 
     found = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["event"], line["severity"]) for line in found] == [
-        (event, levels[0].upper()) for event, (levels, _) in EVENTS.items()
+        (event, levels[0].upper()) for event, (levels, _) in EVENTS.items() if levels[0] != "debug"
     ]
     assert all(line["n"] == 1 for line in found)
     assert logging.getLogger("netloader").level == logging.ERROR
@@ -393,9 +393,5 @@ def test_a_busy_source_is_told_once_however_often_it_is_asked(
         told = text.getvalue().splitlines()
 
     assert len(outcome.attempts) > 2
-    assert told[1:] == [
-        (
-            f"INFO {server.endpoint}: busy or not ready; asked again for up to 1.0 s. "
-            "[netloader.source.waiting]"
-        )
-    ]
+    waits = f"INFO {server.endpoint}: busy or not ready; asked again for up to 1.0 s."
+    assert told[1:] == [f"{waits} [netloader.source.waiting]"]

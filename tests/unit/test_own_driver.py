@@ -22,15 +22,7 @@ from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
 from netloader.testing import World
 from netloader.wire import LINGER_S, Connection
-from tests.support.world import (
-    CURIOUS,
-    DEADLINES,
-    GUARDED,
-    NBYTES,
-    OFFERING,
-    SECURED,
-    WISH,
-)
+from tests.support.messages import CURIOUS, DEADLINES, GUARDED, NBYTES, OFFERING, SECURED, WISH
 from tests.unit.io.helpers import FAST, IDENTITY, contents, serving, zoo
 
 PAGE = Path(__file__).parents[2] / "docs" / "embed" / "driver.md"

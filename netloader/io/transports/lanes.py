@@ -1,6 +1,7 @@
 """Data connections of one session. Every wait for one has a deadline."""
 
 import contextlib
+import errno
 import socket
 import struct
 import threading
@@ -10,6 +11,12 @@ from functools import partial
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.forks import INHERITANCE
+
+
+def lane_error(error: OSError, how: str) -> TransferError:
+    """What became of a data connection, with the name of the error: EMFILE for instance."""
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return TransferError(Reason.TRANSFER_FAILED, f"the data connection {how} ({name})")
 
 
 class Lanes:

@@ -27,6 +27,7 @@ from netloader.io.store.ledger import SegmentWriter
 from netloader.io.transports.backends import BACKENDS, CLIENT, SERVER, Backend
 from netloader.io.transports.base import Capabilities, ReceiverSetup, SenderSetup
 from netloader.io.transports.device_slot import DeviceSlots
+from netloader.io.transports.lanes import lane_error
 from netloader.io.transports.peer_group import PeerGroup
 
 READ_BACK = 2
@@ -134,7 +135,7 @@ class GroupReceiver:
             lane = self._setup.dial(0)
         except OSError as error:
             peer_group.abort()
-            raise TransferError(Reason.TRANSFER_FAILED, "no lane for the store") from error
+            raise lane_error(error, "could not be opened") from error
         lane.settimeout(None)
         peer_group.lanes.attach(0, lane)
         return {}

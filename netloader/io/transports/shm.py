@@ -28,7 +28,7 @@ from netloader.io.failure import TransferError
 from netloader.io.forks import INHERITANCE
 from netloader.io.store.base import Store
 from netloader.io.transports.base import Capabilities, Direction, ReceiverSetup, SenderSetup
-from netloader.io.transports.lanes import Lanes, set_stall
+from netloader.io.transports.lanes import Lanes, lane_error, set_stall
 from netloader.io.transports.tcp import (
     after,
     as_transfer_error,
@@ -175,7 +175,7 @@ class ShmReceiver:
         try:
             lane = self._setup.dial(0)
         except OSError as error:
-            raise _cannot("no lane could be opened") from error
+            raise lane_error(error, "could not be opened") from error
         set_stall(lane, self._setup.stall_s)
         self._lanes.attach(0, lane)
         return {"proof": _proof(nonce, "client")}

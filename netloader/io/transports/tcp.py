@@ -16,7 +16,7 @@ from netloader.io.clock import monotonic
 from netloader.io.failure import TransferError
 from netloader.io.store.base import Store
 from netloader.io.transports.base import Capabilities, ReceiverSetup, SenderSetup
-from netloader.io.transports.lanes import Lanes, is_stall, set_stall
+from netloader.io.transports.lanes import Lanes, is_stall, lane_error, set_stall
 from netloader.io.transports.refusal import check
 
 IOV_MAX = 1024
@@ -93,12 +93,7 @@ def as_transfer_error(error: OSError) -> TransferError:
     """What a failed call on a data lane means for the transfer."""
     if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ETIMEDOUT):
         return TransferError(Reason.TRANSFER_STALLED, "no byte moved within the stall deadline")
-    return _failed(error, "failed")
-
-
-def _failed(error: OSError, how: str) -> TransferError:
-    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return TransferError(Reason.TRANSFER_FAILED, f"the data connection {how} ({name})")
+    return lane_error(error, "failed")
 
 
 class TcpSender:
@@ -159,7 +154,7 @@ class TcpReceiver:
             try:
                 lane = self._setup.dial(index)
             except OSError as error:
-                raise _failed(error, "could not be opened") from error
+                raise lane_error(error, "could not be opened") from error
             set_stall(lane, self._setup.stall_s)
             self._lanes.attach(index, lane)
         return {}

@@ -222,7 +222,7 @@ def test_a_second_cancellation_does_not_give_the_model_back_while_it_is_written_
 
     def script(peer: Peer) -> None:
         if isinstance(peer.hear(), Hello):
-            peer.say(source.offer)
+            peer.opens(source.offer)
             assert isinstance(peer.hear(), Request)
             asked.set()
         peer.hear()

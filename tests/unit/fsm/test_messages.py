@@ -17,7 +17,7 @@ from netloader.fsm.messages import (
     Reject,
     Request,
 )
-from tests.support.world import OFFER
+from tests.support.messages import OFFER
 
 KINDS: tuple[type[Any], ...] = (*get_args(Message), Lane)
 

@@ -20,7 +20,7 @@ from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Step
 from netloader.fsm.states import State
 from netloader.fsm.terms import MAX_CANDIDATES, MAX_RENDEZVOUS_BYTES
-from tests.support.world import (
+from tests.support.messages import (
     ANSWER,
     ASK,
     DEADLINES,

@@ -15,7 +15,7 @@ from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Step
 from netloader.fsm.states import State
 from netloader.fsm.terms import CatalogEntry, FetchSpec
-from tests.support.world import (
+from tests.support.messages import (
     BOTH,
     CURIOUS,
     DRAFT,

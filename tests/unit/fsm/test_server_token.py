@@ -8,7 +8,7 @@ from netloader.fsm.effects import PrepareOffer, Send
 from netloader.fsm.messages import Challenge, Hello, Proof
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
-from tests.support.world import (
+from tests.support.messages import (
     CHALLENGE,
     CURIOUS,
     CURIOUS_PROOF,

@@ -9,7 +9,7 @@ from netloader.fsm.messages import Begin, Challenge, Lane, Reject, Request
 from netloader.fsm.states import State
 from netloader.log import EVENTS
 from netloader.testing import World
-from tests.support.world import OFFERING, WISH
+from tests.support.messages import OFFERING, WISH
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
     IDENTITY,

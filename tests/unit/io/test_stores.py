@@ -1,6 +1,5 @@
 """What `serve` and `fill` take beside modules, and filling that goes on where it was stopped."""
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +24,10 @@ from tests.unit.io.helpers import (
     FAST,
     IDENTITY,
     KIB,
-    SOON_S,
     asking,
     bytes_of,
     contents,
+    eventually,
     module_of,
     random,
     sealed,
@@ -177,30 +176,28 @@ def test_a_fill_that_fails_leaves_no_folder(tmp_path: Path) -> None:
 
 
 class Token:
-    """Is set from a progress callback, which then waits until the call has noticed."""
+    """Is set from a progress callback, which then waits until `over`."""
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, over: Callable[[], bool]) -> None:
         self._nbytes = nbytes
+        self._over = over
         self._set = False
-        self._noticed = threading.Event()
 
     def report(self, done: int, total: int) -> None:
         del total
         if done >= self._nbytes and not self._set:
             self._set = True
-            self._noticed.wait(SOON_S)
+            eventually(self._over)
 
     def is_set(self) -> bool:
-        if self._set:
-            self._noticed.set()
         return self._set
 
 
 def test_an_outcome_of_a_cancelled_fill_goes_on() -> None:
     source, target = (module_of(w=random(4 << 20, seed=s, dtype=torch.uint8)) for s in (1, 2))
-    token = Token(8 * 64 * KIB)
     with serving(source) as server:
         where = sealed(server).endpoint
+        token = Token(8 * 64 * KIB, lambda: not server.snapshot().models[0].clients)
         stopping = asking(lanes=1, cancel=token, report=token.report)
         first = fill(target, where, IDENTITY, stopping)
         assert (first.reason, first.weights_dirty) == (Reason.STOPPED, True)

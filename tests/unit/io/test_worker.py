@@ -1,89 +1,25 @@
 """Work on a thread of its own: an order in, one event out, whatever happens."""
 
 import queue
-import socket
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from collections.abc import Callable
 
 import pytest
-from torch import nn
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.effects import (
-    ChooseSegments,
-    JoinTransport,
-    OpenTransport,
-    PrepareOffer,
-    StartTransfer,
-)
-from netloader.fsm.events import (
-    Ask,
-    Event,
-    Finish,
-    OfferReady,
-    OfferRefused,
-    TransferFailed,
-    Transferred,
-    TransportJoined,
-    TransportReady,
-)
+from netloader.fsm.effects import JoinTransport, PrepareOffer, StartTransfer
+from netloader.fsm.events import Event, OfferReady, OfferRefused, TransferFailed, Transferred
 from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
-from netloader.io.client_worker import ClientWorker
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions, publish
-from netloader.io.store.ledger import Ledger
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TransferError
-from netloader.io.transports.tcp import Tcp
 from netloader.io.worker import IdleWorker, Order, ServerWorker, SessionWorker
-from tests.unit.io.helpers import (
-    FAST,
-    IDENTITY,
-    KIB,
-    SOON_S,
-    connected_pair,
-    contents,
-    offer_of,
-    zoo,
-)
+from tests.unit.io.helpers import FAST, IDENTITY, SOON_S, connected_pair, zoo
+from tests.unit.io.workers import PREPARE, SESSION, Heard
 
-PREPARE = PrepareOffer(("tcp",), "blake3", 0)
-SESSION = "s" * 32
-
-
-@dataclass
-class Heard:
-    """What a worker reported."""
-
-    worker: SessionWorker
-    events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
-    troubles: list[Exception] = field(default_factory=list)
-    made: ClassVar[list[SessionWorker]] = []
-
-    def __post_init__(self) -> None:
-        self.made.append(self.worker)
-        self.worker.post = self.events.put
-        self.worker.trouble = self.troubles.append
-
-    def after(self, order: Order) -> Event:
-        """Give an order and wait for its event."""
-        self.worker.begin(order)
-        event = self.events.get(timeout=SOON_S)
-        assert self.events.empty()
-        return event
-
-
-@pytest.fixture(autouse=True)
-def sessions_end() -> Iterator[None]:
-    """Ends the session of every worker of a test."""
-    yield
-    while Heard.made:
-        worker = Heard.made.pop()
-        worker.close()
-        worker.join(SOON_S)
+pytestmark = pytest.mark.usefixtures("sessions_end")
 
 
 class Scripted(SessionWorker):
@@ -188,15 +124,23 @@ def test_a_worker_for_questions_carries_out_nothing() -> None:
         worker.do(PREPARE)
 
 
+def test_a_worker_whose_end_fails_reports_that_and_does_not_join() -> None:
+    worker = Scripted(lambda: Transferred(7))
+    worker.left = TransferError(Reason.TRANSFER_STALLED, "a receive is still under way")
+    troubles: list[Exception] = []
+    worker.trouble = troubles.append
+    events: queue.Queue[Event] = queue.Queue()
+    worker.post = events.put
+
+    worker.begin(PREPARE)
+
+    assert events.get(timeout=SOON_S) == Transferred(7)
+    worker.close()
+    assert not worker.join(SOON_S)
+    assert troubles == [worker.left]
+
+
 # -- the server's --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def published() -> PublishedModel:
-    options = ServerOptions(segment_bytes=64 * KIB, max_clients=1)
-    made = publish(ModuleStore.of(zoo(1)), Identity(IDENTITY), options)
-    made.seal()
-    return made
 
 
 def test_a_place_is_taken_with_the_offer_and_given_back_at_the_end(
@@ -312,161 +256,3 @@ def test_a_transfer_before_an_offer_is_our_own_mistake(published: PublishedModel
 
     assert isinstance(heard.after(StartTransfer((0,), 1)), TransferFailed)
     assert isinstance(heard.troubles[0], LocalProtocolError)
-
-
-# -- the client's --------------------------------------------------------------------------------
-
-
-class Two:
-    """A server's and a client's worker, joined by lanes."""
-
-    def __init__(self, published: PublishedModel, target: nn.Module, lanes: int) -> None:
-        self.server = ServerWorker((published,), SESSION, FAST)
-        self.ready = Heard(self.server).after(PREPARE)
-        assert isinstance(self.ready, OfferReady)
-        entry = published.entry
-        self.nbytes = entry.manifest.nbytes
-        self.offer = offer_of(entry.manifest, self.ready.segment_digests, entry.segment_bytes)
-        ledger = Ledger(ModuleStore.of(target), lambda done, total: None)
-        self.client = ClientWorker(ledger, lanes, self._connect, SOON_S)
-        self.far: list[socket.socket] = []
-
-    def _connect(self) -> socket.socket:
-        near, far = connected_pair()
-        self.far.append(far)
-        return near
-
-    def open(self, client: "Heard", server: "Heard") -> None:
-        """Open and join tcp on both sides."""
-        assert client.after(OpenTransport(self.offer, "tcp")) == TransportReady("tcp")
-        self.join_lanes()
-        for heard in (client, server):
-            assert heard.after(JoinTransport("tcp")) == TransportJoined("tcp")
-
-    def join_lanes(self) -> None:
-        """Do what the listener does: read each lane's first words and pass it on."""
-        for index, far in enumerate(self.far):
-            size = len(far.recv(1, socket.MSG_PEEK)) and 9
-            header = far.recv(size, socket.MSG_WAITALL)
-            far.recv(int.from_bytes(header[5:], "big"), socket.MSG_WAITALL)
-            self.server.attach(index, far)
-
-
-@pytest.fixture
-def two(published: PublishedModel) -> Iterator[Callable[..., Two]]:
-    made: list[Two] = []
-
-    def make(target: nn.Module, lanes: int = 1) -> Two:
-        made.append(Two(published, target, lanes))
-        return made[-1]
-
-    yield make
-    for pair in made:
-        pair.client.close()
-        pair.server.close()
-        for far in pair.far:
-            far.close()
-
-
-def test_both_workers_move_what_was_asked_for(two: Callable[..., Two]) -> None:
-    target = zoo(50)
-    pair = two(target, lanes=2)
-    client, server = Heard(pair.client), Heard(pair.server)
-    pair.open(client, server)
-    everything = StartTransfer(tuple(range(len(pair.offer.segment_digests))), 2)
-
-    pair.server.begin(everything)
-    received = client.after(everything)
-
-    assert received == server.events.get(timeout=SOON_S)
-    assert received == Transferred(pair.nbytes)
-    assert contents(target) == contents(zoo(1))
-
-
-def test_requests_follow_each_other_and_only_the_last_one_settles(
-    two: Callable[..., Two], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, settled = zoo(50), list[int]()
-    pair = two(target)
-    client, server = Heard(pair.client), Heard(pair.server)
-    pair.open(client, server)
-    monkeypatch.setattr(ModuleStore, "complete", lambda store: settled.append(1))
-    count = len(pair.offer.segment_digests)
-    assert count > 1
-    everything = tuple(range(count))
-    there = frozenset(everything)
-    assert client.after(ChooseSegments(everything, 1, there)) == Ask(everything)
-
-    for order in (StartTransfer((0,), 1), StartTransfer(tuple(range(1, count)), 1)):
-        assert settled == []
-        pair.server.begin(order)
-        assert client.after(order) == server.events.get(timeout=SOON_S)
-        assert client.after(ChooseSegments((), 2, there)) == Finish()
-
-    assert settled == [1]
-    assert contents(target) == contents(zoo(1))
-
-
-def test_a_transport_for_one_request_refuses_the_second(
-    two: Callable[..., Two], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Tcp, "capabilities", replace(Tcp.capabilities, repeatable=False))
-    pair = two(zoo(50))
-    client, server = Heard(pair.client), Heard(pair.server)
-    pair.open(client, server)
-    pair.server.begin(StartTransfer((0,), 1))
-    client.after(StartTransfer((0,), 1))
-    assert isinstance(server.events.get(timeout=SOON_S), Transferred)
-
-    told = server.after(StartTransfer((1,), 1))
-
-    assert isinstance(told, TransferFailed)
-    assert "one request in a session" in told.detail
-
-
-def test_a_client_worker_that_was_aborted_opens_nothing(two: Callable[..., Two]) -> None:
-    pair = two(zoo(50))
-    pair.client.abort()
-
-    assert Heard(pair.client).after(OpenTransport(pair.offer, "tcp")) == TransferFailed(
-        Reason.TRANSFER_FAILED, "aborted"
-    )
-    assert pair.far == []
-
-
-@pytest.mark.parametrize("aborted", ["client", "server"])
-def test_an_abort_ends_a_transfer(two: Callable[..., Two], aborted: str) -> None:
-    pair = two(zoo(50))
-    client, server = Heard(pair.client), Heard(pair.server)
-    pair.open(client, server)
-    order = StartTransfer(tuple(range(len(pair.offer.segment_digests))), 1)
-    ours, worker = (client, pair.client) if aborted == "client" else (server, pair.server)
-
-    worker.abort()
-
-    assert isinstance(ours.after(order), TransferFailed)
-
-
-def test_a_transfer_before_the_transport_is_open_is_our_own_mistake(
-    two: Callable[..., Two],
-) -> None:
-    heard = Heard(two(zoo(50)).client)
-
-    assert isinstance(heard.after(StartTransfer((0,), 1)), TransferFailed)
-    assert isinstance(heard.troubles[0], LocalProtocolError)
-
-
-def test_a_worker_whose_end_fails_reports_that_and_does_not_join() -> None:
-    worker = Scripted(lambda: Transferred(7))
-    worker.left = TransferError(Reason.TRANSFER_STALLED, "a receive is still under way")
-    troubles: list[Exception] = []
-    worker.trouble = troubles.append
-    events: queue.Queue[Event] = queue.Queue()
-    worker.post = events.put
-
-    worker.begin(PREPARE)
-
-    assert events.get(timeout=SOON_S) == Transferred(7)
-    worker.close()
-    assert not worker.join(SOON_S)
-    assert troubles == [worker.left]

@@ -10,7 +10,7 @@ from netloader.fsm.session import Session
 from netloader.fsm.states import State
 from netloader.log import capture
 from netloader.testing import Choice, LawError, World
-from tests.support.world import OFFERING, WISH
+from tests.support.messages import OFFERING, WISH
 
 
 def reasons(world: World) -> list[Reason | None]:

@@ -8,7 +8,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_BEFORE_TRUST
 from netloader.wire import Acceptor, Control, Decision, Refusal, encode
 from netloader.wire.frames import HEADER
-from tests.support.world import hello
+from tests.support.messages import hello
 
 DEADLINE = 5.0
 LANE = Lane("session-1", 3)

@@ -32,7 +32,7 @@ from netloader.fsm.session import FRAME_BEFORE_TRUST, Session, Step
 from netloader.fsm.states import State
 from netloader.wire import LINGER_S, Connection, Decoder, encode
 from netloader.wire.frames import HEADER
-from tests.support.world import (
+from tests.support.messages import (
     ASK,
     DIGESTS,
     GUARDED,

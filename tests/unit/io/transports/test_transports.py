@@ -3,6 +3,7 @@
 from typing import Any, TypeAlias
 
 import pytest
+import torch
 
 from netloader.io.transports import TRANSPORTS, named, suited
 from netloader.io.transports.tcp import TCP, Tcp
@@ -22,6 +23,13 @@ def test_an_unknown_name_is_answered_with_those_there_are() -> None:
         named("pigeon")
 
 
+@pytest.fixture
+def no_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a torch for the CPU."""
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_nccl")
 def test_a_library_that_is_not_here_is_named() -> None:
     with pytest.raises(ValueError, match=r"nccl cannot be used here: .* torch has no NCCL"):
         named("nccl")
@@ -39,6 +47,7 @@ def test_the_transports_of_a_cpu_log_nothing(captured: Lines) -> None:
     assert captured == []
 
 
+@pytest.mark.usefixtures("no_nccl")
 def test_a_transport_that_cannot_be_used_is_left_out_and_logged(captured: Lines) -> None:
     assert suited("cuda", get_logger("client")) == ("tcp", "gloo")
 
