@@ -47,6 +47,11 @@ class Catalog:
             if old.entry.role == published.entry.role:
                 published.tally = old.tally
 
+    def remove(self, published: PublishedModel) -> None:
+        """Name a model no more that has ended; clients of its role are told that it is not here."""
+        with self._lock:
+            self.published_models = tuple(p for p in self.published_models if p is not published)
+
     def replace(self, old: PublishedModel, new: PublishedModel) -> bool:
         """Offer `new` in the place of `old`.
 

@@ -106,6 +106,15 @@ class Server:
             catalog.put(published)
             self._models.pop(published.entry.role, None)
 
+    def remove(self, published: PublishedModel) -> None:
+        """Know nothing any more of a model that was given to `offer` and is retired.
+
+        Raises:
+            LocalProtocolError: the server is closed.
+        """
+        _, catalog = self._opened()
+        catalog.remove(published)
+
     def receive(self, store: Store, identity: Identity, offer: Offer) -> PublishedModel:
         """Publish a store that is being filled, for a relay; see `RelayHost`."""
         published = publish_received(store, identity, offer, self._options)

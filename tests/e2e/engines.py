@@ -1,6 +1,7 @@
 """Real vLLM engines for tests: forked by a fork_server process, spoken to over a socket."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -83,7 +84,7 @@ class ForkServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._count = 0
+        self._numbers = itertools.count(1)
         self._address = str(folder / "fork_server")
         script = Path(__file__).with_name("fork_server.py")
         self._process = subprocess.Popen(
@@ -110,8 +111,7 @@ class ForkServer:
         Raises:
             EngineError: it did not start.
         """
-        self._count += 1
-        log = self.folder / f"engine-{self._count}.log"
+        log = self.folder / f"engine-{next(self._numbers)}.log"  # also of two threads at once
         spec = {
             "log": str(log),
             "env": {**(BOUND if ranks > 1 else {}), **(environment or {})},

@@ -55,8 +55,12 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/serve/test_change_monitor.py",
         "tests/unit/vllm_plugin/serve/test_worker.py",
     ),
+    "L5 instances that start together": (
+        "tests/unit/vllm_plugin/config/test_checks.py",
+        "tests/unit/vllm_plugin/load/test_relays.py",
+    ),
 }
-L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, L5 = LAYERS
+L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, L5, STARTS = LAYERS
 
 
 class Mutant(NamedTuple):

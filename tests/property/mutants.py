@@ -291,7 +291,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
         "for server in self._servers[-1:] for live",
     ),
     "a second model of a role takes the place of the first": Mutant(
-        L5, VLLM_WORKER, r" and served\.role not in s\.roles", ""
+        L5, VLLM_WORKER, r" and role not in s\.roles", ""
     ),
     "a call inside another offers again": Mutant(
         L5, CHANGE, r"if self\._live\.changing:", "if False:"

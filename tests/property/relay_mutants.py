@@ -2,13 +2,14 @@
 
 from typing import Final
 
-from tests.property.layers import L2, L4, Mutant
+from tests.property.layers import L2, L4, STARTS, Mutant
 
 LEDGER: Final = "netloader/io/store/ledger.py"
 PUBLISHED: Final = "netloader/io/published.py"
 RELAY: Final = "netloader/io/relay.py"
 SERVER: Final = "netloader/io/server.py"
 WORKER: Final = "netloader/io/worker.py"
+RANK_RELAY: Final = "netloader/vllm_plugin/serve/relay.py"
 
 RELAY_MUTANTS: Final[dict[str, Mutant]] = {
     "a relay serves an unverified segment": Mutant(
@@ -34,5 +35,26 @@ RELAY_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "a segment that comes while an offer is prepared is told before the offer": Mutant(
         L2, "netloader/fsm/server.py", r" +row\(V, MoreAvailable, V, _note_more, .*\n", ""
+    ),
+    "post-processing begins while a child reads": Mutant(
+        STARTS, RANK_RELAY, r"if not published\.quiet\(timeout_s\):", "if False:"
+    ),
+    "a relay keeps alive what post-processing replaces": Mutant(
+        STARTS, RANK_RELAY, r"        store\.give_up\(\)\n", ""
+    ),
+    "children of a starting instance are told to go for good": Mutant(
+        STARTS, RANK_RELAY, r"retire\(COME_AGAIN, Reason\.NOT_READY\)", "retire(COME_AGAIN)"
+    ),
+    "a relay offers a process group": Mutant(
+        STARTS, RANK_RELAY, r", transports=RELAYED_OVER\)", ")"
+    ),
+    "a relay stays when its model is not served after all": Mutant(
+        STARTS, "netloader/vllm_plugin/serve/server.py", r"            relay\.forget\(\)\n", ""
+    ),
+    "a relay is offered with the processed layout": Mutant(
+        STARTS,
+        "netloader/vllm_plugin/config/checks.py",
+        r"if layout is LayoutChoice\.PROCESSED:",
+        "if False:",
     ),
 }

@@ -115,6 +115,8 @@ class ModuleStore:
                 yield memory_of(read(extent))
 
     def _alive(self, extent: Extent) -> Tensor:
+        if not self._tensors:
+            raise TransferError(Reason.TRANSFER_FAILED, "the memory of the weights was given up")
         tensor = self._tensors[extent.tensor]
         begin = tensor.storage_offset() * tensor.element_size()
         if tensor.untyped_storage().nbytes() <= begin:
@@ -213,3 +215,8 @@ class ModuleStore:
 
     def complete(self) -> None:
         """Do nothing: tensors stay where they are."""
+
+    def give_up(self) -> None:
+        """Keep no tensor alive any more; extents can be neither read nor written from now on."""
+        self._tensors.clear()
+        self._staging.clear()

@@ -14,7 +14,14 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.config import shown
 from netloader.io.transports import named as transport_named
-from netloader.vllm_plugin.config.settings import AUTO, HIDDEN, Fallback, Settings
+from netloader.vllm_plugin.config.settings import (
+    AUTO,
+    HIDDEN,
+    RELAYED_OVER,
+    Fallback,
+    LayoutChoice,
+    Settings,
+)
 
 SECRET_CHARS = 4
 """Shorter values of a loader's extra config may be ordinary words."""
@@ -55,7 +62,23 @@ def _problems(load_config: LoadConfig, options: Mapping[str, Any]) -> Iterator[s
                 f"FALLBACK: {shown(fallback.load_format)} cannot be used; give a load format that "
                 f"vLLM has, and a model_loader_extra_config that it takes: {why}"
             )
+    if options["relay"]:
+        yield from _relay_problems(transport, options["layout"])
     yield from _log_problems(options["log_json"])
+
+
+def _relay_problems(transport: str | None, layout: LayoutChoice | None) -> Iterator[str]:
+    """What leaves a relay nothing to do."""
+    if transport not in (None, AUTO, *RELAYED_OVER):
+        yield (
+            f"RELAY: true, but what is received is served over tcp only, and TRANSPORT is "
+            f"{shown(transport)}; set TRANSPORT to auto or tcp, or RELAY to false"
+        )
+    if layout is LayoutChoice.PROCESSED:
+        yield (
+            "RELAY: true, but only weights in the raw layout are served while they are received, "
+            "and LAYOUT is 'processed'; set LAYOUT to auto or raw, or RELAY to false"
+        )
 
 
 def _without_secrets(text: str, fallback: Fallback) -> str:

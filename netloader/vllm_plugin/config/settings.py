@@ -40,6 +40,10 @@ MIN_TOKEN_CHARS: Final = 16
 AUTO: Final = "auto"
 """The TRANSPORT that means: what suits the device."""
 
+RELAYED_OVER: Final = ("tcp",)
+"""The transports to clients of a relay. A process group would need a second communicator on the
+device, beside the one that receives."""
+
 NOT_BUILT: Final = ("TLS_*", "MAX_BANDWIDTH", "METRICS_PORT")
 """Announced fields that this version does not know."""
 
@@ -106,6 +110,8 @@ class Settings:
     fallback: Fallback | None
     max_clients: int
     token: Secret | None
+    parallel: int
+    relay: bool
     lanes: int
     segment_mib: int
     deadlines: Deadlines
@@ -345,6 +351,10 @@ FIELDS: Final = (
     Field("AUTH_TOKEN_FILE", _token, "string", None,
           f"file with a token of {MIN_TOKEN_CHARS} characters or more that both sides must know; "
           "absent: no proof is asked for", "token"),
+    Field("PARALLEL", whole(1, 16), "integer, 1-16", 1,
+          "sources that are asked at the same time; each sends a share"),
+    Field("RELAY", _switch, "boolean", False,
+          "serve each segment as soon as it is received, over tcp, until post-processing begins"),
     Field("LANES", whole(1, 16), "integer, 1-16", 2, "parallel connections of one TCP transfer"),
     Field("SEGMENT_MIB", whole(1, 1024), "integer, 1-1024", 64,
           "MiB that are sent, verified and resumed as one"),

@@ -106,6 +106,8 @@ def settings_shown(settings: Settings) -> dict[str, object]:
         "netloader.weight_cache": settings.weight_cache.value,
         "netloader.int8_cache": settings.int8_cache.value,
         "netloader.fallback": _fallback(settings.fallback),
+        "netloader.parallel": settings.parallel,
+        "netloader.relay": settings.relay,
         "netloader.max_clients": settings.max_clients,
         "netloader.asks_for_proof": settings.token is not None,
     }

@@ -9,6 +9,7 @@ never changed.
 import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -23,8 +24,7 @@ from netloader.errors import ConfigError, NetloaderError, UnsafeError
 from netloader.fsm.identity import Identity
 from netloader.io.client import fill
 from netloader.io.describe import Described, describe
-from netloader.io.options import ClientOptions
-from netloader.io.outcome import Attempt, Outcome
+from netloader.io.outcome import Outcome
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.log import configure_json, emit, get_logger
 from netloader.vllm_plugin.config.checks import loader_of, settings_of
@@ -32,7 +32,14 @@ from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.identity.identity import PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.inspect import inventory
-from netloader.vllm_plugin.load import agree, display, load_state, processed, provenance
+from netloader.vllm_plugin.load import (
+    agree,
+    display,
+    load_state,
+    processed,
+    provenance,
+    receiving,
+)
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
 from netloader.vllm_plugin.load.offer import identity_of, offer
 from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
@@ -51,6 +58,7 @@ from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.patches.registries import Traces
 from netloader.vllm_plugin.serve import port
+from netloader.vllm_plugin.serve.relay import RankRelay
 from netloader.vllm_plugin.serve.worker import this_worker
 
 AUTO = "auto"
@@ -91,20 +99,23 @@ class NetLoader(BaseModelLoader):
         self._start_logging()
         worker_methods.expect_warm_up(local.worker_classes)
         plan = plan_load(local, self._settings, self._ask, self._logger)
+        receiving.tell_not_relayed(plan, self._settings, self._logger)
         if plan.refused and not plan.sources:
             self._ordinary(plan.refused)  # FALLBACK `never` raises before a model is built
         if plan.role == TARGET:
             port.forget_address(port.PortChoice.of(self._settings, plan.rank))
         build = partial(super().load_model, vllm_config, model_config, prefix)
-        model = self._build(plan, build, Traces(vllm_config))
-        loaded, self._plan, self._loaded = self._loaded, None, None
-        if loaded is not None and reloadable(loaded, model):
-            known = (loaded.manifest, loaded.constructed, loaded.placeholders)
-            later = replace(plan, silent=())  # by then a source may answer again
-            remember(model, Reloadable(later, *known))
-        if loaded is not None and plan.serves:
-            offer(model, plan, loaded, self._settings)
-        return model
+        with ExitStack() as unless_offered:
+            unless_offered.callback(this_worker().abandon, plan.role)
+            model = self._build(plan, build, Traces(vllm_config))
+            loaded, self._plan, self._loaded = self._loaded, None, None
+            if loaded is not None and reloadable(loaded, model):
+                known = (loaded.manifest, loaded.constructed, loaded.placeholders)
+                later = replace(plan, silent=())  # by then a source may answer again
+                remember(model, Reloadable(later, *known))
+            if loaded is not None and plan.serves and offer(model, plan, loaded, self._settings):
+                unless_offered.pop_all()
+            return model
 
     def _build(self, plan: LoadPlan, build: Callable[[], nn.Module], traces: Traces) -> nn.Module:
         """Have vLLM build and load; a model the ordinary loader cannot load is built anew."""
@@ -187,7 +198,7 @@ class NetLoader(BaseModelLoader):
     # -- from a source ---------------------------------------------------------------------------
 
     def _ask(self, sources: Sequence[Endpoint], known: Identity) -> Described:
-        return describe(sources, known, self._options())
+        return describe(sources, known, receiving.options_of(self._settings, RAW, self._logger))
 
     def _fill_raw(
         self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
@@ -207,10 +218,12 @@ class NetLoader(BaseModelLoader):
         outcome = None
         named = plan.tensors(model, found)
         backup = Backup(named), Backup(provenance.beyond_the_tree(model, named), sys.maxsize)
-        if self._fits(plan, model, constructed):
-            identity = partial(identity_of, plan, RAW, plan.state, constructed)
-            outcome = self._adopted(plan, model, self._receive(named, plan, identity))
-        received = self._all_received(outcome, plan)
+        with receiving.relaying(plan, constructed, self._settings) as relay:
+            if self._fits(plan, model, constructed):
+                identity = partial(identity_of, plan, RAW, plan.state, constructed)
+                got = self._receive(named, plan, identity, relay)
+                outcome = self._adopted(plan, model, got)
+            received = self._all_received(outcome, plan)
         if not received and online:
             raise RebuildError(outcome)
         if not received:
@@ -299,7 +312,11 @@ class NetLoader(BaseModelLoader):
         return HandOver(model, named), outcome
 
     def _receive(
-        self, named: Sequence[Named], plan: LoadPlan, identity: Callable[[], Identity]
+        self,
+        named: Sequence[Named],
+        plan: LoadPlan,
+        identity: Callable[[], Identity],
+        relay: RankRelay | None = None,
     ) -> Outcome | None:
         """Fill tensors from the sources; None when that raised an error.
 
@@ -309,9 +326,11 @@ class NetLoader(BaseModelLoader):
         try:
             weights = ModuleStore(named)
             with display.bar(weights.manifest.nbytes, self._shows_progress(plan.rank)) as report:
-                outcome = fill(
-                    weights, plan.sources, identity(), self._options(report, plan.silent)
+                layout = self._plan.layout if self._plan else RAW
+                options = receiving.options_of(
+                    *(self._settings, layout, self._logger, report, plan.silent, relay)
                 )
+                outcome = fill(weights, plan.sources, identity(), options)
         except UnsafeError:
             raise
         except WeightsError as error:
@@ -371,24 +390,6 @@ class NetLoader(BaseModelLoader):
             except OSError as error:
                 raise ConfigError([f"LOG_JSON: cannot be written: {error.strerror}"]) from error
         emit(self._logger, "netloader.config.loaded", display.settings_shown(settings))
-
-    def _options(
-        self,
-        report: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
-        silent: tuple[Attempt, ...] = (),
-    ) -> ClientOptions:
-        settings = self._settings
-        layout = self._plan.layout if self._plan else RAW
-        return ClientOptions(
-            transports=settings.transports,
-            layouts=(layout,),
-            lanes=settings.lanes,
-            token=settings.token,
-            deadlines=settings.deadlines,
-            report=report,
-            silent=silent,
-            logger=self._logger,
-        )
 
     def _shows_progress(self, rank: int) -> bool:
         """As vLLM's own loaders: rank 0, unless the operator does not want it."""

@@ -45,12 +45,16 @@ def offer(
     plan: LoadPlan,
     loaded: Loaded,
     settings: Settings,
-) -> None:
-    """Serve a post-processed model in the best layout there is, when it may be; never raises."""
+) -> bool:
+    """Serve a post-processed model in the best layout there is, when it may be; never raises.
+
+    Returns:
+        False when it may not be; the log says why.
+    """
     logger = get_logger("server", LOG_BASE, **ranks.named(plan.rank))
     if loaded.placeholders:
         refuse(logger, placeholders.WHY, placeholders.REMEDY)
-        return
+        return False
     try:
         served = _served_model(model, plan, loaded, settings.layout)
     except GoneError as gone:
@@ -62,10 +66,13 @@ def offer(
     else:
         ours = this_worker()
         worker_methods.install_on(model, ours)
-        ours.offer(model, served, plan.rank, partial(_new_server, settings))
+        ours.offer(model, served, plan.rank, partial(new_server, settings))
+        return True
+    return False
 
 
-def _new_server(settings: Settings, rank: int) -> RankServer:
+def new_server(settings: Settings, rank: int) -> RankServer:
+    """A server of a rank, which listens when there is something to serve."""
     options = ServerOptions(
         transports=settings.transports,
         segment_bytes=settings.segment_mib << 20,
@@ -107,12 +114,7 @@ def _raw(model: nn.Module, plan: LoadPlan, loaded: Loaded) -> ServedModel:
         role=plan.role,
         layout=RAW,
         identity=lambda: identity_of(plan, RAW, loaded.state, loaded.constructed),
-        facts={
-            **_facts(RAW, plan, loaded),
-            FILLED: json.dumps(sorted(loaded.filled)),
-            CONSTRUCTED: provenance.fact_of(loaded.constructed),
-            **plan.answers(),
-        },
+        facts=raw_facts(plan, loaded),
         weights=kept.weights,
         renew=Originals(model, kept, loaded.snapshot.manifest, usage).renew,
         usage=usage,
@@ -121,6 +123,16 @@ def _raw(model: nn.Module, plan: LoadPlan, loaded: Loaded) -> ServedModel:
         cached_in=place_of(kept),
         digests=loaded.snapshot.digests,
     )
+
+
+def raw_facts(plan: LoadPlan, loaded: Loaded) -> dict[str, str]:
+    """What clients of the raw layout have to know before they build their models."""
+    return {
+        **_facts(RAW, plan, loaded),
+        FILLED: json.dumps(sorted(loaded.filled)),
+        CONSTRUCTED: provenance.fact_of(loaded.constructed),
+        **plan.answers(),
+    }
 
 
 def _facts(layout: str, plan: LoadPlan, loaded: Loaded) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from netloader.config import Endpoint
 from netloader.io.listener import EVERY_ADDRESS
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions
@@ -54,28 +55,47 @@ class RankPort:
         self.server: Server | None = None
         self.told = ""
         """What other hosts connect to; empty where this host has no such address."""
+        self._named = False
+        """Whether the address file was written, or could not be."""
         self._file: Path | None = None
 
     def offer(self, published: PublishedModel) -> bool:
         """Offer a published model; False when the port cannot be had, which the log says."""
+        server = self.open()
+        if server is None:
+            return False
+        server.offer(published)
+        if not self._named:
+            self._named = True
+            self._write()
+        return True
+
+    def open(self) -> Server | None:
+        """The server, which listens from now on; None when the port cannot be had, as `offer`."""
         if self.server is not None:
-            self.server.offer(published)
-            return True
+            return self.server
         choice, options = self._choice, self._options
         try:
             self.server = listen(choice.host, choice.port, options)
         except (OSError, RuntimeError) as error:
             _tell_failed(choice, error, options.logger)
-            return False
-        self.server.offer(published)
+            return None
         endpoint = address.told(self.server.endpoint)
         if endpoint is None:
             address.tell_unknown(self.server.endpoint, options.logger)
-            return True
-        self.told = str(endpoint)
-        if choice.file and address.write(choice.file, endpoint, options.logger):
-            self._file = choice.file
-        return True
+        self.told = "" if endpoint is None else str(endpoint)
+        return self.server
+
+    def _write(self) -> None:
+        """Write the address file, if the operator wants one and there is an address."""
+        file = self._choice.file if self.told else None
+        if file and address.write(file, Endpoint.parse(self.told), self._options.logger):
+            self._file = file
+
+    def remove(self, published: PublishedModel) -> None:
+        """Know nothing any more of a published model that has ended."""
+        if self.server is not None:
+            self.server.remove(published)
 
     def evict(self, role: str, why: str, timeout_s: float) -> bool:
         """As `Server.evict`; nothing reads where no server is."""
@@ -91,7 +111,7 @@ class RankPort:
         if self.server is not None:
             threading.Thread(target=self.server.close, name="netloader-close", daemon=True).start()
         self.server = self._file = None
-        self.told = ""
+        self.told, self._named = "", False
 
 
 def _tell_failed(choice: PortChoice, error: Exception, logger: Logger) -> None:

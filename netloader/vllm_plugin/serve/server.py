@@ -5,6 +5,7 @@ A rank has one `netloader.Server`, at one address, for the weights of the target
 
 import threading
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +18,7 @@ from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.live_model import LiveModel, Rank
 from netloader.vllm_plugin.serve.port import PortChoice, RankPort
+from netloader.vllm_plugin.serve.relay import RankRelay
 from netloader.vllm_plugin.serve.served_model import ServedModel
 
 
@@ -30,11 +32,18 @@ class RankServer:
         self.port = RankPort(choice, options)
         self._rank = Rank(rank, self.port, options, logger)
         self._live: dict[str, LiveModel] = {}
+        self._relays: dict[str, RankRelay] = {}
+        """Of models that are being received, or loaded, and are not served in full yet."""
 
     @property
     def roles(self) -> tuple[str, ...]:
         """What is served, or would be if it were not being changed."""
         return tuple(self._live)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is served, or is to be when it is received."""
+        return bool(self._live or self._relays)
 
     @property
     def models(self) -> tuple[LiveModel, ...]:
@@ -55,10 +64,40 @@ class RankServer:
                 self._live[served.role] = live
                 weakref.finalize(model, only_here(self._gone), live)
                 opened = live.offer(live.published)
+                self._relays.pop(served.role, None)
+        self.abandon(served.role)
         return opened
+
+    def relay(self, role: str, facts: Mapping[str, str]) -> RankRelay | None:
+        """Open the port for a model that is going to be received, and has these facts.
+
+        It stays open until the model is opened, or abandoned.
+
+        Returns:
+            None when the port cannot be had, which the log says.
+        """
+        with self._rank.guarded(), self._rank.lock:
+            if (server := self.port.open()) is not None:
+                relay = self._relays[role] = RankRelay(server.endpoint, facts, self._rank)
+                return relay
+        return None
+
+    def abandon(self, role: str) -> None:
+        """A model of which a relay was made is not going to be served, if it is not by now."""
+        with self._rank.lock:
+            relay = self._relays.pop(role, None)
+        if relay is None:
+            return
+        with self._rank.guarded():
+            relay.end()
+        with self._rank.guarded(), self._rank.lock:
+            relay.forget()
+            self._close_unused()
 
     def close(self) -> None:
         """Serve nothing any more."""
+        for role in tuple(self._relays):
+            self.abandon(role)
         for live in self.models:
             self._retire(live)
 
@@ -83,5 +122,8 @@ class RankServer:
             live.retire()
             if self._live.get(live.served.role) is live:
                 del self._live[live.served.role]
-            if not self._live:
-                self.port.close()
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        if not self.in_use:
+            self.port.close()

@@ -8,7 +8,7 @@ method of the worker runs, a context variable says which one it is.
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
@@ -21,6 +21,7 @@ from netloader.vllm_plugin.serve.by_model import ByModel
 from netloader.vllm_plugin.serve.change import changing
 from netloader.vllm_plugin.serve.harmless import harmless
 from netloader.vllm_plugin.serve.live_model import LiveModel
+from netloader.vllm_plugin.serve.relay import RankRelay
 from netloader.vllm_plugin.serve.served_model import ServedModel
 from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.warm_up import WarmUp
@@ -51,8 +52,8 @@ class Worker:
 
     @property
     def servers(self) -> tuple[RankServer, ...]:
-        """The servers that serve a model, the newest last."""
-        return tuple(server for server in self._servers if server.roles)
+        """The servers that serve a model, or are to, the newest last."""
+        return tuple(server for server in self._servers if server.in_use)
 
     @property
     def models(self) -> tuple[LiveModel, ...]:
@@ -73,19 +74,36 @@ class Worker:
     def _open(
         self, served: ServedModel, rank: int, new_server: NewServer, model: nn.Module
     ) -> None:
-        """Serve beside the models of the newest server, unless it has one of this role already.
+        if self._server_for(served.role, rank, new_server).open(served, model):
+            with harmless():
+                self.warm_up.settle(model, served.usage.settle)
+
+    def _server_for(self, role: str, rank: int, new_server: NewServer) -> RankServer:
+        """The newest server, unless it serves a model of this role already; else a new one.
 
         A process that loads a role again, as one with engine after engine does, has two models of
         the role for a while: each keeps its port, and each is fenced.
         """
         newest = self.servers[-1:]
-        server = next((s for s in newest if s.rank == rank and served.role not in s.roles), None)
+        server = next((s for s in newest if s.rank == rank and role not in s.roles), None)
         if server is None:
             server = new_server(rank)
             self._servers = [*self.servers, server]
-        if server.open(served, model):
-            with harmless():
-                self.warm_up.settle(model, served.usage.settle)
+        return server
+
+    def relay(
+        self, role: str, facts: Mapping[str, str], rank: int, new_server: NewServer
+    ) -> RankRelay | None:
+        """Where a model is served while it is received; None when there is no port.
+
+        It ends with `offer` of the model, or with `abandon`.
+        """
+        return self._server_for(role, rank, new_server).relay(role, facts)
+
+    def abandon(self, role: str) -> None:
+        """Nothing is offered of a model of this role that was, or was to be, received."""
+        for server in self._servers:
+            server.abandon(role)
 
     # -- announced changes -----------------------------------------------------------------------
 

@@ -73,3 +73,33 @@ def test_a_log_in_a_folder_that_is_not_there_is_refused_at_start(tmp_path: Path)
 )  # fmt: skip
 def test_what_vllm_has_is_taken(fallback: object) -> None:
     NetLoader(LoadConfig(load_format="netloader", model_loader_extra_config={"FALLBACK": fallback}))
+
+
+@pytest.mark.parametrize(
+    ("extra", "start", "remedy"),
+    [
+        (
+            {"TRANSPORT": "gloo"},
+            "RELAY: true, but what is received is served over tcp only, and TRANSPORT is 'gloo'",
+            "set TRANSPORT to auto or tcp, or RELAY to false",
+        ),
+        (
+            {"LAYOUT": "processed"},
+            "RELAY: true, but only weights in the raw layout",
+            "set LAYOUT to auto or raw, or RELAY to false",
+        ),
+    ],
+)
+def test_a_relay_that_could_serve_nobody_is_refused_at_start(
+    extra: dict[str, Any], start: str, remedy: str
+) -> None:
+    (problem,) = problems_of(RELAY=True, **extra)
+    assert problem.startswith(start)
+    assert problem.endswith(remedy)
+    NetLoader(LoadConfig(load_format="netloader", model_loader_extra_config=extra))
+
+
+@pytest.mark.parametrize("extra", [{}, {"TRANSPORT": "tcp", "LAYOUT": "raw"}, {"TRANSPORT": None}])
+def test_a_relay_is_fine_with_tcp_and_the_raw_layout(extra: dict[str, Any]) -> None:
+    given = {"RELAY": True, **extra}
+    NetLoader(LoadConfig(load_format="netloader", model_loader_extra_config=given))

@@ -50,6 +50,8 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         fallback=Fallback("auto"),
         max_clients=2,
         token=None,
+        parallel=1,
+        relay=False,
         lanes=2,
         segment_mib=64,
         deadlines=Deadlines(),
@@ -91,6 +93,8 @@ def test_our_own_fields_are_understood() -> None:
             "WEIGHT_CACHE": "dram",
             "LAYOUT": "processed",
             "MAX_CLIENTS": 7,
+            "PARALLEL": 16,
+            "RELAY": True,
             "LANES": 16,
             "SEGMENT_MIB": 1,
             "LOG_JSON": "stderr",
@@ -110,6 +114,7 @@ def test_our_own_fields_are_understood() -> None:
     assert settings.layout is LayoutChoice.PROCESSED
     assert settings.agree_timeout_s == 60.0
     assert (settings.max_clients, settings.lanes, settings.segment_mib) == (7, 16, 1)
+    assert (settings.parallel, settings.relay) == (16, True)
     assert settings.log_json == "stderr"
     assert settings.deadlines == Deadlines(1.0, 2.0, 3.0, 4.0, 5.5, 100.0 * 2**20, 0.0)
 
@@ -227,6 +232,9 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
         ),
         ({"MAX_CLIENTS": 0}, "MAX_CLIENTS: 0 cannot be used; give an integer from 1"),
         ({"LANES": 17}, "LANES: 17 cannot be used; give an integer from 1 to 16"),
+        ({"PARALLEL": 0}, "PARALLEL: 0 cannot be used; give an integer from 1 to 16"),
+        ({"PARALLEL": 17}, "PARALLEL: 17 cannot be used; give an integer from 1 to 16"),
+        ({"RELAY": "yes"}, "RELAY: 'yes' cannot be used; give true or false"),
         ({"SEGMENT_MIB": 64.0}, "SEGMENT_MIB: 64.0 cannot be used; give an integer from 1 to 1024"),
         ({"STALL_TIMEOUT_S": 0}, "STALL_TIMEOUT_S: 0 cannot be used; give a number from 0.001"),
         ({"STALL_TIMEOUT_S": True}, "STALL_TIMEOUT_S: True cannot be used; give a number"),
