@@ -131,6 +131,7 @@ def test_an_offer_waits_for_the_outcome(stack: ExitStack, monkeypatch: pytest.Mo
     source.get_parameter("a").data[7] += 1
     lie(server)
     assert begun.wait(SOON_S)
+    assert eventually(lambda: published.snapshot().clients == 0), "the client that lied has left"
     target = model(60)
     said: list[str] = []
 
