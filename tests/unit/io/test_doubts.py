@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from netloader.io import Server, fill
 from netloader.io.comparing import Work
 from netloader.io.published import PublishedModel
 from tests.unit.io.helpers import (
+    FAST,
     IDENTITY,
     SOON_S,
     Peer,
@@ -90,7 +92,8 @@ def test_only_the_first_client_pays_for_weights_that_were_changed(
 
     first = fill(model(50), [server.endpoint], IDENTITY, asking(transport))
     target = model(60)
-    second = fill(target, [server.endpoint], IDENTITY, asking(transport))
+    patient = asking(transport, deadlines=replace(FAST, queue_s=SOON_S))
+    second = fill(target, [server.endpoint], IDENTITY, patient)
 
     assert [a.reason.value for a in first.attempts] == ["digest_mismatch"]
     assert second.ok, second.history()
