@@ -10,6 +10,7 @@ from tests.ascend.topology import (
     replica,
     tensor_rank,
 )
+from tests.npu.trace import CREATING, MOVING, Trace
 
 PROCESSED = {"LAYOUT": "processed"}
 TENSOR_PARALLEL = {"tensor_parallel_size": 2}
@@ -45,8 +46,11 @@ def test_hccl_refuses_one_device_of_one_host(cast: Cast) -> None:
     """Server and client on device 0 of one host, which HCCL refuses: over tcp."""
     wanted = WorkerSpec("llama-w8a8", PROCESSED)
     server = cast.offering(wanted)
+    trace = Trace(str(cast.trace))
     client = cast.client(wanted, server.port).up()
-    assert client.said("netloader.transport=hccl")
+    for actor in (server.actor, client):
+        assert [call for call in trace.of(CREATING, actor.pid) if call.number("ranks") == 2]
+        assert trace.of(MOVING, actor.pid) == []
     cast.compare(server.actor, client)
 
 
