@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -313,14 +314,21 @@ COPIED: Final = (
 )
 
 
-def caught(layer: str, copy: Path, template: Template) -> str:
-    """What a layer finds wrong in a copy: the name of a test, or "" for nothing."""
+def nearest_first(file: str, paths: Sequence[str]) -> list[str]:
+    """Test files in the order in which they share words with the path of a file."""
+    words = {*re.split(r"[/_.]", file)} - {"py"}
+    return sorted(paths, key=lambda path: -len(words.intersection(re.split(r"[/_.]", path))))
+
+
+def caught(layer: str, file: str, copy: Path, template: Template) -> str:
+    """What a layer finds wrong with a file of a copy: the name of a test, or "" for nothing."""
     if not LAYERS[layer]:
         command = [sys.executable, "-c", "import netloader.fsm"]
         env = {**os.environ, "PYTHONPATH": str(copy)}
         done = subprocess.run(command, cwd=copy, env=env, capture_output=True, check=False)
         return "TableError" if b"TableError" in done.stderr else ""
-    said = template.pytest(copy, ("-q", "-x", "-p", "no:cacheprovider", *LAYERS[layer]))
+    paths = nearest_first(file, LAYERS[layer])
+    said = template.pytest(copy, ("-q", "-x", "-p", "no:cacheprovider", *paths))
     if found := re.search(r"^(?:FAILED|ERROR) \S+?::(\w+)", said, re.MULTILINE):
         return found[1]
     assert " passed in " in said, said
@@ -331,9 +339,9 @@ def planted_in(folder: Path, name: str, template: Template, *layers: str) -> str
     """Which of some layers is the first to catch a mutant, and with which test; "" for none."""
     copy = copied(folder, *COPIED)
     shutil.copy(Path(__file__).parents[1] / "conftest.py", copy / "tests")
-    _, *planting = MUTANTS[name]
-    with planted(copy, *planting):
-        found = ((layer, caught(layer, copy, template)) for layer in layers)
+    _, file, *mistake = MUTANTS[name]
+    with planted(copy, file, *mistake):
+        found = ((layer, caught(layer, file, copy, template)) for layer in layers)
         return next((f"{layer}: {test}" for layer, test in found if test), "")
 
 

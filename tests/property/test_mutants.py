@@ -12,7 +12,7 @@ from tests.property.layers import LAYERS
 from tests.property.mutants import MUTANTS, planted_in
 from tests.property.template import Template
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 
 
 @pytest.fixture(scope="module")
