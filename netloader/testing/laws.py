@@ -2,7 +2,14 @@
 
 from netloader.fsm import auth
 from netloader.fsm.client_session import ClientSession
-from netloader.fsm.effects import AbortTransfer, AuditWeights, OpenTransport, Send, Settle
+from netloader.fsm.effects import (
+    AbortTransfer,
+    AuditWeights,
+    OpenTransport,
+    Send,
+    Settle,
+    StartTransfer,
+)
 from netloader.fsm.messages import Description, Offer, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
@@ -28,6 +35,10 @@ def lawful(session: Session, step: Step, now: float) -> None:
             clean-or-dirty, under-the-proof or doubts-are-audited is broken.
     """
     _one_verdict(session, step)
+    if isinstance(session, ClientSession) and any(
+        isinstance(e, StartTransfer) for e in step.effects
+    ):
+        must(session.touched, "clean-or-dirty", "a transfer that starts may write")
     if step.before in TERMINAL:
         still = (step.after, step.effects) == (step.before, ())
         must(still, "absorbing", f"{step.before.name} answered {type(step.event).__name__}")
