@@ -48,10 +48,6 @@ class AsyncioListener:
             raise
         tell(logger, "netloader.listener.started", self.endpoint)
 
-    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
-        """As `netloader.io.listener.Listener.evict`; not on the loop's thread."""
-        return published.evict(why, timeout_s)
-
     def close(self) -> None:
         """Accept no more, and end every session; `wait_closed` waits until they are closed."""
         if os.getpid() == self._process:

@@ -106,7 +106,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """`reason`: what clients are told. `released`: nobody reads, and the memory was given back."""
+    """Clients are told `reason`. `released`: the last reader has ended, and memory was freed."""
 
     why: str
     reason: Reason = Reason.NOT_SERVING

@@ -94,7 +94,7 @@ class Catalog:
             return True
 
     def renew(self, published: PublishedModel) -> None:
-        """End all fences of a role with newer weights; what was fenced is read by nobody."""
+        """End all fences of a role with newer weights, once no session reads what was fenced."""
         with self._lock:
             for fenced in self._of(published.entry.role):
                 if fenced.fences:

@@ -18,7 +18,7 @@ SHOWN_NAMES = 5
 
 
 class WithdrawnError(TransferError):
-    """Nobody may read these weights any more."""
+    """These weights were withdrawn, and must not be read."""
 
     def __init__(self, why: str) -> None:
         super().__init__(Reason.NOT_SERVING, why)

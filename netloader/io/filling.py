@@ -184,7 +184,7 @@ class Filling:
         self._perform()
 
     def close(self) -> None:
-        """Close what is left of sessions, when an error has ended the call."""
+        """Close the sessions that still run; there are some after an error."""
         for session in self._sessions.values():
             session.close()
         if self._loop is not None:

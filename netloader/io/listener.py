@@ -10,7 +10,6 @@ from netloader.config import Deadlines, Endpoint
 from netloader.io.catalog import Catalog
 from netloader.io.driver import Loop
 from netloader.io.forks import INHERITANCE
-from netloader.io.published import PublishedModel
 from netloader.io.reception import CLOSE_S, Reception
 from netloader.log import Logger, emit
 
@@ -79,15 +78,6 @@ class Listener:
             self._loop.post(self._reception.stop)
             self._thread.join(CLOSE_S + 1)
             tell(self._logger, "netloader.listener.stopped", self.endpoint)
-
-    def evict(self, published: PublishedModel, why: str, timeout_s: float) -> bool:
-        """Withdraw a published model, end its sessions with `why`, wait for its readers to stop.
-
-        Returns True if they stopped within `timeout_s` seconds: the memory may then be freed, or
-        rewritten for the next `Catalog.put`. Other sessions are not affected. Call it from any
-        thread except the listener's own.
-        """
-        return published.evict(why, timeout_s)
 
     def _run(self) -> None:
         self._loop.run(lambda: self._reception.over)

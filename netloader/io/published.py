@@ -49,7 +49,7 @@ Tell: TypeAlias = Callable[[Event], None]
 
 
 def _unheard(event: Event) -> None:
-    """Take an event for nobody."""
+    """Ignore an event: the default of `admit`."""
     del event
 
 

@@ -120,10 +120,8 @@ def publish_received(
 class Home:
     """Where a server publishes: a weak reference, as published models in the catalog hold it."""
 
-    def __init__(self, catalog: Catalog | None = None) -> None:
-        self.catalog: Callable[[], Catalog | None] = lambda: None
-        if catalog is not None:
-            self.catalog = weakref.ref(catalog)
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog: Callable[[], Catalog | None] = weakref.ref(catalog)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ class WatchedModel:
     weights: Weights
     identity: Identity
     options: ServerOptions
-    home: "Home"
+    home: Home
 
     def publish(self) -> PublishedModel:
         """Publish what is there now."""

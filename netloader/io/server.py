@@ -1,7 +1,6 @@
 """Serve a model's weights. Everything started here is gone after `close`."""
 
 import threading
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -354,11 +353,10 @@ def prepare(
         TypeError, ValueError, WeightsError: as `serve`.
     """
     options = check_listening(host, port, options)
-    home = Home()
-    described = _model(model, identity, options, home)
+    catalog = Catalog()
+    described = _model(model, identity, options, Home(catalog))
     published = described.publish()
-    catalog = Catalog((published,))
-    home.catalog = weakref.ref(catalog)
+    catalog.put(published)
     return Prepared(options, catalog, published, described)
 
 
@@ -369,6 +367,4 @@ def _model(
     home: Home,
 ) -> WatchedModel:
     """What a caller wants to have served, checked."""
-    weights, known = weights_of(model), identity_of(identity)
-    check_transports(options.transports)
-    return WatchedModel(weights, known, options, home)
+    return WatchedModel(weights_of(model), identity_of(identity), options, home)

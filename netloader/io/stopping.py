@@ -4,7 +4,6 @@ A caller may cancel, or limit the time of the whole call. Both become a `StopReq
 """
 
 import math
-import threading
 from typing import Protocol, runtime_checkable
 
 from netloader.fsm.events import StopRequested
@@ -51,12 +50,6 @@ class Stop:
     def next_look(self, now: float) -> float:
         """When to call `request` again, in seconds of the monotonic clock; may be infinite."""
         return self._end if self._token is None else min(self._end, now + LOOK_S)
-
-    def pause(self, seconds: float) -> None:
-        """Wait, but not longer than the call may take."""
-        end = monotonic() + seconds
-        while self.request() is None and (now := monotonic()) < end:
-            threading.Event().wait(min(end, self.next_look(now)) - now)
 
 
 class StopWatch:

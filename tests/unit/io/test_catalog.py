@@ -197,7 +197,7 @@ def test_evict_ends_a_transfer_and_no_other_and_what_is_put_there_then_is_served
     ended: list[Outcome] = []
 
     def evict() -> None:
-        evicted.append(shop.listener.evict(shop.draft, SLEEPS, SOON_S))
+        evicted.append(shop.draft.evict(SLEEPS, SOON_S))
         with torch.no_grad():
             source.get_parameter("w").fill_(7)  # nobody reads it any more
 
@@ -231,7 +231,7 @@ def test_evict_ends_a_transfer_to_a_client_that_has_stopped_reading(
         assert peer.hear() == Begin()
         assert lane.sock.recv(1)
 
-        assert shop.listener.evict(shop.draft, SLEEPS, SOON_S)
+        assert shop.draft.evict(SLEEPS, SOON_S)
         assert refusal(peer) == ("not_serving", SLEEPS)
 
 
@@ -250,9 +250,9 @@ def test_evict_ends_sessions_of_the_model_and_none_that_has_not_chosen_one(
             assert isinstance(other.hear(), Offer)
             assert eventually(lambda: not unsealed.quiet(0))
 
-            assert shop.listener.evict(unsealed, SLEEPS, SOON_S)
+            assert unsealed.evict(SLEEPS, SOON_S)
             assert refusal(waiting) == ("not_serving", SLEEPS)
-            assert shop.listener.evict(shop.draft, "weights are updated", SOON_S)
+            assert shop.draft.evict("weights are updated", SOON_S)
             assert refusal(offered) == ("not_serving", "weights are updated")
             undecided.say(hello(identity=named("target")))
             assert isinstance(undecided.hear(), Offer)
@@ -304,19 +304,19 @@ def test_evict_returns_true_only_after_the_last_reader(
         peer.say(Request((0,)))
         assert reading.wait(SOON_S)
 
-        assert not shop.listener.evict(shop.draft, SLEEPS, 0.05)
+        assert not shop.draft.evict(SLEEPS, 0.05)
         assert peer.hear() == Begin()
         assert refusal(peer) == ("not_serving", SLEEPS)
         assert peer.hear() is None  # the session is over, and still it is read
-        assert not shop.listener.evict(shop.draft, SLEEPS, 0.05)
+        assert not shop.draft.evict(SLEEPS, 0.05)
         let_go.set()
-        assert shop.listener.evict(shop.draft, SLEEPS, SOON_S)
+        assert shop.draft.evict(SLEEPS, SOON_S)
 
 
 def test_evict_without_sessions_returns_at_once(opened: Callable[..., Shop]) -> None:
     shop = opened()
 
-    assert shop.listener.evict(shop.draft, SLEEPS, 0)
+    assert shop.draft.evict(SLEEPS, 0)
     with shop.call() as peer:
         peer.say(hello(identity=named("draft")))
         assert refusal(peer) == ("not_serving", SLEEPS)
@@ -330,7 +330,7 @@ def test_evict_returns_true_after_the_listener_closed(opened: Callable[..., Shop
         assert isinstance(peer.hear(), Offer)
         shop.listener.close()
 
-        assert shop.listener.evict(shop.draft, SLEEPS, SOON_S)
+        assert shop.draft.evict(SLEEPS, SOON_S)
 
 
 def test_many_threads_may_evict_at_once_while_clients_come_and_go(
@@ -342,7 +342,7 @@ def test_many_threads_may_evict_at_once_while_clients_come_and_go(
 
     def evict() -> None:
         for _ in range(5):
-            answers.append(shop.listener.evict(shop.catalog.published_models[1], SLEEPS, SOON_S))
+            answers.append(shop.catalog.published_models[1].evict(SLEEPS, SOON_S))
             shop.catalog.put(published("draft", zoo(5)))
 
     def meanwhile() -> None:
