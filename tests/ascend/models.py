@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.e2e.zoo.checkpoint import HEADS, HIDDEN, INNER, VOCABULARY, Recipe, write
-from tests.e2e.zoo.dense import llama
-from tests.e2e.zoo.experts import deepseek_v2, deepseek_v3, deepseek_v3_mtp, qwen3_moe
+from tests.support.zoo.checkpoint import HEADS, HIDDEN, INNER, VOCABULARY, Recipe, write
+from tests.support.zoo.dense import llama
+from tests.support.zoo.experts import deepseek_v2, deepseek_v3, deepseek_v3_mtp, qwen3_moe
 
 DESCRIPTION = "quant_model_description.json"
 FLOAT, STATIC, DYNAMIC, FOUR_BITS = "FLOAT", "W8A8", "W8A8_DYNAMIC", "W4A8_DYNAMIC"

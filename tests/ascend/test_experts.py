@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.ascend.topology import ActorError, Cast, WorkerSpec, instance, ranks_paired, tensor_rank
-from tests.e2e.zoo.checkpoint import LAYERS
+from tests.support.zoo.checkpoint import LAYERS
 
 PROCESSED = {"LAYOUT": "processed"}
 SPREAD = {"tensor_parallel_size": 2, "enable_expert_parallel": True}

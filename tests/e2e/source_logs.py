@@ -17,7 +17,7 @@ from torch import Tensor
 from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from netloader.vllm_plugin.inspect.parity.run import PROMPTS
 from tests.e2e.engines import ENVIRONMENT, Engine, ForkServer, _arguments
-from tests.e2e.zoo.checkpoint import Config, Recipe, write
+from tests.support.zoo.checkpoint import Config, Recipe, write
 
 ONLY_SOURCES = {"FALLBACK": "never"}
 INSIDE = "tests.e2e.worker_extension.Inside"

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from netloader.config import Endpoint
-from tests.e2e import zoo
 from tests.e2e.engines import ForkServer
+from tests.support import zoo
 from tests.unit.io.helpers import eventually
 from tests.unit.vllm_plugin.helpers import Model, serve, settings
 

@@ -31,9 +31,9 @@ from tests.e2e.source_logs import (
     sources,
     written,
 )
-from tests.e2e.zoo import dense, experts
-from tests.e2e.zoo.checkpoint import HIDDEN, LAYERS
-from tests.e2e.zoo.quantized import quantized_llama
+from tests.support.zoo import dense, experts
+from tests.support.zoo.checkpoint import HIDDEN, LAYERS
+from tests.support.zoo.quantized import quantized_llama
 from tests.unit.io.helpers import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]

@@ -12,8 +12,8 @@ from torch import Tensor
 from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from netloader.vllm_plugin.inspect.parity.run import without_weights
 from tests.e2e.engines import Engine, ForkServer
-from tests.e2e.zoo import dense, experts
-from tests.e2e.zoo.checkpoint import Config, write
+from tests.support.zoo import dense, experts
+from tests.support.zoo.checkpoint import Config, write
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

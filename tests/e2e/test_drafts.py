@@ -28,9 +28,9 @@ from tests.e2e.source_logs import (
     sources,
     written,
 )
-from tests.e2e.zoo import dense, drafts
 from tests.support.ports import free_port
 from tests.support.relay import Fault, Relay
+from tests.support.zoo import dense, drafts
 
 pytestmark = [pytest.mark.engine, NEEDS_DRAFTS, pytest.mark.timeout(300)]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from netloader.vllm_plugin.inspect.parity.engine import EngineError
-from tests.e2e import zoo
 from tests.e2e.engines import Engine, ForkServer
+from tests.support import zoo
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from netloader.vllm_plugin.inspect.parity.engine import EngineError
-from tests.e2e import zoo
 from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.source_logs import only, serving
+from tests.support import zoo
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -11,10 +11,10 @@ import torch
 from netloader.config import Endpoint
 from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from tests.e2e.engines import NEEDS_LATENT_ATTENTION, NEEDS_ONLINE, NEEDS_OPEN, Engine, ForkServer
-from tests.e2e.zoo import dense, experts
-from tests.e2e.zoo.checkpoint import Config, write
-from tests.e2e.zoo.quantized import quantized_llama
 from tests.support.relay import Fault, Relay
+from tests.support.zoo import dense, experts
+from tests.support.zoo.checkpoint import Config, write
+from tests.support.zoo.quantized import quantized_llama
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -18,8 +18,8 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import WeightsError, fill, serve
-from tests.e2e import zoo as checkpoints
 from tests.e2e.engines import ForkServer
+from tests.support import zoo as checkpoints
 from tests.support.children import process
 from tests.support.relay import Fault, Relay
 from tests.unit.io.helpers import (

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.e2e import zoo
 from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.source_logs import Model, only, serving, sources, written
+from tests.support import zoo
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -29,8 +29,8 @@ from tests.e2e.source_logs import (
     serving,
     sources,
 )
-from tests.e2e.zoo import dense, experts
 from tests.support.ports import free_port
+from tests.support.zoo import dense, experts
 from tests.unit.io.helpers import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

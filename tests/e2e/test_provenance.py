@@ -16,10 +16,10 @@ from torch import Tensor
 
 from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from netloader.vllm_plugin.inspect.parity.rows import Held
-from tests.e2e import zoo
 from tests.e2e.engines import Engine, ForkServer
-from tests.e2e.zoo import dense
+from tests.support import zoo
 from tests.support.ports import free_port
+from tests.support.zoo import dense
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from netloader.config import Endpoint
-from tests.e2e import zoo
 from tests.e2e.engines import Engine, ForkServer
+from tests.support import zoo
 from tests.support.relay import Fault, Relay
 from tests.unit.io.helpers import MIB, eventually
 

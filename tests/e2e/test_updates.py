@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.source_logs import Model, latest_log, made, only, said, serving
-from tests.e2e.zoo import dense, experts
+from tests.support.zoo import dense, experts
 from tests.unit.io.helpers import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -14,9 +14,9 @@ import torch
 from netloader.vllm_plugin.inspect.parity.rows import Row
 from netloader.vllm_plugin.inspect.parity.run import examine
 from tests.e2e.engines import ENVIRONMENT, MEDIA, Engine, ForkServer
-from tests.e2e.zoo import dense
-from tests.e2e.zoo.checkpoint import write
-from tests.e2e.zoo.rows import PLANS, Plan
+from tests.support.zoo import dense
+from tests.support.zoo.checkpoint import write
+from tests.support.zoo.rows import PLANS, Plan
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

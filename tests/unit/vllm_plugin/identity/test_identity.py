@@ -19,7 +19,7 @@ from netloader.vllm_plugin.identity.identity import PROCESSED, RAW
 from netloader.vllm_plugin.identity.local_model import Checkpoint, facts_of
 from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.load.load_state import NOTHING, digest
-from tests.e2e import zoo
+from tests.support import zoo
 
 
 def config(folder: Path, **changes: Any) -> VllmConfig:

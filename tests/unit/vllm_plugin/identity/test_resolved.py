@@ -16,7 +16,7 @@ from netloader.fsm.messages import Hello, Purpose
 from netloader.fsm.session import FRAME_BEFORE_TRUST
 from netloader.vllm_plugin.identity import resolved
 from netloader.wire.frames import encode
-from tests.e2e import zoo
+from tests.support import zoo
 
 
 def config(folder: Path, **changes: Any) -> VllmConfig:

@@ -19,7 +19,7 @@ from netloader.log import capture
 from netloader.vllm_plugin import register
 from netloader.vllm_plugin.load.loader import NetLoader, NoWeightsError
 from netloader.vllm_plugin.load.reload import Reloadable, remember
-from tests.e2e import zoo
+from tests.support import zoo
 from tests.support.relay import Fault, Relay
 from tests.unit.io.helpers import MIB, contents, serving
 from tests.unit.vllm_plugin.helpers import identity, plan

@@ -32,7 +32,7 @@ from netloader.vllm_plugin.load.offer import offer
 from netloader.vllm_plugin.load.receiving import tell_not_relayed
 from netloader.vllm_plugin.serve.relay import COME_AGAIN
 from netloader.vllm_plugin.serve.worker import this_worker
-from tests.e2e import zoo
+from tests.support import zoo
 from tests.support.relay import Fault, Relay
 from tests.unit.io.helpers import (
     FAST,

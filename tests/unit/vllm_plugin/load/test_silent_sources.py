@@ -15,7 +15,7 @@ from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.load.loader import NetLoader, NoWeightsError
 from netloader.vllm_plugin.load.plan import plan_load
 from netloader.wire.connection import LINGER_S
-from tests.e2e import zoo
+from tests.support import zoo
 from tests.unit.vllm_plugin.helpers import identity, line_of
 from tests.unit.vllm_plugin.load.test_loader import config_of, load_config
 from tests.unit.vllm_plugin.load.test_plan import model_config, vllm_config

@@ -18,8 +18,8 @@ import vllm
 from vllm.model_executor.layers import rotary_embedding
 
 from netloader.vllm_plugin.patches.registries import Traces
-from tests.e2e.zoo import dense, experts
-from tests.e2e.zoo.checkpoint import Recipe, write
+from tests.support.zoo import dense, experts
+from tests.support.zoo.checkpoint import Recipe, write
 
 ROOT = Path(__file__).parents[4]
 FEW = 40

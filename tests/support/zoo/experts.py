@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.e2e.zoo.checkpoint import (
+from tests.support.zoo.checkpoint import (
     HEAD,
     HEADS,
     HIDDEN,
@@ -17,7 +17,7 @@ from tests.e2e.zoo.checkpoint import (
     edges,
     gated_mlp,
 )
-from tests.e2e.zoo.dense import HEAD_NORMS, NORMS
+from tests.support.zoo.dense import HEAD_NORMS, NORMS
 
 EXPERTS, CHOSEN, EXPERT_INNER = 4, 2, 128
 NOPE, ROPE, LATENT, QUERY_LATENT = 64, 64, 512, 128

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from netloader.vllm_plugin.inspect.parity.run import without_weights
-from tests.e2e.zoo.checkpoint import HIDDEN, Config, write
-from tests.e2e.zoo.dense import llama, qwen3
-from tests.e2e.zoo.encoders import LABELS, labels
-from tests.e2e.zoo.tokenizer import write_tokenizer
+from tests.support.zoo.checkpoint import HIDDEN, Config, write
+from tests.support.zoo.dense import llama, qwen3
+from tests.support.zoo.encoders import LABELS, labels
+from tests.support.zoo.tokenizer import write_tokenizer
 
 NARROW = 64
 """What a Dense module makes of HIDDEN."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.e2e.zoo.checkpoint import (
+from tests.support.zoo.checkpoint import (
     HEAD,
     HEADS,
     HIDDEN,
@@ -21,8 +21,8 @@ from tests.e2e.zoo.checkpoint import (
     config_of,
     write,
 )
-from tests.e2e.zoo.dense import LLAMA_LAYER, with_biases
-from tests.e2e.zoo.tokenizer import SPECIAL, write_tokenizer
+from tests.support.zoo.dense import LLAMA_LAYER, with_biases
+from tests.support.zoo.tokenizer import SPECIAL, write_tokenizer
 
 SIGHT, SIGHT_INNER, SIGHT_HEADS = 128, 256, 2
 PATCH, SIDE = 14, 56

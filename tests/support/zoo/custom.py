@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from tests.e2e.zoo.checkpoint import HIDDEN, write
-from tests.e2e.zoo.dense import llama
+from tests.support.zoo.checkpoint import HIDDEN, write
+from tests.support.zoo.dense import llama
 
 CODE = '''"""Llama, with a gain behind its last norm."""
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.zoo.checkpoint import VOCABULARY
+from tests.support.zoo.checkpoint import VOCABULARY
 
 FRAME = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "yes", "no")

@@ -1,6 +1,6 @@
 """More families of decoders, each with something that the others do not have."""
 
-from tests.e2e.zoo.checkpoint import (
+from tests.support.zoo.checkpoint import (
     HEAD,
     HEADS,
     HIDDEN,
@@ -16,8 +16,8 @@ from tests.e2e.zoo.checkpoint import (
     edges,
     gated_mlp,
 )
-from tests.e2e.zoo.dense import LLAMA_LAYER, NORMS, with_biases
-from tests.e2e.zoo.experts import CHOSEN, ENDS, EXPERT_INNER, EXPERTS
+from tests.support.zoo.dense import LLAMA_LAYER, NORMS, with_biases
+from tests.support.zoo.experts import CHOSEN, ENDS, EXPERT_INNER, EXPERTS
 
 QUERY_BIASES: Shapes = {f"self_attn.{name}_proj.bias": (HIDDEN,) for name in "qkv"}
 NORM_BIASES = {name.replace("weight", "bias"): shape for name, shape in NORMS.items()}

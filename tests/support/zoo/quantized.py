@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.e2e.zoo.checkpoint import Config, Recipe
-from tests.e2e.zoo.dense import llama
+from tests.support.zoo.checkpoint import Config, Recipe
+from tests.support.zoo.dense import llama
 
 GROUP = 64
 """Values that share a scale, in formats of four bits."""

@@ -1,6 +1,6 @@
 """Models with a recurrence, alone or beside attention."""
 
-from tests.e2e.zoo.checkpoint import (
+from tests.support.zoo.checkpoint import (
     HEAD,
     HEADS,
     HIDDEN,
@@ -15,8 +15,8 @@ from tests.e2e.zoo.checkpoint import (
     edges,
     gated_mlp,
 )
-from tests.e2e.zoo.dense import NORMS
-from tests.e2e.zoo.experts import CHOSEN, EXPERT_INNER, EXPERTS
+from tests.support.zoo.dense import NORMS
+from tests.support.zoo.experts import CHOSEN, EXPERT_INNER, EXPERTS
 
 STATE, WIDTH = 64, 4
 MIXER_HEADS = INNER // HEAD

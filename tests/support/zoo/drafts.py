@@ -9,7 +9,7 @@ are right.
 import torch
 from torch import Tensor
 
-from tests.e2e.zoo.checkpoint import (
+from tests.support.zoo.checkpoint import (
     HIDDEN,
     LAYERS,
     Config,
@@ -18,8 +18,8 @@ from tests.e2e.zoo.checkpoint import (
     below,
     gated_mlp,
 )
-from tests.e2e.zoo.dense import NORMS, llama, llama_config
-from tests.e2e.zoo.experts import deepseek_v3_mtp
+from tests.support.zoo.dense import NORMS, llama, llama_config
+from tests.support.zoo.experts import deepseek_v3_mtp
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DRAFT_VOCABULARY, SHIFT = 128, 2

@@ -1,6 +1,6 @@
 """Encoders, whose attention looks both ways."""
 
-from tests.e2e.zoo.checkpoint import (
+from tests.support.zoo.checkpoint import (
     HEAD,
     HIDDEN,
     INNER,
@@ -13,7 +13,7 @@ from tests.e2e.zoo.checkpoint import (
     below,
     config_of,
 )
-from tests.e2e.zoo.dense import with_biases
+from tests.support.zoo.dense import with_biases
 
 POSITIONS = 514
 """RoBERTa begins to count behind its padding token."""

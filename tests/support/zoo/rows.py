@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from netloader.vllm_plugin.inspect.parity.run import Case
-from tests.e2e.zoo import (
+from tests.support.zoo import (
     custom,
     dense,
     drafts,
@@ -21,8 +21,8 @@ from tests.e2e.zoo import (
     pooled,
     recurrent,
 )
-from tests.e2e.zoo.checkpoint import Config, Recipe, write
-from tests.e2e.zoo.quantized import quantized_llama
+from tests.support.zoo.checkpoint import Config, Recipe, write
+from tests.support.zoo.quantized import quantized_llama
 
 Build = Callable[[Path], Mapping[str, Any]]
 """Writes `folder/model`, and whatever it needs beside it; returns arguments for `vllm.LLM`."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.e2e.zoo.checkpoint import (
+from tests.support.zoo.checkpoint import (
     HEAD,
     HIDDEN,
     INNER,
