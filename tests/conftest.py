@@ -24,11 +24,13 @@ settings.register_profile("nightly", max_examples=5000, deadline=None, stateful_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
-def trace_threads_in_turn() -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart() -> None:
     """Let one thread at a time install the tracer that measures coverage.
 
     CPython 3.11 refuses it while another thread installs one, and that other one may give up the
-    interpreter lock in between: in an audit hook that is written in Python, as ours is.
+    interpreter lock in between: in an audit hook that is written in Python, as ours is. A worker of
+    pytest-xdist has the tracer only now.
     """
     tracer, install, turn = threading.gettrace(), sys.settrace, threading.RLock()
     if tracer is None or sys.version_info >= (3, 12):
@@ -44,9 +46,6 @@ def trace_threads_in_turn() -> None:
 
     sys.settrace = installed
     threading.settrace(traced)
-
-
-trace_threads_in_turn()
 
 
 @pytest.hookimpl(wrapper=True)
