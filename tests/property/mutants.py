@@ -4,13 +4,15 @@ Each is a pattern that matches once, and the mistake that takes its place. `laye
 that catches it; `python -m tests.property.mutants [WORDS]` finds that out anew.
 """
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -314,38 +316,66 @@ COPIED: Final = (
 )
 
 
+KILLERS: Final = Path(__file__).with_name("killers.json")
+"""By mutant, the test that killed it last: it is run first, and the layer only if it passes."""
+
+
 def nearest_first(file: str, paths: Sequence[str]) -> list[str]:
     """Test files in the order in which they share words with the path of a file."""
     words = {*re.split(r"[/_.]", file)} - {"py"}
     return sorted(paths, key=lambda path: -len(words.intersection(re.split(r"[/_.]", path))))
 
 
-def caught(layer: str, file: str, copy: Path, template: Template) -> str:
-    """What a layer finds wrong with a file of a copy: the name of a test, or "" for nothing."""
+def failed(copy: Path, template: Template, *tests: str) -> str:
+    """The first of some tests that fails in a copy, as pytest names it; "" if all pass.
+
+    Raises:
+        AssertionError: tests could not be run; with what pytest said.
+    """
+    said = template.pytest(copy, ("-q", "-x", "-p", "no:cacheprovider", *tests))
+    if found := re.search(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - |$)", said, re.MULTILINE):
+        return found[1]
+    assert " passed in " in said, said
+    return ""
+
+
+def caught(layer: str, file: str, copy: Path, template: Template, known: str) -> str:
+    """What a layer finds wrong with a file of a copy: a test, or "" for nothing."""
     if not LAYERS[layer]:
         command = [sys.executable, "-c", "import netloader.fsm"]
         env = {**os.environ, "PYTHONPATH": str(copy)}
         done = subprocess.run(command, cwd=copy, env=env, capture_output=True, check=False)
         return "TableError" if b"TableError" in done.stderr else ""
     paths = nearest_first(file, LAYERS[layer])
-    said = template.pytest(copy, ("-q", "-x", "-p", "no:cacheprovider", *paths))
-    if found := re.search(r"^(?:FAILED|ERROR) \S+?::(\w+)", said, re.MULTILINE):
-        return found[1]
-    assert " passed in " in said, said
-    return ""
+    if known and known.partition("::")[0] in paths:
+        with contextlib.suppress(AssertionError):  # it was renamed: the layer is asked
+            if found := failed(copy, template, known):
+                return found
+    return failed(copy, template, *paths)
 
 
-def planted_in(folder: Path, name: str, template: Template, *layers: str) -> str:
+def planted_in(folder: Path, name: str, template: Template, *layers: str) -> tuple[str, str]:
     """Which of some layers is the first to catch a mutant, and with which test; "" for none."""
+    known = json.loads(KILLERS.read_bytes()).get(name, "")
     copy = copied(folder, *COPIED)
     shutil.copy(Path(__file__).parents[1] / "conftest.py", copy / "tests")
     _, file, *mistake = MUTANTS[name]
     with planted(copy, file, *mistake):
-        found = ((layer, caught(layer, file, copy, template)) for layer in layers)
-        return next((f"{layer}: {test}" for layer, test in found if test), "")
+        found = ((layer, caught(layer, file, copy, template, known)) for layer in layers)
+        return next(((layer, test) for layer, test in found if test), ("", ""))
 
 
-if __name__ == "__main__":
+def keep(killers: Mapping[str, str]) -> None:
+    """Write which tests kill the mutants that there are."""
+    kept = {**json.loads(KILLERS.read_bytes()), **killers}
+    text = json.dumps({name: kept[name] for name in MUTANTS if name in kept}, indent=1)
+    KILLERS.write_text(text + "\n")
+
+
+if __name__ == "__main__":  # all, or those whose names have some words; what killed them is kept
     for wanted in [n for n in MUTANTS if all(word in n for word in sys.argv[1:])]:
         with tempfile.TemporaryDirectory() as place, Template() as ready:
-            print(f"{wanted} <- {planted_in(Path(place), wanted, ready, *LAYERS)}", flush=True)
+            layer_that, test_that = planted_in(Path(place), wanted, ready, *LAYERS)
+            print(f"{wanted} <- {layer_that}: {test_that}", flush=True)
+            if "::" in test_that:
+                keep({wanted: test_that})
