@@ -33,6 +33,9 @@ class Background:
         self.ending = threading.Event()
         """Set when the interpreter is about to exit; work should then stop as soon as it can."""
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        """Those that were started."""
+        self._lock = threading.Lock()
+        """Held while one is started, so that `end` knows it and can join it."""
         atexit.register(only_here(self.end))
 
     def run(
@@ -45,7 +48,8 @@ class Background:
         """Run `work` on a thread of low priority.
 
         Never raises. If the thread cannot be started, or `work` raises, the error is logged and
-        `failed` is called with it, on the calling thread or on the new one.
+        `failed` is called with it, on the calling thread or on the new one. When the interpreter
+        is about to exit nothing is started, which is not logged.
         """
 
         def nicely() -> None:
@@ -58,14 +62,20 @@ class Background:
                 failed(error)
 
         thread = threading.Thread(target=nicely, name=name, daemon=True)
-        self._threads.add(thread)
         try:
-            thread.start()
+            self._start(thread)
         except RuntimeError as error:  # the process may have no more threads
-            self._threads.discard(thread)
-            self._tell(name, error, logger)
+            if not self.ending.is_set():
+                self._tell(name, error, logger)
             failed(error)
         return thread
+
+    def _start(self, thread: threading.Thread) -> None:
+        with self._lock:
+            if self.ending.is_set():
+                raise RuntimeError("the process ends")
+            thread.start()
+            self._threads.add(thread)
 
     def _tell(self, name: str, error: Exception, logger: Logger | None) -> None:
         fields = {"netloader.work": name, "netloader.detail": f"{type(error).__name__}: {error}"}
@@ -78,8 +88,10 @@ class Background:
         A thread that requests the interpreter lock during finalization is unwound. If that passes
         through C++ frames, the process ends with SIGABRT (CPython 3.11, `PyEval_RestoreThread`).
         """
-        self.ending.set()
-        for thread in list(self._threads):
+        with self._lock:
+            self.ending.set()
+            threads = list(self._threads)
+        for thread in threads:
             thread.join(END_S)
 
 

@@ -145,14 +145,15 @@ def outcome(fork_server: ForkServer, server: Engine, model: Model, at: list[str]
 
 
 def proven(worker: Any) -> bool:
-    """Whether the first look at everything is over."""
+    """Whether the first look at everything is over, and what the kernels hold is noted."""
     from netloader.vllm_plugin.patches.worker_methods import worker_of
     from netloader.vllm_plugin.serve.worker import current_worker
 
     servers = worker_of(worker).servers
     assert servers, "vLLM's worker does not hold ours"
     assert current_worker() is None, "the thread holds it"
-    return all(live.proven for server in servers for live in server.models)
+    models = [live for server in servers for live in server.models]
+    return all(live.proven and live.served.usage.complete for live in models)
 
 
 def look_now(worker: Any) -> None:

@@ -277,8 +277,14 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a change nobody announced is the next one's ground": Mutant(
         L5,
         SERVED_MODEL,
-        r"before, now = self\._usage\.noted, self\._usage\.look\(\)",
-        "before = now = self._usage.look()",
+        r"self\._compare\(self\._usage\.noted, now, changed\)",
+        "self._compare(now, now, changed)",
+    ),
+    "an engine that has nothing for a moment was looked at": Mutant(
+        L5, USAGE_RECORD, r"if self\._over\.is_set\(\) or pauses != self\._pauses:", "if False:"
+    ),
+    "weights change while they are examined": Mutant(
+        L5, USAGE_RECORD, r"for busy in \(self\._examining, self\._reading\):", "for busy in ():"
     ),
     "layers may exchange their memory": Mutant(
         L5, SERVED_MODEL, r"\{\*self\._lost, \*self\._replaced\(\)\}", "self._lost"

@@ -99,6 +99,8 @@ class ChangeMonitor:
 
     def _follow(self, successor: PublishedModel, changed: str) -> None:
         """Examine weights until they stay the same, then offer them; or log why not."""
+        if successor.withdrawn:  # fenced before this thread ran
+            return
         served, before = self._publisher.served, tuple[str, ...]()
         why = "they keep changing"
         for _ in range(EXAMINATIONS):

@@ -26,7 +26,7 @@ from netloader.vllm_plugin.inspect.look import Part
 from netloader.vllm_plugin.patches.compat import reload_rebuilds
 from netloader.vllm_plugin.patches.instance import replaced_on
 from netloader.vllm_plugin.serve.kept import Kept, layer_at, uses
-from netloader.vllm_plugin.serve.usage_record import UsageRecord
+from netloader.vllm_plugin.serve.usage_record import UsageRecord, UsageState
 
 PROCESS = "process_weights_after_loading"
 """vLLM's name for post-processing: a method of what a layer has as its `quant_method`, and of
@@ -97,7 +97,19 @@ class Originals:
             WeightsError: it is not known that they stand for what the engine uses; the message
                 names what was missed.
         """
-        before, now = self._usage.noted, self._usage.look()
+        with self._usage.examination() as now:
+            self._compare(self._usage.noted, now, changed)
+            self._usage.accept(now)
+        if unknown := sorted({*self._lost, *self._replaced()}):
+            some = ", ".join(unknown[:5])
+            count = len(unknown)
+            raise WeightsError(
+                f"the engine does not use what is known of {count} parameters, among: {some}"
+            )
+        return _same([*self._tensors.items()], self._manifest)
+
+    def _compare(self, before: UsageState, now: UsageState, changed: Changed) -> None:
+        """Take the originals of a change, and note which of all are known since then, or lost."""
         verdicts = _Verdicts(changed, self._tensors, self._names_by_layer(), self._lost)
         for label in {**before.parts, **now.parts}:
             verdicts.judge(before.parts.get(label), now.parts.get(label))
@@ -106,14 +118,6 @@ class Originals:
         self._tensors.update(changed.originals)
         self._lost -= verdicts.known
         self._lost |= verdicts.lost
-        self._usage.accept(now)
-        if unknown := sorted({*self._lost, *self._replaced()}):
-            some = ", ".join(unknown[:5])
-            count = len(unknown)
-            raise WeightsError(
-                f"the engine does not use what is known of {count} parameters, among: {some}"
-            )
-        return _same([*self._tensors.items()], self._manifest)
 
     def _names_by_layer(self) -> dict[nn.Module, list[str]]:
         found: dict[nn.Module, list[str]] = {}
@@ -216,8 +220,9 @@ def renew_processed(
         WeightsError: the model now keeps other tensors.
     """
     del changed
-    weights = _same(collect(), manifest)
-    usage.accept(usage.look())
+    with usage.examination() as now:
+        weights = _same(collect(), manifest)
+        usage.accept(now)
     return weights
 
 

@@ -8,7 +8,8 @@ projections) still belongs to the originals on offer. The usage record notes bot
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,6 +26,7 @@ from netloader.vllm_plugin.inspect.places import Key, Place, Places, key_of, reg
 from netloader.vllm_plugin.log_base import LOG_BASE
 
 INTERRUPTED = "the check was interrupted: the weights are being taken away"
+TAKEN_AWAY = "the memory is being taken away"
 POLL_S = 0.1
 
 
@@ -92,7 +94,11 @@ class UsageRecord:
         self._thread: threading.Thread | None = None
         self._complete = threading.Event()
         self._over = threading.Event()
+        self._pauses = 0
         self._reading = threading.Lock()
+        """Held while one tensor is read."""
+        self._examining = threading.Lock()
+        """Held from a look at the engine until what was seen is noted, or is not of use."""
 
     # -- noting ----------------------------------------------------------------------------------
 
@@ -115,7 +121,6 @@ class UsageRecord:
         """What the engine uses now is what is on offer from now on."""
         model = self._model()
         if model is not None:
-            self._over.clear()
             self._places = registered(model, self._tables.names)
             self._begun = self._latest = object()
             self.noted, self._error, self._settled = now, "", True
@@ -165,14 +170,16 @@ class UsageRecord:
 
     def pause(self) -> None:
         """Stop reading, and wait until nothing is read; `resume` allows it again."""
-        self._over.set()
-        with self._reading:
-            pass
+        self.stop()
+        for busy in (self._examining, self._reading):
+            with busy:
+                pass
         if self._thread is not None:
             self._thread.join()
 
     def stop(self) -> None:
         """Stop reading; does not wait for a read that runs."""
+        self._pauses += 1
         self._over.set()
 
     def resume(self) -> None:
@@ -244,12 +251,26 @@ class UsageRecord:
 
     # -- looking ---------------------------------------------------------------------------------
 
+    @contextmanager
+    def examination(self) -> Iterator[UsageState]:
+        """What the engine uses now. `pause` waits until the block ends: `accept` it in the block.
+
+        Raises:
+            InterruptedError: as `look` does.
+        """
+        with self._examining:
+            yield self.look()
+
     def look(self) -> UsageState:
         """What the engine uses now. Raises InterruptedError when that is being taken away."""
         model = self._model()
         if model is None:
             raise InterruptedError("the model is gone")
-        return self._look(inventory.take(model))
+        pauses = self._pauses
+        state = self._look(inventory.take(model))
+        if self._over.is_set() or pauses != self._pauses:  # perhaps nothing had bytes to digest
+            raise InterruptedError(TAKEN_AWAY)
+        return state
 
     def _look(self, found: inventory.Inventory) -> UsageState:
         model = self._model()
@@ -264,7 +285,7 @@ class UsageRecord:
         """The digest of a tensor, or of what it is in another dtype."""
         with self._reading:
             if self._over.is_set() or not threading.main_thread().is_alive():
-                raise InterruptedError("the memory is being taken away")
+                raise InterruptedError(TAKEN_AWAY)
             one = tensor if dtype is None else tensor.to(dtype)
             return inventory.digest_one(one)
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io import fill
-from netloader.io.background import in_background
+from netloader.io.background import Background, in_background
 from netloader.io.store import digests
 from netloader.io.worker import THREAD_NAME
 from tests.unit.io.helpers import FAST, IDENTITY, SOON_S, asking, contents, eventually, serving, zoo
@@ -82,6 +83,34 @@ def test_an_error_of_background_work_is_passed_to_the_caller(captured: Lines) ->
     in_background("netloader-test", work, heard.append).join(SOON_S)
     assert [str(error) for error in heard] == ["seven"]
     assert failures(captured)[0]["netloader.detail"] == "ValueError: seven"
+
+
+def test_work_that_comes_while_the_interpreter_exits_is_not_begun_and_delays_nothing(
+    captured: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The audit thread of a server begins work at any moment, also at this one."""
+    background, starting, go = Background(), threading.Event(), threading.Event()
+    start, heard, done = threading.Thread.start, list[Exception](), list[str]()
+
+    def slowly(thread: threading.Thread) -> None:
+        if thread.name == "netloader-test":
+            starting.set()
+            assert go.wait(SOON_S)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", slowly)
+    caller = threading.Thread(
+        target=background.run, args=("netloader-test", partial(done.append, "work"))
+    )
+    caller.start()
+    assert starting.wait(SOON_S)
+    threading.Timer(0.1, go.set).start()
+    background.end()
+    assert done == ["work"], "it is waited for, once it has begun"
+    late = background.run("netloader-test", partial(done.append, "late"), heard.append)
+    caller.join(SOON_S)
+    assert (late.ident, done, [str(e) for e in heard]) == (None, ["work"], ["the process ends"])
+    assert failures(captured) == []
 
 
 @pytest.mark.parametrize(

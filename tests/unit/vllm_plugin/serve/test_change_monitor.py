@@ -49,12 +49,13 @@ def plain(seed: int = 1) -> nn.Module:
 
 
 def served(model: nn.Module) -> None:
-    """Serve, and wait until every byte was looked at once."""
+    """Serve, and wait until every byte was looked at once, and what the kernels hold is noted."""
     if isinstance(model, Model):
         serve(model)
     else:
         serve(model, then=lambda: None)
     assert eventually(lambda: live().proven, PATIENCE_S)
+    assert live().served.usage.wait(PATIENCE_S)
 
 
 def withdrawn(lines: Lines) -> bool:

@@ -161,6 +161,7 @@ def test_a_processed_model_that_is_zeroed_offers_zeros(on_cpu: None) -> None:
     served = live().served
     for parameter in model.parameters():
         parameter.data.zero_()
+    served.usage.resume()
     live().renew(served.renew(Changed()))
     twin = Model(9)
     post_process(twin)

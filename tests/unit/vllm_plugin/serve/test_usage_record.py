@@ -265,6 +265,31 @@ def test_a_pause_waits_for_the_tensor_that_is_being_read(monkeypatch: pytest.Mon
     assert not pausing.is_alive()
 
 
+def test_an_engine_whose_weights_are_away_is_not_looked_at() -> None:
+    """A reload has them all on the meta device for a moment: then there is nothing to digest."""
+    model = Engine()
+    usage = noted(model)
+    usage.pause()
+    model.to("meta")
+    model.reader = model.multiply = model.handle = None
+    with pytest.raises(InterruptedError, match="taken away"):
+        usage.look()
+
+
+def test_a_pause_waits_for_an_examination_until_it_is_noted() -> None:
+    model = Engine()
+    usage = noted(model)
+    with usage.examination():
+        pausing = threading.Thread(target=usage.pause)
+        pausing.start()
+        pausing.join(0.2)
+        assert pausing.is_alive()
+    pausing.join(PATIENCE_S)
+    assert not pausing.is_alive()
+    with pytest.raises(InterruptedError), usage.examination():
+        pass
+
+
 def test_what_cannot_be_examined_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise ZeroDivisionError
