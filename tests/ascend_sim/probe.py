@@ -97,6 +97,8 @@ def run(program: str, **knobs: str) -> Ran:
             env={
                 **os.environ,
                 "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+                "PYTHONFAULTHANDLER": "1",  # where it was, if it dies
+                "PYTHONUNBUFFERED": "1",
                 "SIM_CANN_TRACE": str(trace),
                 **knobs,
             },
