@@ -19,7 +19,7 @@ from netloader.io.transports import TRANSPORTS, Capabilities
 from netloader.io.transports.base import ReceiverSetup
 from tests.support.relay import Fault
 from tests.unit.io.drivers import fill
-from tests.unit.io.helpers import IDENTITY, SOON_S, asking, contents, eventually
+from tests.unit.io.helpers import IDENTITY, asking, contents, eventually
 from tests.unit.io.sites import (
     PATIENT,
     SEGMENT,
@@ -189,7 +189,7 @@ class LateEnd:
         """Write once more, as a device does whose operation was under way."""
         if self.views:
             self.ending.set()
-            assert self._released.wait(SOON_S)
+            assert self._released.wait(STALL_S)
         for view in self.views:
             view[:] = bytes(len(view))
 
