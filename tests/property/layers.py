@@ -23,6 +23,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/store",
         "tests/unit/io/test_observe.py",
         "tests/unit/io/test_published.py",
+        "tests/unit/io/test_catalog.py",
         "tests/unit/io/test_relays.py",
         "tests/unit/io/test_relays_lost.py",
         "tests/unit/io/test_doubts.py",

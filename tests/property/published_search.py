@@ -234,7 +234,8 @@ class World:
         if state is ModelState.PREPARING and not self.life.work:
             yield "relay", ev.ReceivingBegan(digests_of(self.memory))
         if self.relayed:
-            yield "segment", ev.SegmentsAvailable((self.left["segment"] % SEGMENTS,))
+            for segment in range(SEGMENTS):  # also one that was there before
+                yield "segment", ev.SegmentsAvailable((segment,))
 
     def _fences(self) -> Iterator[Choice]:
         if self.left["fence"]:

@@ -95,7 +95,7 @@ REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
         MANY, FILLING, r"FetchOptions\(options\.parallel, ", "FetchOptions(1, "
     ),
     "a session with other weights does not wait to be set aside": Mutant(
-        MANY, ASKING, r" +self\._wait_for\(lambda: self\._taken\)\n", ""
+        L4, ASKING, r" +self\._wait_for\(lambda: self\._taken\)\n", ""
     ),
     "two roots are mixed where only values differ": Mutant(
         L4, ASKING, r"segments, manifest\.digest\)", "segments)"
@@ -103,11 +103,17 @@ REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
     "what came for other weights counts as arrived": Mutant(
         L4, CLIENT_WORKER, r"frozenset\(\) if self\._lease is None else (self\._ledger\.arr)", r"\1"
     ),
-    "a call ends, and asks others, while a dropped source may still write": Mutant(
+    "a loop waits for a source that may still write": Mutant(
         MANY, SOURCE_SESSION, r"if not self\._ended:", "if False:"
     ),
+    "a call ends, and asks others, while a dropped source may still write": Mutant(
+        MANY,
+        SOURCE_SESSION,
+        r"if not self\._ended:((?:.*\n)+?) +self\.join\(\).*\n",
+        r"if False:\1",
+    ),
     "each session completes the store": Mutant(
-        MANY, SETTLING, r"if ledger\.settled_for != manifest\.digest:", "if True:"
+        L4, SETTLING, r"if ledger\.settled_for != manifest\.digest:", "if True:"
     ),
     "two sessions complete the store at the same time": Mutant(
         L4, SETTLING, r"while not ledger\.settling\.acquire\(timeout=LOOK_S\):", "while False:"

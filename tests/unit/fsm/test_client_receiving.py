@@ -128,9 +128,23 @@ def test_no_segment_is_asked_for_twice() -> None:
             session.step(again, 0.0)
 
 
-@pytest.mark.parametrize("word", [Begin(), Begin(3), Complete(NBYTES), Complete(65_536, 2)])
-def test_an_answer_to_another_request_is_a_violation(word: Event) -> None:
-    _, step = after(*PART, Ask((1, 2)), word)
+@pytest.mark.parametrize(
+    "words",
+    [
+        (Begin(),),
+        (Begin(3),),
+        (Complete(NBYTES),),
+        (Complete(65_536, 2),),
+        (Begin(2), Complete(NBYTES - 65_536)),
+        (Begin(2), Complete(NBYTES - 65_536, 3)),
+    ],
+    ids=[
+        *("begin of the first", "begin of a third", "complete of the first", "complete too early"),
+        *("complete of the first after begin", "complete of a third"),
+    ],
+)
+def test_an_answer_to_another_request_is_a_violation(words: tuple[Event, ...]) -> None:
+    _, step = after(*PART, Ask((1, 2)), *words)
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
 

@@ -134,6 +134,23 @@ def test_a_source_that_is_asked_for_nothing_more_has_only_to_complete(case: Case
     assert case.ledger.settled_for == case.ledger.store.manifest.digest
 
 
+def test_of_two_sessions_that_find_nothing_missing_one_completes_the_store(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completed = list[int]()
+    monkeypatch.setattr(ModuleStore, "complete", lambda store: completed.append(1))
+    second = Asking(8, case.ledger, case.said.put)
+    leases = {case.asking: case.lease, second: case.ledger.lease(case.offer)}
+    case.bring(*ALL)
+
+    for asking, lease in leases.items():
+        asking.answer(Finish())
+        assert asking.choose(lease, ChooseSegments((), 2, frozenset(ALL))) == Finish()
+
+    assert [case.hears(), case.hears()] == [Completed(7), Completed(8)]
+    assert completed == [1]
+
+
 def test_nothing_has_arrived_in_a_session_before_its_source_may_write(case: Case) -> None:
     # What another source brought may be of other weights: it is given up with the first lease.
     case.bring(1)

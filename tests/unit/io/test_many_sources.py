@@ -8,6 +8,7 @@ from torch import nn
 
 from netloader.fsm.reasons import Reason
 from netloader.io import worker
+from netloader.io.transports.tcp import Tcp
 from tests.support.relay import Fault
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import IDENTITY, MIB, Peer, asking, contents, eventually, random, serving
@@ -92,8 +93,7 @@ def test_values_are_given_to_a_module_once(stack: ExitStack) -> None:
     assert given == [7]
 
 
-def test_a_process_group_carries_shares_in_a_session_each(site: Site) -> None:
-    # One request a session: so a source that has brought its share is asked again in a new one.
+def test_sources_share_over_a_process_group(site: Site) -> None:
     sources = [site.server(), site.server()]
 
     outcome = site.fill(*sources, transport="gloo")
@@ -103,6 +103,19 @@ def test_a_process_group_carries_shares_in_a_session_each(site: Site) -> None:
     assert set(brought) == set(sources)
     assert min(brought.values()) > 0
     assert {attempt.reason for attempt in outcome.attempts} <= {Reason.VERIFIED, Reason.NOT_NEEDED}
+
+
+def test_a_transport_for_one_request_carries_each_share_in_a_session_of_its_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tcp, "capabilities", replace(Tcp.capabilities, repeatable=False))
+    sources = [site.server(), site.server()]
+
+    outcome = site.fill(*sources)
+
+    site.check(outcome)
+    assert set(by_source(outcome)) == set(sources)
+    assert len(outcome.attempts) > len(sources)
 
 
 # -- sources that come late ----------------------------------------------------------------------

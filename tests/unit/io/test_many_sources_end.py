@@ -19,7 +19,7 @@ from netloader.io.transports import TRANSPORTS, Capabilities
 from netloader.io.transports.base import ReceiverSetup
 from tests.support.relay import Fault
 from tests.unit.io.drivers import fill
-from tests.unit.io.helpers import IDENTITY, SOON_S, asking, contents, eventually
+from tests.unit.io.helpers import IDENTITY, asking, contents, eventually
 from tests.unit.io.sites import (
     PATIENT,
     SEGMENT,
@@ -181,11 +181,15 @@ class LateEnd:
     def abort(self) -> None:
         self._aborted.set()
 
+    def fail(self) -> None:
+        """Fail by itself: for a session, as if it were aborted."""
+        self._aborted.set()
+
     def end(self) -> None:
         """Write once more, as a device does whose operation was under way."""
         if self.views:
             self.ending.set()
-            assert self._released.wait(SOON_S)
+            assert self._released.wait(STALL_S)
         for view in self.views:
             view[:] = bytes(len(view))
 
@@ -251,3 +255,38 @@ def test_a_late_byte_of_a_dropped_source_lands_on_nothing_that_is_verified(site:
     site.check(outcome)
     assert reasons(outcome, slow) == [Reason.STOPPED]
     assert by_source(outcome) == {slow: 0, other: total_of(site.source)}
+
+
+def test_while_a_source_that_failed_may_still_write_another_brings_all_else(site: Site) -> None:
+    late = LateTransport()
+    kept, asked = list[int](), list[int]()
+
+    def fail() -> None:
+        """Have the session be over while its receiver is not, before the other one goes on."""
+        (receiver,) = late.receivers
+        kept.append(sum(len(view) for view in receiver.views))
+        receiver.fail()
+        assert eventually(lambda: site.count("netloader.session.closed") == 1)
+        assert eventually(receiver.ending.is_set)
+
+    def report(done: int, total: int) -> None:
+        site.report(done, total)
+        if done == total - kept[0]:
+            requests = site.lines_of("netloader.transfer.started")
+            asked.append(sum(line["netloader.segments"] for line in requests))
+            late.released.set()
+
+    with TRANSPORTS.registered(late):
+        failing = site.server(transports=("late",))
+        other = site.server(transports=("tcp",))
+        site.begun = lambda: late.receivers and late.receivers[0].views
+        site.then = fail
+        options = asking(
+            transports=("late", "tcp"), parallel=2, lanes=1, deadlines=PATIENT, report=report
+        )
+        outcome = fill(site.target, [failing, other], IDENTITY, options)
+
+    site.check(outcome)
+    assert asked == [-(-total_of(site.source) // SEGMENT)], "asked of another while it may write"
+    assert reasons(outcome, failing) == [Reason.TRANSFER_FAILED]
+    assert by_source(outcome) == {failing: 0, other: total_of(site.source)}
