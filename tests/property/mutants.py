@@ -338,7 +338,9 @@ def failed(copy: Path, template: Template, *tests: str) -> str:
     Raises:
         AssertionError: tests could not be run; with what pytest said.
     """
-    said = template.pytest(copy, ("-q", "-x", "-p", "no:cacheprovider", *tests))
+    with tempfile.TemporaryDirectory() as place:  # its own: others clean up the common one
+        apart = f"--basetemp={place}/t"
+        said = template.pytest(copy, ("-q", "-x", "-p", "no:cacheprovider", apart, *tests))
     if found := re.search(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - |$)", said, re.MULTILINE):
         return found[1]
     assert " passed in " in said, said

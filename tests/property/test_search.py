@@ -39,6 +39,8 @@ from tests.support.messages import (
 )
 from tests.support.world import Choice, World
 
+pytestmark = pytest.mark.timeout(900)  # one of them takes 90 s on a core of its own
+
 PeerGroup: TypeAlias = tuple[FetchSpec, *tuple[CatalogEntry, ...]]
 """A client, and what its server offers."""
 
