@@ -299,7 +299,7 @@ def _closing(method: Method, name: str) -> Method:
 
     @wraps(method)
     def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
-        worker_of(worker).fence("the instance shuts down")
+        worker_of(worker).shut_down("the instance shuts down")
         return method(worker, *args, **kwargs)
 
     return fenced

@@ -138,6 +138,17 @@ class LiveModel:
 
     def fence(self, why: str) -> None:
         """Offer nothing, and wait until no client reads the memory."""
+        offered = self.shut_down(why)
+        if offered and self._rank.port.server is not None:
+            fields = {"netloader.role": self.served.role, "netloader.detail": why}
+            emit(self._rank.logger, "netloader.server.withdrawn", fields)
+
+    def shut_down(self, why: str) -> bool:
+        """As `fence`, without a record: the listener has one when it stops.
+
+        Returns:
+            Whether something was on offer.
+        """
         with self._rank.lock:
             returning, self._returning = self._returning, None
             shown = (self.published, returning)
@@ -145,10 +156,8 @@ class LiveModel:
             self._fenced = True
         with self._rank.guarded():
             self._evict(returning, why)
-        if offered and self._rank.port.server is not None:
-            fields = {"netloader.role": self.served.role, "netloader.detail": why}
-            emit(self._rank.logger, "netloader.server.withdrawn", fields)
         self.served.usage.pause()
+        return offered
 
     def _evict(self, returning: PublishedModel | None, why: str) -> None:
         """Wait for the last reader of all that was published, be it replaced or not yet offered."""

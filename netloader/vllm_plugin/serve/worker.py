@@ -158,6 +158,12 @@ class Worker:
             with harmless():
                 live.fence(why)
 
+    def shut_down(self, why: str) -> None:
+        """As `fence`, when the instance ends, which is no warning."""
+        for live in self.models:
+            with harmless():
+                live.shut_down(why)
+
     def fence_for_sleep(self, why: str) -> None:
         """As `fence`, when it is known what the kernels hold, to be compared when awake again."""
         for live in self.models:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from vllm.v1.worker.worker_base import WorkerBase
 
+from netloader.log import capture
 from netloader.vllm_plugin.patches import worker_methods
 from netloader.vllm_plugin.patches.worker_methods import WARMS_UP
 from netloader.vllm_plugin.serve.worker import Worker, current_worker, running_for, this_worker
@@ -103,9 +104,11 @@ def test_offers_on_a_device_are_made_when_the_worker_has_warmed_up() -> None:
 
 @pytest.mark.parametrize("name", ["destroy_worker_extension", "shutdown"])
 def test_a_worker_that_ends_offers_nothing_from_then_on(name: str) -> None:
-    """It may free what clients read, or destroy what they read it with."""
+    """It may free what clients read, or destroy what they read it with. That is no warning."""
     model, worker, answers = Model(1), worker_of(name), list[tuple[str, str]]()
     serve(model)
     worker.act = ask(answers)
-    assert getattr(worker, name)() == f"{name} is done"
+    with capture() as lines:
+        assert getattr(worker, name)() == f"{name} is done"
+    assert not [line for line in lines if line["event"] == "netloader.server.withdrawn"]
     assert [*answers, refusal()] == [("not_serving", "the instance shuts down")] * 2
