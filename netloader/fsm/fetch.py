@@ -43,8 +43,8 @@ from netloader.fsm.source import LIVING, OCCUPIED, SESSIONS, Source
 from netloader.fsm.states import State
 
 SHARES: Final = 2
-"""The fetch divides an even share of what is left by this, and asks a source for the result. Shares
-get smaller towards the end, so fast and slow sources end at about the same time."""
+"""A source is asked for an even share of the segments that are left, divided by this number.
+Requests get smaller towards the end, so fast and slow sources end at about the same time."""
 SLOW: Final = 2.0
 """A source that needs this many times as long for a segment as one that waits for work is slow:
 then asking the other one again for what is missing is faster, its loss in flight included."""
