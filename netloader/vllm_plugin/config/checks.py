@@ -14,11 +14,10 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.config import shown
 from netloader.io.transports import named as transport_named
+from netloader.vllm_plugin.config.readers import HIDDEN, Fallback
 from netloader.vllm_plugin.config.settings import (
     AUTO,
-    HIDDEN,
     RELAYED_OVER,
-    Fallback,
     LayoutChoice,
     Settings,
 )

@@ -6,12 +6,10 @@ the path of its file belongs.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import Enum
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Final, Self
 
 from netloader.config import (
@@ -24,18 +22,21 @@ from netloader.config import (
     choice,
     each,
     number,
-    one,
     shown,
     text_line,
     whole,
 )
 from netloader.errors import ConfigError
-
-MAX_FILE_BYTES: Final = 2**20
-"""A thousand ranks with ten sources each need 300 KiB; more is a wrong path."""
-
-MIN_TOKEN_CHARS: Final = 16
-"""An attacker who records a handshake can try tokens offline; shorter ones can be found."""
+from netloader.vllm_plugin.config.readers import (
+    MIN_TOKEN_CHARS,
+    Fallback,
+    fallback,
+    file_text,
+    port,
+    switch,
+    token,
+)
+from netloader.vllm_plugin.config.sources import sources
 
 AUTO: Final = "auto"
 """The TRANSPORT that means: what suits the device."""
@@ -50,9 +51,6 @@ NOT_BUILT: Final = ("TLS_*", "MAX_BANDWIDTH", "METRICS_PORT")
 HANDED_ON: Final = ("enable_multithread_load", "num_threads", "enable_weights_track")
 """Fields of vLLM's ordinary loader. Operators of vllm-ascend's netloader give them next to its own,
 and it hands them to the loader that takes over; so does this one."""
-
-HIDDEN: Final = Secret("")
-"""Shown in errors in place of a value that is, or might be, a secret."""
 
 
 class LayoutChoice(Enum):
@@ -70,14 +68,6 @@ class CachePolicy(Enum):
     DRAM = "dram"
     NO = "no"
     AUTO = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Fallback:
-    """The loader that takes over when no source works: vLLM's load format and its extra config."""
-
-    load_format: str
-    extra: Mapping[str, object] = field(default_factory=dict, repr=False)  # may hold credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,63 +150,6 @@ class Settings:
         return cls(deadlines=Deadlines(**limits), **values)
 
 
-_port = one(  # any integer: one that is no usable port means "no listener", as the guide says
-    int | str,
-    lambda p: isinstance(p, int) or re.fullmatch("[0-9]{1,9}", p),
-    "give an integer, 1024 to 65535 (any other: no listener)",
-    int,
-)
-
-
-def _endpoint(at: Place, value: object) -> Endpoint | None:
-    try:
-        text = text_line(at, value)
-        return None if text is None else Endpoint.parse(text)
-    except ValueError as error:
-        at.problems.append(f"{at.path}: {error}")
-        return None
-
-
-def _source(at: Place, value: object) -> tuple[int | None, tuple[Endpoint, ...]]:
-    if not isinstance(value, Mapping):
-        at.refuse(value, 'give {"device_id": 0, "sources": ["host:port"]}')
-        return None, ()
-    at.refuse_unknown(value, ("device_id", "sources"))
-    rank = whole(0, 2**31 - 1)(at.inside(".device_id"), value.get("device_id"))
-    return rank, each(_endpoint)(at.inside(".sources"), value.get("sources"))
-
-
-def _sources(at: Place, value: object) -> dict[int, tuple[Endpoint, ...]]:
-    sources: dict[int, tuple[Endpoint, ...]] = {}
-    for rank, endpoints in each(_source)(at, value):
-        sources[rank] = sources.get(rank, ()) + endpoints
-    return {rank: endpoints for rank, endpoints in sources.items() if endpoints}
-
-
-_load_format = one(
-    str,
-    lambda t: t.isprintable() and t.strip().lower() not in ("", "netloader"),
-    'give a load format other than netloader itself, such as "auto", or "never"',
-    str.strip,
-)
-
-
-def _fallback(at: Place, value: object) -> Fallback | None:
-    given = {"load_format": value} if isinstance(value, str) else value
-    if not isinstance(given, Mapping):
-        at.refuse(value, 'give a load format, "never", or {"load_format": "..."}')
-        return None
-    at.refuse_unknown(given, ("load_format", "model_loader_extra_config"))
-    spot = at if given is not value else at.inside(".load_format")
-    name = _load_format(spot, given.get("load_format"))
-    extra = given.get("model_loader_extra_config")
-    if not isinstance(extra, Mapping | None):
-        at.inside(".model_loader_extra_config").refuse(HIDDEN, "give a JSON object")
-    elif name is not None and name.lower() != "never":
-        return Fallback(name, dict(extra or {}))
-    return None
-
-
 def _handed_on(fallback: Fallback | None, given: Mapping[str, object]) -> Fallback | None:
     """The loader that takes over, with what was given for it; what FALLBACK itself says wins."""
     if fallback is None:
@@ -225,44 +158,10 @@ def _handed_on(fallback: Fallback | None, given: Mapping[str, object]) -> Fallba
     return Fallback(fallback.load_format, {**told, **fallback.extra})
 
 
-def _switch(at: Place, value: object) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    at.refuse(value, "give true or false")
-    return None
-
-
-def _token(at: Place, value: object) -> Secret | None:
-    text = _file_text(at, value, HIDDEN)
-    token = None if text is None else Secret(text.strip())
-    if token is not None and len(token.reveal()) < MIN_TOKEN_CHARS:
-        at.refuse(HIDDEN, f"the file must hold {MIN_TOKEN_CHARS} characters or more")
-    return token
-
-
-def _file_text(at: Place, value: object, as_shown: object) -> str | None:
-    """What the UTF-8 file at the path `value` says, without its byte-order mark."""
-    path = Path(value if isinstance(value, str) and value.isprintable() else "")
-    problem = "give the path of a file"
-    try:
-        if path.is_file() or not path.exists():  # to open a pipe would be to wait for its writer
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-            if len(data) <= MAX_FILE_BYTES:
-                return data.decode("utf-8-sig")
-            problem = f"the file is larger than {MAX_FILE_BYTES} bytes"
-    except OSError as error:
-        problem = f"the file cannot be read: {error.strerror}"
-    except UnicodeDecodeError:
-        problem = "the file must be UTF-8 text"
-    at.refuse(as_shown, problem)
-    return None
-
-
 def _json(at: Place, path: object) -> object:
     """What CONFIG_FILE holds; no fields at all after noting a problem."""
     try:
-        text = _file_text(at, path, path)
+        text = file_text(at, path, path)
         return {} if text is None else json.loads(text)
     except (ValueError, RecursionError) as error:
         at.refuse(path, f"the file is no JSON: {error}")
@@ -316,13 +215,13 @@ def _deadline(name: str, attribute: str, meaning: str, unit: float = 1.0) -> Fie
 
 # fmt: off
 FIELDS: Final = (
-    Field("SOURCE", _sources, "list", [],
+    Field("SOURCE", sources, "list", [],
           '`[{"device_id": 0, "sources": ["10.170.22.152:19374"]}, ...]`: each rank and its '
           "endpoints, tried in order; `host:port` or `[IPv6]:port`. Empty: the ordinary loader",
           "sources"),
     Field("MODEL", text_line, "string", None,
           "model name compared between client and server; default: `--model`"),
-    Field("LISTEN_PORT", _port, "integer", None,
+    Field("LISTEN_PORT", port, "integer", None,
           "the port is `LISTEN_PORT + RANK`; absent: a free one; outside 1024-65535: no listener"),
     Field("INT8_CACHE", choice(CachePolicy.HBM, CachePolicy.DRAM, CachePolicy.NO),
           "`hbm`, `dram`, `no`", "no",
@@ -343,17 +242,17 @@ FIELDS: Final = (
     Field("LAYOUT", choice(*LayoutChoice), "`auto`, `raw`, `processed`", "auto",
           "offer weights as they were loaded, or as the kernels use them; `auto`: as loaded, or "
           "else as used, except on a CPU, whose kernels hide them"),
-    Field("FALLBACK", _fallback, "string or object", "auto",
+    Field("FALLBACK", fallback, "string or object", "auto",
           "load format when no source works, or `never`, or "
           '`{"load_format": "...", "model_loader_extra_config": {...}}`'),
     Field("MAX_CLIENTS", whole(1, 2**31 - 1), "integer", 2,
           "clients served at once; others are told when to come back"),
-    Field("AUTH_TOKEN_FILE", _token, "string", None,
+    Field("AUTH_TOKEN_FILE", token, "string", None,
           f"file with a token of {MIN_TOKEN_CHARS} characters or more that both sides must know; "
           "absent: no proof is asked for", "token"),
     Field("PARALLEL", whole(1, 16), "integer, 1-16", 1,
           "sources that are asked at the same time; each sends a share"),
-    Field("RELAY", _switch, "boolean", False,
+    Field("RELAY", switch, "boolean", False,
           "serve each segment as soon as it is received, over tcp, until post-processing begins"),
     Field("LANES", whole(1, 16), "integer, 1-16", 2, "parallel connections of one TCP transfer"),
     Field("SEGMENT_MIB", whole(1, 1024), "integer, 1-1024", 64,
@@ -371,10 +270,10 @@ FIELDS: Final = (
     Field("AGREE_TIMEOUT_S", number(1, 86400, 1.0), "number", 600,
           "seconds the ranks of an instance wait for each other before a `FALLBACK` that uses "
           "collectives"),
-    Field("enable_multithread_load", _switch, "boolean", None,
+    Field("enable_multithread_load", switch, "boolean", None,
           "for the loader of `FALLBACK`, as vLLM's: read the files of the checkpoint in threads"),
     Field("num_threads", whole(1, 2**31 - 1), "integer", None, "for the same: how many threads"),
-    Field("enable_weights_track", _switch, "boolean", None,
+    Field("enable_weights_track", switch, "boolean", None,
           "for the same: check that each parameter was loaded"),
     Field("LOG_JSON", text_line, "string", None,
           "path, or `stderr`: write each log line there as one JSON object"),

@@ -9,7 +9,8 @@ from netloader.config import Endpoint, shown
 from netloader.fsm.identity import Difference
 from netloader.io.outcome import Outcome
 from netloader.log import Logger, emit
-from netloader.vllm_plugin.config.settings import Fallback, Settings
+from netloader.vllm_plugin.config.readers import Fallback
+from netloader.vllm_plugin.config.settings import Settings
 
 BAR_FORMAT = (
     "{desc}: {percentage:3.0f}% Completed | {n_fmt}/{total_fmt} "

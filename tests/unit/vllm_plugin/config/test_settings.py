@@ -11,10 +11,10 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from netloader.config import Deadlines, Endpoint
 from netloader.errors import ConfigError
+from netloader.vllm_plugin.config.readers import Fallback
 from netloader.vllm_plugin.config.settings import (
     FIELDS,
     CachePolicy,
-    Fallback,
     LayoutChoice,
     Settings,
     render_fields,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from netloader.config import Secret
 from netloader.errors import ConfigError
-from netloader.vllm_plugin.config.settings import FIELDS, MAX_FILE_BYTES, Settings
+from netloader.vllm_plugin.config.readers import MAX_FILE_BYTES
+from netloader.vllm_plugin.config.settings import FIELDS, Settings
 from tests.unit.vllm_plugin.config.test_settings import PLANTED, problems_of
 
 Write = Callable[[str | bytes], str]

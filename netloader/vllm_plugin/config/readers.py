@@ -1,0 +1,95 @@
+"""How single fields are read: a reader gives an option, or notes what is wrong and what to do."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from netloader.config import Place, Secret, one
+
+MAX_FILE_BYTES: Final = 2**20
+"""A thousand ranks with ten sources each need 300 KiB; more is a wrong path."""
+
+MIN_TOKEN_CHARS: Final = 16
+"""An attacker who records a handshake can try tokens offline; shorter ones can be found."""
+
+HIDDEN: Final = Secret("")
+"""Shown in errors in place of a value that is, or might be, a secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """The loader that takes over when no source works: vLLM's load format and its extra config."""
+
+    load_format: str
+    extra: Mapping[str, object] = field(default_factory=dict, repr=False)  # may hold credentials
+
+
+port: Final = one(  # any integer: one that is no usable port means "no listener", as the guide says
+    int | str,
+    lambda p: isinstance(p, int) or re.fullmatch("[0-9]{1,9}", p),
+    "give an integer, 1024 to 65535 (any other: no listener)",
+    int,
+)
+
+
+_load_format: Final = one(
+    str,
+    lambda t: t.isprintable() and t.strip().lower() not in ("", "netloader"),
+    'give a load format other than netloader itself, such as "auto", or "never"',
+    str.strip,
+)
+
+
+def fallback(at: Place, value: object) -> Fallback | None:
+    """Read the loader that takes over; None for `never`."""
+    given = {"load_format": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping):
+        at.refuse(value, 'give a load format, "never", or {"load_format": "..."}')
+        return None
+    at.refuse_unknown(given, ("load_format", "model_loader_extra_config"))
+    spot = at if given is not value else at.inside(".load_format")
+    name = _load_format(spot, given.get("load_format"))
+    extra = given.get("model_loader_extra_config")
+    if not isinstance(extra, Mapping | None):
+        at.inside(".model_loader_extra_config").refuse(HIDDEN, "give a JSON object")
+    elif name is not None and name.lower() != "never":
+        return Fallback(name, dict(extra or {}))
+    return None
+
+
+def switch(at: Place, value: object) -> bool | None:
+    """Read true or false."""
+    if isinstance(value, bool):
+        return value
+    at.refuse(value, "give true or false")
+    return None
+
+
+def token(at: Place, value: object) -> Secret | None:
+    """Read the token in the file of this path."""
+    text = file_text(at, value, HIDDEN)
+    token = None if text is None else Secret(text.strip())
+    if token is not None and len(token.reveal()) < MIN_TOKEN_CHARS:
+        at.refuse(HIDDEN, f"the file must hold {MIN_TOKEN_CHARS} characters or more")
+    return token
+
+
+def file_text(at: Place, value: object, as_shown: object) -> str | None:
+    """What the UTF-8 file at the path `value` says, without its byte-order mark."""
+    path = Path(value if isinstance(value, str) and value.isprintable() else "")
+    problem = "give the path of a file"
+    try:
+        if path.is_file() or not path.exists():  # to open a pipe would be to wait for its writer
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+            if len(data) <= MAX_FILE_BYTES:
+                return data.decode("utf-8-sig")
+            problem = f"the file is larger than {MAX_FILE_BYTES} bytes"
+    except OSError as error:
+        problem = f"the file cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        problem = "the file must be UTF-8 text"
+    at.refuse(as_shown, problem)
+    return None
