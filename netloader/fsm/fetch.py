@@ -17,6 +17,7 @@ what concerns all of them:
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -39,6 +40,7 @@ from netloader.fsm.fetch_events import (
     Wait,
 )
 from netloader.fsm.reasons import Reason
+from netloader.fsm.roster import Roster, in_order
 from netloader.fsm.source import LIVING, OCCUPIED, SESSIONS, Source
 from netloader.fsm.states import State
 
@@ -52,6 +54,13 @@ GRACE_S: Final = 0.25
 """Seconds that any request may take, so that a short one does not count as slow by chance."""
 ROUND_S: Final = 0.5
 """Sources that are to be asked again within this time of each other are asked in one round."""
+MOST_SOURCES: Final = 64
+"""Sources that others name are taken up while fewer than this number are known that do not rest.
+So peers that name more and more sources which fail cost a bounded number of sessions. Sources that
+were busy do not count: among many instances that start at once, nearly all are."""
+MOST_KNOWN: Final = 4096
+"""Sources that others name are taken up while fewer than this number are known. Each takes some
+hundred bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class Fetch:
         self.outcome: Finish | None = None
         """How the fetch ends, as soon as that is decided."""
         self.over = False
-        self.sources: dict[int, Source] = {}
+        self._roster = Roster()
         self.rows: list[object] = []
         """The rows of the table that the last step fired, for tests."""
         self._effects: list[FetchEffect] = []
@@ -97,8 +106,9 @@ class Fetch:
         self.now, self.rows = now, []
         match event:
             case SourcesFound():
-                new = [key for key in event.sources if key not in self.sources]
-                self.sources |= {key: Source(key, self) for key in new}
+                for key in event.sources:
+                    if key not in self.sources:
+                        self._roster.add(Source(key, self))
             case CancelRequested():
                 self._decide(State.FALLBACK, event.reason)
                 self._dismiss(Stage.RECEIVING)
@@ -109,18 +119,32 @@ class Fetch:
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`, in seconds of the caller's clock; None for never."""
-        due = min((source.due() for source in self.sources.values()), default=math.inf)
+        timed = self._in(Stage.READY, Stage.RECEIVING)
+        due = min((source.due() for source in timed), default=math.inf)
+        due = min(due, self._roster.wakes_at())
         return None if self.over or self.outcome or due == math.inf else due
 
     def handle_timeout(self, now: float) -> tuple[FetchEffect, ...]:
         """Act on the deadlines that have passed; returns the effects."""
         self.now, self.rows = now, []
-        waking = any(source.due() <= now for source in self._in(Stage.RESTING))
-        for source in self.sources.values():
-            early = ROUND_S if waking and source.state is Stage.RESTING else 0.0
-            if source.due() <= now + early and self.outcome is None:
+        wakes = self._roster.wakes_at() <= now
+        waking = self._roster.waking(now + ROUND_S) if wakes else []
+        for source in in_order(waking, self._in(Stage.READY, Stage.RECEIVING)):
+            resting = source.state is Stage.RESTING
+            if (resting or source.due() <= now) and self.outcome is None:
                 self._tell(source, Due())
         return self._answer()
+
+    @property
+    def sources(self) -> Mapping[int, Source]:
+        """All that are known, by their number."""
+        return self._roster.sources
+
+    def room(self) -> int:
+        """How many more sources may be taken up of those that other sources name."""
+        known = len(self.sources)
+        active = known - self._roster.count(Stage.RESTING)
+        return max(min(MOST_SOURCES - active, MOST_KNOWN - known), 0)
 
     # -- what a source may know of the others ----------------------------------------------------
 
@@ -135,7 +159,7 @@ class Fetch:
     def starved_at(self) -> float:
         """When a source with nothing to give is dropped: it must be all that the fetch has."""
         going_on = (Stage.CANDIDATE, *OCCUPIED)
-        return math.inf if self._in(*going_on) else self._progressed_at + self.options.stall_s
+        return math.inf if self._some(*going_on) else self._progressed_at + self.options.stall_s
 
     def overdue_at(self, source: Source) -> float:
         """When what a source was asked for is taken back; infinite while no other one waits."""
@@ -161,7 +185,7 @@ class Fetch:
             self._look_ahead()
         if self.outcome is not None:
             self._dismiss(Stage.DIALLED, Stage.READY)
-            if not self._in(*SESSIONS):
+            if not self._some(*SESSIONS):
                 self._effects.append(self.outcome)
                 self.over = True
 
@@ -174,7 +198,7 @@ class Fetch:
 
     def _share(self, source: Source) -> tuple[int, ...]:
         unasked = self._unasked()
-        parts = min(self.options.parallel, len(self._in(*LIVING)))
+        parts = min(self.options.parallel, self._roster.count(*LIVING))
         if parts > 1 and source.repeatable:
             parts *= SHARES
         return tuple(sorted(unasked & source.available))[: math.ceil(len(unasked) / parts)]
@@ -186,31 +210,32 @@ class Fetch:
 
     def _choose(self) -> None:
         """Dial candidates while there are segments to ask them for."""
-        if not self._in(Stage.CANDIDATE, *SESSIONS):
+        if not self._some(Stage.CANDIDATE, *SESSIONS):
             for source in self._in(Stage.ASIDE):
                 self._tell(source, Recalled())
         for source in self._in(Stage.CANDIDATE):
-            if self._has_room() and (self.root is None or self._unasked() or self._unconfirmed()):
+            if not self._has_room():
+                return
+            if self.root is None or self._unasked() or self._unconfirmed():
                 self._tell(source, Chosen())
 
     def _unconfirmed(self) -> bool:
         """Whether all is verified, but the source that was to complete the fetch failed."""
-        return not self.missing() and not self._in(*OCCUPIED)
+        return not self.missing() and not self._some(*OCCUPIED)
 
     def _has_room(self) -> bool:
-        return len(self._in(*OCCUPIED)) < self.options.parallel
+        return self._roster.count(*OCCUPIED) < self.options.parallel
 
     def _look_ahead(self) -> None:
         """Without a session, wait for sources that were busy, or finish."""
-        if self._in(*SESSIONS):
+        if self._some(*SESSIONS):
             self._waits = None
             return
         resting = self._in(Stage.RESTING)
         if not resting:
             self._decide(State.FALLBACK, Reason.NO_SOURCE)
             return
-        until = min(source.until for source in resting)
-        waits = Wait(tuple(source.key for source in resting), until)
+        waits = Wait(tuple(source.key for source in resting), self._roster.wakes_at())
         if waits != self._waits:
             self._effects.append(waits)
         self._waits = waits
@@ -223,10 +248,15 @@ class Fetch:
             self._tell(source, Dismissed())
 
     def _in(self, *stages: Stage) -> list[Source]:
-        return [source for source in self.sources.values() if source.state in stages]
+        return self._roster.within(*stages)
+
+    def _some(self, *stages: Stage) -> bool:
+        return self._roster.count(*stages) > 0
 
     def _tell(self, source: Source, event: Reported | Decided) -> None:
+        before = source.state
         row, effects = source.step(event)
+        self._roster.moved(source, before)
         self.rows.append(row)
         self._effects += effects
 
@@ -239,5 +269,5 @@ class Fetch:
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         twin.verified, twin._effects = set(self.verified), []
-        twin.sources = {key: source.twin(twin) for key, source in self.sources.items()}
+        twin._roster = self._roster.twin(lambda source: source.twin(twin))
         return twin

@@ -117,7 +117,7 @@ class SourceEnded:
 
 @dataclass(frozen=True, slots=True)
 class SourcesFound:
-    """These sources may be asked, in this order, after those known before; may be none."""
+    """These sources may be asked, in the ascending order of their numbers; may be none."""
 
     sources: tuple[int, ...]
 

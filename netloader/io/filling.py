@@ -14,6 +14,7 @@ from functools import partial
 from netloader.config import Endpoint
 from netloader.errors import UnsafeError
 from netloader.fsm.client_session import ClientSession
+from netloader.fsm.directory import Directory
 from netloader.fsm.events import StopRequested
 from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
@@ -56,8 +57,8 @@ from netloader.io.transports import Attachments
 from netloader.io.transports.tcp import TCP
 from netloader.log import emit
 
-MOST_SOURCES = 64
-"""Sources that one call asks, those that other sources named included."""
+NAMED_IN_LOG = 8
+"""Sources that one line of the log names: there may be thousands."""
 OTHER_WEIGHTS = StopRequested(
     Reason.STOPPED, "the source offers other weights than those that are being received"
 )
@@ -100,7 +101,9 @@ class Filling:
         self._options = options
         self._attempts = [*options.silent]
         silent = {attempt.source for attempt in self._attempts}
-        self._sources = [endpoint for endpoint in endpoints if endpoint not in silent]
+        own = places((spec.serves_at,))
+        asked = (endpoint for endpoint in endpoints if endpoint not in silent)
+        self._sources = Directory(asked, never=(*own, *silent))
         self._dirty = resumed is not None and resumed.weights_dirty
         self._attachments = Attachments(ledger.store)
         deadlines = options.deadlines
@@ -351,19 +354,17 @@ class Filling:
         """Take up the sources that a source has named."""
         offered = places(session.offer.other_sources) if session.offer else ()
         named = session.verdict.other_sources if session.verdict else ()
-        known = {*self._sources, *places((self._spec.serves_at,))}
-        known |= {attempt.source for attempt in self._attempts}
-        new = [place for place in dict.fromkeys(offered + named) if place not in known]
-        begin = len(self._sources)
-        self._sources += new[: max(MOST_SOURCES - begin, 0)]
-        if len(self._sources) > begin:
-            self._tell(SourcesFound(tuple(range(begin, len(self._sources)))))
+        if new := self._sources.take_up((*offered, *named), self._fetch.room()):
+            self._tell(SourcesFound(new))
 
     def _say_waiting(self, wait: Wait) -> None:
         now = monotonic()
         self._waits += 1
+        named = [str(self._sources[key]) for key in wait.sources[:NAMED_IN_LOG]]
+        if more := len(wait.sources) - len(named):
+            named.append(f"and {more} more")
         fields = {
-            "netloader.sources": ", ".join(str(self._sources[key]) for key in wait.sources),
+            "netloader.sources": ", ".join(named),
             "netloader.wait_s": round(max(wait.until - now, 0.0), 3),
             "netloader.wait_count": self._waits,
             "netloader.patience_s": round(self._fetch.patience_end - now, 3),

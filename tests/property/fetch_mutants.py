@@ -42,7 +42,7 @@ FETCH_MUTANTS: Final[dict[str, Mutant]] = {
         FETCHES, FETCH, r"sorted\(unasked & source\.available\)", "sorted(unasked)"
     ),
     "more sources are asked at once than allowed": Mutant(
-        FETCHES, FETCH, r"(self\._in\(\*OCCUPIED\)\)) <", r"\1 <="
+        FETCHES, FETCH, r"(self\._roster\.count\(\*OCCUPIED\)) <", r"\1 <="
     ),
     "patience has no end": Mutant(
         FETCHES, SOURCE, r"return source\.holding\.now >= .*", "return False"
@@ -51,7 +51,7 @@ FETCH_MUTANTS: Final[dict[str, Mutant]] = {
         FETCHES, FETCH, r"return assignment\.since \+ .*", "return math.inf"
     ),
     "a fetch waits without end for sources that have nothing": Mutant(
-        FETCHES, FETCH, r"return math\.inf if self\._in\(\*going_on\) else .*", "return math.inf"
+        FETCHES, FETCH, r"return math\.inf if self\._some\(\*going_on\) else .*", "return math.inf"
     ),
     "a transport is stepped down again and again": Mutant(
         FETCHES, SOURCE, r" and not source\.stepped_down", ""
@@ -70,6 +70,12 @@ FETCH_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "the first request that is completed is the last": Mutant(
         FETCHES, SOURCE, r"holding\.filled = not holding\.missing\(\)", "holding.filled = True"
+    ),
+    "busy sources leave no room for others": Mutant(
+        L4, FETCH, r"active = known - .*", "active = known"
+    ),
+    "sources that were named are taken up without a bound": Mutant(
+        L4, FETCH, r", MOST_KNOWN - known\)", ", MOST_KNOWN)"
     ),
     "a pause that is no number is waited for": Mutant(
         L4, SOURCE, r"if not math\.isfinite\(seconds\):", "if False:"

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.fetch import Fetch, FetchOptions
+from netloader.fsm.fetch import MOST_KNOWN, MOST_SOURCES, Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
     Available,
     Busy,
@@ -27,7 +27,7 @@ from netloader.fsm.fetch_events import (
     Wait,
 )
 from netloader.fsm.reasons import Reason
-from netloader.fsm.source import MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S
+from netloader.fsm.source import MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S, Source
 from netloader.fsm.states import State
 
 COUNT = 64
@@ -330,6 +330,71 @@ def test_a_source_that_is_found_late_is_asked_too() -> None:
     play.offers(0)
 
     assert play.fetch.step(SourcesFound((0, 2)), 1.0) == (Dial(2, stepped_down=False),)
+
+
+def test_busy_sources_leave_room_for_those_that_they_name() -> None:
+    play = Play()
+
+    for key in range(4 * MOST_SOURCES):
+        assert play.fetch.room() == MOST_SOURCES - 1, "all others rest"
+        play.fetch.step(SourcesFound((key + 1,)), play.now)
+        asked = play.busy(key, 30.0)
+        assert Dial(key + 1, stepped_down=False) in asked
+
+
+def test_failed_sources_that_name_others_without_end_are_followed_only_so_far() -> None:
+    play = Play()
+
+    for key in range(MOST_SOURCES - 1):
+        assert play.fetch.room() == MOST_SOURCES - 1 - key
+        play.fetch.step(SourcesFound((key + 1,)), play.now)
+        play.fails(key)
+
+    assert play.fetch.room() == 0
+
+
+def test_busy_sources_that_name_others_without_end_are_followed_only_so_far() -> None:
+    play = Play()
+
+    for key in range(MOST_KNOWN - 1):
+        play.fetch.step(SourcesFound((key + 1,)), play.now)
+        play.busy(key, 30.0)
+
+    assert play.fetch.room() == 0
+
+
+def test_more_sources_than_are_taken_up_may_be_given_from_the_beginning() -> None:
+    assert Play(sources=2 * MOST_SOURCES).fetch.room() == 0
+
+
+def test_a_step_looks_at_no_source_that_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    play = Play(sources=1000)
+    for key in range(999):
+        play.busy(key, 30.0)
+    looked: list[int] = []
+    due = Source.due
+
+    def noted(source: Source) -> float:
+        looked.append(source.key)
+        return due(source)
+
+    monkeypatch.setattr(Source, "due", noted)
+
+    play.offers(999)
+    play.delivers(999, (0, 1, 2), 0.1)
+
+    assert play.fetch.next_timeout() is not None
+    assert set(looked) <= {999}
+
+
+def test_sources_that_rest_are_asked_again_in_the_order_of_their_numbers() -> None:
+    play = Play(sources=3, parallel=3)
+    for key, pause in enumerate((1.2, 1.1, 1.0)):
+        play.busy(key, pause)
+
+    dials = play.fetch.handle_timeout(1.0)
+
+    assert dials == tuple(Dial(key, stepped_down=False) for key in range(3))
 
 
 def test_an_event_that_cannot_happen_raises() -> None:

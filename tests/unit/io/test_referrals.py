@@ -1,15 +1,17 @@
 """Other sources: who announces them, who is told, who dials them."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 from netloader.config import Endpoint
+from netloader.fsm.fetch import MOST_SOURCES
 from netloader.fsm.messages import Hello, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.terms import MAX_OTHER_SOURCES, places
 from netloader.io.client import fill
-from netloader.io.filling import MOST_SOURCES
 from netloader.io.referrals import Referrals
 from tests.unit.io.helpers import (
+    FAST,
     IDENTITY,
     Peer,
     asking,
@@ -58,6 +60,28 @@ def test_a_client_goes_on_to_a_source_that_a_full_one_names() -> None:
         (first, Reason.BUSY),
         (server.endpoint, Reason.VERIFIED),
     ]
+    assert contents(target) == contents(source)
+
+
+def test_a_client_finds_the_end_of_a_chain_that_is_longer_than_what_it_takes_up_at_once() -> None:
+    """So many instances start at once: each has its one place taken, and names the next."""
+    source, target = zoo(1), zoo(50)
+    with ExitStack() as stack:
+        named = str(stack.enter_context(serving(source)).endpoint)
+        for _ in range(MOST_SOURCES + 4):
+
+            def full(peer: Peer, others: tuple[str, ...] = (named,)) -> None:
+                peer.hear()
+                peer.say(Reject("busy", "full", (), 30.0, others))
+                peer.hear()
+
+            first = stack.enter_context(pretending(full))
+            named = str(first)
+        patient = asking(deadlines=replace(FAST, queue_s=60))
+        outcome = fill(target, [first], IDENTITY, patient)
+
+    assert outcome.ok
+    assert len(outcome.attempts) == MOST_SOURCES + 5
     assert contents(target) == contents(source)
 
 
