@@ -57,7 +57,7 @@ def serve_all(pipe: Connection) -> None:
     model = Llama()
     scramble(model, SEED)
     options = ServerOptions()
-    listener = Listener(bind(HOST, 0), catalog_of(model), options.deadlines, options.logger)
+    listener = Listener(bind(HOST, 0), catalog_of(model), options)
     memory = block()
     whole, stepped = _serve_plain(memory, GIB), _serve_plain(memory, PLAIN_SEND)
     store = TCPStore(HOST, 0, 2, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
@@ -74,7 +74,7 @@ def serve_model(pipe: Connection) -> None:
     model = Llama()
     scramble(model, SEED)
     options = ServerOptions()
-    listener = Listener(bind(HOST, 0), catalog_of(model), options.deadlines, options.logger)
+    listener = Listener(bind(HOST, 0), catalog_of(model), options)
     pipe.send(listener.endpoint.port)
     try:
         pipe.recv()

@@ -1,5 +1,6 @@
 """Options, and how untyped ones are checked. Reads no environment, file or clock."""
 
+import contextlib
 import difflib
 import ipaddress
 import re
@@ -142,6 +143,19 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Read a network such as `10.1.0.0/16`, or one address.
+
+    Raises ValueError, naming the text and the remedy, for anything else.
+    """
+    remedy = "write a network such as 10.1.0.0/16 or fd00::/8, or one address"
+    with contextlib.suppress(ValueError):
+        widest = ipaddress.ip_network(text, strict=False)
+        remedy = f"bits of the host are set; write {widest}"
+        return ipaddress.ip_network(text)
+    raise ValueError(f"{shown(text)} is no network; {remedy}")
 
 
 def _is_host(host: str) -> bool:

@@ -69,6 +69,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             "The port cannot be opened; the reason, and the process that has the port."
         ),
         "netloader.listener.exhausted": _warning("No connection can be accepted, and why."),
+        "netloader.listener.refused": _warning("Peers outside the allowed networks were closed."),
         "netloader.address.unknown": _warning("No address of this host can be named to others."),
         "netloader.address_file.failed": _warning("The address file cannot be written."),
         "netloader.background.failed": _error("Background work ended early, and what follows."),

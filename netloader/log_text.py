@@ -164,6 +164,13 @@ def _exhausted(fields: Fields) -> str:
     return f"No connection can be accepted ({_detail(fields)}; {already}){_remedy(fields)}"
 
 
+def _peers_refused(fields: Fields) -> str:
+    more = _number(fields, "netloader.connections") - 1
+    others = f" ({more:.0f} more since the last such line)" if more else ""
+    peer = _place(fields, "peer")
+    return f"Connection from {peer} is closed{others}: {_detail(fields)}{_remedy(fields)}"
+
+
 def _offered(fields: Fields) -> str:
     role = _text(fields, "netloader.role", "target")
     what = "" if role == "target" else f" of the {role} model"
@@ -279,6 +286,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.listener.stopped": lambda f: f"Stopped listening at {_place(f, 'local')}",
         "netloader.listener.failed": _port_failed,
         "netloader.listener.exhausted": _exhausted,
+        "netloader.listener.refused": _peers_refused,
         "netloader.address.unknown": _telling("No address can be named to clients"),
         "netloader.address_file.failed": _telling("The address file cannot be written"),
         "netloader.background.failed": _background,

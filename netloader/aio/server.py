@@ -11,7 +11,6 @@ from typing import Self
 
 from netloader import io
 from netloader.aio.reactor import AsyncioReactor
-from netloader.config import Deadlines
 from netloader.fsm.identity import Identity
 from netloader.fsm.messages import Offer
 from netloader.io.arguments import Weights
@@ -23,7 +22,6 @@ from netloader.io.reception import Reception
 from netloader.io.server import FENCE_S, check_listening, prepare
 from netloader.io.snapshot import ServerSnapshot
 from netloader.io.store.base import Store
-from netloader.log import Logger
 
 
 class AsyncioListener:
@@ -33,15 +31,13 @@ class AsyncioListener:
         OSError: the process is out of file descriptors. The socket is closed then.
     """
 
-    def __init__(
-        self, sock: socket.socket, catalog: Catalog, deadlines: Deadlines, logger: Logger
-    ) -> None:
+    def __init__(self, sock: socket.socket, catalog: Catalog, options: ServerOptions) -> None:
         self.endpoint = endpoint_of(sock)
-        self._logger = logger
+        self._logger = logger = options.logger
         self._process = os.getpid()
         self._reactor = AsyncioReactor(partial(trouble, logger))
         try:
-            self._reception = Reception(self._reactor, sock, catalog, deadlines, logger)
+            self._reception = Reception(self._reactor, sock, catalog, options)
         except OSError:
             self._reactor.close()
             sock.close()
@@ -176,7 +172,7 @@ async def listen(
     """
     chosen = check_listening(host, port, options)
     catalog = Catalog()
-    listener = AsyncioListener(bind(host, port), catalog, chosen.deadlines, chosen.logger)
+    listener = AsyncioListener(bind(host, port), catalog, chosen)
     return Server(io.Server(listener, catalog, chosen), listener)
 
 
@@ -193,6 +189,5 @@ async def serve(
     loop; only long work has threads: looking at the model, digests, sending weights.
     """
     prepared = await asyncio.to_thread(prepare, model, identity, host, port, options)
-    chosen = prepared.options
-    listener = AsyncioListener(bind(host, port), prepared.catalog, chosen.deadlines, chosen.logger)
+    listener = AsyncioListener(bind(host, port), prepared.catalog, prepared.options)
     return Server(prepared.served(listener), listener)

@@ -6,10 +6,11 @@ import socket
 import threading
 from functools import partial
 
-from netloader.config import Deadlines, Endpoint
+from netloader.config import Endpoint
 from netloader.io.catalog import Catalog
 from netloader.io.driver import Loop
 from netloader.io.forks import INHERITANCE
+from netloader.io.publishing import ServerOptions
 from netloader.io.reception import CLOSE_S, Reception
 from netloader.log import Logger, emit
 
@@ -49,11 +50,9 @@ class Listener:
         RuntimeError: it can start no more threads. The socket is closed then.
     """
 
-    def __init__(
-        self, sock: socket.socket, catalog: Catalog, deadlines: Deadlines, logger: Logger
-    ) -> None:
+    def __init__(self, sock: socket.socket, catalog: Catalog, options: ServerOptions) -> None:
         self.endpoint = endpoint_of(sock)
-        self._logger = logger
+        self._logger = logger = options.logger
         self._process = os.getpid()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="netloader-listener", daemon=True)
@@ -61,7 +60,7 @@ class Listener:
             undo.callback(sock.close)
             self._loop = Loop(partial(trouble, logger))
             undo.callback(self._loop.close)
-            self._reception = Reception(self._loop, sock, catalog, deadlines, logger)
+            self._reception = Reception(self._loop, sock, catalog, options)
             undo.callback(self._reception.close)
             self._thread.start()
             undo.pop_all()

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from netloader.config import Deadlines, Secret, check_type, check_whole, texts
+from netloader.config import Deadlines, Secret, check_type, check_whole, network, texts
 from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES, suitable_segment_bytes
@@ -41,6 +41,9 @@ class ServerOptions:
     facts: Mapping[str, str] = field(default_factory=dict)
     """What a client may ask before it builds its model."""
     token: Secret | None = None
+    allow: tuple[str, ...] = ()
+    """Networks of peers that may connect, such as `10.1.0.0/16`; none: every peer may. Others are
+    closed before anything is read. A client on the same host has the address that it dials."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     logger: Logger = field(default_factory=lambda: get_logger("server"))
     on_session: OnSession | None = None
@@ -53,12 +56,22 @@ class ServerOptions:
         if (cut := self.segment_bytes) is not None:
             check_whole("segment_bytes", cut, MIN_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
         check_whole("max_clients", self.max_clients, 1, MOST_CLIENTS)
+        object.__setattr__(self, "allow", texts("allow", self.allow))
+        for i, text in enumerate(self.allow):
+            _check_network(f"allow[{i}]", text)
         texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
         check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         remedy = "give a function of one record"
         check_type("on_session", self.on_session, Callable | None, remedy)
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
+
+
+def _check_network(name: str, text: str) -> None:
+    try:
+        network(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def publish(

@@ -11,21 +11,22 @@ import selectors
 import socket
 from typing import assert_never
 
-from netloader.config import Deadlines, Endpoint
+from netloader.config import Endpoint
 from netloader.fsm.events import StopRequested
 from netloader.fsm.messages import Lane
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
+from netloader.io.allowed import Allowed
 from netloader.io.catalog import Catalog
 from netloader.io.driver import Arrival, Link, Reactor
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
 from netloader.io.published import PublishedModel
+from netloader.io.publishing import ServerOptions
 from netloader.io.reserve import EXHAUSTED, Reserve
 from netloader.io.snapshot import SessionRecord
 from netloader.io.transports.refusal import refuse
 from netloader.io.worker import ServerWorker
-from netloader.log import Logger
 from netloader.wire.acceptor import Control, Decision, Refusal
 from netloader.wire.connection import Connection
 
@@ -50,24 +51,20 @@ class Reception:
     """
 
     def __init__(
-        self,
-        loop: Reactor,
-        sock: socket.socket,
-        catalog: Catalog,
-        deadlines: Deadlines,
-        logger: Logger,
+        self, loop: Reactor, sock: socket.socket, catalog: Catalog, options: ServerOptions
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._catalog = catalog
-        self._deadlines = deadlines
-        self._logger = logger
+        self._deadlines = options.deadlines
+        self._logger = options.logger
+        self._allowed = Allowed(options.allow, options.logger)
         self._arrivals: dict[Arrival, Endpoint] = {}
         self._links: dict[Link, ServerWorker] = {}
         self._workers: dict[str, ServerWorker] = {}
         self._resume_at: float | None = None
         self._stopping = False
-        self._reserve = Reserve(logger)
+        self._reserve = Reserve(options.logger)
         sock.setblocking(False)
         loop.watch(sock, selectors.EVENT_READ, self._accept)
         loop.members.add(self)
@@ -120,10 +117,14 @@ class Reception:
             self._reserve.tell(error, self._connections)
             self._find_room(error)
             return
+        peer = Endpoint(address[0].removeprefix("::ffff:"), address[1])
+        if not self._allowed.permits(peer, self._loop.now()):
+            INHERITANCE.close(sock)
+            return
         if self._connections >= MAX_LINKS:
             self._make_room()
         arrival = Arrival(self._loop, sock, self._deadlines.handshake_s, self._decided)
-        self._arrivals[arrival] = Endpoint(address[0].removeprefix("::ffff:"), address[1])
+        self._arrivals[arrival] = peer
 
     @property
     def _connections(self) -> int:

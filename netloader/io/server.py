@@ -292,8 +292,7 @@ def serve(
         WeightsError: the model has nothing to serve, or something that cannot travel.
     """
     prepared = prepare(model, identity, host, port, options)
-    chosen = prepared.options
-    listener = Listener(bind(host, port), prepared.catalog, chosen.deadlines, chosen.logger)
+    listener = Listener(bind(host, port), prepared.catalog, prepared.options)
     return prepared.served(listener)
 
 
@@ -307,7 +306,7 @@ def listen(host: str = "127.0.0.1", port: int = 0, options: ServerOptions | None
     """
     chosen = check_listening(host, port, options)
     catalog = Catalog()
-    listener = Listener(bind(host, port), catalog, chosen.deadlines, chosen.logger)
+    listener = Listener(bind(host, port), catalog, chosen)
     return Server(listener, catalog, chosen)
 
 

@@ -36,6 +36,7 @@ from netloader.vllm_plugin.config.readers import (
     switch,
     token,
 )
+from netloader.vllm_plugin.config.secure import networks
 from netloader.vllm_plugin.config.sources import sources
 
 AUTO: Final = "auto"
@@ -94,6 +95,7 @@ class Settings:
     config_file: str | None
     transport: str
     listen_host: str | None
+    allow: tuple[str, ...]
     weight_cache: CachePolicy
     layout: LayoutChoice
     agree_timeout_s: float
@@ -236,7 +238,10 @@ FIELDS: Final = (
           "how bytes move, to clients and from sources: `auto` (what suits the device: hccl, nccl, "
           "else tcp), `tcp`, `gloo`, `hccl`, `nccl`, `shm` (on one host, as one user), "
           "or the name of a registered transport"),
-    Field("LISTEN_HOST", text_line, "string", None, "address to listen at; absent: all of them"),
+    Field("LISTEN_HOST", text_line, "string", None,
+          "address to listen at; absent: the one that is told to others; `*`: all of them"),
+    Field("ALLOW", networks, "list of strings", [],
+          "networks of the hosts that may connect, such as `10.1.0.0/16`; empty: every host"),
     Field("WEIGHT_CACHE", choice(*CachePolicy), "`hbm`, `dram`, `no`, `auto`", "auto",
           "as `INT8_CACHE`, for any other parameter that post-processing replaces"),
     Field("LAYOUT", choice(*LayoutChoice), "`auto`, `raw`, `processed`", "auto",

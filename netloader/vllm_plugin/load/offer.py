@@ -78,6 +78,7 @@ def new_server(settings: Settings, rank: int) -> RankServer:
         segment_bytes=settings.segment_mib << 20,
         max_clients=settings.max_clients,
         token=settings.token,
+        allow=settings.allow,
         deadlines=settings.deadlines,
     )
     return RankServer(rank, PortChoice.of(settings, rank), options)

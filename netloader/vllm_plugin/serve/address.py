@@ -1,7 +1,7 @@
-"""The address that clients can connect to, as the log and a file name it.
+"""The address that clients can connect to: a server listens there; a log line and a file name it.
 
-A server that listens on every address must name one of them. vLLM's `get_ip` answers 0.0.0.0 when
-it finds none, as in a namespace without a default route; then the interfaces are asked.
+A server that listens on every address must name one of them, too. vLLM's `get_ip` answers 0.0.0.0
+when it finds none, as in a namespace without a default route; then the interfaces are asked.
 """
 
 import contextlib
@@ -21,17 +21,34 @@ from netloader.log import Logger, emit
 
 UNKNOWN = "unknown"
 """What the log shows in place of an address."""
+EVERY = "*"
+"""The LISTEN_HOST that means every address of this host."""
 REMEDY = "set VLLM_HOST_IP or LISTEN_HOST to the address that other hosts reach this one at"
 
 
 def told(bound: Endpoint) -> Endpoint | None:
     """The address to give to others for a socket bound to `bound`; None when there is none."""
-    if bound.host not in ANYWHERE:
-        return bound
-    for host in (get_ip(), *_interfaces()):
+    host = _reachable() if bound.host in ANYWHERE else bound.host
+    return Endpoint(host, bound.port) if host else None
+
+
+def listens_at(listen_host: str | None) -> str:
+    """The address to listen at, for a LISTEN_HOST; empty: every address of this host.
+
+    That is so where it is wanted, and where there is no address that others could be told.
+    """
+    if listen_host == EVERY:
+        return ""
+    return listen_host or _reachable() or ""
+
+
+def _reachable() -> str | None:
+    """An address of this host that other hosts reach, as far as can be seen from here."""
+    found: str = get_ip()
+    for host in (found, *_interfaces()):
         with contextlib.suppress(ValueError):  # no address at all
             if not ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
-                return Endpoint(host, bound.port)
+                return host
     return None
 
 

@@ -21,6 +21,10 @@ from netloader.vllm_plugin.serve import address
 from netloader.vllm_plugin.serve.port_owner import holder_of
 from netloader.vllm_plugin.serve.refusal import refuse
 
+NOT_HERE = (
+    f"let LISTEN_HOST or VLLM_HOST_IP name an address of this host, or set LISTEN_HOST to "
+    f"{address.EVERY!r}, every address, where hosts are told one that is translated (NAT)"
+)
 FIRST_PORT, LAST_PORT = 1024, 65535
 
 
@@ -29,7 +33,7 @@ class PortChoice:
     """Where a rank is to listen, and the path of its address file."""
 
     host: str
-    """Empty: every address, so that other hosts reach it."""
+    """Empty: every address."""
     port: int
     """0: a free one."""
     file: Path | None
@@ -40,7 +44,7 @@ class PortChoice:
         port = 0 if settings.listen_port is None else settings.listen_port + rank
         prefix = settings.output_prefix
         file = None if prefix is None else Path(f"{prefix}{rank}.txt")
-        return cls(settings.listen_host or "", port, file)
+        return cls(address.listens_at(settings.listen_host), port, file)
 
 
 class RankPort:
@@ -122,6 +126,8 @@ def _tell_failed(choice: PortChoice, error: Exception, logger: Logger) -> None:
         "netloader.detail": getattr(error, "strerror", None) or str(error),
         "netloader.remedy": "choose another LISTEN_PORT, or leave it out for a free one",
     }
+    if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+        fields["netloader.remedy"] = NOT_HERE
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         fields["netloader.holder"] = holder_of(choice.port) or "not seen from here"
     emit(logger, "netloader.listener.failed", fields)

@@ -66,8 +66,8 @@ class Shop:
     def __init__(self, target: nn.Module, draft: nn.Module) -> None:
         self.target, self.draft = published("target", target), published("draft", draft)
         self.catalog = Catalog((self.target, self.draft))
-        options = ServerOptions()
-        self.listener = Listener(bind("127.0.0.1", 0), self.catalog, FAST, options.logger)
+        options = ServerOptions(deadlines=FAST)
+        self.listener = Listener(bind("127.0.0.1", 0), self.catalog, options)
         self.endpoint: Endpoint = self.listener.endpoint
 
     def fill(self, role: str, into: nn.Module, transport: str = "tcp", **options: Any) -> Outcome:

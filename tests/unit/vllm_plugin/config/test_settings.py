@@ -44,6 +44,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         config_file=None,
         transport="auto",
         listen_host=None,
+        allow=(),
         weight_cache=CachePolicy.AUTO,
         layout=LayoutChoice.AUTO,
         agree_timeout_s=600.0,
@@ -90,6 +91,7 @@ def test_our_own_fields_are_understood() -> None:
         {
             "TRANSPORT": "tcp",
             "LISTEN_HOST": "::",
+            "ALLOW": ["10.1.0.0/16", "fd00::7"],
             "WEIGHT_CACHE": "dram",
             "LAYOUT": "processed",
             "MAX_CLIENTS": 7,
@@ -110,6 +112,7 @@ def test_our_own_fields_are_understood() -> None:
     )
 
     assert (settings.transport, settings.listen_host) == ("tcp", "::")
+    assert settings.allow == ("10.1.0.0/16", "fd00::7")
     assert settings.weight_cache is CachePolicy.DRAM
     assert settings.layout is LayoutChoice.PROCESSED
     assert settings.agree_timeout_s == 60.0
@@ -230,6 +233,9 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
             {"FALLBACK": {"load_format": "auto", "config": {}}},
             "FALLBACK: there is no field 'config'; known: load_format, model_loader_extra_config",
         ),
+        ({"ALLOW": "10.0.0.0/8"}, "ALLOW: '10.0.0.0/8' cannot be used; give a list, even of one"),
+        ({"ALLOW": ["10.0.0.9/8"]}, "ALLOW[0]: '10.0.0.9/8' is no network; bits of the host are"),
+        ({"ALLOW": ["::1", 5]}, "ALLOW[1]: 5 cannot be used; give one line of text"),
         ({"MAX_CLIENTS": 0}, "MAX_CLIENTS: 0 cannot be used; give an integer from 1"),
         ({"LANES": 17}, "LANES: 17 cannot be used; give an integer from 1 to 16"),
         ({"PARALLEL": 0}, "PARALLEL: 0 cannot be used; give an integer from 1 to 16"),

@@ -16,6 +16,7 @@ import pytest
 from torch import nn
 
 from netloader.config import Endpoint
+from netloader.fsm.reasons import Reason
 from netloader.io import fill
 from netloader.io.listener import bind
 from netloader.log import capture
@@ -47,6 +48,43 @@ def interfaces(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
     found = {f"eth{i}": [Interface(10 if ":" in h else 2, h)] for i, h in enumerate(hosts)}
     monkeypatch.setattr(address, "get_ip", lambda: "0.0.0.0")
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
+
+
+def test_a_server_listens_at_the_address_that_it_tells_and_at_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_HOST_IP", "127.0.0.7")
+    module = nn.Linear(4, 4)
+    serve(module, everywhere(tmp_path))
+    here = Endpoint.parse((tmp_path / "r-0.txt").read_text())
+    assert here.host == "127.0.0.7"
+    assert fill(nn.Linear(4, 4), [here], identity(), asking()).ok
+    other = fill(nn.Linear(4, 4), [Endpoint("127.0.0.1", here.port)], identity(), asking())
+    assert other.attempts[0].reason is Reason.UNREACHABLE
+
+
+def test_a_star_means_every_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_HOST_IP", "127.0.0.7")
+    module = nn.Linear(4, 4)
+    serve(module, settings(listen_host="*", output_prefix=f"{tmp_path}/r-"))
+    told = Endpoint.parse((tmp_path / "r-0.txt").read_text())
+    assert told.host == "127.0.0.7"
+    for host in ("127.0.0.7", "127.0.0.1"):
+        here = Endpoint(host, told.port)
+        assert fill(nn.Linear(4, 4), [here], identity(), asking()).ok
+
+
+def test_an_address_that_is_not_this_host_s_is_named_with_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_HOST_IP", "192.0.2.7")
+    with capture() as lines:
+        module = nn.Linear(4, 4)
+        serve(module, everywhere(tmp_path))
+    line = line_of(lines, "netloader.listener.failed")
+    assert line["network.local.address"] == "192.0.2.7"
+    assert "'*'" in line["netloader.remedy"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("nowhere", ["0.0.0.0", "::", ""])

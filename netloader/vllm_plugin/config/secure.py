@@ -1,0 +1,14 @@
+"""How the fields about security are read. No error shows a secret."""
+
+from netloader.config import Place, each, network, text_line
+
+
+def networks(at: Place, value: object) -> tuple[str, ...]:
+    """Read a list of networks."""
+    given: tuple[str | None, ...] = each(text_line)(at, value)
+    for i, text in enumerate(given):
+        try:
+            network(text or "::")  # of one that is no text, `each` has noted it
+        except ValueError as error:
+            at.problems.append(f"{at.path}[{i}]: {error}")
+    return tuple(text or "" for text in given)
