@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from netloader.io.memory import memory_of
 from netloader.io.waiting import poll
 
 CPU = torch.device("cpu")
@@ -83,14 +82,6 @@ def give_back(device: torch.device) -> None:
 def rooms(buffer: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Where each of some tensors (uint8, 1-d) is in a buffer that holds them back to back."""
     return buffer.split_with_sizes([len(tensor) for tensor in tensors])
-
-
-def copy_bytes(target: Tensor, source: Tensor) -> None:
-    """Copy bytes between two places (uint8, 1-d) on one device; on a CPU, without torch."""
-    if target.device == CPU:
-        memory_of(target)[:] = memory_of(source)
-    else:
-        target.copy_(source)
 
 
 class Readback:

@@ -216,6 +216,11 @@ class PeerGroup:
         """Whether as much is under way as may be: `arrive` first, then post."""
         return len(self._under_way) == IN_FLIGHT
 
+    def make_room(self) -> None:
+        """Wait until one more buffer may be under way."""
+        if self.full:
+            self.arrive()
+
     @property
     def empty(self) -> bool:
         """Whether nothing is under way."""

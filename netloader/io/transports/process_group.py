@@ -3,12 +3,13 @@
 What differs between collective libraries is in `backends`. The group has two members (server 0,
 client 1), its own store and the session in its name; it serves one transfer. Small extents share a
 staging buffer; large ones are sent from and received into place, where the library allows it. What
-was received is verified where it is in the end: on an accelerator it is read back.
+was received is verified where it is in the end: on an accelerator it is read back; in host memory
+one chunk is verified on a second thread while the next ones arrive.
 """
 
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from netloader.fsm.manifest import Extent, Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.chunks import CHUNK_BYTES, Chunk, chunks, size_of, sizes_digest
-from netloader.io.device import CPU, Readback, copy_bytes, rooms
+from netloader.io.device import CPU, Readback, rooms
 from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
 from netloader.io.store.base import Store
@@ -26,7 +27,8 @@ from netloader.io.store.digests import hashing_threads
 from netloader.io.store.ledger import SegmentWriter
 from netloader.io.transports.backends import BACKENDS, CLIENT, SERVER, Backend
 from netloader.io.transports.base import Capabilities, ReceiverSetup, SenderSetup
-from netloader.io.transports.device_slot import DeviceSlots
+from netloader.io.transports.device_slot import IN_FLIGHT, DeviceSlots
+from netloader.io.transports.host_chunks import Stage, in_place, pack, parts_of, unpack
 from netloader.io.transports.lanes import lane_error
 from netloader.io.transports.peer_group import PeerGroup
 
@@ -63,15 +65,31 @@ class GroupSender:
         """Send chunk by chunk, as many at a time as may be under way."""
         del lanes
         peer_group = self._peer_group
-        read = self._store.reader(peer_group.device)
+        buffers = self._on_host if peer_group.device == CPU else self._on_device
         with peer_group.joined(sizes_digest(segments)):
-            for chunk in chain.from_iterable(map(chunks, segments)):
-                if peer_group.full:
-                    peer_group.arrive()
-                peer_group.post(self._pack(chunk, read))
+            for buffer in buffers(segments):
+                peer_group.post(buffer)
             while not peer_group.empty:
                 peer_group.arrive()
         return sum(segment.nbytes for segment in segments)
+
+    def _on_host(self, segments: Sequence[Segment]) -> Iterator[Tensor]:
+        """Chunks in host memory; each is made when there is room for it."""
+        for segment in segments:
+            for parts in parts_of(segment, self._store.views(segment)):
+                self._peer_group.make_room()
+                buffer = in_place(parts)
+                if buffer is None:
+                    buffer = self._peer_group.row(sum(map(len, parts)))
+                    pack(buffer, parts)
+                yield buffer
+
+    def _on_device(self, segments: Sequence[Segment]) -> Iterator[Tensor]:
+        """Chunks in the memory of an accelerator; each is made when there is room for it."""
+        read = self._store.reader(self._peer_group.device)
+        for chunk in chain.from_iterable(map(chunks, segments)):
+            self._peer_group.make_room()
+            yield self._pack(chunk, read)
 
     def _pack(self, chunk: Chunk, read: Callable[[Extent], Tensor]) -> Tensor:
         extents = [*map(read, chunk)]
@@ -79,7 +97,7 @@ class GroupSender:
             return extents[0]
         buffer = self._peer_group.row(size_of(chunk))
         for room, extent in zip(rooms(buffer, extents), extents, strict=True):
-            copy_bytes(room, extent)
+            room.copy_(extent)
         return buffer
 
     def abort(self) -> None:
@@ -89,6 +107,20 @@ class GroupSender:
     def end(self) -> None:
         """End the group."""
         self._peer_group.end()
+
+
+@dataclass(frozen=True, slots=True)
+class _HostLanding:
+    """A chunk that was posted in host memory; `packed` is None where it arrives in its place."""
+
+    writer: SegmentWriter
+    packed: Tensor | None
+    parts: Sequence[memoryview]
+
+    def take_in(self) -> None:
+        """Put what has arrived where it belongs, and verify it there."""
+        for part in self.parts if self.packed is None else unpack(self.packed, self.parts):
+            self.writer.update(part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +135,7 @@ class _Landing:
         """Put what has arrived where it belongs."""
         if self.buffer is not self.places[0]:
             for place, room in zip(self.places, rooms(self.buffer, self.places), strict=True):
-                copy_bytes(place, room)
+                place.copy_(room)
 
 
 class GroupReceiver:
@@ -116,7 +148,6 @@ class GroupReceiver:
         self._stall_s = setup.stall_s
         slot = slots.of(_device_for(backend, store))
         self._peer_group = PeerGroup(backend, CLIENT, setup.session, setup.stall_s, slot)
-        self._threads = 1 if slot.device == CPU else hashing_threads()
         self._posted: deque[_Landing] = deque()
         self._reading: deque[tuple[SegmentWriter, Readback]] = deque()
 
@@ -146,23 +177,51 @@ class GroupReceiver:
 
     def run(self, segments: Sequence[Segment]) -> int:
         """Receive and verify chunk by chunk, as many posted as may be under way."""
+        receive = self._on_host if self._peer_group.device == CPU else self._on_device
         with self._peer_group.joined(sizes_digest(segments)):
-            for segment in segments:
-                writer = self._setup.lease.expect(segment, self._threads)
-                for chunk in chunks(segment):
-                    if self._peer_group.full:
-                        self._land()
-                    self._post(writer, chunk)
-            while self._posted:
-                self._land()
-            while self._reading:
-                self._verify()
+            receive(segments)
         return sum(segment.nbytes for segment in segments)
+
+    def _on_host(self, segments: Sequence[Segment]) -> None:
+        """Post into host memory, one chunk less than there are rows: that one is verified."""
+        posted: deque[_HostLanding] = deque()
+        with Stage("netloader-verify") as verify:
+
+            def land() -> None:
+                self._peer_group.arrive()
+                verify.put(posted.popleft().take_in)
+
+            for segment in segments:
+                writer = self._setup.lease.expect(segment)
+                for parts in parts_of(segment, writer.views()):
+                    if len(posted) == IN_FLIGHT - 1:
+                        land()
+                    packed = None
+                    buffer = in_place(parts)
+                    if buffer is None:
+                        buffer = packed = self._peer_group.row(sum(map(len, parts)))
+                    self._peer_group.post(buffer)
+                    posted.append(_HostLanding(writer, packed, parts))
+            while posted:
+                land()
+            verify.wait()
+
+    def _on_device(self, segments: Sequence[Segment]) -> None:
+        for segment in segments:
+            writer = self._setup.lease.expect(segment, hashing_threads())
+            for chunk in chunks(segment):
+                if self._peer_group.full:
+                    self._land()
+                self._post(writer, chunk)
+        while self._posted:
+            self._land()
+        while self._reading:
+            self._verify()
 
     def _post(self, writer: SegmentWriter, chunk: Chunk) -> None:
         places = tuple(writer.target(extent, self._peer_group.device) for extent in chunk)
-        in_place = len(places) == 1 and self._peer_group.in_place
-        buffer = places[0] if in_place else self._peer_group.row(size_of(chunk))
+        alone = len(places) == 1 and self._peer_group.in_place
+        buffer = places[0] if alone else self._peer_group.row(size_of(chunk))
         self._peer_group.post(buffer)
         self._posted.append(_Landing(writer, buffer, places))
 
@@ -171,10 +230,6 @@ class GroupReceiver:
         self._peer_group.arrive()
         landing = self._posted.popleft()
         landing.spread()
-        if self._peer_group.device == CPU:
-            for place in landing.places:
-                landing.writer.update(memory_of(place))
-            return
         self._reading.append((landing.writer, Readback(landing.places, self._peer_group.device)))
         if len(self._reading) > READ_BACK:
             self._verify()

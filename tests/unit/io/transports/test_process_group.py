@@ -8,13 +8,15 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch._C._distributed_c10d import HashStore
 
-from netloader.fsm.manifest import Extent
+from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.clock import monotonic
 from netloader.io.transports import TransferError
+from netloader.io.transports.backends import CLIENT
+from netloader.io.transports.peer_group import PeerGroup
 from tests.unit.io.helpers import (
     KIB,
     MIB,
@@ -90,6 +92,26 @@ def test_a_byte_changed_on_the_way_is_refused(join: Join) -> None:
 
     assert received.wait()
     assert received.failure[0].reason is Reason.DIGEST_MISMATCH
+
+
+def test_thousands_of_small_tensors_take_few_operations(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posted: list[int] = []
+    post = PeerGroup.post
+
+    def noted(group: PeerGroup, buffer: torch.Tensor) -> None:
+        posted.append(len(buffer))
+        post(group, buffer)
+
+    monkeypatch.setattr(PeerGroup, "post", noted)
+    source = module_of(**{f"w{i}": random(10 * KIB, seed=i) for i in range(500)})
+    target = module_of(**{f"w{i}": random(10 * KIB) for i in range(500)})
+
+    moved(join("gloo", source, target, segment_bytes=8 * MIB))
+
+    assert contents(target) == contents(source)
+    assert len(posted) == 2 * 3  # three segments, on both sides
 
 
 # -- the host's own process groups ---------------------------------------------------------------
@@ -181,20 +203,15 @@ class Pause:
             self.over.wait(SOON_S)
 
 
-Reader: TypeAlias = Callable[[torch.device], Callable[[Extent], Tensor]]
+Views: TypeAlias = Callable[[Segment], Iterator[memoryview]]
 
 
-def after(pause: Pause, reader: Reader) -> Reader:
-    """Reading that pauses first."""
+def after(pause: Pause, views: Views) -> Views:
+    """Views of a segment, after a pause."""
 
-    def paused(device: torch.device) -> Callable[[Extent], Tensor]:
-        read = reader(device)
-
-        def first(extent: Extent) -> Tensor:
-            pause()
-            return read(extent)
-
-        return first
+    def paused(segment: Segment) -> Iterator[memoryview]:
+        pause()
+        return views(segment)
 
     return paused
 
@@ -204,6 +221,29 @@ def pause() -> Iterator[Pause]:
     held = Pause()
     yield held
     held.over.set()
+
+
+def test_the_next_chunk_arrives_while_one_is_verified(
+    join: Join, pause: Pause, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived: list[int] = []
+    arrive = PeerGroup.arrive
+
+    def noted(group: PeerGroup) -> None:
+        arrive(group)
+        arrived.append(vars(group)["_rank"])
+
+    monkeypatch.setattr(PeerGroup, "arrive", noted)
+    ends = join("gloo", big(), big(), segment_bytes=MIB, report=pause)
+    ends.open()
+    sent, received = ends.send(), ends.receive()
+    assert pause.reached.wait(SOON_S)  # the third segment is being verified
+
+    assert eventually(lambda: arrived.count(CLIENT) == 4)
+    pause.over.set()
+    assert sent.wait()
+    assert received.wait()
+    assert received.failure == []
 
 
 def test_an_abort_ends_a_sender_whose_peer_receives_nothing_more(join: Join, pause: Pause) -> None:
@@ -226,7 +266,7 @@ def test_an_abort_ends_a_receiver_whose_peer_sends_nothing_more(
     join: Join, pause: Pause, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends = join("gloo", big(), big(), segment_bytes=MIB)
-    monkeypatch.setattr(ends.giving, "reader", after(pause, ends.giving.reader))
+    monkeypatch.setattr(ends.giving, "views", after(pause, ends.giving.views))
     ends.open()
     received = ends.receive()
     ends.send()
@@ -248,7 +288,7 @@ def test_a_peer_that_falls_silent_is_noticed_after_one_stall_deadline(
     report = pause if silent == "receiver" else lambda done, total: None
     ends = join("gloo", big(), big(), segment_bytes=MIB, stall_s=3.0, report=report)
     if silent == "sender":
-        monkeypatch.setattr(ends.giving, "reader", after(pause, ends.giving.reader))
+        monkeypatch.setattr(ends.giving, "views", after(pause, ends.giving.views))
     ends.open()
     sent, received = ends.send(), ends.receive()
     assert pause.reached.wait(SOON_S)
