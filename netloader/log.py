@@ -70,6 +70,10 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         ),
         "netloader.listener.exhausted": _warning("No connection can be accepted, and why."),
         "netloader.listener.refused": _warning("Peers outside the allowed networks were closed."),
+        "netloader.secret.reloaded": _info("A file of tokens or certificates was read again."),
+        "netloader.secret.unreadable": _warning(
+            "Such a file has changed and cannot be used; what it held before stays in force."
+        ),
         "netloader.address.unknown": _warning("No address of this host can be named to others."),
         "netloader.address_file.failed": _warning("The address file cannot be written."),
         "netloader.background.failed": _error("Background work ended early, and what follows."),

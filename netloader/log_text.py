@@ -171,6 +171,11 @@ def _peers_refused(fields: Fields) -> str:
     return f"Connection from {peer} is closed{others}: {_detail(fields)}{_remedy(fields)}"
 
 
+def _unreadable(fields: Fields) -> str:
+    files = _text(fields, "netloader.files")
+    return f"{files} cannot be used, so what was read before stays in force: {_detail(fields)}"
+
+
 def _offered(fields: Fields) -> str:
     role = _text(fields, "netloader.role", "target")
     what = "" if role == "target" else f" of the {role} model"
@@ -287,6 +292,8 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.listener.failed": _port_failed,
         "netloader.listener.exhausted": _exhausted,
         "netloader.listener.refused": _peers_refused,
+        "netloader.secret.reloaded": lambda f: f"Read again: {_text(f, 'netloader.files')}",
+        "netloader.secret.unreadable": _unreadable,
         "netloader.address.unknown": _telling("No address can be named to clients"),
         "netloader.address_file.failed": _telling("The address file cannot be written"),
         "netloader.background.failed": _background,

@@ -9,7 +9,7 @@ session. docs/protocol/conversation.md shows the bytes.
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Final, TypeAlias, TypeVar
 
@@ -25,6 +25,8 @@ from netloader.fsm.messages import (
     Proof,
 )
 
+PROOFS: Final = ("mac", "macs")
+"""The fields of messages that hold proofs."""
 Proven: TypeAlias = Challenge | Proof | Offer | Description | Answer
 """The messages that carry a proof."""
 P = TypeVar("P", bound=Proven)
@@ -37,6 +39,25 @@ SPEAKERS: Final[Mapping[type[Proven], str]] = {
     Answer: "client",
 }
 """Which side sends each of them."""
+
+
+def challenge(tokens: Sequence[Secret], hello: Hello, nonce: str) -> Challenge:
+    """The server's challenge, with a proof for each of its tokens: it knows not which is theirs."""
+    plain = Challenge(nonce)
+    first, *others = (_mac(plain, token, hello, nonce) for token in tokens)
+    return Challenge(nonce, first, tuple(others))
+
+
+def challenges(message: Challenge, token: Secret, hello: Hello) -> bool:
+    """Whether a challenge proves a token with any of its proofs. Constant time, as `proves`."""
+    proofs = [replace(message, mac=mac, macs=()) for mac in (message.mac, *message.macs)]
+    return any([proves(each, token, hello, message.nonce) for each in proofs])  # noqa: C419 - each
+
+
+def known(message: Proof, tokens: Sequence[Secret], hello: Hello, nonce: str) -> Secret | None:
+    """The token that a client has proven, or None. Each is tried, so time does not tell which."""
+    fitting = [token for token in tokens if proves(message, token, hello, nonce)]
+    return fitting[0] if fitting else None
 
 
 def proven(message: P, token: Secret | None, hello: Hello, nonce: str) -> P:
@@ -59,7 +80,7 @@ def authenticated(message: Proven, hello: Hello, nonce: str) -> bytes:
     The fields are read from the message's class, so a field that is added later is covered too. One
     that is None is left out.
     """
-    values = {f.name: getattr(message, f.name) for f in fields(message) if f.name != "mac"}
+    values = {f.name: getattr(message, f.name) for f in fields(message) if f.name not in PROOFS}
     content = {name: value for name, value in values.items() if value is not None}
     if isinstance(message, Offer):
         manifest = message.manifest

@@ -66,7 +66,7 @@ def _tokenless(session: ClientSession, event: Challenge) -> bool:
 
 def _wrong_proof(session: ClientSession, event: Challenge) -> bool:
     token = session.spec.token
-    return token is None or not auth.proves(event, token, session.hello, event.nonce)
+    return token is None or not auth.challenges(event, token, session.hello)
 
 
 def _asked_again(session: ClientSession, event: Challenge) -> bool:

@@ -46,6 +46,8 @@ class Challenge:
 
     nonce: str
     mac: str = ""
+    macs: tuple[str, ...] = ()
+    """Its proofs with its other tokens, while tokens are changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from netloader.config import Secret
 from netloader.fsm import auth
 from netloader.fsm.effects import Effect, PrepareOffer, Send, Settle, StartTransfer, Verdict
 from netloader.fsm.events import (
@@ -20,7 +21,6 @@ from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
     Begin,
-    Challenge,
     Complete,
     Description,
     Have,
@@ -62,7 +62,7 @@ def _other_version(session: ServerSession, event: Hello) -> bool:
 
 def _needs_proof(session: ServerSession, event: Hello) -> bool:
     del event
-    return session.entry.token is not None
+    return bool(session.entry.tokens)
 
 
 def _unasked(session: ServerSession, event: Proof) -> bool:
@@ -71,10 +71,7 @@ def _unasked(session: ServerSession, event: Proof) -> bool:
 
 
 def _wrong_proof(session: ServerSession, event: Proof) -> bool:
-    token, hello = session.entry.token, session.hello
-    if token is None or hello is None:
-        return True
-    return not auth.proves(event, token, hello, session.nonce)
+    return _known(session, event) is None
 
 
 def _greeted_twice(session: ServerSession, event: Hello) -> bool:
@@ -129,6 +126,13 @@ def _idle(session: ServerSession, event: DeadlinePassed) -> bool:
     return session.request is None
 
 
+def _known(session: ServerSession, event: Hello | Proof) -> Secret | None:
+    """The token that a proof shows; None for a hello, which is enough where there is no token."""
+    if isinstance(event, Hello) or session.hello is None:
+        return None
+    return auth.known(event, session.entry.tokens, session.hello, session.nonce)
+
+
 def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
     hello = event if isinstance(event, Hello) else session.hello
     if hello is None:
@@ -172,10 +176,9 @@ def _refuse_version(session: ServerSession, event: Hello) -> Iterable[Effect]:
 
 def _challenge(session: ServerSession, event: Hello) -> Iterable[Effect]:
     session.hello = event
-    token = session.entry.token
-    if token is None:
+    if not session.entry.tokens:
         raise AssertionError("guarded by _needs_proof")
-    yield Send(auth.proven(Challenge(session.nonce), token, event, session.nonce))
+    yield Send(auth.challenge(session.entry.tokens, event, session.nonce))
 
 
 def _refuse_proof(session: ServerSession, event: Proof) -> Iterable[Effect]:
@@ -210,13 +213,14 @@ def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[
 def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     hello = _hello(session, event)
     mine = session.entries[session.chosen(hello)]
+    session.token = _known(session, event)
     description = Description(mine.identity, mine.facts)
-    yield Send(auth.proven(description, mine.token, hello, session.nonce))
+    yield Send(auth.proven(description, session.token, hello, session.nonce))
     yield Settle(Verdict(State.DONE, Reason.DESCRIBED))
 
 
 def _prepare(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
-    session.hello = _hello(session, event)
+    session.token, session.hello = _known(session, event), _hello(session, event)
     _, transports, algorithms = _shared(session, session.hello)
     announced = [str(place) for place in places((session.hello.serves_at,))]
     serves_at = "".join(announced)
@@ -247,7 +251,7 @@ def _offer(session: ServerSession, event: OfferReady) -> Iterable[Effect]:
         other_sources=event.other_sources[:MAX_OTHER_SOURCES],
         availability=None if event.available is None else ranges_of(there),
     )
-    yield Send(auth.proven(offer, mine.token, session.hello, session.nonce))
+    yield Send(auth.proven(offer, session.token, session.hello, session.nonce))
 
 
 def _note_more(session: ServerSession, event: MoreAvailable) -> Iterable[Effect]:

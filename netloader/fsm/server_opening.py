@@ -22,7 +22,7 @@ from netloader.fsm.terms import is_rendezvous
 
 
 def _forged(session: ServerSession, event: Answer) -> bool:
-    token, hello = session.entry.token, session.hello
+    token, hello = session.token, session.hello
     if token is None or hello is None:
         return False
     return not auth.proves(event, token, hello, session.nonce)

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from netloader.config import Deadlines
+from netloader.config import Deadlines, Secret
 from netloader.fsm.manifest import segment_count
 from netloader.fsm.messages import Answer, Hello
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Session
@@ -11,7 +11,10 @@ from netloader.fsm.terms import CatalogEntry
 
 
 class ServerSession(Session):
-    """The session with one client. The caller makes id and `nonce`; `entries` have one token."""
+    """The session with one client. The caller makes id and `nonce`.
+
+    `token` is the one that the client has proven, if the entry has tokens.
+    """
 
     __slots__ = (
         "available",
@@ -25,6 +28,7 @@ class ServerSession(Session):
         "opened",
         "segment_digests",
         "session_id",
+        "token",
     )
 
     side: ClassVar[str] = "server"
@@ -41,6 +45,7 @@ class ServerSession(Session):
         self.session_id = session_id
         self.nonce = nonce
         self.hello: Hello | None = None
+        self.token: Secret | None = None
         self.offered = False
         self.candidates: tuple[str, ...] = ()
         """The transports of the offer, in order."""

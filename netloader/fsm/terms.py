@@ -84,7 +84,8 @@ class CatalogEntry:
     transports: tuple[str, ...]
     digest_algorithms: tuple[str, ...]
     facts: Mapping[str, str] = field(default_factory=dict)
-    token: Secret | None = None
+    tokens: tuple[Secret, ...] = ()
+    """A client must know one of them; none: no proof is asked for."""
 
     def __post_init__(self) -> None:
         if self.segment_bytes < MIN_SEGMENT_BYTES:

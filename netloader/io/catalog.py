@@ -13,12 +13,12 @@ from netloader.io.snapshot import ModelSnapshot
 
 
 class Catalog:
-    """What one listener offers: a published model for each role, all with one token.
+    """What one listener offers: a published model for each role. All ask for a token, or none.
 
     A client of a role that is not here is refused with the differences from the first one. The
     state of a role is that of its published model.
 
-    Raises ValueError for two tokens.
+    Raises ValueError where some ask for a token and others for none.
     """
 
     def __init__(self, published_models: Iterable[PublishedModel] = ()) -> None:
@@ -31,7 +31,7 @@ class Catalog:
 
         Raises:
             LocalProtocolError: a fence of its role is open.
-            ValueError: its token is not that of the others.
+            ValueError: it asks for a token and the others do not, or the reverse.
         """
         role = published.entry.role
         with self._lock:
@@ -152,6 +152,6 @@ class Catalog:
 def _by_role(published_models: Iterable[PublishedModel]) -> tuple[PublishedModel, ...]:
     """The last published model of each role."""
     found = {published.entry.role: published for published in published_models}
-    if len({published.entry.token for published in found.values()}) > 1:
-        raise ValueError("published models on one port must have the same token")
+    if len({bool(published.entry.tokens) for published in found.values()}) > 1:
+        raise ValueError("published models on one port must all ask for a token, or none of them")
     return tuple(found.values())

@@ -38,7 +38,7 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
     `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
     """
     stop = Stop(options.cancel, options.timeout_s)
-    spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.token)
+    spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.first_token)
     silent: list[Attempt] = []
     for number, endpoint in enumerate(sources):
         fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "describe"}

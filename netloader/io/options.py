@@ -19,6 +19,7 @@ from netloader.io.outcome import Attempt
 from netloader.io.relay import RelayHost, dialled_at
 from netloader.io.stopping import CancelToken
 from netloader.log import Logger, get_logger
+from netloader.secure.tokens import Tokens, check_tokens, current
 
 LANES = min(2, max(1, cores() // 2))
 """One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
@@ -40,7 +41,8 @@ class ClientOptions:
     """Sources that are asked at the same time. 1: in the order given, the next one when one fails.
     With more, each sends a share, and takes a place at its server as long as it does. That pays
     where a single server is slower than the network of the client."""
-    token: Secret | None = None
+    token: Tokens = None
+    """What a source must know; of several tokens, the first. None: no proof is asked for."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     report: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
     """Called with bytes verified and bytes in all, one call at a time and without a lock, from the
@@ -69,7 +71,7 @@ class ClientOptions:
         object.__setattr__(self, "layouts", texts("layouts", self.layouts))
         check_whole("lanes", self.lanes, 1, MAX_LANES)
         check_whole("parallel", self.parallel, 1, MAX_PARALLEL)
-        check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
+        check_tokens("token", self.token)
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         check_type("report", self.report, Callable, "give a callable that takes two integers")
         if isinstance(self.serves_at, str):
@@ -86,3 +88,8 @@ class ClientOptions:
         for i, attempt in enumerate(self.silent):
             check_type(f"silent[{i}]", attempt, Attempt, "give what `describe` returned")
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
+
+    @property
+    def first_token(self) -> Secret | None:
+        """The token that sources are asked to know, now."""
+        return next(iter(current(self.token)), None)

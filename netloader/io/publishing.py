@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from netloader.config import Deadlines, Secret, check_type, check_whole, network, texts
+from netloader.config import Deadlines, check_type, check_whole, network, texts
 from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES, suitable_segment_bytes
@@ -20,6 +20,7 @@ from netloader.io.transports import suited
 from netloader.io.usage import Usage
 from netloader.io.watch import watched
 from netloader.log import Logger, emit, get_logger
+from netloader.secure.tokens import Tokens, check_tokens, current
 from netloader.wire.frames import sendable
 
 MOST_SEGMENT_BYTES = 1 << 40
@@ -40,7 +41,8 @@ class ServerOptions:
     max_clients: int = 2
     facts: Mapping[str, str] = field(default_factory=dict)
     """What a client may ask before it builds its model."""
-    token: Secret | None = None
+    token: Tokens = None
+    """What clients must know; of several tokens, any. None: no proof is asked for."""
     allow: tuple[str, ...] = ()
     """Networks of peers that may connect, such as `10.1.0.0/16`; none: every peer may. Others are
     closed before anything is read. A client on the same host has the address that it dials."""
@@ -60,7 +62,7 @@ class ServerOptions:
         for i, text in enumerate(self.allow):
             _check_network(f"allow[{i}]", text)
         texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
-        check_type("token", self.token, Secret | None, "wrap the text: Secret(text)")
+        check_tokens("token", self.token)
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         remedy = "give a function of one record"
         check_type("on_session", self.on_session, Callable | None, remedy)
@@ -98,7 +100,7 @@ def publish(
         transports=options.transports or suited(weights.device.type, options.logger),
         digest_algorithms=tuple(ALGORITHMS)[:1],
         facts=options.facts,
-        token=options.token,
+        tokens=current(options.token),
     )
     owner = (usage, on_change, options.logger, options.on_session)
     return PublishedModel(weights, entry, options.max_clients, *owner)
@@ -122,7 +124,7 @@ def publish_received(
         transports=options.transports or suited(store.device.type, options.logger),
         digest_algorithms=(offer.digest_algorithm,),
         facts=options.facts,
-        token=options.token,
+        tokens=current(options.token),
     )
     owner = (None, withdraw_only, options.logger, options.on_session)
     published = PublishedModel(store, entry, options.max_clients, *owner)

@@ -9,6 +9,7 @@ The session id lets a client attach data lanes. It is valid only while the sessi
 import secrets
 import selectors
 import socket
+from dataclasses import replace
 from typing import assert_never
 
 from netloader.config import Endpoint
@@ -16,6 +17,7 @@ from netloader.fsm.events import StopRequested
 from netloader.fsm.messages import Lane
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
+from netloader.fsm.terms import CatalogEntry
 from netloader.io.allowed import Allowed
 from netloader.io.catalog import Catalog
 from netloader.io.driver import Arrival, Link, Reactor
@@ -27,6 +29,7 @@ from netloader.io.reserve import EXHAUSTED, Reserve
 from netloader.io.snapshot import SessionRecord
 from netloader.io.transports.refusal import refuse
 from netloader.io.worker import ServerWorker
+from netloader.secure.tokens import TokenFile, current
 from netloader.wire.acceptor import Control, Decision, Refusal
 from netloader.wire.connection import Connection
 
@@ -58,6 +61,7 @@ class Reception:
         self._catalog = catalog
         self._deadlines = options.deadlines
         self._logger = options.logger
+        self._token = options.token
         self._allowed = Allowed(options.allow, options.logger)
         self._arrivals: dict[Arrival, Endpoint] = {}
         self._links: dict[Link, ServerWorker] = {}
@@ -158,7 +162,7 @@ class Reception:
         """Begin a session, as of when its connection was accepted."""
         peer = self._arrivals.pop(arrival)
         name, nonce = secrets.token_hex(16), secrets.token_hex(16)
-        entries = tuple(published.entry for published in published_models)
+        entries = tuple(map(self._entry, published_models))
         session = ServerSession(entries, self._deadlines, name, nonce, arrival.since)
         worker = ServerWorker(published_models, name, self._deadlines)
         observer = Observer(self._logger, peer, {})
@@ -168,6 +172,12 @@ class Reception:
         link.on_close = lambda: self._forget(link, name, observer, peer)
         link.connected(arrival.sock, arrival.since, data)
         return link
+
+    def _entry(self, published: PublishedModel) -> CatalogEntry:
+        """What a new session is told of a model, with the tokens that hold now."""
+        if not isinstance(self._token, TokenFile):
+            return published.entry
+        return replace(published.entry, tokens=current(self._token))
 
     def _forget(self, link: Link, name: str, observer: Observer, peer: Endpoint) -> None:
         worker = self._links.pop(link, None)

@@ -36,7 +36,8 @@ class RelayHost(Protocol):
 
         Raises:
             LocalProtocolError: the server is closed, or a fence of the role is open.
-            ValueError: no transport can send what is in this store, or the tokens differ.
+            ValueError: no transport can send what is in this store, or only some of
+                a server's models ask for a token.
         """
 
     def received(self, published: PublishedModel, weights: Weights, identity: Identity) -> None:

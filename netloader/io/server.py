@@ -98,7 +98,7 @@ class Server:
 
         Raises:
             LocalProtocolError: the server is closed, or a fence of the role is open.
-            ValueError: its token is not that of the others.
+            ValueError: it asks for a token and the others do not, or the reverse.
         """
         _, catalog = self._opened()
         with self._lock:

@@ -72,7 +72,8 @@ def _under_the_proof(session: Session, step: Step) -> None:
         believed += [] if session.description is None else [session.description]
         hello = session.hello
     elif isinstance(session, ServerSession) and session.hello is not None:
-        token, nonce, hello = session.entry.token, session.nonce, session.hello
+        unproven = session.entry.tokens[0] if session.entry.tokens else None
+        token, nonce, hello = session.token or unproven, session.nonce, session.hello
         said = [effect.message for effect in step.effects if isinstance(effect, Send)]
         believed += [message for message in said if isinstance(message, Offer | Description)]
     else:

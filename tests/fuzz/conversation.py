@@ -314,7 +314,7 @@ class Conversation:
                 event, TOKEN, session.hello, event.nonce
             )
         assert isinstance(session, ServerSession)
-        if session.entry.token is None:
+        if not session.entry.tokens:
             return True
         hello: Hello | None = session.hello
         if not isinstance(event, Proof) or hello is None:

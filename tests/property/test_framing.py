@@ -63,7 +63,7 @@ messages: st.SearchStrategy[Spoken] = st.one_of(
         texts,
         texts,
     ),
-    st.builds(Challenge, texts, texts),
+    st.builds(Challenge, texts, texts, names),
     st.builds(Proof, texts),
     st.builds(Description, identities, words),
     st.builds(

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 
 import pytest
 
+from netloader.config import Secret
 from netloader.fsm import client as client_side
 from netloader.fsm import server as server_side
 from netloader.fsm.effects import JoinTransport, OpenTransport, StartTransfer
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.timeout(900)  # one of them takes 90 s on a core of its
 PeerGroup: TypeAlias = tuple[FetchSpec, *tuple[CatalogEntry, ...]]
 """A client, and what its server offers."""
 
-GUARDED_BOTH: Final = tuple(replace(entry, token=TOKEN) for entry in BOTH)
+GUARDED_BOTH: Final = tuple(replace(entry, tokens=(TOKEN,)) for entry in BOTH)
 MAKERS: Final[dict[str, tuple[Any, tuple[Callable[[], Session], ...]]]] = {
     "client": (
         client_side.TABLE,
@@ -62,6 +63,7 @@ MAKERS: Final[dict[str, tuple[Any, tuple[Callable[[], Session], ...]]]] = {
         (server, lambda: server(GUARDED), lambda: server(*BOTH), lambda: server(*GUARDED_BOTH)),
     ),
 }
+OLD: Final = Secret("the token before this one")
 SHORTER: Final = replace(WISH, manifest=Manifest(MANIFEST.tensors[:1]))
 EITHER: Final = replace(WISH, transports=("gloo", "tcp"))
 HONEST: Final[dict[str, PeerGroup]] = {
@@ -71,6 +73,10 @@ HONEST: Final[dict[str, PeerGroup]] = {
     "two candidates with a token": (replace(EITHER, token=TOKEN), GUARDED),
     "curious": (CURIOUS, OFFERING),
     "curious with a token": (replace(CURIOUS, token=TOKEN), GUARDED),
+    "curious with the newer of two tokens": (
+        replace(CURIOUS, token=TOKEN),
+        replace(OFFERING, tokens=(OLD, TOKEN)),
+    ),
     "resuming": (RESUMING, OFFERING),
     "nothing left to ask": (FINISHED, OFFERING),
     "the model of two": (TARGETING, *BOTH),
@@ -86,6 +92,7 @@ UNLIKE: Final[dict[str, PeerGroup]] = {
     "fewer tensors": (SHORTER, OFFERING),
     "no transport in common": (replace(WISH, transports=("hccl",)), OFFERING),
     "a token only there": (WISH, GUARDED),
+    "a token that is gone": (replace(SECURED, token=OLD), GUARDED),
     "a token only here": (SECURED, OFFERING),
 }
 MOST_FAULTS: Final = 2 if os.environ.get("HYPOTHESIS_PROFILE") == "quick" else 3
@@ -204,7 +211,7 @@ def test_what_either_side_refuses_goes_over_the_next_transport_in_the_same_sessi
     secured: bool, figures: list[str]
 ) -> None:
     token = TOKEN if secured else None
-    pair = (replace(EITHER, token=token), replace(OFFERING, token=token))
+    pair = (replace(EITHER, token=token), replace(OFFERING, tokens=(TOKEN,) if secured else ()))
 
     def stepped_down(world: World) -> None:
         holds(world)

@@ -80,7 +80,7 @@ OFFERING: Final = CatalogEntry(
     digest_algorithms=("sha256",),
     facts={"tied": "yes"},
 )
-GUARDED: Final = replace(OFFERING, token=TOKEN)
+GUARDED: Final = replace(OFFERING, tokens=(TOKEN,))
 
 TARGET: Final = replace(
     OFFERING, identity=Identity({**IDENTITY.hard, "role": "target"}, IDENTITY.soft)

@@ -11,9 +11,6 @@ from netloader.config import Place, Secret, one
 MAX_FILE_BYTES: Final = 2**20
 """A thousand ranks with ten sources each need 300 KiB; more is a wrong path."""
 
-MIN_TOKEN_CHARS: Final = 16
-"""An attacker who records a handshake can try tokens offline; shorter ones can be found."""
-
 HIDDEN: Final = Secret("")
 """Shown in errors in place of a value that is, or might be, a secret."""
 
@@ -65,15 +62,6 @@ def switch(at: Place, value: object) -> bool | None:
         return value
     at.refuse(value, "give true or false")
     return None
-
-
-def token(at: Place, value: object) -> Secret | None:
-    """Read the token in the file of this path."""
-    text = file_text(at, value, HIDDEN)
-    token = None if text is None else Secret(text.strip())
-    if token is not None and len(token.reveal()) < MIN_TOKEN_CHARS:
-        at.refuse(HIDDEN, f"the file must hold {MIN_TOKEN_CHARS} characters or more")
-    return token
 
 
 def file_text(at: Place, value: object, as_shown: object) -> str | None:

@@ -1,6 +1,6 @@
 """The fields of `--model-loader-extra-config`: one row per field; all problems at once.
 
-Reads the two files that fields may name (CONFIG_FILE, AUTH_TOKEN_FILE). A field that is null
+Reads the files that fields may name (CONFIG_FILE, AUTH_TOKEN_FILE). A field that is null
 counts as absent. No error shows a secret, nor what might be one, such as a token written where
 the path of its file belongs.
 """
@@ -18,7 +18,6 @@ from netloader.config import (
     Endpoint,
     Place,
     Reader,
-    Secret,
     choice,
     each,
     number,
@@ -27,16 +26,15 @@ from netloader.config import (
     whole,
 )
 from netloader.errors import ConfigError
+from netloader.secure.tokens import MIN_CHARS, TokenFile
 from netloader.vllm_plugin.config.readers import (
-    MIN_TOKEN_CHARS,
     Fallback,
     fallback,
     file_text,
     port,
     switch,
-    token,
 )
-from netloader.vllm_plugin.config.secure import networks
+from netloader.vllm_plugin.config.secure import networks, tokens
 from netloader.vllm_plugin.config.sources import sources
 
 AUTO: Final = "auto"
@@ -101,7 +99,7 @@ class Settings:
     agree_timeout_s: float
     fallback: Fallback | None
     max_clients: int
-    token: Secret | None
+    token: TokenFile | None
     parallel: int
     relay: bool
     lanes: int
@@ -252,9 +250,10 @@ FIELDS: Final = (
           '`{"load_format": "...", "model_loader_extra_config": {...}}`'),
     Field("MAX_CLIENTS", whole(1, 2**31 - 1), "integer", 2,
           "clients served at once; others are told when to come back"),
-    Field("AUTH_TOKEN_FILE", token, "string", None,
-          f"file with a token of {MIN_TOKEN_CHARS} characters or more that both sides must know; "
-          "absent: no proof is asked for", "token"),
+    Field("AUTH_TOKEN_FILE", tokens, "string", None,
+          f"file with tokens of {MIN_CHARS} characters or more, one a line, read again when it has "
+          "changed: clients must know one of them, sources the first; absent: no proof is wanted",
+          "token"),
     Field("PARALLEL", whole(1, 16), "integer, 1-16", 1,
           "sources that are asked at the same time; each sends a share"),
     Field("RELAY", switch, "boolean", False,

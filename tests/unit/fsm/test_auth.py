@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloader.config import Secret
-from netloader.fsm.auth import Proven, authenticated, proven, proves
+from netloader.fsm.auth import (
+    PROOFS,
+    Proven,
+    authenticated,
+    challenge,
+    challenges,
+    known,
+    proven,
+    proves,
+)
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.fsm.messages import (
@@ -151,7 +160,7 @@ def test_a_right_proof_convinces_here_and_nowhere_else(name: str) -> None:
 def test_every_field_of_a_message_is_covered(name: str) -> None:
     message = said(name)
     for field in fields(message):
-        if field.name != "mac":
+        if field.name not in PROOFS:
             changed = replace(message, **{field.name: OTHERS[field.name]})
             assert not proves(changed, TOKEN, HELLO, NONCE), field
 
@@ -316,3 +325,31 @@ def test_a_proof_does_not_depend_on_the_process() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert json.loads(done.stdout) == {name: said(name).mac for name in MESSAGES}
+
+
+# -- several tokens --------------------------------------------------------------------------------
+
+OLD = Secret("the token before this one")
+
+
+def test_a_challenge_proves_each_token_and_no_other() -> None:
+    message = challenge((OLD, TOKEN), HELLO, NONCE)
+
+    assert challenges(message, OLD, HELLO)
+    assert challenges(message, TOKEN, HELLO)
+    assert not challenges(message, Secret("another token"), HELLO)
+    assert not challenges(replace(message, nonce="other"), TOKEN, HELLO)
+    assert not challenges(message, TOKEN, replace(HELLO, nonce="other"))
+    assert message.mac != message.macs[0]
+
+
+def test_a_challenge_of_one_token_is_what_it_was_before_there_could_be_several() -> None:
+    assert challenge((TOKEN,), HELLO, NONCE) == proven(Challenge(NONCE), TOKEN, HELLO, NONCE)
+
+
+def test_the_server_finds_the_token_that_a_proof_is_of() -> None:
+    proof = proven(Proof(), TOKEN, HELLO, NONCE)
+
+    assert known(proof, (OLD, TOKEN), HELLO, NONCE) == TOKEN
+    assert known(proof, (OLD,), HELLO, NONCE) is None
+    assert known(proof, (), HELLO, NONCE) is None

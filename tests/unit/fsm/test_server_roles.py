@@ -34,7 +34,7 @@ from tests.support.messages import (
     server,
 )
 
-GUARDED_BOTH: Final = tuple(replace(entry, token=TOKEN) for entry in BOTH)
+GUARDED_BOTH: Final = tuple(replace(entry, tokens=(TOKEN,)) for entry in BOTH)
 LARGE_DRAFT: Final = replace(DRAFT, segment_bytes=1 << 26)
 VISION: Final = replace(WISH, identity=Identity({**TARGET.identity.hard, "role": "vision"}))
 

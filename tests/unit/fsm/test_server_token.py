@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from netloader.config import Secret
+from netloader.fsm import auth
 from netloader.fsm.effects import PrepareOffer, Send
 from netloader.fsm.messages import Challenge, Hello, Proof
 from netloader.fsm.reasons import Reason
@@ -20,11 +22,14 @@ from tests.support.messages import (
     PROVEN_OFFER,
     SECURED,
     SERVER_NONCE,
+    TOKEN,
     hello,
     proven,
     said,
 )
 from tests.unit.fsm.test_server import OTHER, UNABLE, after, verdict
+
+HEARD = (hello(SECURED), SERVER_NONCE)
 
 
 def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
@@ -42,6 +47,29 @@ def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
 )
 def test_a_wrong_proof_is_refused(mac: str) -> None:
     _, step = after(hello(SECURED), Proof(mac), entry=GUARDED)
+
+    assert verdict(step).reason is Reason.AUTH_FAILED
+
+
+def test_a_server_with_two_tokens_takes_a_client_with_either() -> None:
+    old = Secret("the token before this one")
+    entry = replace(OFFERING, tokens=(old, TOKEN))
+    session, step = after(hello(SECURED), entry=entry)
+
+    [asked] = [e.message for e in step.effects if isinstance(e, Send)]
+    assert asked == Challenge(
+        SERVER_NONCE, auth.proven(CHALLENGE, old, *HEARD).mac, (CHALLENGE.mac,)
+    )
+    assert session.step(PROOF, 0.0).effects == (PrepareOffer(("tcp",), "sha256", 0),)
+    assert session.step(OFFER_READY, 0.0).effects == (Send(replace(PROVEN_OFFER, manifest=None)),)
+
+    first, _ = after(hello(SECURED), auth.proven(Proof(), old, *HEARD), entry=entry)
+    assert (first.state, first.token) == (State.VALIDATE, old)
+
+
+def test_a_token_that_was_taken_away_is_refused_as_any_other() -> None:
+    old = Secret("the token before this one")
+    _, step = after(hello(SECURED), auth.proven(Proof(), old, *HEARD), entry=GUARDED)
 
     assert verdict(step).reason is Reason.AUTH_FAILED
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from netloader.config import Secret
 from netloader.errors import ConfigError
+from netloader.secure.tokens import current
 from netloader.vllm_plugin.config.readers import MAX_FILE_BYTES
 from netloader.vllm_plugin.config.settings import FIELDS, Settings
 from tests.unit.vllm_plugin.config.test_settings import PLANTED, problems_of
@@ -106,19 +107,24 @@ def test_inline_fields_are_checked_even_when_the_file_is_wrong() -> None:
 
 # Secrets
 
+SHORT = "each line must hold a token of 16 characters or more"
+
 
 def test_the_token_is_read_from_its_file_and_never_shown(write: Write) -> None:
     settings = Settings.parse({"AUTH_TOKEN_FILE": write(f"\ufeff  {PLANTED}\n")})
 
-    assert settings.token == Secret(PLANTED)
+    assert current(settings.token) == (Secret(PLANTED),)
     assert PLANTED not in repr(settings) + str(settings)
 
 
 @pytest.mark.parametrize(
     ("content", "remedy"),
     [
-        (b"", "the file must hold 16 characters or more"),
-        (b"  short-secret \n", "the file must hold 16 characters or more"),
+        (b"", SHORT),
+        (
+            PLANTED.encode() + b"\nshort-secret \n",
+            SHORT,
+        ),
         (PLANTED.encode() + b"\xff", "the file must be UTF-8 text"),
         (PLANTED.encode() * 2**16, f"the file is larger than {MAX_FILE_BYTES} bytes"),
     ],

@@ -1,0 +1,1 @@
+"""Tokens and certificates: what proves a peer. Read again when their files have changed."""
