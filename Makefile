@@ -82,6 +82,8 @@ VIRTUALENV   := virtualenv==21.15.8
 
 # Beside the environment, see requirements/media.txt.
 MEDIA        := .cache/media
+# Beside it as well, see requirements/engines.txt.
+ENGINES      := .cache/engines
 # In front of the environment, see its list: the vLLM of which there is no build for the CPU.
 NEWEST       := 0.33
 SOURCES      := .cache/vllm-$(NEWEST)
@@ -123,7 +125,7 @@ demo: $(READY)  ## two real vLLM servers: the second starts from the weights of 
 	$(PY) -m demo.demo
 
 .PHONY: test
-test: lint $(MEDIA)/.installed  ## all checks, then all tests with their coverage
+test: lint $(MEDIA)/.installed $(ENGINES)/.installed  ## all checks, then all tests with their coverage
 	@$(SHELL_TOOLS)
 	$(WHY_NO_NPU)
 	rm -f .coverage .coverage.*
@@ -144,6 +146,15 @@ $(MEDIA)/.installed: requirements/media.txt $(READY)
 	say "torchvision for tests, in $(MEDIA) (24 MB)"
 	rm -rf $(MEDIA)
 	$(PIP_INSTALL) --target $(MEDIA) -r $<
+	touch $@
+
+# Not on every platform: the tests that need them are skipped, with a word.
+$(ENGINES)/.installed: requirements/engines.txt $(READY)
+	@$(SHELL_TOOLS)
+	say "NIXL and Mooncake for tests, in $(ENGINES) (380 MB)"
+	rm -rf $(ENGINES)
+	patiently $(PIP_INSTALL) --no-compile --target $(ENGINES) -r $< || say "They cannot be had here"
+	mkdir -p $(ENGINES)
 	touch $@
 
 $(SOURCES)/.installed: requirements/vllm-$(NEWEST).txt $(READY)

@@ -34,6 +34,18 @@ def _group(name: str) -> Transport:
     return process_group.named(name)
 
 
+def _nixl() -> Transport:
+    from netloader.io.transports.nixl import NIXL
+
+    return NIXL
+
+
+def _mooncake() -> Transport:
+    from netloader.io.transports.mooncake import MOONCAKE
+
+    return MOONCAKE
+
+
 def _installed() -> Mapping[str, Load]:
     return {found.name: partial(_imported, found) for found in entry_points(group=ENTRY_POINTS)}
 
@@ -56,6 +68,8 @@ TRANSPORTS = Registry(
         "tcp": lambda: TCP,
         "shm": lambda: SHM,
         "gloo": partial(_group, "gloo"),
+        "nixl": _nixl,
+        "mooncake": _mooncake,
     },
     _installed,
 )

@@ -76,6 +76,9 @@ class Capabilities:
     repeatable: bool = True
     """Whether `run` may be called again after it has returned, for another request. If not, a
     second request of a session fails, and the client needs another session."""
+    automatic: bool = True
+    """Whether it may be used where no transport is named. Not one that opens a port of its own,
+    which no token protects."""
 
 
 @dataclass(frozen=True, slots=True)

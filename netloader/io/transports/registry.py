@@ -85,6 +85,8 @@ class Registry:
             try:
                 capabilities = self._load(name).capabilities
                 devices = capabilities.devices
+                if not capabilities.automatic:
+                    continue
                 if capabilities.same_host or (devices is not None and device_type not in devices):
                     continue
                 self.named(name)

@@ -235,6 +235,7 @@ FIELDS: Final = (
     Field("TRANSPORT", text_line, "string", AUTO,
           "how bytes move, to clients and from sources: `auto` (what suits the device: hccl, nccl, "
           "else tcp), `tcp`, `gloo`, `hccl`, `nccl`, `shm` (on one host, as one user), "
+          "`nixl`, `mooncake` ([engines](engines.md)), "
           "or the name of a registered transport"),
     Field("LISTEN_HOST", text_line, "string", None,
           "address to listen at; absent: the one that is told to others; `*`: all of them"),
