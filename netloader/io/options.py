@@ -14,16 +14,13 @@ from netloader.config import (
     texts,
 )
 from netloader.fsm.terms import MAX_LANES
-from netloader.io.cores import cores
+from netloader.io.cores import default_lanes
 from netloader.io.outcome import Attempt
 from netloader.io.relay import RelayHost, dialled_at
 from netloader.io.stopping import CancelToken
 from netloader.log import Logger, get_logger
 from netloader.secure.tokens import Tokens, check_tokens, current
 
-LANES = min(2, max(1, cores() // 2))
-"""One connection carries about 2 GiB/s. Measured on two cores, 1 GiB: 2.2 GiB/s with one lane and
-1.5 with two, whose four threads share them; with cores to spare a second lane adds its own."""
 MAX_PARALLEL = 16
 """Sources that one call may ask at the same time."""
 
@@ -35,8 +32,9 @@ class ClientOptions:
     transports: tuple[str, ...] = ()
     """None: all that move memory of the device where the weights are to be, the fastest first."""
     layouts: tuple[str, ...] = ("raw",)
-    lanes: int = LANES
-    """Data connections to each source, over tcp."""
+    lanes: int = field(default_factory=default_lanes)
+    """Data connections to each source, over tcp, each with a thread on both sides. By default 2, or
+    1 where only one core may be used."""
     parallel: int = 1
     """Sources that are asked at the same time. 1: in the order given, the next one when one fails.
     With more, each sends a share, and takes a place at its server as long as it does. That pays

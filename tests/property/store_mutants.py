@@ -22,8 +22,8 @@ STORE_MUTANTS: Final[dict[str, Mutant]] = {
     "a dropped source still gets memory": Mutant(
         L4,
         LEDGER,
-        r"        self\.lease\.check\(\)\n        if self\._in_place",
-        "        if self._in_place",
+        r"        self\.lease\.check\(\)\n        return self\._in_place",
+        "        return self._in_place",
     ),
     "what waits in scratch memory is forgotten": Mutant(
         L4, LEDGER, r"if spare is not None:\n            with", "if False:\n            with"

@@ -111,3 +111,17 @@ class Store(Protocol):
         Raises:
             TransferError: it cannot be kept, for instance because the disk is full.
         """
+
+
+@runtime_checkable
+class InHostMemory(Protocol):
+    """A store that can show places as memory of the host, which takes no torch operation each."""
+
+    def host_view(self, extent: Extent) -> memoryview | None:
+        """The place of an extent (see `Store.place`) as writable bytes, which keep it alive.
+
+        None where its bytes do not go into memory of the host in place: `Store.place` answers then.
+
+        Raises:
+            TransferError: the memory was freed.
+        """

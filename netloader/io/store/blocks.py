@@ -12,7 +12,7 @@ from netloader.fsm.manifest import Extent, Manifest, Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.device import CPU
 from netloader.io.failure import TransferError
-from netloader.io.memory import span_of
+from netloader.io.memory import HostMemory, span_of
 
 
 class BlockStore:
@@ -25,6 +25,7 @@ class BlockStore:
         self.manifest = manifest
         self.device = CPU
         self._blocks = blocks
+        self._memory = HostMemory(blocks)
 
     def close(self) -> None:
         """Free the memory; reads and writes fail from now on. Idempotent.
@@ -32,6 +33,7 @@ class BlockStore:
         Views that were given out stay valid, and keep their block, while they are kept.
         """
         self._blocks = {}
+        self._memory = HostMemory({})
 
     def block(self, tensor: int) -> Tensor:
         """The bytes of one tensor, by its index; of tied ones, only the first has any.
@@ -64,7 +66,13 @@ class BlockStore:
     def views(self, segment: Segment) -> Iterator[memoryview]:
         """The memory of a segment: as `Store.views`."""
         for extent in segment.extents:
-            yield span_of(self.block(extent.tensor), extent.start, extent.length)
+            yield self._view(extent)
+
+    def _view(self, extent: Extent) -> memoryview:
+        view = self._memory.view(extent.tensor, extent.start, extent.length)
+        if view is None:
+            view = span_of(self.block(extent.tensor), extent.start, extent.length)
+        return view
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -74,6 +82,10 @@ class BlockStore:
     def place(self, extent: Extent) -> Tensor:
         """Where the bytes of an extent belong: as `Store.place`."""
         return self.block(extent.tensor)[extent.start : extent.start + extent.length]
+
+    def host_view(self, extent: Extent) -> memoryview | None:
+        """The same as writable bytes: as `InHostMemory.host_view`."""
+        return self._view(extent)
 
     def arrived(self, segment: Segment) -> None:
         """Do nothing: the bytes of a segment are in place."""

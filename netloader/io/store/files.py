@@ -101,10 +101,18 @@ class FileStore(BlockStore):
 
     def place(self, extent: Extent) -> Tensor:
         """Where the bytes of an extent belong: as `Store.place`."""
+        self._check_filled()
+        return super().place(extent)
+
+    def host_view(self, extent: Extent) -> memoryview | None:
+        """The same as writable bytes: as `InHostMemory.host_view`."""
+        self._check_filled()
+        return super().host_view(extent)
+
+    def _check_filled(self) -> None:
         if self._new is None:
             detail = f"the files in {self.folder} are only read"
             raise TransferError(Reason.TRANSFER_FAILED, detail)
-        return super().place(extent)
 
     def take_values(self, values: Values) -> Self:
         """Refuse: files hold tensors only. As `Store.take_values`."""

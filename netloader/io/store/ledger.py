@@ -22,7 +22,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io.device import CPU
 from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
-from netloader.io.store.base import Store
+from netloader.io.store.base import InHostMemory, Store
 from netloader.io.store.copies import bring
 from netloader.io.store.digests import ALGORITHMS, Hasher
 from netloader.io.store.resuming import still_held
@@ -329,8 +329,7 @@ class SegmentWriter:
         Raises:
             TransferError: the source was dropped.
         """
-        self.lease.check()
-        if self._in_place:
+        if self._has_place():
             place = self._ledger.store.place(extent)
             if place.device == device:
                 return place
@@ -339,8 +338,20 @@ class SegmentWriter:
         return room
 
     def views(self) -> list[memoryview]:
-        """The targets, for a transport that writes to memory of the host."""
-        return [memory_of(self.target(extent)) for extent in self.segment.extents]
+        """The targets, for a transport that writes to memory of the host.
+
+        Raises:
+            TransferError: the source was dropped.
+        """
+        store = self._ledger.store
+        if not self._has_place() or not isinstance(store, InHostMemory):
+            return [memory_of(self.target(extent)) for extent in self.segment.extents]
+        shown = ((extent, store.host_view(extent)) for extent in self.segment.extents)
+        return [memory_of(self.target(e)) if view is None else view for e, view in shown]
+
+    def _has_place(self) -> bool:
+        self.lease.check()
+        return self._in_place
 
     def update(self, view: memoryview) -> None:
         """Take the next bytes into the digest.

@@ -18,7 +18,7 @@ from netloader.io.chunks import chunks
 from netloader.io.device import CPU, beside, follow
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign, plain
-from netloader.io.memory import memory_of, span_of, unwritable
+from netloader.io.memory import HostMemory, memory_of, span_of, unwritable
 from netloader.io.module_state import ModuleState
 from netloader.io.sharing import address_range_of
 from netloader.io.store.base import Store, Values
@@ -54,6 +54,9 @@ class ModuleStore:
         specs = self.manifest.tensors
         flat = zip(specs, self._tensors, strict=True)
         self._flat = [not spec.format and is_dense(tensor) for spec, tensor in flat]
+        self._memory = HostMemory(
+            {i: t for i, t in enumerate(self._tensors) if self._flat[i] and t.is_cpu}
+        )
         self._staging = Staging()
         self.device = next((t.device for t in self._tensors if not t.is_cpu), CPU)
         """The accelerator that holds the weights, or some of them; else the CPU."""
@@ -109,19 +112,27 @@ class ModuleStore:
             return
         read = self.reader()
         for extent in segment.extents:
-            if self._flat[extent.tensor]:
-                yield span_of(self._alive(extent), extent.start, extent.length)
-            else:
-                yield memory_of(read(extent))
+            view = self.host_view(extent)
+            yield memory_of(read(extent)) if view is None else view
+
+    def host_view(self, extent: Extent) -> memoryview | None:
+        """The memory of an extent of a dense tensor of the host: as `InHostMemory.host_view`."""
+        view = self._memory.view(extent.tensor, extent.start, extent.length)
+        if view is not None:
+            return view
+        tensor = self._alive(extent)
+        direct = self._flat[extent.tensor] and tensor.is_cpu
+        return span_of(tensor, extent.start, extent.length) if direct else None
 
     def _alive(self, extent: Extent) -> Tensor:
         if not self._tensors:
             raise TransferError(Reason.TRANSFER_FAILED, "the memory of the weights was given up")
         tensor = self._tensors[extent.tensor]
         begin = tensor.storage_offset() * tensor.element_size()
-        if tensor.untyped_storage().nbytes() <= begin:
-            name = self.manifest.tensors[extent.tensor].name
-            raise TransferError(Reason.TRANSFER_FAILED, f"the memory of {name} was freed")
+        spec = self.manifest.tensors[extent.tensor]
+        needed = spec.nbytes if self._flat[extent.tensor] else 1
+        if tensor.untyped_storage().nbytes() < begin + needed:
+            raise TransferError(Reason.TRANSFER_FAILED, f"the memory of {spec.name} was freed")
         return tensor
 
     # -- writing ---------------------------------------------------------------------------------
@@ -218,5 +229,6 @@ class ModuleStore:
 
     def give_up(self) -> None:
         """Keep no tensor alive any more; extents can be neither read nor written from now on."""
-        self._tensors.clear()
+        self._tensors = []  # views have the tensors that they show
+        self._memory = HostMemory({})
         self._staging.clear()

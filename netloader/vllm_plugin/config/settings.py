@@ -102,7 +102,7 @@ class Settings:
     token: TokenFile | None
     parallel: int
     relay: bool
-    lanes: int
+    lanes: int | None
     segment_mib: int
     deadlines: Deadlines
     log_json: str | None
@@ -259,7 +259,8 @@ FIELDS: Final = (
           "sources that are asked at the same time; each sends a share"),
     Field("RELAY", switch, "boolean", False,
           "serve each segment as soon as it is received, over tcp, until post-processing begins"),
-    Field("LANES", whole(1, 16), "integer, 1-16", 2, "parallel connections of one TCP transfer"),
+    Field("LANES", whole(1, 16), "integer, 1-16", None,
+          "parallel connections of one TCP transfer; absent: 2, or 1 where one core is usable"),
     Field("SEGMENT_MIB", whole(1, 1024), "integer, 1-1024", 64,
           "MiB that are sent, verified and resumed as one"),
     _deadline("CONNECT_TIMEOUT_S", "connect_s", "seconds to reach a source"),

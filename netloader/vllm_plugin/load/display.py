@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 
 from netloader.config import Endpoint, shown
 from netloader.fsm.identity import Difference
+from netloader.io.cores import default_lanes
 from netloader.io.outcome import Outcome
 from netloader.log import Logger, emit
 from netloader.vllm_plugin.config.readers import Fallback
@@ -102,7 +103,7 @@ def settings_shown(settings: Settings) -> dict[str, object]:
     return {
         "netloader.sources": sum(map(len, settings.sources.values())),
         "netloader.transport": settings.transport,
-        "netloader.lanes": settings.lanes,
+        "netloader.lanes": settings.lanes or default_lanes(),
         "netloader.layout": settings.layout.value,
         "netloader.weight_cache": settings.weight_cache.value,
         "netloader.int8_cache": settings.int8_cache.value,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
+from netloader.io.cores import default_lanes
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Attempt
 from netloader.log import Logger, emit
@@ -59,7 +60,7 @@ def options_of(
     return ClientOptions(
         transports=settings.transports,
         layouts=(layout,),
-        lanes=settings.lanes,
+        lanes=settings.lanes or default_lanes(),
         parallel=settings.parallel,
         token=settings.token,
         deadlines=settings.deadlines,

@@ -10,7 +10,7 @@ import pytest
 from netloader.fsm.reasons import Reason
 from netloader.io.clock import monotonic
 from netloader.io.transports import TransferError
-from netloader.io.transports.lanes import Lanes, set_stall, side_by_side
+from netloader.io.transports.lanes import Lanes, set_stall, side_by_side, suit_own_host
 from tests.unit.io.helpers import SOON_S, connected_pair
 
 
@@ -151,3 +151,54 @@ def test_the_first_failure_aborts_the_other_jobs_and_is_the_one_reported() -> No
         over.clear()
         with pytest.raises(TransferError, match="the first"):
             side_by_side(jobs, over.set)
+
+
+# -- congestion control --------------------------------------------------------------------------
+
+
+def congestion_of(lane: socket.socket) -> bytes:
+    return lane.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+class Between(socket.socket):
+    """A socket that says it connects these two addresses."""
+
+    def __init__(self, near: str, far: str) -> None:
+        super().__init__(socket.AF_INET6 if ":" in far else socket.AF_INET)
+        self.near, self.far = near, far
+
+    def getsockname(self) -> tuple[str, int]:
+        return self.near, 1
+
+    def getpeername(self) -> tuple[str, int]:
+        return self.far, 2
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "own"),
+    [
+        ("10.0.0.1", "10.0.0.1", True),
+        ("127.0.0.1", "127.0.0.2", True),
+        ("::1", "::1", True),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("fe80::1", "fe80::2%eth0", False),
+    ],
+)
+def test_only_to_its_own_host_does_a_lane_choose_its_congestion_control(
+    near: str, far: str, own: bool
+) -> None:
+    with Between(near, far) as lane:
+        before = congestion_of(lane)
+        suit_own_host(lane)
+
+        assert congestion_of(lane) == (b"reno" if own else before)
+
+
+def test_a_system_without_that_congestion_control_keeps_its_own(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "TCP_CONGESTION", 9999)
+    suit_own_host(pair[0])
+    near, far = socket.socketpair()
+    with near, far:
+        suit_own_host(near)

@@ -53,7 +53,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         token=None,
         parallel=1,
         relay=False,
-        lanes=2,
+        lanes=None,
         segment_mib=64,
         deadlines=Deadlines(),
         log_json=None,
