@@ -216,6 +216,28 @@ class Deadlines:
         return min(self.transfer_base_s + nbytes / self.min_rate_bytes_per_s, LONGEST_S)
 
 
+_BANDWIDTH = re.compile(r"(?i)(?P<number>[0-9]{1,12}(\.[0-9]{1,9})?) ?(?P<unit>[mg]i?b)(/s)?")
+_UNITS: Final = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
+BANDWIDTH_LIMITS: Final = (10**7, 10**12)
+"""Bytes a second, both ends included. With less than 10 MB/s an ordinary loader is faster."""
+
+
+def bandwidth(value: object) -> int:
+    """Read bytes a second: an integer, or a text such as `500MB`, `2GB` or `1.5GiB`.
+
+    MB and GB are 10^6 and 10^9 bytes, MiB and GiB 2^20 and 2^30; `/s` may follow. Raises ValueError
+    with the value and the remedy for anything else, and for what is outside BANDWIDTH_LIMITS.
+    """
+    low, high = BANDWIDTH_LIMITS
+    rate = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if isinstance(value, str) and (found := _BANDWIDTH.fullmatch(value.strip())):
+        rate = round(float(found["number"]) * _UNITS[found["unit"].lower()])
+    if low <= rate <= high:
+        return rate
+    remedy = "give bytes per second, such as 500MB, 2GB or 1.5GiB, from 10MB to 1000GB"
+    raise ValueError(f"{shown(value)} cannot be used; {remedy}")
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a value stands, such as `SOURCE[1].sources[0]`, and where its problems are noted."""

@@ -4,7 +4,14 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from netloader.config import Deadlines, check_type, check_whole, network, texts
+from netloader.config import (
+    Deadlines,
+    bandwidth,
+    check_type,
+    check_whole,
+    network,
+    texts,
+)
 from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES, suitable_segment_bytes
@@ -39,6 +46,10 @@ class ServerOptions:
     segment_bytes: int | None = None
     """None: a 256th of the model, in whole MiB, but at least 1 and at most 64 MiB."""
     max_clients: int = 2
+    max_bandwidth: int | str | None = None
+    """Bytes a second that this server sends, to all its clients together: an integer, or a text
+    such as `500MB`, `2GB` (10^6, 10^9 bytes), `512MiB` or `1.5GiB` (2^20, 2^30). The clients share
+    it evenly. Transports that cannot keep to it, such as `shm`, are not offered. None: no limit."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What a client may ask before it builds its model."""
     token: Tokens = None
@@ -58,15 +69,43 @@ class ServerOptions:
         if (cut := self.segment_bytes) is not None:
             check_whole("segment_bytes", cut, MIN_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
         check_whole("max_clients", self.max_clients, 1, MOST_CLIENTS)
+        rate = self.bytes_per_s
         object.__setattr__(self, "allow", texts("allow", self.allow))
         for i, text in enumerate(self.allow):
             _check_network(f"allow[{i}]", text)
         texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
         check_tokens("token", self.token)
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
+        least = self.deadlines.min_rate_bytes_per_s
+        if rate is not None and (why := too_slow(rate, self.max_clients, least)):
+            raise ValueError(f"max_bandwidth: {why}")
         remedy = "give a function of one record"
         check_type("on_session", self.on_session, Callable | None, remedy)
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
+
+    @property
+    def bytes_per_s(self) -> int | None:
+        """What `max_bandwidth` says, as a number."""
+        if self.max_bandwidth is None:
+            return None
+        try:
+            return bandwidth(self.max_bandwidth)
+        except ValueError as error:
+            raise ValueError(f"max_bandwidth: {error}") from None
+
+
+def too_slow(rate: int, clients: int, least: float) -> str:
+    """Why a rate is too low for so many clients at once; empty if it is not.
+
+    A transfer that is slower than `least`, the `min_rate_bytes_per_s` of deadlines, is given up.
+    """
+    if rate >= clients * least:
+        return ""
+    return (
+        f"the share of each of {clients} clients is {rate / clients / 2**20:.3g} MiB/s, below the "
+        f"minimum rate of a transfer, {least / 2**20:.3g} MiB/s; raise it, or lower the number of "
+        "clients, or lower the minimum rate here and on the clients"
+    )
 
 
 def _check_network(name: str, text: str) -> None:

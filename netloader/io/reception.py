@@ -23,6 +23,7 @@ from netloader.io.catalog import Catalog
 from netloader.io.driver import Arrival, Link, Reactor
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
+from netloader.io.pacing import UNPACED, Bandwidth
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions
 from netloader.io.reserve import EXHAUSTED, Reserve
@@ -63,6 +64,7 @@ class Reception:
         self._logger = options.logger
         self._token = options.token
         self._allowed = Allowed(options.allow, options.logger)
+        self._bandwidth = Bandwidth(rate) if (rate := options.bytes_per_s) else None
         self._arrivals: dict[Arrival, Endpoint] = {}
         self._links: dict[Link, ServerWorker] = {}
         self._workers: dict[str, ServerWorker] = {}
@@ -164,7 +166,8 @@ class Reception:
         name, nonce = secrets.token_hex(16), secrets.token_hex(16)
         entries = tuple(map(self._entry, published_models))
         session = ServerSession(entries, self._deadlines, name, nonce, arrival.since)
-        worker = ServerWorker(published_models, name, self._deadlines)
+        pace = self._bandwidth.session() if self._bandwidth else UNPACED
+        worker = ServerWorker(published_models, name, self._deadlines, pace=pace)
         observer = Observer(self._logger, peer, {})
         link = Link(self._loop, Connection(session, observer.saw), worker, observer)
         self._links[link] = worker

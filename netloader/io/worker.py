@@ -30,6 +30,7 @@ from netloader.fsm.events import (
 from netloader.fsm.messages import Candidate
 from netloader.fsm.reasons import RETRYABLE, Reason
 from netloader.fsm.terms import MAX_LANES
+from netloader.io.pacing import UNPACED, Pace
 from netloader.io.published import PublishedModel
 from netloader.io.transports import (
     TRANSPORTS,
@@ -52,6 +53,8 @@ RETRY_AFTER_S = 2.0
 
 RENEWAL_S = 10.0
 """How long a session waits to hear whether newer weights will be offered."""
+UNLIMITED = "the server limits what it sends (max_bandwidth), which this transport cannot"
+"""Why a transport is left out."""
 HASHED_PER_S = 4 << 30
 """Bytes of newer weights that are ready a second after, if a core is free."""
 
@@ -169,6 +172,7 @@ class ServerWorker(SessionWorker):
         session: str,
         deadlines: Deadlines,
         transports: Registry = TRANSPORTS,
+        pace: Pace = UNPACED,
     ) -> None:
         super().__init__()
         self.published: PublishedModel | None = None
@@ -177,7 +181,7 @@ class ServerWorker(SessionWorker):
         """Where the client will serve, as it was noted; empty: nowhere."""
         self._published_models = published_models
         self._transports = transports
-        self._setup = SenderSetup(session, deadlines.stall_s)
+        self._setup = SenderSetup(session, deadlines.stall_s, pace)
         # The client waits in its handshake, this side in VALIDATE: answer before either is over.
         self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
         self._senders = SessionEnds[Sender]()
@@ -253,8 +257,7 @@ class ServerWorker(SessionWorker):
         candidates, left_out = list[Candidate](), list[TransportRefused]()
         for name in transports:
             try:
-                attachment = published.attachments.to(self._transports.named(name))
-                sender = attachment.sender(self._setup)
+                sender = self._sender(published, name)
             except TransferError as error:
                 if isinstance(error, BusyError) and not candidates:
                     return OfferRefused(error.reason, error.detail, RETRY_AFTER_S)
@@ -266,6 +269,12 @@ class ServerWorker(SessionWorker):
             raise TransferError(left_out[0].reason, left_out[0].detail)
         self._candidates = tuple(candidate.transport for candidate in candidates)
         return OfferReady(tuple(candidates), digests, published.available, left_out=tuple(left_out))
+
+    def _sender(self, published: PublishedModel, name: str) -> Sender:
+        transport = self._transports.named(name)
+        if self._setup.pace.limited and not transport.capabilities.paced:
+            raise TransferError(Reason.TRANSFER_FAILED, UNLIMITED)
+        return published.attachments.to(transport).sender(self._setup)
 
     def _join(self, order: JoinTransport) -> Event:
         """Tell a sender what its peer answers; the candidates that the client has left may go."""
@@ -335,6 +344,7 @@ class ServerWorker(SessionWorker):
 
     def abort(self) -> None:
         """Stop sending."""
+        self._setup.pace.abort()
         self._senders.abort()
 
     def audit(self) -> None:

@@ -17,6 +17,7 @@ from netloader.config import (
     Place,
     Reader,
     Secret,
+    bandwidth,
     choice,
     each,
     number,
@@ -42,6 +43,33 @@ def test_secrets_compare_by_value() -> None:
     assert Secret("a") != Secret("b")
     assert Secret("a") != "a"
     assert len({Secret("a"), Secret("a")}) == 1
+
+
+# Bandwidth
+
+
+@pytest.mark.parametrize(
+    ("value", "rate"),
+    [
+        (10**7, 10**7),
+        ("500MB", 500_000_000),
+        ("2GB", 2_000_000_000),
+        ("1.5 GiB/s", 3 << 29),
+        ("64mib", 64 << 20),
+        (" 1000GB ", 10**12),
+    ],
+)
+def test_a_bandwidth_is_a_number_or_a_text_with_its_unit(value: object, rate: int) -> None:
+    assert bandwidth(value) == rate
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "500", "2G", "2Gbit", "-1GB", "1e3MB", "2 TB", "٢GB", 9, 10**13, 1.5e9, True, None],
+)
+def test_what_is_no_bandwidth_is_refused_with_what_to_write(value: object) -> None:
+    with pytest.raises(ValueError, match=r"cannot be used; give bytes per second, such as 500MB"):
+        bandwidth(value)
 
 
 # Endpoint

@@ -42,6 +42,7 @@ from typing import Protocol, runtime_checkable
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
+from netloader.io.pacing import UNPACED, Pace
 from netloader.io.store.base import Store
 from netloader.io.store.ledger import Lease
 
@@ -79,14 +80,22 @@ class Capabilities:
     automatic: bool = True
     """Whether it may be used where no transport is named. Not one that opens a port of its own,
     which no token protects."""
+    paced: bool = False
+    """Whether the sender asks `SenderSetup.pace` before it sends. A server with a limit does not
+    offer transports that do not, such as those whose bytes the client fetches."""
 
 
 @dataclass(frozen=True, slots=True)
 class SenderSetup:
-    """What a sender is given: the id of its session, and how long a peer may do nothing."""
+    """What a sender is given: the id of its session, and how long a peer may do nothing.
+
+    A sender calls `pace.take` with what it is about to send, in parts of at most `pace.step(...)`
+    bytes where it can choose. The wait ends with the session, and is no stall.
+    """
 
     session: str
     stall_s: float
+    pace: Pace = UNPACED
 
 
 @dataclass(frozen=True, slots=True)

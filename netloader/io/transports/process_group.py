@@ -43,6 +43,7 @@ class GroupSender:
         self, store: Store, setup: SenderSetup, backend: Backend, slots: DeviceSlots
     ) -> None:
         self._store = store
+        self._pace = setup.pace
         slot = slots.of(_device_for(backend, store))
         self._peer_group = PeerGroup(backend, SERVER, setup.session, setup.stall_s, slot)
 
@@ -68,6 +69,7 @@ class GroupSender:
         buffers = self._on_host if peer_group.device == CPU else self._on_device
         with peer_group.joined(sizes_digest(segments)):
             for buffer in buffers(segments):
+                self._pace.take([buffer])
                 peer_group.post(buffer)
             while not peer_group.empty:
                 peer_group.arrive()
@@ -296,7 +298,8 @@ class GroupTransport:
     def capabilities(self) -> Capabilities:
         """Memory of the backend's device; one for the CPU moves that of any device."""
         device = self.backend.device
-        return Capabilities(devices=None if device == CPU.type else frozenset({device}))
+        devices = None if device == CPU.type else frozenset({device})
+        return Capabilities(devices=devices, paced=True)
 
     def obstacle(self) -> str:
         """Why the library cannot be used in this process."""

@@ -102,6 +102,7 @@ class TcpSender:
     def __init__(self, store: Store, setup: SenderSetup) -> None:
         self._store = store
         self._stall_s = setup.stall_s
+        self._pace = setup.pace
         self._lanes = Lanes()
 
     def rendezvous(self) -> Mapping[str, str]:
@@ -123,9 +124,11 @@ class TcpSender:
 
     def _lane(self, segments: Sequence[Segment], lanes: int, k: int, lane: socket.socket) -> int:
         own, flags = segments[k::lanes], 0
+        size = self._pace.step(SEND_BYTES)
         try:
             for segment in own:
-                for batch in batches(self._store.views(segment), SEND_BYTES):
+                for batch in batches(self._store.views(segment), size):
+                    self._pace.take(batch)
                     go_on(self._lanes)
                     flags = send_batch(lane, batch, flags)
         except OSError as error:
@@ -216,7 +219,7 @@ class Tcp:
     """Plain connections to the server's one port."""
 
     name = "tcp"
-    capabilities = Capabilities()
+    capabilities = Capabilities(paced=True)
 
     def obstacle(self) -> str:
         """Nothing stands in the way."""

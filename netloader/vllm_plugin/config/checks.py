@@ -13,6 +13,7 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.config import shown
+from netloader.io.publishing import too_slow
 from netloader.io.transports import named as transport_named
 from netloader.vllm_plugin.config.readers import HIDDEN, Fallback
 from netloader.vllm_plugin.config.settings import (
@@ -63,6 +64,7 @@ def _problems(load_config: LoadConfig, options: Mapping[str, Any]) -> Iterator[s
             )
     if options["relay"]:
         yield from _relay_problems(transport, options["layout"])
+    yield from _rate_problems(options)
     yield from _log_problems(options["log_json"])
 
 
@@ -78,6 +80,14 @@ def _relay_problems(transport: str | None, layout: LayoutChoice | None) -> Itera
             "RELAY: true, but only weights in the raw layout are served while they are received, "
             "and LAYOUT is 'processed'; set LAYOUT to auto or raw, or RELAY to false"
         )
+
+
+def _rate_problems(options: Mapping[str, Any]) -> Iterator[str]:
+    """What would have a server end its own transfers."""
+    rate, clients = options["max_bandwidth"], options["max_clients"]
+    least = options["min_rate_bytes_per_s"]
+    if rate and clients and least and (why := too_slow(rate, clients, least)):
+        yield f"MAX_BANDWIDTH: {why}"
 
 
 def _without_secrets(text: str, fallback: Fallback) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from netloader.config import Place, Secret, one
+from netloader.config import Place, Secret, bandwidth, one
 
 MAX_FILE_BYTES: Final = 2**20
 """A thousand ranks with ten sources each need 300 KiB; more is a wrong path."""
@@ -29,6 +29,15 @@ port: Final = one(  # any integer: one that is no usable port means "no listener
     "give an integer, 1024 to 65535 (any other: no listener)",
     int,
 )
+
+
+def bytes_per_s(at: Place, value: object) -> int | None:
+    """Read a bandwidth."""
+    try:
+        return bandwidth(value)
+    except ValueError as error:
+        at.problems.append(f"{at.path}: {error}")
+        return None
 
 
 _load_format: Final = one(

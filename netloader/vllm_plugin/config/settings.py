@@ -29,6 +29,7 @@ from netloader.errors import ConfigError
 from netloader.secure.tokens import MIN_CHARS, TokenFile
 from netloader.vllm_plugin.config.readers import (
     Fallback,
+    bytes_per_s,
     fallback,
     file_text,
     port,
@@ -44,7 +45,7 @@ RELAYED_OVER: Final = ("tcp",)
 """The transports to clients of a relay. A process group would need a second communicator on the
 device, beside the one that receives."""
 
-NOT_BUILT: Final = ("TLS_*", "MAX_BANDWIDTH", "METRICS_PORT")
+NOT_BUILT: Final = ("TLS_*", "METRICS_PORT")
 """Announced fields that this version does not know."""
 
 HANDED_ON: Final = ("enable_multithread_load", "num_threads", "enable_weights_track")
@@ -99,6 +100,7 @@ class Settings:
     agree_timeout_s: float
     fallback: Fallback | None
     max_clients: int
+    max_bandwidth: int | None
     token: TokenFile | None
     parallel: int
     relay: bool
@@ -251,6 +253,9 @@ FIELDS: Final = (
           '`{"load_format": "...", "model_loader_extra_config": {...}}`'),
     Field("MAX_CLIENTS", whole(1, 2**31 - 1), "integer", 2,
           "clients served at once; others are told when to come back"),
+    Field("MAX_BANDWIDTH", bytes_per_s, "string or integer", None,
+          "bytes per second that a rank sends to all its clients together, such as `500MB`, `2GB` "
+          "or `1.5GiB`; they share it evenly; absent: no limit"),
     Field("AUTH_TOKEN_FILE", tokens, "string", None,
           f"file with tokens of {MIN_CHARS} characters or more, one a line, read again when it has "
           "changed: clients must know one of them, sources the first; absent: no proof is wanted",

@@ -77,6 +77,7 @@ def new_server(settings: Settings, rank: int) -> RankServer:
         transports=settings.transports,
         segment_bytes=settings.segment_mib << 20,
         max_clients=settings.max_clients,
+        max_bandwidth=settings.max_bandwidth,
         token=settings.token,
         allow=settings.allow,
         deadlines=settings.deadlines,

@@ -99,6 +99,13 @@ def test_a_relay_that_could_serve_nobody_is_refused_at_start(
     NetLoader(LoadConfig(load_format="netloader", model_loader_extra_config=extra))
 
 
+def test_a_bandwidth_below_the_minimum_rate_of_transfers_is_refused_at_start() -> None:
+    (problem,) = problems_of(MAX_BANDWIDTH="200MB", MAX_CLIENTS=4)
+    assert problem.startswith("MAX_BANDWIDTH: the share of each of 4 clients is 47.7 MiB/s, below")
+    extra = {"MAX_BANDWIDTH": "200MB", "MAX_CLIENTS": 4, "MIN_RATE_MIB_S": 40}
+    NetLoader(LoadConfig(load_format="netloader", model_loader_extra_config=extra))
+
+
 @pytest.mark.parametrize("extra", [{}, {"TRANSPORT": "tcp", "LAYOUT": "raw"}, {"TRANSPORT": None}])
 def test_a_relay_is_fine_with_tcp_and_the_raw_layout(extra: dict[str, Any]) -> None:
     given = {"RELAY": True, **extra}

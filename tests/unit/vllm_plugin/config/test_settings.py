@@ -50,6 +50,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         agree_timeout_s=600.0,
         fallback=Fallback("auto"),
         max_clients=2,
+        max_bandwidth=None,
         token=None,
         parallel=1,
         relay=False,
@@ -95,6 +96,7 @@ def test_our_own_fields_are_understood() -> None:
             "WEIGHT_CACHE": "dram",
             "LAYOUT": "processed",
             "MAX_CLIENTS": 7,
+            "MAX_BANDWIDTH": "2GB",
             "PARALLEL": 16,
             "RELAY": True,
             "LANES": 16,
@@ -117,6 +119,7 @@ def test_our_own_fields_are_understood() -> None:
     assert settings.layout is LayoutChoice.PROCESSED
     assert settings.agree_timeout_s == 60.0
     assert (settings.max_clients, settings.lanes, settings.segment_mib) == (7, 16, 1)
+    assert settings.max_bandwidth == 2 * 10**9
     assert (settings.parallel, settings.relay) == (16, True)
     assert settings.log_json == "stderr"
     assert settings.deadlines == Deadlines(1.0, 2.0, 3.0, 4.0, 5.5, 100.0 * 2**20, 0.0)
@@ -264,8 +267,8 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
             "model_loader_extra_config: 'metrics_port' is not supported by this version",
         ),
         (
-            {"MAX_BANDWIDTH": 1},
-            "model_loader_extra_config: 'MAX_BANDWIDTH' is not supported by this version",
+            {"MAX_BANDWIDTH": "2 gigabit"},
+            "MAX_BANDWIDTH: '2 gigabit' cannot be used; give bytes per second, such as 500MB, 2GB",
         ),
         ([1], "model_loader_extra_config: a list of 1 cannot be used; give a JSON object"),
     ],
