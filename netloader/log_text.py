@@ -28,7 +28,7 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
         "auth_failed": "give both sides the same token",
         "identity_mismatch": "start both sides with the same model and settings",
         "manifest_mismatch": "start both sides with the same model and settings",
-        "nothing_in_common": "allow a layout and a transport that both sides have",
+        "nothing_in_common": "allow a layout, transport and digest algorithm that both sides have",
         "not_serving": "look in the server's log for what ended its offer",
         "not_available": "check that both sides run netloader, and compare their versions",
         "digest_mismatch": "look in the server's log for what its check of the weights found",
@@ -237,9 +237,11 @@ def _moved(fields: Fields) -> str:
     fast = rate(_number(fields, "netloader.transfer.throughput_bytes_per_s"))
     client = _text(fields, "netloader.side") == "client"
     did, way = ("Loaded", "from") if client else ("Sent", "to")
+    algorithm = _text(fields, "netloader.digest_algorithm", "")
+    by = f" with {algorithm}" if algorithm else ""
     attempt = _number(fields, "netloader.source.attempt")
     which = f" (attempt {attempt:.0f})" if attempt > 1 else ""
-    return f"{did} {moved} {way} {_place(fields, 'peer')}{which} in {took} ({fast}), verified"
+    return f"{did} {moved} {way} {_place(fields, 'peer')}{which} in {took} ({fast}), verified{by}"
 
 
 def _violation(fields: Fields) -> str:

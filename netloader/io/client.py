@@ -29,7 +29,6 @@ from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome
 from netloader.io.relay import Relay
 from netloader.io.stopping import Stop
-from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.ledger import Ledger, Report
 from netloader.io.transports import suited
 from netloader.log import Logger, emit
@@ -100,7 +99,7 @@ def prepare(
         manifest=weights.manifest,
         layouts=options.layouts,
         transports=options.transports or suited(weights.device.type, options.logger),
-        digest_algorithms=tuple(ALGORITHMS),
+        digest_algorithms=options.digest_algorithms(place.host for place in endpoints),
         lanes=options.lanes,
         token=options.first_token,
         serves_at="" if options.serves_at is None else str(options.serves_at),

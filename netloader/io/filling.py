@@ -321,7 +321,15 @@ class Filling:
         fields = {"netloader.source.attempt": self._numbers}
         where = {"network.peer.address": endpoint.host, "network.peer.port": endpoint.port}
         emit(options.logger, "netloader.source.tried", {**fields, **where})
-        spec = replace(self._spec, progress=self._ledger.progress, transports=transports)
+        progress = self._ledger.progress
+        held = progress.digest_algorithm
+        accepted = options.digest_algorithms((endpoint.host,), held)  # it may have been named later
+        spec = replace(
+            self._spec,
+            progress=progress,
+            transports=transports,
+            digest_algorithms=tuple(n for n in accepted if n in self._spec.digest_algorithms),
+        )
         dialer = Dialer(endpoint, options.deadlines.connect_s)
         asking = Asking(key, self._ledger, self._post(key))
         worker = ClientWorker(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from netloader.errors import WeightsError
+from netloader.fsm.digest_choice import STRONG
 from netloader.io.hidden import Found, dotted, look
 from netloader.io.memory import memory_of
-from netloader.io.store.digests import ALGORITHMS, digest_of
+from netloader.io.store.digests import digest_of
 from netloader.io.tensors import Named
 from netloader.io.values import NotPlainError, decode, dtype_of, encode
 
@@ -190,5 +191,5 @@ def _bytes_of(tensor: Tensor) -> bytes:
 
 
 def _digested(tensor: Tensor) -> Any:
-    digest = digest_of(next(iter(ALGORITHMS)), [memoryview(_bytes_of(tensor))])
+    digest = digest_of(STRONG, [memoryview(_bytes_of(tensor))])
     return [str(tensor.dtype), list(tensor.shape), digest]

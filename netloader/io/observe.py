@@ -19,7 +19,7 @@ from netloader.fsm.events import (
     Transferred,
     TransportRefused,
 )
-from netloader.fsm.messages import PROTOCOL_VERSION, Unopened
+from netloader.fsm.messages import PROTOCOL_VERSION, Offer, Unopened
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
@@ -63,6 +63,8 @@ class Observer:
             self.seconds[step.before] += step.lasted_s
             if self._opened:
                 self._say("session.transition", session, _move(step), self._level)
+        if isinstance(step.event, Offer):
+            self._fields["netloader.digest_algorithm"] = step.event.digest_algorithm
         self._transfer(session, step)
         self._refusals(session, step)
         for effect in step.effects:
@@ -70,6 +72,7 @@ class Observer:
                 self._say("weights.doubted", session, {})
             if isinstance(effect, PrepareOffer):
                 self._fields["netloader.transport"] = effect.transports[0]
+                self._fields["netloader.digest_algorithm"] = effect.digest_algorithm
             if isinstance(effect, OpenTransport | JoinTransport):
                 self._fields["netloader.transport"] = effect.transport
 

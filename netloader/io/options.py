@@ -1,6 +1,6 @@
 """How a client fills a model: the options of `fill`, checked when they are made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from netloader.config import (
@@ -13,11 +13,13 @@ from netloader.config import (
     check_whole,
     texts,
 )
+from netloader.fsm import digest_choice
 from netloader.fsm.terms import MAX_LANES
 from netloader.io.cores import default_lanes
 from netloader.io.outcome import Attempt
 from netloader.io.relay import RelayHost, dialled_at
 from netloader.io.stopping import CancelToken
+from netloader.io.store.digests import ALGORITHMS, check_digest
 from netloader.log import Logger, get_logger
 from netloader.secure.tokens import Tokens, check_tokens, current
 
@@ -59,6 +61,9 @@ class ClientOptions:
     serves_at: Endpoint | str | None = None
     """Where this process will serve what it receives, for the source to name to other clients that
     it has no place for. None: at the endpoint of `relay`, if other hosts can connect to it."""
+    digest: str = digest_choice.AUTO
+    """The algorithm of the segment digests: `blake3`, `xxh3_128`, or `auto`: BLAKE3 alone with a
+    token and a source beyond this host, else the faster where both sides can compute it."""
     silent: tuple[Attempt, ...] = ()
     """What `describe` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
@@ -86,8 +91,14 @@ class ClientOptions:
         for i, attempt in enumerate(self.silent):
             check_type(f"silent[{i}]", attempt, Attempt, "give what `describe` returned")
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
+        check_digest(self.digest)
 
     @property
     def first_token(self) -> Secret | None:
         """The token that sources are asked to know, now."""
         return next(iter(current(self.token)), None)
+
+    def digest_algorithms(self, hosts: Iterable[str], held: str = "") -> tuple[str, ...]:
+        """What sources on these hosts are asked for; `held` is as in `digest_choice.accepted`."""
+        channel = digest_choice.channel_to(self.token, hosts)
+        return digest_choice.accepted(self.digest, ALGORITHMS, channel, held)

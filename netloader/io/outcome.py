@@ -66,6 +66,11 @@ class Outcome:
         return self.state is State.DONE
 
     @property
+    def digest_algorithm(self) -> str:
+        """What the bytes were verified with; empty if none of them were."""
+        return self.progress.digest_algorithm
+
+    @property
     def source(self) -> Endpoint | None:
         """The source that completed the model."""
         return self.attempts[-1].source if self.ok else None

@@ -29,6 +29,7 @@ from netloader.io.comparing import (
 )
 from netloader.io.cores import cores
 from netloader.io.failure import TransferError
+from netloader.io.other_digests import OtherDigests
 from netloader.io.referrals import Referrals
 from netloader.io.snapshot import ModelSnapshot, OnSession, SessionRecord, Tally
 from netloader.io.store.base import Store
@@ -72,8 +73,7 @@ class PublishedModel:
         logger: Logger | None = None,
         on_session: OnSession | None = None,
     ) -> None:
-        self._on_session = on_session
-        self._logger = logger
+        self._on_session, self._logger = on_session, logger
         self.usage: Usage = usage or AlwaysInUse()
         self._on_change = on_change
         self.weights = weights
@@ -88,6 +88,7 @@ class PublishedModel:
         self.tally = Tally()
         """Shared with what is published in its place."""
         self.referrals = Referrals()
+        self.other_digests = OtherDigests(logger)
 
     def seal(self, known: tuple[str, ...] = ()) -> None:
         """Fix the digests: those `known` (just verified by a client), or computed on every core."""
@@ -325,8 +326,7 @@ class PublishedModel:
         with self._change:
             state, clients, withdrawn = self._life.state, self._life.clients, self._life.refusal
         role, nbytes = self.entry.role, self.entry.manifest.nbytes
-        sessions, sent_bytes = self.tally.read()
-        return ModelSnapshot(role, state, nbytes, clients, sessions, sent_bytes, withdrawn)
+        return ModelSnapshot(role, state, nbytes, clients, *self.tally.read(), withdrawn)
 
     def _tell(
         self, event: ev.Event, work: Callable[[Work], object] | None = None

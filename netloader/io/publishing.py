@@ -13,6 +13,7 @@ from netloader.config import (
     texts,
 )
 from netloader.errors import WeightsError
+from netloader.fsm import digest_choice
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES, suitable_segment_bytes
 from netloader.fsm.messages import Offer
@@ -22,7 +23,7 @@ from netloader.io.catalog import Catalog
 from netloader.io.published import PublishedModel, withdraw_only
 from netloader.io.snapshot import OnSession
 from netloader.io.store.base import Store
-from netloader.io.store.digests import ALGORITHMS
+from netloader.io.store.digests import check_digest, published_with
 from netloader.io.transports import suited
 from netloader.io.usage import Usage
 from netloader.io.watch import watched
@@ -59,6 +60,9 @@ class ServerOptions:
     closed before anything is read. A client on the same host has the address that it dials."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     logger: Logger = field(default_factory=lambda: get_logger("server"))
+    digest: str = digest_choice.AUTO
+    """The algorithm of the segment digests: `blake3`, `xxh3_128`, or `auto`: with a token BLAKE3
+    first, without one the faster; the other for clients that ask for it. See `digest_choice`."""
     on_session: OnSession | None = None
     """Called with the record of each session that has chosen a model and is over, on a thread of
     its own and without a lock. What it raises is logged, and affects no session."""
@@ -82,6 +86,12 @@ class ServerOptions:
         remedy = "give a function of one record"
         check_type("on_session", self.on_session, Callable | None, remedy)
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
+        check_digest(self.digest)
+
+    @property
+    def digest_algorithms(self) -> tuple[str, ...]:
+        """What clients may choose from; weights are published with the first."""
+        return published_with(self.digest, self.token)
 
     @property
     def bytes_per_s(self) -> int | None:
@@ -137,7 +147,7 @@ def publish(
         segment_bytes=options.segment_bytes or suitable_segment_bytes(weights.manifest.nbytes),
         layouts=options.layouts,
         transports=options.transports or suited(weights.device.type, options.logger),
-        digest_algorithms=tuple(ALGORITHMS)[:1],
+        digest_algorithms=options.digest_algorithms,
         facts=options.facts,
         tokens=current(options.token),
     )
@@ -155,13 +165,14 @@ def publish_received(
     Raises:
         ValueError: no transport can send what is in this store.
     """
+    first = offer.digest_algorithm
     entry = CatalogEntry(
         identity=sendable(identity),
         manifest=offer.manifest or store.manifest,
         segment_bytes=offer.segment_bytes,
         layouts=(offer.layout,),
         transports=options.transports or suited(store.device.type, options.logger),
-        digest_algorithms=(offer.digest_algorithm,),
+        digest_algorithms=tuple(dict.fromkeys((first, *options.digest_algorithms))),
         facts=options.facts,
         tokens=current(options.token),
     )

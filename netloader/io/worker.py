@@ -211,7 +211,7 @@ class ServerWorker(SessionWorker):
         """Prepare an offer, or send what was asked for."""
         published, sending = self.published, self._senders.get(self._joined)
         if isinstance(order, PrepareOffer) and published is not None:
-            ready = self._prepare(published, order.transports)
+            ready = self._prepare(published, order)
             if isinstance(ready, OfferReady | OfferRefused):
                 others = published.referrals.besides(order.serves_at)
                 ready = replace(ready, other_sources=others)
@@ -233,9 +233,10 @@ class ServerWorker(SessionWorker):
         self._senders.keep()
         self._reading.close()
 
-    def _prepare(self, published: PublishedModel, transports: tuple[str, ...]) -> Event:
+    def _prepare(self, published: PublishedModel, order: PrepareOffer) -> Event:
         entered = self._enter(published)
-        digests = published.digests(self._patience_s) if entered else None
+        how = (published, order.digest_algorithm, self._patience_s)
+        digests = published.other_digests.of(*how) if entered else None
         if published.withdrawn or not published.still_used():
             failure = _withdrawn(published)
             later = _soon(published) if failure.reason in RETRYABLE else 0.0
@@ -248,7 +249,7 @@ class ServerWorker(SessionWorker):
             return OfferRefused(Reason.NOT_READY, detail, _soon(published))
         _ = published.entry.manifest.digest  # made once, and not on the loop's thread
         self._reading.enter_context(published.reading())
-        return self._prepare_candidates(published, transports, digests)
+        return self._prepare_candidates(published, order.transports, digests)
 
     def _prepare_candidates(
         self, published: PublishedModel, transports: tuple[str, ...], digests: tuple[str, ...]

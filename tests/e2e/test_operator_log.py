@@ -22,7 +22,7 @@ LINE = re.compile(
     r"\b(DEBUG|INFO|WARNING|ERROR) \d.*?\[\w+\.py:\d+\] (.*) \[(netloader\.[\w.]+)\]$"
 )
 RAW = re.compile(r"\bnetloader\.[\w.]+ netloader\.|\bnetloader\.[\w.]+=")
-MOVED = r"(PLACE|PLACE \(attempt 2\)) in [\d.]+ m?s \([\d.]+ [GM]iB/s\), verified\."
+MOVED = r"(PLACE|PLACE \(attempt 2\)) in [\d.]+ m?s \([\d.]+ [GM]iB/s\), verified with \w+\."
 KEPT = r"; \d MB of original weights are kept in dram for that"
 LISTENING = r"Listening for clients at PLACE\."
 SERVING = rf"Serving \d MB \(raw layout\) at PLACE({KEPT})?\."

@@ -27,6 +27,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_relays.py",
         "tests/unit/io/test_relays_lost.py",
         "tests/unit/io/test_doubts.py",
+        "tests/unit/io/test_digest_algorithms.py",
         "tests/unit/io/test_client_sources.py",
         "tests/unit/io/test_worker.py",
         "tests/unit/io/test_client_worker.py",

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from tests.property.digest_mutants import DIGEST_MUTANTS
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.opening_mutants import OPENING_MUTANTS
@@ -59,6 +60,7 @@ REFUSE: Final = r"    (yield Send\(Reject\(.*\)\))\n    (yield from part\(.*\))\
 MUTANTS: Final[dict[str, Mutant]] = {
     **FETCH_MUTANTS,
     **TRANSPORT_MUTANTS,
+    **DIGEST_MUTANTS,
     **OPENING_MUTANTS,
     **WIRE_MUTANTS,
     **REQUEST_MUTANTS,

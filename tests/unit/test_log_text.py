@@ -44,6 +44,7 @@ DONE = {
     "netloader.transfer.bytes": 269_060_352,
     "netloader.transfer.duration_s": 0.5587,
     "netloader.transfer.throughput_bytes_per_s": 481_580_000,
+    "netloader.digest_algorithm": "blake3",
 }
 GONE = {**PEER, "netloader.outcome": "fallback", "netloader.transfer.bytes": 0}
 TABLE = {"netloader.source": "10.0.0.1:19374", "netloader.field": "'dtype'"}
@@ -54,7 +55,7 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
     "load": (
         "netloader.session.closed",
         {**DONE, "netloader.side": "client", "netloader.source.attempt": 1},
-        "Loaded 269 MB from 10.0.0.1:19374 in 0.6 s (0.45 GiB/s), verified",
+        "Loaded 269 MB from 10.0.0.1:19374 in 0.6 s (0.45 GiB/s), verified with blake3",
     ),
     "load from a second source, by one of two ranks": (
         "netloader.session.closed",
@@ -65,12 +66,15 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
             "netloader.rank": 1,
             "netloader.ranks": 2,
         },
-        "Rank 1: Loaded 269 MB from 10.0.0.1:19374 (attempt 2) in 0.6 s (0.45 GiB/s), verified",
+        (
+            "Rank 1: Loaded 269 MB from 10.0.0.1:19374 (attempt 2) in 0.6 s (0.45 GiB/s), "
+            "verified with blake3"
+        ),
     ),
     "sent": (
         "netloader.session.closed",
         {**DONE, "netloader.side": "server", "netloader.rank": 0, "netloader.ranks": 1},
-        "Sent 269 MB to 10.0.0.1:19374 in 0.6 s (0.45 GiB/s), verified",
+        "Sent 269 MB to 10.0.0.1:19374 in 0.6 s (0.45 GiB/s), verified with blake3",
     ),
     "source that died in the middle": (
         "netloader.session.closed",
@@ -375,7 +379,7 @@ def test_a_load_after_a_dead_source_is_two_sentences_of_the_client(text: io.Stri
     loaded, sent = sorted(told[2:4])
     assert loaded.startswith("INFO Loaded ")
     assert f"from {server.endpoint} (attempt 2) in " in loaded
-    assert loaded.endswith("), verified. [netloader.session.closed]")
+    assert loaded.endswith("), verified with xxh3_128. [netloader.session.closed]")
     assert sent.startswith("INFO Sent ")
     assert told[4:] == [
         f"INFO Stopped listening at {server.endpoint}. [netloader.listener.stopped]"

@@ -1,15 +1,18 @@
 """Digest algorithms by name. The same bytes give the same hexadecimal digest on every host.
 
-BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs) is collision resistant and, measured on one
-core with AVX-512, hashes 4.7 GiB/s: more than one TCP connection carries.
+BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs) is collision resistant. XXH3
+(https://xxhash.com) detects accidents as well, and no attack, at a multiple of the rate; its
+package is optional. `netloader.fsm.digest_choice` says which one is used where.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from blake3 import blake3
 
+from netloader.config import check_type, shown
+from netloader.fsm.digest_choice import FAST, STRONG, channel_to, flaw_of, published
 from netloader.io.cores import cores
 
 
@@ -27,8 +30,34 @@ def _blake3(threads: int) -> Hasher:
     return blake3(max_threads=threads)
 
 
-ALGORITHMS: dict[str, Callable[[int], Hasher]] = {"blake3": _blake3}
-"""Every algorithm this side can do, best first; how many threads may work on one update."""
+def _optional() -> dict[str, Callable[[int], Hasher]]:
+    """Those whose package is an extra. One thread of xxh3_128 is faster than memory."""
+    try:
+        from xxhash import xxh3_128
+    except ImportError:
+        return {}
+    return {FAST: lambda _: xxh3_128()}
+
+
+ALGORITHMS: dict[str, Callable[[int], Hasher]] = {STRONG: _blake3, **_optional()}
+"""Every algorithm this side can do; how many threads may work on one update."""
+
+
+def published_with(choice: str, token: object) -> tuple[str, ...]:
+    """What a server of this process offers: see `digest_choice.published` and `channel_to`."""
+    return published(choice, ALGORITHMS, channel_to(token))
+
+
+def check_digest(choice: str) -> None:
+    """Refuse what is no choice of a digest algorithm, or cannot be computed here.
+
+    Raises:
+        TypeError, ValueError: the message says what to give.
+    """
+    check_type("digest", choice, str, "give auto, blake3 or xxh3_128")
+    if flaw := flaw_of(choice, ALGORITHMS):
+        raise ValueError(f"digest is {shown(choice)}; {flaw}")
+
 
 MAX_WORKERS = 8
 """Together they hash more than memory delivers; each may hold some chunks of a device's memory."""
@@ -47,11 +76,18 @@ def hashing_threads() -> int:
 
 def digest_of(algorithm: str, views: Iterable[memoryview]) -> str:
     """The digest of some memory, in order."""
-    hasher = ALGORITHMS[algorithm](1)
+    return digests_by((algorithm,), views)[0]
+
+
+def digests_by(algorithms: Sequence[str], views: Iterable[memoryview]) -> tuple[str, ...]:
+    """The digests of the same bytes by several algorithms; the memory is read once."""
+    hashers = [ALGORITHMS[name](1) for name in algorithms]
     for view in views:
         for start in range(0, len(view), STEP_BYTES):
-            hasher.update(view[start : start + STEP_BYTES])
-    return hasher.hexdigest()
+            step = view[start : start + STEP_BYTES]
+            for hasher in hashers:
+                hasher.update(step)
+    return tuple(hasher.hexdigest() for hasher in hashers)
 
 
 def digests_of(

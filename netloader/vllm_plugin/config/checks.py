@@ -13,7 +13,9 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.config import shown
+from netloader.fsm.digest_choice import flaw_of
 from netloader.io.publishing import too_slow
+from netloader.io.store.digests import ALGORITHMS
 from netloader.io.transports import named as transport_named
 from netloader.vllm_plugin.config.readers import HIDDEN, Fallback
 from netloader.vllm_plugin.config.settings import (
@@ -52,6 +54,9 @@ def _problems(load_config: LoadConfig, options: Mapping[str, Any]) -> Iterator[s
             transport_named(transport)
         except ValueError as error:
             yield f"TRANSPORT: {error}"
+    digest = options["digest"]
+    if digest is not None and (flaw := flaw_of(digest, ALGORITHMS)):
+        yield f"DIGEST: {shown(digest)} cannot be computed here; {flaw}"
     fallback = options["fallback"]
     if fallback is not None:
         try:

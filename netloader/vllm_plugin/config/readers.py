@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from netloader.config import Place, Secret, bandwidth, one
+from netloader.fsm.digest_choice import CHOICES
 
 MAX_FILE_BYTES: Final = 2**20
 """A thousand ranks with ten sources each need 300 KiB; more is a wrong path."""
@@ -38,6 +39,11 @@ def bytes_per_s(at: Place, value: object) -> int | None:
     except ValueError as error:
         at.problems.append(f"{at.path}: {error}")
         return None
+
+
+choice_of_digest: Final = one(
+    str, lambda t: t.lower() in CHOICES, f"give one of {', '.join(CHOICES)}", str.lower
+)
 
 
 _load_format: Final = one(

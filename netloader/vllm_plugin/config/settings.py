@@ -26,10 +26,12 @@ from netloader.config import (
     whole,
 )
 from netloader.errors import ConfigError
+from netloader.fsm import digest_choice
 from netloader.secure.tokens import MIN_CHARS, TokenFile
 from netloader.vllm_plugin.config.readers import (
     Fallback,
     bytes_per_s,
+    choice_of_digest,
     fallback,
     file_text,
     port,
@@ -79,6 +81,9 @@ class Keeping:
     """Parts of the names that `int8` applies to; empty: all."""
     others: CachePolicy
     segment_bytes: int
+    digest: str = digest_choice.AUTO
+    token: TokenFile | None = None
+    """With `digest`, it decides how they are digested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class Settings:
     relay: bool
     lanes: int | None
     segment_mib: int
+    digest: str
     deadlines: Deadlines
     log_json: str | None
 
@@ -118,7 +124,8 @@ class Settings:
     def keeping(self) -> Keeping:
         """How originals are kept."""
         segment_bytes = self.segment_mib << 20
-        return Keeping(self.int8_cache, self.int8_cache_name, self.weight_cache, segment_bytes)
+        kept = (self.int8_cache, self.int8_cache_name, self.weight_cache)
+        return Keeping(*kept, segment_bytes, self.digest, self.token)
 
     @property
     def keeping_at_load(self) -> Keeping | None:
@@ -268,6 +275,9 @@ FIELDS: Final = (
           "parallel connections of one TCP transfer; absent: 2, or 1 where one core is usable"),
     Field("SEGMENT_MIB", whole(1, 1024), "integer, 1-1024", 64,
           "MiB that are sent, verified and resumed as one"),
+    Field("DIGEST", choice_of_digest, "`auto`, `blake3`, `xxh3_128`", digest_choice.AUTO,
+          "how segments are verified; `auto`: blake3 with a token on a network, else xxh3_128 "
+          "where both sides have it, see [security](security.md)"),
     _deadline("CONNECT_TIMEOUT_S", "connect_s", "seconds to reach a source"),
     _deadline("HANDSHAKE_TIMEOUT_S", "handshake_s", "seconds for the handshake"),
     _deadline("VALIDATE_TIMEOUT_S", "validate_s",

@@ -21,6 +21,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from vllm.config import ModelConfig
 
+from netloader.fsm.digest_choice import STRONG
 from netloader.io.store.digests import digest_of
 from netloader.vllm_plugin.identity.fingerprint import is_weights, sample_of, subfolders
 
@@ -93,7 +94,7 @@ def digest(file: Path) -> str:
         return "unreadable"
     if file.suffix == ".json" and size <= PLAIN_JSON_BYTES:
         data = _said(data)
-    return digest_of("blake3", [memoryview(data)])[:16]
+    return digest_of(STRONG, [memoryview(data)])[:16]
 
 
 def _said(data: bytes) -> bytes:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from netloader.fsm.digest_choice import STRONG
 from netloader.io.hidden import attributes_of
 from netloader.io.memory import memory_of
-from netloader.io.store.digests import ALGORITHMS, digest_of
+from netloader.io.store.digests import digest_of
 from netloader.vllm_plugin.inspect.reach import (
     SETTINGS,
     Kind,
@@ -164,12 +165,12 @@ def _digest(tensor: Tensor) -> str:
     if not tensor.is_meta and tensor.numel():
         dense = tensor.cpu().contiguous().reshape(-1)
         views.append(memory_of(dense))
-    return digest_of(next(iter(ALGORITHMS)), views)
+    return digest_of(STRONG, views)
 
 
 def word_of(data: bytes) -> str:
     """BLAKE3 of some bytes."""
-    return digest_of(next(iter(ALGORITHMS)), [memoryview(data)])
+    return digest_of(STRONG, [memoryview(data)])
 
 
 class _Walk:

@@ -11,7 +11,6 @@ from vllm.config import ModelConfig
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from netloader.fsm.manifest import Manifest, Progress
-from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.module import Named, WeightsError, manifest_of, named_tensors
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin.config.settings import Keeping
@@ -22,7 +21,7 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, provenance
 from netloader.vllm_plugin.load.plan import LoadPlan
-from netloader.vllm_plugin.load.raw import RawSnapshot
+from netloader.vllm_plugin.load.raw import RawSnapshot, algorithm_of
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders
 from netloader.vllm_plugin.patches.instance import replaced_on
@@ -64,8 +63,9 @@ def reloadable(loaded: Loaded, model: nn.Module) -> bool:
 
 def taken(plan: LoadPlan, model: nn.Module, keeping: Keeping | None, progress: Progress) -> Loaded:
     """Remember what was received and verified; never raises."""
-    same_cut = keeping is not None and progress.segment_bytes == keeping.segment_bytes
-    known = progress.segment_digests if same_cut and progress.digest_algorithm in ALGORITHMS else ()
+    wanted = (keeping.segment_bytes, algorithm_of(keeping)) if keeping is not None else None
+    same = (progress.segment_bytes, progress.digest_algorithm) == wanted
+    known = progress.segment_digests if same else ()
     loaded = Loaded(plan.state, plan.unfilled, filled=plan.filled)
     return _safely(lambda: _remember(loaded, plan, model, keeping, inventory.take(model), known))
 

@@ -81,6 +81,7 @@ def new_server(settings: Settings, rank: int) -> RankServer:
         token=settings.token,
         allow=settings.allow,
         deadlines=settings.deadlines,
+        digest=settings.digest,
     )
     return RankServer(rank, PortChoice.of(settings, rank), options)
 

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from netloader.fsm.manifest import Manifest, segments_of
 from netloader.io.comparing import segment_digests
 from netloader.io.cores import cores
-from netloader.io.store.digests import ALGORITHMS
+from netloader.io.store.digests import published_with
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.vllm_plugin.config.settings import CachePolicy, Keeping
 from netloader.vllm_plugin.inspect import inventory
@@ -137,6 +137,11 @@ def policy_for(name: str, tensor: Tensor, keeping: Keeping) -> tuple[CachePolicy
     return policy, "WEIGHT_CACHE"
 
 
+def algorithm_of(keeping: Keeping) -> str:
+    """What originals are digested with: what the server will publish them with."""
+    return published_with(keeping.digest, keeping.token)[0]
+
+
 class RawSnapshot:
     """Every tensor of a model between loading and post-processing, with its digests."""
 
@@ -152,7 +157,7 @@ class RawSnapshot:
         self.digests = known or segment_digests(
             weights,
             segments_of(self.manifest, keeping.segment_bytes),
-            next(iter(ALGORITHMS)),
+            algorithm_of(keeping),
             cores(),
         )
         keeper = _Keeper(keeping)

@@ -64,6 +64,7 @@ def options_of(
         parallel=settings.parallel,
         token=settings.token,
         deadlines=settings.deadlines,
+        digest=settings.digest,
         report=report,
         relay=relay,
         serves_at=relay.told or None if relay else None,

@@ -129,6 +129,8 @@ def test_what_is_no_source(sources: Any, error: type[Exception], words: str) -> 
         (ServerOptions, {"max_bandwidth": "fast"}, ValueError, "max_bandwidth: 'fast' cannot be"),
         (ServerOptions, {"max_bandwidth": 9_999_999}, ValueError, "max_bandwidth: 9999999 cannot"),
         (ServerOptions, {"max_bandwidth": "100MB"}, ValueError, "max_bandwidth: the share of each"),
+        (ClientOptions, {"digest": "md5"}, ValueError, "digest is 'md5'; give one of auto, blake3"),
+        (ServerOptions, {"digest": None}, TypeError, "digest is of type NoneType; give auto, bl"),
         (ServerOptions, {"max_clients": 0}, ValueError, "max_clients is 0; use an integer from 1"),
         (ServerOptions, {"facts": ["a"]}, TypeError, "facts is of type list; give a mapping of t"),
         (ServerOptions, {"facts": {"a": 1}}, TypeError, r"facts\['a'\] is of type int"),

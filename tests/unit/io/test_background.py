@@ -13,7 +13,17 @@ from netloader.io import fill
 from netloader.io.background import Background, in_background
 from netloader.io.store import digests
 from netloader.io.worker import THREAD_NAME
-from tests.unit.io.helpers import FAST, IDENTITY, SOON_S, asking, contents, eventually, serving, zoo
+from tests.unit.io.helpers import (
+    ALGORITHM,
+    FAST,
+    IDENTITY,
+    SOON_S,
+    asking,
+    contents,
+    eventually,
+    serving,
+    zoo,
+)
 
 Lines = list[dict[str, Any]]
 
@@ -44,7 +54,7 @@ def test_digests_that_cannot_be_computed_withdraw_the_offer_with_the_reason(
     def broken(threads: int) -> Any:
         raise error
 
-    monkeypatch.setitem(digests.ALGORITHMS, "blake3", broken)
+    monkeypatch.setitem(digests.ALGORITHMS, ALGORITHM, broken)
     with serving(zoo(1)) as server:
         (attempt,) = fill(zoo(2), [server.endpoint], IDENTITY, asking()).attempts
 

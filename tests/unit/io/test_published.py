@@ -19,7 +19,7 @@ from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store import digests
 from netloader.io.store.digests import digest_of
 from netloader.io.store.module import ModuleStore
-from tests.unit.io.helpers import IDENTITY, KIB, SOON_S, eventually, module_of, random
+from tests.unit.io.helpers import ALGORITHM, IDENTITY, KIB, SOON_S, eventually, module_of, random
 
 
 def published_of(model: nn.Module, max_clients: int = 2) -> PublishedModel:
@@ -38,7 +38,7 @@ def test_digests_are_those_of_the_segments() -> None:
     published.seal()
 
     views = map(published.weights.views, published.segments)
-    assert published.digests(0) == tuple(digest_of("blake3", view) for view in views)
+    assert published.digests(0) == tuple(digest_of(ALGORITHM, view) for view in views)
     assert len(published.segments) == 3
 
 
@@ -184,7 +184,7 @@ def test_a_published_is_not_quiet_before_its_last_segment_is_hashed(
         def hexdigest(self) -> str:
             return ""
 
-    monkeypatch.setitem(digests.ALGORITHMS, "blake3", Waiting)
+    monkeypatch.setitem(digests.ALGORITHMS, ALGORITHM, Waiting)
     published = published_of(model())
     thread = published.seal_quietly()
     assert hashing.wait(SOON_S)

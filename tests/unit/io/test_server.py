@@ -22,6 +22,7 @@ from netloader.io.store.digests import Hasher
 from tests.support.sockets import reset
 from tests.unit.io.drivers import fill, serve
 from tests.unit.io.helpers import (
+    ALGORITHM,
     FAST,
     IDENTITY,
     MIB,
@@ -127,12 +128,12 @@ class SlowHasher:
         return self._real.hexdigest()
 
 
-REAL: Callable[[int], Hasher] = digests.ALGORITHMS["blake3"]
+REAL: Callable[[int], Hasher] = digests.ALGORITHMS[ALGORITHM]
 
 
 @pytest.fixture
 def slowly(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    monkeypatch.setitem(digests.ALGORITHMS, "blake3", SlowHasher)
+    monkeypatch.setitem(digests.ALGORITHMS, ALGORITHM, SlowHasher)
     SlowHasher.let_go.clear()
     yield SlowHasher.let_go
     SlowHasher.let_go.set()
@@ -198,7 +199,7 @@ from netloader.io import ServerOptions, serve
 from netloader.io.store import digests
 from tests.unit.io import test_server
 
-digests.ALGORITHMS["blake3"] = test_server.SlowHasher
+digests.ALGORITHMS[test_server.ALGORITHM] = test_server.SlowHasher
 server = serve(test_server.large(1), {}, options=ServerOptions(segment_bytes=1 << 20))
 assert test_server.hashing.wait(30)
 """

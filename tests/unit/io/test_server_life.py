@@ -17,6 +17,7 @@ from netloader.io.snapshot import ModelSnapshot, SessionRecord
 from netloader.io.store import digests
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import (
+    ALGORITHM,
     IDENTITY,
     MIB,
     SOON_S,
@@ -161,7 +162,7 @@ class Held:
 
     def __init__(self) -> None:
         self.reading, self.go_on = threading.Event(), threading.Event()
-        self._real = digests.ALGORITHMS["blake3"]
+        self._real = digests.ALGORITHMS[ALGORITHM]
 
     def __call__(self, threads: int) -> digests.Hasher:
         self.reading.set()
@@ -172,7 +173,7 @@ class Held:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     found = Held()
-    monkeypatch.setitem(digests.ALGORITHMS, "blake3", found)
+    monkeypatch.setitem(digests.ALGORITHMS, ALGORITHM, found)
     yield found
     found.go_on.set()
 

@@ -56,6 +56,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         relay=False,
         lanes=None,
         segment_mib=64,
+        digest="auto",
         deadlines=Deadlines(),
         log_json=None,
     )
@@ -101,6 +102,7 @@ def test_our_own_fields_are_understood() -> None:
             "RELAY": True,
             "LANES": 16,
             "SEGMENT_MIB": 1,
+            "DIGEST": "BLAKE3",
             "LOG_JSON": "stderr",
             "CONNECT_TIMEOUT_S": 1,
             "HANDSHAKE_TIMEOUT_S": 2,
@@ -121,7 +123,7 @@ def test_our_own_fields_are_understood() -> None:
     assert (settings.max_clients, settings.lanes, settings.segment_mib) == (7, 16, 1)
     assert settings.max_bandwidth == 2 * 10**9
     assert (settings.parallel, settings.relay) == (16, True)
-    assert settings.log_json == "stderr"
+    assert (settings.digest, settings.log_json) == ("blake3", "stderr")
     assert settings.deadlines == Deadlines(1.0, 2.0, 3.0, 4.0, 5.5, 100.0 * 2**20, 0.0)
 
 
@@ -239,6 +241,7 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
         ({"ALLOW": "10.0.0.0/8"}, "ALLOW: '10.0.0.0/8' cannot be used; give a list, even of one"),
         ({"ALLOW": ["10.0.0.9/8"]}, "ALLOW[0]: '10.0.0.9/8' is no network; bits of the host are"),
         ({"ALLOW": ["::1", 5]}, "ALLOW[1]: 5 cannot be used; give one line of text"),
+        ({"DIGEST": "md5"}, "DIGEST: 'md5' cannot be used; give one of auto, blake3, xxh3_128"),
         ({"MAX_CLIENTS": 0}, "MAX_CLIENTS: 0 cannot be used; give an integer from 1"),
         ({"LANES": 17}, "LANES: 17 cannot be used; give an integer from 1 to 16"),
         ({"PARALLEL": 0}, "PARALLEL: 0 cannot be used; give an integer from 1 to 16"),

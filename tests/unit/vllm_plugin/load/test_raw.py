@@ -12,7 +12,7 @@ from netloader.fsm.manifest import segments_of
 from netloader.io.comparing import segment_digests
 from netloader.io.store.module import ModuleStore, WeightsError, named_tensors
 from netloader.vllm_plugin.config.settings import CachePolicy, Settings
-from netloader.vllm_plugin.load.raw import Backup, GoneError, RawSnapshot, policy_for
+from netloader.vllm_plugin.load.raw import Backup, GoneError, RawSnapshot, algorithm_of, policy_for
 
 AUTO = Settings.parse(None)
 NOTHING_KEPT = replace(AUTO, weight_cache=CachePolicy.NO)
@@ -43,7 +43,9 @@ def snapshot_of(
 
 
 def content(weights: ModuleStore) -> tuple[str, ...]:
-    return segment_digests(weights, segments_of(weights.manifest, 64 << 20), "blake3", 1)
+    return segment_digests(
+        weights, segments_of(weights.manifest, 64 << 20), algorithm_of(AUTO.keeping), 1
+    )
 
 
 def test_untouched_parameters_cost_nothing() -> None:
