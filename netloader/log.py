@@ -81,6 +81,9 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
         "netloader.relay.failed": _warning("Weights are received, but not served meanwhile: why."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
+        "netloader.discovery.looked": _info_or_debug("Sources were looked up (debug: once more)."),
+        "netloader.discovery.failed": _warning("A place to look sources up gave no answer: why."),
+        "netloader.discovery.odd": _warning("Entries that cannot be read are left out."),
         "netloader.source.tried": _info("A client turns to a source."),
         "netloader.source.differs": _warning("A field in which a source is not this rank."),
         "netloader.source.answers_differ": _warning(

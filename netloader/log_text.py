@@ -192,6 +192,23 @@ def _withdrawn(fields: Fields) -> str:
     return f"Weights are no longer served: {_detail(fields)}; {again}{_remedy(fields)}"
 
 
+def _looked(fields: Fields) -> str:
+    finder, found = _text(fields, "netloader.finder"), _number(fields, "netloader.found")
+    open_ = _text(fields, "netloader.sources", "")
+    then = f"to be asked: {open_}" if open_ else "none of them accepts a connection"
+    return f"Sources at {finder}: {f'{found:.0f}; {then}' if found else 'none yet'}"
+
+
+def _looking(what: str) -> Sentence:
+    def sentence(fields: Fields) -> str:
+        where = _text(fields, "netloader.finder")
+        return (
+            f"The place where sources are looked up {what}: {where}{_in_brackets(_detail(fields))}"
+        )
+
+    return sentence
+
+
 def _differing(what: str) -> Sentence:
     def sentence(fields: Fields) -> str:
         source, field, mine, theirs, help_ = (
@@ -303,6 +320,9 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.server.refused": _telling("This rank does not serve its weights"),
         "netloader.relay.failed": _telling("What is received is not served meanwhile"),
         "netloader.server.withdrawn": _withdrawn,
+        "netloader.discovery.looked": _looked,
+        "netloader.discovery.failed": _looking("gave no answer"),
+        "netloader.discovery.odd": _looking("holds something else"),
         "netloader.source.differs": _differing("differs in"),
         "netloader.source.answers_differ": _differing(
             "has the same weights, but may answer otherwise because of"

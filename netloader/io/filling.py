@@ -122,6 +122,7 @@ class Filling:
         self._look_at = -math.inf
         self._finish: Finish | None = None
         self._error: Exception | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
 
     # -- for drivers -----------------------------------------------------------------------------
 
@@ -155,6 +156,9 @@ class Filling:
         self._loop = loop
         loop.members.add(self)
         self._start()
+        if self._options.feed is not None and not self.over:
+            heard = partial(self._heard, loop)
+            self._unsubscribe = self._options.feed.subscribe(heard)
 
     def begin_without(self, error: OSError) -> None:
         """There is no loop: no source can be asked, and the outcome says why."""
@@ -190,6 +194,7 @@ class Filling:
 
     def close(self) -> None:
         """Close the sessions that still run; there are some after an error."""
+        self._unsubscribe()
         for session in self._sessions.values():
             session.close()
         if self._loop is not None:
@@ -366,7 +371,15 @@ class Filling:
         """Take up the sources that a source has named."""
         offered = places(session.offer.other_sources) if session.offer else ()
         named = session.verdict.other_sources if session.verdict else ()
-        if new := self._sources.take_up((*offered, *named), self._fetch.room()):
+        self._take_up((*offered, *named))
+
+    def _heard(self, loop: Reactor, found: Sequence[Endpoint]) -> None:
+        """Hear from the feed, on any thread."""
+        loop.post(partial(self._take_up, tuple(found)))
+
+    def _take_up(self, found: Sequence[Endpoint]) -> None:
+        """Have the fetch ask sources too, as far as they are new."""
+        if new := self._sources.take_up(found, self._fetch.room()):
             self._tell(SourcesFound(new))
 
     def _say_waiting(self, wait: Wait) -> None:

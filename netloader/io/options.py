@@ -1,7 +1,8 @@
 """How a client fills a model: the options of `fill`, checked when they are made."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from netloader.config import (
     LONGEST_S,
@@ -25,6 +26,18 @@ from netloader.secure.tokens import Tokens, check_tokens, current
 
 MAX_PARALLEL = 16
 """Sources that one call may ask at the same time."""
+
+
+@runtime_checkable
+class SourceFeed(Protocol):
+    """Names sources while a call of `fill` runs, such as `netloader.discovery.lookup.Lookup`."""
+
+    def subscribe(self, found: Callable[[Sequence[Endpoint]], None]) -> Callable[[], None]:
+        """Call `found`, from any thread, with sources of which some may be known.
+
+        Returns:
+            What ends that; a call that is late is harmless.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,8 @@ class ClientOptions:
     digest: str = digest_choice.AUTO
     """The algorithm of the segment digests: `blake3`, `xxh3_128`, or `auto`: BLAKE3 alone with a
     token and a source beyond this host, else the faster where both sides can compute it."""
+    feed: SourceFeed | None = None
+    """Names further sources while the call runs; they are asked after those that are known."""
     silent: tuple[Attempt, ...] = ()
     """What `describe` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
@@ -87,6 +102,8 @@ class ClientOptions:
         check_type("cancel", self.cancel, CancelToken | None, "give a threading.Event")
         if self.timeout_s is not None:
             check_range("timeout_s", self.timeout_s, 0.0, LONGEST_S)
+        remedy = "give an object with the method `subscribe`"
+        check_type("feed", self.feed, SourceFeed | None, remedy)
         check_type("silent", self.silent, tuple | list, "give what `describe` returned")
         for i, attempt in enumerate(self.silent):
             check_type(f"silent[{i}]", attempt, Attempt, "give what `describe` returned")

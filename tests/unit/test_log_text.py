@@ -172,6 +172,35 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
         {"netloader.fallback": "auto"},
         "No source is named for this rank, or none fits; loading with vLLM's loader (auto) instead",
     ),
+    "sources that were looked up": (
+        "netloader.discovery.looked",
+        {
+            "netloader.finder": "redis://h:6379/x",
+            "netloader.found": 3,
+            "netloader.sources": "10.0.0.1:1, 10.0.0.2:1",
+        },
+        "Sources at redis://h:6379/x: 3; to be asked: 10.0.0.1:1, 10.0.0.2:1",
+    ),
+    "sources that are gone": (
+        "netloader.discovery.looked",
+        {"netloader.finder": "file:/a/*", "netloader.found": 3, "netloader.sources": ""},
+        "Sources at file:/a/*: 3; none of them accepts a connection",
+    ),
+    "nobody": (
+        "netloader.discovery.looked",
+        {"netloader.finder": "file:/a/*", "netloader.found": 0, "netloader.sources": ""},
+        "Sources at file:/a/*: none yet",
+    ),
+    "no answer": (
+        "netloader.discovery.failed",
+        {"netloader.finder": "redis://h:6379/x", "netloader.detail": "late"},
+        "The place where sources are looked up gave no answer: redis://h:6379/x (late)",
+    ),
+    "garbage": (
+        "netloader.discovery.odd",
+        {"netloader.finder": "file:/a/*", "netloader.detail": "7 of its entries"},
+        "The place where sources are looked up holds something else: file:/a/* (7 of its entries)",
+    ),
     "offer": (
         "netloader.server.offered",
         {

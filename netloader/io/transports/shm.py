@@ -11,7 +11,6 @@ the offer, and answers with another digest of it. If any of it fails, the client
 but a memory file of its own user, and another transport is tried.
 """
 
-import contextlib
 import hashlib
 import hmac
 import os
@@ -26,6 +25,7 @@ from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.forks import INHERITANCE
+from netloader.io.host import boot_id
 from netloader.io.store.base import Store
 from netloader.io.transports.base import Capabilities, Direction, ReceiverSetup, SenderSetup
 from netloader.io.transports.lanes import Lanes, lane_error, set_stall
@@ -45,19 +45,12 @@ NONCE_BYTES = 32
 NONCE_AT = SLOTS * SLOT_BYTES
 FILE_BYTES = NONCE_AT + NONCE_BYTES
 FILE_NAME = "netloader"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 FILLED, FREED = b"f", b"r"
 """One byte on the lane for each chunk, from the server and from the client."""
 
 
 def _proof(nonce: bytes, side: str) -> str:
     return hashlib.sha256(side.encode() + b"\0" + nonce).hexdigest()
-
-
-def _boot_id() -> str:
-    with contextlib.suppress(OSError):
-        return BOOT_ID.read_text().strip()
-    return ""
 
 
 def _cannot(why: str) -> TransferError:
@@ -85,7 +78,7 @@ class ShmSender:
     def rendezvous(self) -> Mapping[str, str]:
         """Where the file is, and what proves that it is the right one."""
         return {
-            "boot_id": _boot_id(),
+            "boot_id": boot_id(),
             "pid": str(os.getpid()),
             "fd": str(self._file.fileno()),
             "proof": _proof(self._nonce, "server"),
@@ -163,7 +156,7 @@ class ShmReceiver:
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
         """Open the server's file, see that it is the right one, and open the lane."""
-        if rendezvous.get("boot_id") != _boot_id() or not _boot_id():
+        if rendezvous.get("boot_id") != boot_id() or not boot_id():
             raise _cannot("the server is on another host")
         pid, number = rendezvous.get("pid", ""), rendezvous.get("fd", "")
         if not (pid.isascii() and pid.isdigit() and number.isascii() and number.isdigit()):
@@ -264,7 +257,7 @@ class Shm:
 
     def obstacle(self) -> str:
         """Linux is needed, and a /proc that shows the host's boot id."""
-        if not hasattr(os, "memfd_create") or not _boot_id():
+        if not hasattr(os, "memfd_create") or not boot_id():
             return "memory files, or the host's boot id in /proc, are not available"
         return ""
 

@@ -15,7 +15,6 @@ from typing import Any, Final, Self
 from netloader.config import (
     DEADLINE_LIMITS,
     Deadlines,
-    Endpoint,
     Place,
     Reader,
     choice,
@@ -38,7 +37,7 @@ from netloader.vllm_plugin.config.readers import (
     switch,
 )
 from netloader.vllm_plugin.config.secure import networks, tokens
-from netloader.vllm_plugin.config.sources import sources
+from netloader.vllm_plugin.config.sources import Source, sources
 
 AUTO: Final = "auto"
 """The TRANSPORT that means: what suits the device."""
@@ -90,7 +89,8 @@ class Keeping:
 class Settings:
     """What the operator asked for; FIELDS says what each means. Made by `parse` only."""
 
-    sources: Mapping[int, tuple[Endpoint, ...]]
+    sources: Mapping[int, tuple[Source, ...]]
+    """By rank, or for `EVERY_RANK`."""
     model: str | None
     listen_port: int | None
     int8_cache: CachePolicy
@@ -102,6 +102,7 @@ class Settings:
     allow: tuple[str, ...]
     weight_cache: CachePolicy
     layout: LayoutChoice
+    discovery_timeout_s: float
     agree_timeout_s: float
     fallback: Fallback | None
     max_clients: int
@@ -224,10 +225,11 @@ def _deadline(name: str, attribute: str, meaning: str, unit: float = 1.0) -> Fie
 
 # fmt: off
 FIELDS: Final = (
-    Field("SOURCE", sources, "list", [],
+    Field("SOURCE", sources, "list or string", [],
           '`[{"device_id": 0, "sources": ["10.170.22.152:19374"]}, ...]`: each rank and its '
-          "endpoints, tried in order; `host:port` or `[IPv6]:port`. Empty: the ordinary loader",
-          "sources"),
+          "sources, tried in order: `host:port`, `[IPv6]:port`, or where to look them up, see "
+          "[discovery](discovery.md). One string: the same for every rank. Empty: the ordinary "
+          "loader", "sources"),
     Field("MODEL", text_line, "string", None,
           "model name compared between client and server; default: `--model`"),
     Field("LISTEN_PORT", port, "integer", None,
@@ -288,6 +290,8 @@ FIELDS: Final = (
     _deadline("MIN_RATE_MIB_S", "min_rate_bytes_per_s",
               "MiB per second; a transfer slower than this is given up", 2.0**20),
     _deadline("QUEUE_TIMEOUT_S", "queue_s", "seconds to wait for busy sources; 0: do not wait"),
+    Field("DISCOVERY_TIMEOUT_S", number(0.1, 600, 1.0), "number", 5,
+          "seconds that a start waits for an answer where it looks sources up"),
     Field("AGREE_TIMEOUT_S", number(1, 86400, 1.0), "number", 600,
           "seconds the ranks of an instance wait for each other before a `FALLBACK` that uses "
           "collectives"),

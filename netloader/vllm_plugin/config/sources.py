@@ -1,11 +1,46 @@
-"""How `SOURCE` is read: which rank asks which sources."""
+"""How `SOURCE` is read: which rank asks which sources, or where it looks them up."""
 
 from collections.abc import Mapping
+from typing import Final, TypeAlias
 
-from netloader.config import Endpoint, Place, each, text_line, whole
+from netloader.config import Endpoint, Place, Secret, each, text_line, whole
+from netloader.discovery.base import Finder
+from netloader.discovery.urls import FinderSpec, finder_of, is_looked_up, located
+from netloader.vllm_plugin.config.readers import HIDDEN
+
+EVERY_RANK: Final = -1
+"""In the place of a rank, for a `SOURCE` that is one text."""
+Source: TypeAlias = Endpoint | FinderSpec
 
 
-def _endpoint(at: Place, value: object) -> Endpoint | None:
+def finders_of(sources: Mapping[int, tuple[Source, ...]], rank: int) -> tuple[Finder, ...]:
+    """Where a rank finds its sources, in order."""
+    own = tuple(
+        located(source) if isinstance(source, Endpoint) else source.finder(0)
+        for source in sources.get(rank, ())
+    )
+    common = (s for s in sources.get(EVERY_RANK, ()) if isinstance(s, FinderSpec))
+    return own + tuple(source.finder(rank) for source in common)
+
+
+def _looked_up(at: Place, value: object) -> FinderSpec | None:
+    text = text_line(at, value)
+    if text is None:
+        return None
+    try:
+        finder_of(text, 0)
+    except ValueError as error:
+        if is_looked_up(text):
+            at.refuse(HIDDEN, str(error))
+        else:
+            at.problems.append(f"{at.path}: {error}")
+        return None
+    return FinderSpec(Secret(text))
+
+
+def _item(at: Place, value: object) -> Source | None:
+    if isinstance(value, str) and is_looked_up(value):
+        return _looked_up(at, value)
     try:
         text = text_line(at, value)
         return None if text is None else Endpoint.parse(text)
@@ -14,18 +49,21 @@ def _endpoint(at: Place, value: object) -> Endpoint | None:
         return None
 
 
-def _source(at: Place, value: object) -> tuple[int | None, tuple[Endpoint, ...]]:
+def _source(at: Place, value: object) -> tuple[int | None, tuple[Source, ...]]:
     if not isinstance(value, Mapping):
         at.refuse(value, 'give {"device_id": 0, "sources": ["host:port"]}')
         return None, ()
     at.refuse_unknown(value, ("device_id", "sources"))
     rank = whole(0, 2**31 - 1)(at.inside(".device_id"), value.get("device_id"))
-    return rank, each(_endpoint)(at.inside(".sources"), value.get("sources"))
+    return rank, each(_item)(at.inside(".sources"), value.get("sources"))
 
 
-def sources(at: Place, value: object) -> dict[int, tuple[Endpoint, ...]]:
-    """Read the list of ranks with their sources."""
-    found: dict[int, tuple[Endpoint, ...]] = {}
-    for rank, endpoints in each(_source)(at, value):
-        found[rank] = found.get(rank, ()) + endpoints
-    return {rank: endpoints for rank, endpoints in found.items() if endpoints}
+def sources(at: Place, value: object) -> dict[int, tuple[Source, ...]]:
+    """Read one text for every rank, or the list of ranks with their sources."""
+    if isinstance(value, str):
+        spec = _looked_up(at, value)
+        return {EVERY_RANK: (spec,)} if spec else {}
+    found: dict[int, tuple[Source, ...]] = {}
+    for rank, places in each(_source)(at, value):
+        found[rank] = found.get(rank, ()) + places
+    return {rank: places for rank, places in found.items() if places}

@@ -7,6 +7,9 @@ from tqdm.auto import tqdm
 
 from netloader.config import Endpoint, shown
 from netloader.fsm.identity import Difference
+from netloader.fsm.manifest import Progress
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
 from netloader.io.cores import default_lanes
 from netloader.io.outcome import Outcome
 from netloader.log import Logger, emit
@@ -81,16 +84,23 @@ def _cells(difference: Difference) -> tuple[str, str, str, str]:
     return str(shown(difference.field)), mine, theirs, difference.remedy
 
 
-def tell_fallback(outcome: Outcome | None, fallback: Fallback | None, logger: Logger) -> None:
-    """Log that no source filled this rank, why, and which loader takes over, if one may."""
+def tell_fallback(
+    outcome: Outcome | None, fallback: Fallback | None, logger: Logger, unfound: str = ""
+) -> None:
+    """Log that no source filled this rank, why, and which loader takes over, if one may.
+
+    `unfound` is why sources could not be looked up.
+    """
     loader = {"netloader.fallback": _fallback(fallback)}
+    if outcome is None and unfound:
+        outcome = Outcome(State.FALLBACK, Reason.NO_SOURCE, (), 0, False, Progress())
     if outcome is None:
         emit(logger, "netloader.loader.ordinary", loader)
         return
     fields = {
         **loader,
         "netloader.reason": outcome.reason.value,
-        "netloader.detail": outcome.history(),
+        "netloader.detail": "; ".join(filter(None, (outcome.history(), unfound))),
         "netloader.weights_dirty": outcome.weights_dirty,
     }
     if outcome.ok:

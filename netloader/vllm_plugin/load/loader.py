@@ -42,7 +42,7 @@ from netloader.vllm_plugin.load import (
 )
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
 from netloader.vllm_plugin.load.offer import identity_of, offer
-from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
+from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again, plan_load
 from netloader.vllm_plugin.load.raw import Backup
 from netloader.vllm_plugin.load.reload import (
     HandOver,
@@ -128,7 +128,7 @@ class NetLoader(BaseModelLoader):
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        display.tell_fallback(outcome, self._settings.fallback, self._logger)
+        display.tell_fallback(outcome, self._settings.fallback, self._logger, plan.unfound)
         self._ordinary(outcome)  # FALLBACK `never` raises before a second model is built
         self._plan = replace(plan, sources=(), ranks=(), layout=RAW)
         with plan.building():
@@ -161,7 +161,7 @@ class NetLoader(BaseModelLoader):
         if received and outcome is not None:
             self._loaded = taken(plan, model, self._settings.keeping_at_load, outcome.progress)
         else:
-            display.tell_fallback(outcome, self._settings.fallback, self._logger)
+            display.tell_fallback(outcome, self._settings.fallback, self._logger, plan.unfound)
             loader = self._ordinary(outcome)
             self._loaded = read(loader, plan, model, model_config, self._settings.keeping_at_load)
 
@@ -179,13 +179,15 @@ class NetLoader(BaseModelLoader):
         if problem := obstacle(model):
             raise NotImplementedError(f"{problem}; restart this instance instead")
         before = remembered(model)
+        before = before and replace(before, plan=looked_up_again(before.plan))
         outcome = None
         elsewhere = before is not None and before.plan.path != model_config.model
         if before and before.plan.sources and not elsewhere:
             handed, outcome = self._receive_beside(model, before)
             if handed is not None:
                 return handed
-            display.tell_fallback(outcome, self._settings.fallback, self._logger)
+            unfound = before.plan.unfound
+            display.tell_fallback(outcome, self._settings.fallback, self._logger, unfound)
         if problem := unreadable(model):
             raise NotImplementedError(f"{problem}; restart this instance instead")
         named = elsewhere and self._settings.fallback is None
@@ -328,7 +330,7 @@ class NetLoader(BaseModelLoader):
             with display.bar(weights.manifest.nbytes, self._shows_progress(plan.rank)) as report:
                 layout = self._plan.layout if self._plan else RAW
                 options = receiving.options_of(
-                    *(self._settings, layout, self._logger, report, plan.silent, relay)
+                    *(self._settings, layout, self._logger, report, plan.silent, relay, plan.lookup)
                 )
                 outcome = fill(weights, plan.sources, identity(), options)
         except UnsafeError:
@@ -368,7 +370,8 @@ class NetLoader(BaseModelLoader):
     def _ordinary(self, outcome: Outcome | None = None) -> BaseModelLoader:
         fallback = self._settings.fallback
         if fallback is None:
-            why = "no source is configured for this rank, or none fits this model"
+            unfound = self._plan.unfound if self._plan else ""
+            why = unfound or "no source is configured for this rank, or none fits this model"
             history = outcome.history() + display.table_of(outcome) if outcome else why
             raise NoWeightsError(f"FALLBACK is never, and no source delivered: {history}")
         return self._loader(fallback.load_format, dict(fallback.extra))

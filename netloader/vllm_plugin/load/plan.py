@@ -10,6 +10,7 @@ from torch import nn
 from vllm.distributed import get_tp_group, get_world_group, parallel_state
 
 from netloader.config import Endpoint, shown
+from netloader.discovery.lookup import Lookup
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Progress
 from netloader.fsm.messages import Description
@@ -28,6 +29,7 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, processed, provenance
 from netloader.vllm_plugin.load.display import tell_differences, tell_warnings
+from netloader.vllm_plugin.load.looking import Sources, look
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve import port
 from netloader.vllm_plugin.serve.refusal import refuse
@@ -68,6 +70,10 @@ class LoadPlan:
     """Whether the embeddings are untied because the checkpoint holds an `lm_head`."""
     refused: Outcome | None = None
     """The sources that serve another model; they are not among `sources`."""
+    lookup: Lookup | None = None
+    """Names further sources while a fetch runs."""
+    unfound: str = ""
+    """Why sources could not be looked up; empty where they could."""
     warned: tuple[str, ...] = ()
     """Names of what makes the first source answer the same request otherwise."""
 
@@ -100,7 +106,8 @@ def plan_load(
 ) -> LoadPlan:
     """Ask the sources what they resolved, and have vLLM build the same parameters here."""
     side = _Side(model, logger)
-    describe, refused = side.describe(tuple(settings.sources.get(model.rank, ())), ask)
+    found = look(model, settings, logger)
+    describe, refused = side.describe(found, ask)
     facts = describe.description.facts if describe.description else {}
     model.checkpoint.adopt(facts)
     draft = model.role == identities.DRAFT
@@ -122,8 +129,19 @@ def plan_load(
         answers=side.answers,
         untied=model.checkpoint.untied,
         refused=refused,
+        lookup=found.lookup,
+        unfound=found.unfound,
         warned=side.warn(describe),
     )
+
+
+def looked_up_again(plan: LoadPlan) -> LoadPlan:
+    """The plan with the sources of now, where they are looked up. Blocks as `looking.look`."""
+    if plan.lookup is None:
+        return plan
+    looked = plan.lookup.look()
+    sources = looked.sources or plan.sources
+    return replace(plan, sources=sources, unfound="; ".join(looked.problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +166,7 @@ class _Side:
 
     def describe(
         self,
-        sources: tuple[Endpoint, ...],
+        sources: Sources,
         ask: Callable[[Sequence[Endpoint], Identity], Described],
     ) -> tuple[Described, Outcome | None]:
         """Ask for a description until one fits; the sources that do not fit, with the reasons.
@@ -156,8 +174,8 @@ class _Side:
         The config is compared here, not by the source: only this side can say what to do about it.
         """
         asked = Identity({name: self.model.early.hard[name] for name in compare.ASKED})
-        refused: list[Attempt] = []
-        left, silent = sources, sources[:0]
+        refused: list[Attempt] = [*sources.unreachable]
+        left, silent = sources.now, sources.now[:0]
         describe = Described(None, ())
         try:
             while left:

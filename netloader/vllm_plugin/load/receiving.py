@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from netloader.io.cores import default_lanes
-from netloader.io.options import ClientOptions
+from netloader.io.options import ClientOptions, SourceFeed
 from netloader.io.outcome import Attempt
 from netloader.log import Logger, emit
 from netloader.vllm_plugin.config.settings import Settings
@@ -55,6 +55,7 @@ def options_of(
     report: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
     silent: tuple[Attempt, ...] = (),
     relay: RankRelay | None = None,
+    feed: SourceFeed | None = None,
 ) -> ClientOptions:
     """How to ask the sources, as the operator wants it."""
     return ClientOptions(
@@ -68,6 +69,7 @@ def options_of(
         report=report,
         relay=relay,
         serves_at=relay.told or None if relay else None,
+        feed=feed,
         silent=silent,
         logger=logger,
     )

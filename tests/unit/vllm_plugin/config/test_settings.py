@@ -19,6 +19,7 @@ from netloader.vllm_plugin.config.settings import (
     Settings,
     render_fields,
 )
+from netloader.vllm_plugin.config.sources import finders_of
 
 PLANTED = "hunter2-hunter2-hunter2"
 
@@ -47,6 +48,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         allow=(),
         weight_cache=CachePolicy.AUTO,
         layout=LayoutChoice.AUTO,
+        discovery_timeout_s=5.0,
         agree_timeout_s=600.0,
         fallback=Fallback("auto"),
         max_clients=2,
@@ -112,6 +114,7 @@ def test_our_own_fields_are_understood() -> None:
             "MIN_RATE_MIB_S": 100,
             "QUEUE_TIMEOUT_S": 0,
             "AGREE_TIMEOUT_S": 60,
+            "DISCOVERY_TIMEOUT_S": 0.5,
         }
     )
 
@@ -120,6 +123,7 @@ def test_our_own_fields_are_understood() -> None:
     assert settings.weight_cache is CachePolicy.DRAM
     assert settings.layout is LayoutChoice.PROCESSED
     assert settings.agree_timeout_s == 60.0
+    assert settings.discovery_timeout_s == 0.5
     assert (settings.max_clients, settings.lanes, settings.segment_mib) == (7, 16, 1)
     assert settings.max_bandwidth == 2 * 10**9
     assert (settings.parallel, settings.relay) == (16, True)
@@ -144,6 +148,42 @@ def test_the_same_rank_twice_keeps_all_its_endpoints_in_order() -> None:
     )
 
     assert [str(end) for end in settings.sources[0]] == ["node-b:2", "[::1]:1", "node-a:3"]
+
+
+def test_one_text_is_for_every_rank_with_ports_that_count_up() -> None:
+    settings = Settings.parse({"SOURCE": "10.0.0.1:20000"})
+
+    assert [finders_of(settings.sources, rank)[0].name for rank in (0, 3)] == [
+        "10.0.0.1:20000",
+        "10.0.0.1:20003",
+    ]
+
+
+def test_sources_may_be_written_and_looked_up_in_one_list() -> None:
+    sources = ["10.0.0.1:1", "servers.example:2", "srv+_x._tcp.example", "file:/run/a-{RANK}.txt"]
+    settings = Settings.parse({"SOURCE": [{"device_id": 1, "sources": sources}]})
+
+    assert [finder.name for finder in finders_of(settings.sources, 1)] == [
+        "10.0.0.1:1",
+        "servers.example:2",
+        "srv+_x._tcp.example",
+        "file:/run/a-0.txt",
+    ]
+    assert finders_of(settings.sources, 0) == ()
+
+
+@pytest.mark.parametrize("text", ["redi://:{}@h/x", "{}@h:1", "https://{}"])
+def test_a_source_that_cannot_be_looked_up_is_refused_and_never_shown(text: str) -> None:
+    for extra in ({"SOURCE": text.format(PLANTED)}, in_a_list(text.format(PLANTED))):
+        (problem,) = problems_of(extra)
+
+        assert "SOURCE" in problem
+        assert "write host:port, or srv+..., file:..." in problem
+        assert PLANTED not in problem
+
+
+def in_a_list(source: str) -> dict[str, object]:
+    return {"SOURCE": [{"device_id": 0, "sources": [source]}]}
 
 
 @pytest.mark.parametrize("port", [-1, 0, 80, 1024, 65535, 65536, 10**9])
@@ -181,7 +221,9 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
     ("extra", "problem"),
     [
         ({"SOURCE": {"a": 1}}, "SOURCE: an object with 1 fields cannot be used; give a list"),
-        ({"SOURCE": "h:1"}, "SOURCE: 'h:1' cannot be used; give a list, even of one"),
+        ({"SOURCE": "h:x"}, "SOURCE: endpoint 'h:x': write host:port or [IPv6]:port"),
+        ({"SOURCE": 7}, "SOURCE: 7 cannot be used; give a list, even of one"),
+        ({"DISCOVERY_TIMEOUT_S": 0}, "DISCOVERY_TIMEOUT_S: 0 cannot be used; give a number from"),
         ({"SOURCE": [5]}, "SOURCE[0]: 5 cannot be used" + SOURCE_ENTRY),
         ({"SOURCE": [{"device_id": 0}]}, "SOURCE[0].sources is missing; give a list"),
         ({"SOURCE": [{"sources": []}]}, "SOURCE[0].device_id is missing; give an integer from 0"),

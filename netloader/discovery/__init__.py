@@ -1,0 +1,1 @@
+"""Find sources: who serves this model now, and how a server says that it does."""

@@ -1,0 +1,98 @@
+"""A start whose sources are looked up: what it costs, and what the log says, when none works."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from netloader.log import capture
+from netloader.vllm_plugin.config.settings import Settings
+from netloader.vllm_plugin.identity.reading import read_config
+from netloader.vllm_plugin.load.loader import NetLoader, NoWeightsError
+from netloader.vllm_plugin.load.looking import key_of
+from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again, plan_load
+from tests.unit.io.helpers import closed_port
+from tests.unit.vllm_plugin.helpers import Lines, events, identity, line_of
+from tests.unit.vllm_plugin.load.test_loader import load_config
+from tests.unit.vllm_plugin.load.test_plan import (
+    LOGGER,
+    model_config,
+    no_one,
+    parallel,
+    vllm_config,
+)
+
+
+def start(source: object, **settings: Any) -> tuple[Lines, str]:
+    """What a start logs that may not fall back, and what it raises."""
+    loader = NetLoader(load_config(SOURCE=source, FALLBACK="never", **settings))
+    local = read_config(vllm_config(), model_config(), None)
+    with capture() as lines:
+        found = plan_load(local, loader._settings, loader._ask, loader._logger)
+        loader._plan = replace(found, identify=lambda layout, _: identity(layout=layout))
+        with pytest.raises(NoWeightsError) as raised:
+            loader.load_weights(nn.Linear(4, 4), SimpleNamespace())
+    return lines, str(raised.value)
+
+
+def test_a_source_that_is_found_and_cannot_be_reached_is_the_warning_of_a_fallback(
+    tmp_path: Path,
+) -> None:
+    gone = closed_port()
+    (tmp_path / "a-0.txt").write_text(str(gone))
+
+    lines, raised = start(f"file:{tmp_path}/*-{{RANK}}.txt")
+
+    detail = f"{gone}: unreachable (found, but it accepts no connection)"
+    line = line_of(lines, "netloader.fallback.engaged")
+    assert line["netloader.detail"] == detail
+    assert detail in raised
+    assert "netloader.loader.ordinary" not in events(lines)
+
+
+def test_a_place_that_gives_no_answer_is_the_warning_of_a_fallback() -> None:
+    name = "a" * 64 + ".test:7"
+
+    lines, raised = start(name)
+
+    why = line_of(lines, "netloader.fallback.engaged")["netloader.detail"]
+    assert why.startswith(f"{name}: ")
+    assert why in raised
+    assert line_of(lines, "netloader.discovery.failed")["netloader.finder"] == name
+
+
+def test_nobody_is_no_warning(tmp_path: Path) -> None:
+    lines, raised = start(f"file:{tmp_path}/none")
+
+    assert "no source" in raised
+    assert line_of(lines, "netloader.discovery.looked")["netloader.found"] == 0
+    assert "netloader.loader.ordinary" in events(lines)
+    assert "netloader.fallback.engaged" not in events(lines)
+
+
+def test_a_reload_looks_again_at_who_is_there(tmp_path: Path) -> None:
+    def planned() -> LoadPlan:
+        settings = Settings.parse({"SOURCE": f"file:{tmp_path}/*"})
+        return plan_load(read_config(vllm_config(), model_config(), None), settings, no_one, LOGGER)
+
+    plan = planned()
+    assert plan.sources == ()
+    (tmp_path / "a").write_text("a.test:1")
+    assert looked_up_again(plan).sources == ()
+    assert looked_up_again(replace(plan, lookup=None)) == replace(plan, lookup=None)
+
+
+def test_servers_are_looked_up_by_what_makes_their_weights_interchangeable() -> None:
+    def key(model: Any = None, **changes: Any) -> str:
+        return key_of(read_config(vllm_config(**changes), model or model_config(), None)).digest
+
+    same = model_config()
+    same.hf_config.to_dict = lambda: {"hidden_size": 9}
+    assert key() == key() == key(same), "the comparison says which field of the config differs"
+    other = model_config()
+    other.quantization = "w8a8"
+    assert len({key(), key(other), key(data_parallel_size=2)}) == 3
+    assert parallel().data_parallel_size == 1
