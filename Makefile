@@ -84,6 +84,8 @@ VIRTUALENV   := virtualenv==21.15.8
 MEDIA        := .cache/media
 # Beside it as well, see requirements/engines.txt.
 ENGINES      := .cache/engines
+# Beside it as well, see requirements/bench.txt.
+BENCH        := .cache/bench
 # In front of the environment, see its list: the vLLM of which there is no build for the CPU.
 NEWEST       := 0.33
 SOURCES      := .cache/vllm-$(NEWEST)
@@ -276,9 +278,23 @@ test-newest: $(SOURCES)/.installed
 	say "pytest in $(VENV), with the sources of vLLM $(NEWEST) in front"
 	VLLM_TARGET_DEVICE=cpu PYTHONPATH=$(CURDIR)/$(SOURCES) $(PY) -m pytest -q tests/unit/vllm_plugin
 
+.PHONY: bench
+bench: $(READY) $(BENCH)/.installed $(ENGINES)/.installed  ## measure all, and write docs/benchmarks (under 20 minutes)
+	@PYTHONPATH=$(CURDIR)/$(BENCH):$(CURDIR)/$(ENGINES) $(PY) -m benchmarks $(if $(ONLY),--only $(ONLY))
+
 .PHONY: bench-quick
-bench-quick: $(READY)  ## throughput over loopback beside a plain socket
-	@$(PY) benchmarks/quick.py
+bench-quick: $(READY)  ## tcp and shm beside what they use, without a report (under 3 minutes)
+	@$(PY) -m benchmarks --quick
+
+# A package that cannot be had leaves its contender out, and the report says so.
+$(BENCH)/.installed: requirements/bench.txt $(READY)
+	@$(SHELL_TOOLS)
+	say "Plots, and other loaders to compare with, in $(BENCH) (50 MB)"
+	rm -rf $(BENCH)
+	for package in $$(grep '^[a-z]' $<); do
+	    $(PIP_INSTALL) --target $(BENCH) $$package || echo "    without $$package"
+	done
+	touch $@
 
 .PHONY: fuzz
 fuzz: $(VENV)/.fuzz  ## search for bytes that break a promise, until Ctrl-C or SECONDS=60

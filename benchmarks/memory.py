@@ -10,8 +10,9 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.serving import HOST, serve_model
-from benchmarks.workload import GIB, IDENTITY, KIB, MIB, Llama, wipe
+from benchmarks.contenders.own import algorithms, offer
+from benchmarks.sender import HOST, sending
+from benchmarks.workload import GIB, IDENTITY, KIB, LARGE, MIB, Llama, wipe
 from netloader.io import ClientOptions, Endpoint, fill
 
 TRANSPORTS = ("tcp", "gloo")
@@ -42,13 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory of a client beside its model.")
     parser.add_argument("--lanes", type=int, default=ClientOptions().lanes)
     lanes: int = parser.parse_args().lanes
-    context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe()
-    server = context.Process(target=serve_model, args=(theirs,), daemon=True)
-    server.start()
-    theirs.close()
-    port: int = pipe.recv()
     print(f"a model of {GIB // MIB} MiB, {lanes} lanes (tcp), one client process each")
+    with sending(LARGE) as sender:
+        _show(sender.do(offer, algorithms()[0]), lanes)
+
+
+def _show(port: int, lanes: int) -> None:
+    context = multiprocessing.get_context("spawn")
     # One task a child: the peak of one transport must not be the baseline of the next.
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as clients:
         for transport in TRANSPORTS:
@@ -56,8 +57,6 @@ def main() -> None:
             print(
                 f"{transport:<6}{before / MIB:8.0f} MiB before, {extra / MIB:6.1f} MiB more at peak"
             )
-    pipe.close()
-    server.join()
 
 
 if __name__ == "__main__":

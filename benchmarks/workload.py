@@ -1,7 +1,7 @@
-"""One GiB in 226 tensors, shaped like a Llama: a huge one, many of some MiB, many tiny norms."""
+"""What is moved: tensors of some shapes, made in memory that nothing has touched yet."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -19,6 +19,8 @@ LAYERS: Final = 28
 HIDDEN: Final = 1024
 INNER: Final = 4096
 ELEMENT_BYTES: Final = 2  # bfloat16
+SMALL_TENSORS: Final = 20_000
+SMALL_ELEMENTS: Final = 25_600
 
 
 class Llama(nn.Module):
@@ -48,16 +50,56 @@ def _layer() -> nn.ParameterDict:
     return nn.ParameterDict({name: _weight(*shape) for name, shape in shapes.items()})
 
 
+class Many(nn.Module):
+    """Tensors by the thousand, all of one size."""
+
+    def __init__(self, count: int, elements: int) -> None:
+        super().__init__()
+        self.each = nn.ParameterList(_weight(elements) for _ in range(count))
+
+
 def _weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, dtype=torch.bfloat16), requires_grad=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A model by name; `build` makes its tensors without touching their memory."""
+
+    name: str
+    title: str
+    build: Callable[[], nn.Module]
+    tensors: int
+    nbytes: int
+
+
+LARGE: Final = Workload("large", "1 GiB in 226 tensors", Llama, TENSORS, GIB)
+SMALL: Final = Workload(
+    "small",
+    "20,000 tensors of 50 KB",
+    lambda: Many(SMALL_TENSORS, SMALL_ELEMENTS),
+    SMALL_TENSORS,
+    SMALL_TENSORS * SMALL_ELEMENTS * ELEMENT_BYTES,
+)
+TINY: Final = Workload("tiny", "4 MiB in 8 tensors", lambda: Many(8, MIB // 4), 8, 4 * MIB)
+"""For tests of the benchmarks themselves."""
+WORKLOADS: Final = {workload.name: workload for workload in (LARGE, SMALL, TINY)}
+
+
+def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What travels, by name, in model order."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter.detach()
+
+
 def tensors_of(model: nn.Module) -> list[Tensor]:
     """What travels, in model order."""
-    tensors = [p.detach() for p in model.parameters()]
-    assert len(tensors) == TENSORS
-    assert sum(t.numel() * t.element_size() for t in tensors) == GIB
-    return tensors
+    return [tensor for _, tensor in named(model)]
+
+
+def views_of(model: nn.Module) -> list[memoryview]:
+    """The memory of each tensor."""
+    return [memory_of(tensor) for tensor in tensors_of(model)]
 
 
 def scramble(model: nn.Module, seed: int) -> None:
@@ -71,15 +113,3 @@ def wipe(model: nn.Module) -> None:
     """Write zeros, so that every page is there and no old byte can pass for a new one."""
     for tensor in tensors_of(model):
         tensor.zero_()
-
-
-def block() -> memoryview:
-    """One GiB of touched memory."""
-    return memory_of(torch.zeros(GIB, dtype=torch.uint8))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long `work` takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

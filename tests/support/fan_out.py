@@ -80,12 +80,18 @@ def _fill_when_told(
 
 
 def fan_out(
-    role: Callable[..., None], count: int, mib: int, mbit: int, max_clients: int
+    role: Callable[..., None],
+    count: int,
+    mib: int,
+    mbit: int,
+    max_clients: int,
+    stall_s: float = DEADLINES.stall_s,
 ) -> tuple[Figures, list[Words]]:
     """Start `count` clients together; every one must end with the model of the server."""
     with ExitStack() as stack:
         hosts = stack.enter_context(hosts_at_a_switch(count + 1, mbit))
-        spec = Spec(mib=mib, segment_mib=1, deadlines=DEADLINES, max_clients=max_clients)
+        deadlines = replace(DEADLINES, stall_s=stall_s)
+        spec = Spec(mib=mib, segment_mib=1, deadlines=deadlines, max_clients=max_clients)
         first = replace(spec, network=hosts[0].network, host=hosts[0].address)
         server, words = serving(first)
         stack.enter_context(server)

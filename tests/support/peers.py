@@ -27,8 +27,8 @@ from torch.distributed import distributed_c10d
 
 from netloader.io import ClientOptions, Deadlines, Outcome, Server, ServerOptions, fill, serve
 from netloader.io.clock import monotonic
+from netloader.io.cores import default_lanes
 from netloader.io.memory import memory_of
-from netloader.io.options import LANES
 from tests.support.hosts import enter
 from tests.unit.io.helpers import sealed
 
@@ -76,7 +76,7 @@ class Spec:
     max_clients: int = 2
     sources: tuple[str, ...] = ()
     transports: tuple[str, ...] = ("tcp",)
-    lanes: int = LANES
+    lanes: int = field(default_factory=default_lanes)
     parallel: int = 1
     halt: Halt | None = None
 
