@@ -39,7 +39,8 @@ class TensorSpec:
     format: str = ""
 
 
-_fields_of = attrgetter(*TensorSpec.__slots__)
+_kind_of = attrgetter(*TensorSpec.__slots__[1:])
+"""All fields but the name: most tensors of a model have those of another one."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,13 @@ class Manifest:
         Of the canonical bytes of two lists of lists, but never all of them at once.
         """
         hasher = hashlib.sha256(b"l")
+        kinds: dict[tuple[object, ...], bytes] = {}
         for spec in self.tensors:
-            hasher.update(canonical(_fields_of(spec)))
+            kind = _kind_of(spec)
+            encoded = kinds.get(kind)
+            if encoded is None:
+                encoded = kinds[kind] = b"".join(map(canonical, kind))
+            hasher.update(b"l%b%be" % (canonical(spec.name), encoded))
         hasher.update(b"e" + canonical(self.values))
         return hasher.hexdigest()
 

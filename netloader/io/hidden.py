@@ -87,10 +87,11 @@ class _Walk:
         self._seen.update(fresh)
         for at, part in named:
             for own in (part._parameters, part._buffers):  # noqa: SLF001 - ordered, with duplicates
-                for name, tensor in list(own.items()):
+                for name, tensor in list(own.items()) if own else ():
                     if tensor is not None:
-                        self.found.registered.add(dotted(at, name))
-                        self._tensor(dotted(at, name), tensor, depth)
+                        path_of_it = dotted(at, name)
+                        self.found.registered.add(path_of_it)
+                        self._tensor(path_of_it, tensor, depth)
         for at, part in reversed(fresh.values()):
             self._attributes(at, part, depth)
 
@@ -100,6 +101,8 @@ class _Walk:
             for number, hook in enumerate(list(getattr(part, hooks).values())):
                 self._visit(f"{dotted(path, hooks)}[{number}]", hook, depth)
         if isinstance(part, torch.jit.ScriptModule):  # the rest is behind a C++ object
+            return
+        if vars(part).keys() <= INTERNAL:  # as in most modules: ten times as fast as the loop
             return
         for name, value in list(vars(part).items()):
             if name not in INTERNAL and type(value) not in PLAIN:

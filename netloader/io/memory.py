@@ -25,42 +25,34 @@ class HostMemory:
     """Dense tensors of the host as bytes, by number. A view keeps all of the tensors alive.
 
     Their views are slices of one array that begins at address 0: a slice takes 0.1 microseconds, an
-    array of its own (see `span_of`) 1.6, and up to 20 for a length that comes for the first time.
+    array of its own (see `memory_of`) 1.6, and up to 20 for a length that comes for the first time.
     """
 
     def __init__(self, tensors: Mapping[int, Tensor]) -> None:
-        self._tensors = {n: tensor for n, tensor in tensors.items() if storage_of(tensor)[1]}
-        self._storages = {n: storage_of(tensor) for n, tensor in self._tensors.items()}
+        self._tensors = tensors
         every = EVERY_ADDRESS.from_address(0)
-        every.keep = self._tensors  # type: ignore[attr-defined]  # ctypes arrays take attributes
+        every.keep = tensors  # type: ignore[attr-defined]  # ctypes arrays take attributes
         self._bytes = memoryview(every).cast("B")
 
     def view(self, number: int, start: int, length: int) -> memoryview | None:
-        """`length` bytes from byte `start` of a tensor, writable, while they are where they were.
+        """`length` bytes from byte `start` of a tensor, writable, where they are now.
 
-        None for a number that has no tensor here, and for memory that was freed or resized.
+        None for a number that has no tensor here, and for memory that was freed.
         """
         tensor = self._tensors.get(number)
-        if tensor is None or storage_of(tensor) != self._storages[number]:
+        if tensor is None:
             return None
-        begin = self._storages[number][0] + start
+        end = tensor.storage_offset() * tensor.element_size() + start + length
+        if end > tensor.untyped_storage().nbytes():
+            return None
+        begin = tensor.data_ptr() + start
         return self._bytes[begin : begin + length]
-
-
-def storage_of(tensor: Tensor) -> tuple[int, int]:
-    """The address of a tensor's first byte, and how many bytes its storage has: 0 when freed."""
-    return tensor.data_ptr(), tensor.untyped_storage().nbytes()
 
 
 def memory_of(flat: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor as writable bytes; keeps the tensor alive."""
-    return span_of(flat, 0, flat.numel() * flat.element_size())
-
-
-def span_of(tensor: Tensor, start: int, length: int) -> memoryview:
-    """`length` bytes of a dense CPU tensor, from byte `start` of its memory; keeps it alive."""
-    array = (ctypes.c_ubyte * length).from_address(tensor.data_ptr() + start)
-    array.keep = tensor  # type: ignore[attr-defined]  # ctypes arrays take attributes
+    array = (ctypes.c_ubyte * flat.nbytes).from_address(flat.data_ptr())
+    array.keep = flat  # type: ignore[attr-defined]  # ctypes arrays take attributes
     return memoryview(array).cast("B")
 
 

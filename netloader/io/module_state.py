@@ -172,11 +172,10 @@ class _TooLargeError(Exception):
 def _adds(part: nn.Module) -> bool:
     """Whether a module's state_dict may have more than its parameters and persistent buffers."""
     kind = type(part)
-    return (
+    return bool(part._state_dict_hooks or part._state_dict_pre_hooks) or (  # noqa: SLF001
         kind._save_to_state_dict is not nn.Module._save_to_state_dict  # noqa: SLF001
         or kind.get_extra_state is not nn.Module.get_extra_state
         or kind.state_dict is not nn.Module.state_dict
-        or bool(part._state_dict_hooks or part._state_dict_pre_hooks)  # noqa: SLF001
     )
 
 

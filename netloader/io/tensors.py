@@ -16,6 +16,8 @@ from netloader.io.sharing import AddressRange, address_range_of, first_of
 from netloader.wire.frames import sendable
 
 Named = tuple[str, Tensor]
+Geometry = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and stride."""
 ORDINARY = (Tensor, nn.Parameter)
 
 
@@ -46,8 +48,9 @@ def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()
     """
     specs: list[TensorSpec] = []
     ranges: list[AddressRange] = []
+    geometries: dict[Geometry, Geometry] = {}
     for index, (name, tensor) in enumerate(named):
-        spec = _spec_of(name, tensor)
+        spec = _spec_of(name, tensor, geometries)
         specs.append(spec)
         if spec.nbytes:
             dense = bool(spec.format) or is_dense(tensor)
@@ -60,17 +63,15 @@ def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()
     return Manifest(tuple(specs), values)
 
 
-def _spec_of(name: str, tensor: Tensor) -> TensorSpec:
-    """A tensor on its own."""
+def _spec_of(name: str, tensor: Tensor, geometries: dict[Geometry, Geometry]) -> TensorSpec:
+    """A tensor on its own; tensors of one geometry share its tuples."""
     stored = _checked(name, tensor)
-    return TensorSpec(
-        name=sendable(name),
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        shape=tuple(tensor.shape),
-        stride=tensor.stride(),
-        nbytes=tensor.nbytes,
-        format=stored,
-    )
+    seen = (tensor.shape, tensor.stride())
+    geometry = geometries.get(seen)
+    if geometry is None:
+        geometry = geometries[seen] = (tuple(tensor.shape), tensor.stride())
+    dtype = str(tensor.dtype)[len("torch.") :]
+    return TensorSpec(sendable(name), dtype, *geometry, tensor.nbytes, -1, 0, stored)
 
 
 def _checked(name: str, tensor: Tensor) -> str:

@@ -12,7 +12,7 @@ from netloader.fsm.manifest import Extent, Manifest, Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.device import CPU
 from netloader.io.failure import TransferError
-from netloader.io.memory import HostMemory, span_of
+from netloader.io.memory import HostMemory
 
 
 class BlockStore:
@@ -46,8 +46,12 @@ class BlockStore:
             return torch.empty(0, dtype=torch.uint8)
         block = self._blocks.get(tensor)
         if block is None:
-            raise TransferError(Reason.TRANSFER_FAILED, f"the memory of {spec.name} was freed")
+            raise self._freed(tensor)
         return block
+
+    def _freed(self, tensor: int) -> TransferError:
+        name = self.manifest.tensors[tensor].name
+        return TransferError(Reason.TRANSFER_FAILED, f"the memory of {name} was freed")
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -71,7 +75,7 @@ class BlockStore:
     def _view(self, extent: Extent) -> memoryview:
         view = self._memory.view(extent.tensor, extent.start, extent.length)
         if view is None:
-            view = span_of(self.block(extent.tensor), extent.start, extent.length)
+            raise self._freed(extent.tensor)
         return view
 
     # -- writing ---------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from netloader.io.chunks import chunks
 from netloader.io.device import CPU, beside, follow
 from netloader.io.failure import TransferError
 from netloader.io.formats import assign, plain
-from netloader.io.memory import HostMemory, memory_of, span_of, unwritable
+from netloader.io.memory import HostMemory, memory_of, unwritable
 from netloader.io.module_state import ModuleState
 from netloader.io.sharing import address_range_of
 from netloader.io.store.base import Store, Values
@@ -118,11 +118,9 @@ class ModuleStore:
     def host_view(self, extent: Extent) -> memoryview | None:
         """The memory of an extent of a dense tensor of the host: as `InHostMemory.host_view`."""
         view = self._memory.view(extent.tensor, extent.start, extent.length)
-        if view is not None:
-            return view
-        tensor = self._alive(extent)
-        direct = self._flat[extent.tensor] and tensor.is_cpu
-        return span_of(tensor, extent.start, extent.length) if direct else None
+        if view is None:
+            self._alive(extent)
+        return view
 
     def _alive(self, extent: Extent) -> Tensor:
         if not self._tensors:
