@@ -84,6 +84,8 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.discovery.looked": _info_or_debug("Sources were looked up (debug: once more)."),
         "netloader.discovery.failed": _warning("A place to look sources up gave no answer: why."),
         "netloader.discovery.odd": _warning("Entries that cannot be read are left out."),
+        "netloader.publish.changed": _info("A registry names this server to clients, or no more."),
+        "netloader.publish.failed": _warning("A registry cannot be told of this server: why."),
         "netloader.source.tried": _info("A client turns to a source."),
         "netloader.source.differs": _warning("A field in which a source is not this rank."),
         "netloader.source.answers_differ": _warning(

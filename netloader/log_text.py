@@ -209,6 +209,16 @@ def _looking(what: str) -> Sentence:
     return sentence
 
 
+def _published(fields: Fields) -> str:
+    endpoint, finder = _text(fields, "netloader.endpoint"), _text(fields, "netloader.finder")
+    return f"This rank, {endpoint}, {_detail(fields)} at {finder}"
+
+
+def _unpublished(fields: Fields) -> str:
+    finder = _text(fields, "netloader.finder")
+    return f"This rank cannot be published at {finder}{_in_brackets(_detail(fields))}; tried again"
+
+
 def _differing(what: str) -> Sentence:
     def sentence(fields: Fields) -> str:
         source, field, mine, theirs, help_ = (
@@ -323,6 +333,8 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.discovery.looked": _looked,
         "netloader.discovery.failed": _looking("gave no answer"),
         "netloader.discovery.odd": _looking("holds something else"),
+        "netloader.publish.changed": _published,
+        "netloader.publish.failed": _unpublished,
         "netloader.source.differs": _differing("differs in"),
         "netloader.source.answers_differ": _differing(
             "has the same weights, but may answer otherwise because of"

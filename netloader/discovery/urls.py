@@ -1,13 +1,18 @@
 """What an operator writes, as a finder. No error shows the text: it may hold a password."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import SplitResult, urlsplit
 
 from netloader.config import Endpoint, Secret
-from netloader.discovery.base import Finder, is_address
+from netloader.discovery.base import Finder, Registry, is_address
+from netloader.discovery.etcd import EtcdRegistry
 from netloader.discovery.files import Files
+from netloader.discovery.kubernetes import KubernetesService
 from netloader.discovery.names import Address, HostName, ServiceName
+from netloader.discovery.redis_registry import RedisRegistry
 
 RANK: Final = "{RANK}"
 """What stands for the number of the rank in a path."""
@@ -16,6 +21,11 @@ RANK: Final = "{RANK}"
 def is_looked_up(text: str) -> bool:
     """Whether a text is more than host and port, or is meant to be."""
     return "://" in text or "@" in text or text.startswith(tuple(SCHEMES))
+
+
+def is_registry(text: str) -> bool:
+    """Whether a text describes a registry, where servers may publish themselves."""
+    return text.startswith(tuple(REGISTRIES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ def finder_of(text: str, rank: int) -> Finder:
             rest = text.removeprefix(scheme)
             if not rest.strip() or not rest.isprintable():
                 raise ValueError(f"{scheme} is followed by nothing that can be looked up")
-            return make(rest, rank)
+            return make(text, rank)
     if is_looked_up(text):
         raise ValueError(f"there is no such kind of source; write host:port, or {KNOWN}")
     endpoint = Endpoint.parse(text)
@@ -54,13 +64,69 @@ def located(endpoint: Endpoint) -> Finder:
     return Address(endpoint) if is_address(endpoint) else HostName(endpoint)
 
 
-def _files(rest: str, rank: int) -> Finder:
-    return Files(rest.replace(RANK, str(rank)))
+def registry_of(text: str) -> Registry:
+    """The registry that `text` describes, for a server that publishes itself.
+
+    Raises:
+        ValueError: it cannot be used; the message says what to write.
+    """
+    for scheme, make in REGISTRIES.items():
+        if text.startswith(scheme):
+            return make(_split(text))
+    kinds = ", ".join(f"{scheme}host:port/prefix" for scheme in REGISTRIES)
+    raise ValueError(f"write {kinds}")
 
 
+def _files(text: str, rank: int) -> Finder:
+    return Files(text.removeprefix("file:").replace(RANK, str(rank)))
+
+
+def _service_name(text: str, rank: int) -> Finder:
+    return ServiceName(text.removeprefix("srv+"), rank)
+
+
+def _kubernetes(text: str, rank: int) -> Finder:
+    found = _SERVICE.fullmatch(text)
+    if not found:
+        raise ValueError("write k8s://namespace/service")
+    return KubernetesService(found["namespace"], found["service"], rank)
+
+
+def _registry(text: str, rank: int) -> Finder:
+    del rank  # the key says which one it is
+    return registry_of(text)
+
+
+def _split(text: str) -> SplitResult:
+    """The parts of a URL of a registry.
+
+    Raises:
+        ValueError: it has other parts, or its host or port cannot be used.
+    """
+    try:
+        url = urlsplit(text)
+        Endpoint(url.hostname or "", url.port or 1)
+    except ValueError as error:  # whose message shows the text
+        remedy = "write host:port/prefix after ://, and % codes for what is special in a password"
+        raise ValueError(f"the host or the port cannot be used; {remedy}") from error
+    if url.query or url.fragment:
+        raise ValueError("leave out what begins with ? or #; a password has % codes for them")
+    return url
+
+
+_SERVICE: Final = re.compile("k8s://(?P<namespace>[a-z0-9-]{1,63})/(?P<service>[a-z0-9-]{1,63})")
+REGISTRIES: Final[Mapping[str, Callable[[SplitResult], Registry]]] = {
+    "redis://": RedisRegistry,
+    "rediss://": RedisRegistry,
+    "etcd://": EtcdRegistry,
+    "etcds://": EtcdRegistry,
+}
+"""Where servers may publish themselves, over TLS where the name ends with s."""
 SCHEMES: Final[Mapping[str, Callable[[str, int], Finder]]] = {
-    "srv+": ServiceName,
+    "srv+": _service_name,
     "file:": _files,
+    "k8s://": _kubernetes,
+    **dict.fromkeys(REGISTRIES, _registry),
 }
 KNOWN: Final = ", ".join(f"{scheme}..." for scheme in SCHEMES)
 """The kinds of sources that are looked up, for messages."""

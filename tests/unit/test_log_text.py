@@ -196,6 +196,20 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
         {"netloader.finder": "redis://h:6379/x", "netloader.detail": "late"},
         "The place where sources are looked up gave no answer: redis://h:6379/x (late)",
     ),
+    "a server in a registry": (
+        "netloader.publish.changed",
+        {
+            "netloader.finder": "redis://h:6379/x",
+            "netloader.endpoint": "10.0.0.1:1",
+            "netloader.detail": "is named to clients",
+        },
+        "This rank, 10.0.0.1:1, is named to clients at redis://h:6379/x",
+    ),
+    "a server that cannot be put there": (
+        "netloader.publish.failed",
+        {"netloader.finder": "redis://h:6379/x", "netloader.detail": "refused"},
+        "This rank cannot be published at redis://h:6379/x (refused); tried again",
+    ),
     "garbage": (
         "netloader.discovery.odd",
         {"netloader.finder": "file:/a/*", "netloader.detail": "7 of its entries"},

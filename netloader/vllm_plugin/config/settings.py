@@ -24,6 +24,7 @@ from netloader.config import (
     text_line,
     whole,
 )
+from netloader.discovery.urls import FinderSpec
 from netloader.errors import ConfigError
 from netloader.fsm import digest_choice
 from netloader.secure.tokens import MIN_CHARS, TokenFile
@@ -37,7 +38,7 @@ from netloader.vllm_plugin.config.readers import (
     switch,
 )
 from netloader.vllm_plugin.config.secure import networks, tokens
-from netloader.vllm_plugin.config.sources import Source, sources
+from netloader.vllm_plugin.config.sources import Source, publish, registry_in, sources
 
 AUTO: Final = "auto"
 """The TRANSPORT that means: what suits the device."""
@@ -102,6 +103,7 @@ class Settings:
     allow: tuple[str, ...]
     weight_cache: CachePolicy
     layout: LayoutChoice
+    publish: FinderSpec | None
     discovery_timeout_s: float
     agree_timeout_s: float
     fallback: Fallback | None
@@ -120,6 +122,11 @@ class Settings:
     def transports(self) -> tuple[str, ...]:
         """What may be used, to clients and from sources; none named: all that suit the device."""
         return () if self.transport == AUTO else (self.transport,)
+
+    @property
+    def registry(self) -> FinderSpec | None:
+        """Where servers publish themselves; None for nowhere."""
+        return registry_in(self.sources, self.publish)
 
     @property
     def keeping(self) -> Keeping:
@@ -290,6 +297,9 @@ FIELDS: Final = (
     _deadline("MIN_RATE_MIB_S", "min_rate_bytes_per_s",
               "MiB per second; a transfer slower than this is given up", 2.0**20),
     _deadline("QUEUE_TIMEOUT_S", "queue_s", "seconds to wait for busy sources; 0: do not wait"),
+    Field("PUBLISH", publish, "string", None,
+          "registry where a rank publishes itself while it serves: `redis://host:port/prefix`, "
+          "`etcd://host:port/prefix`, or `no`; absent: the registry that is the whole `SOURCE`"),
     Field("DISCOVERY_TIMEOUT_S", number(0.1, 600, 1.0), "number", 5,
           "seconds that a start waits for an answer where it looks sources up"),
     Field("AGREE_TIMEOUT_S", number(1, 86400, 1.0), "number", 600,

@@ -5,11 +5,20 @@ from typing import Final, TypeAlias
 
 from netloader.config import Endpoint, Place, Secret, each, text_line, whole
 from netloader.discovery.base import Finder
-from netloader.discovery.urls import FinderSpec, finder_of, is_looked_up, located
+from netloader.discovery.urls import (
+    FinderSpec,
+    finder_of,
+    is_looked_up,
+    is_registry,
+    located,
+    registry_of,
+)
 from netloader.vllm_plugin.config.readers import HIDDEN
 
 EVERY_RANK: Final = -1
 """In the place of a rank, for a `SOURCE` that is one text."""
+NOWHERE: Final = FinderSpec(Secret(""))
+"""The registry of a server that does not publish itself."""
 Source: TypeAlias = Endpoint | FinderSpec
 
 
@@ -67,3 +76,28 @@ def sources(at: Place, value: object) -> dict[int, tuple[Source, ...]]:
     for rank, places in each(_source)(at, value):
         found[rank] = found.get(rank, ()) + places
     return {rank: places for rank, places in found.items() if places}
+
+
+def publish(at: Place, value: object) -> FinderSpec | None:
+    """Read the registry in which a server publishes itself; NOWHERE for `no`."""
+    text = text_line(at, value)
+    if text is None:
+        return None
+    if text.lower() == "no":
+        return NOWHERE
+    try:
+        registry_of(text)
+    except ValueError as error:
+        at.refuse(HIDDEN, f"{error}, or no")
+        return None
+    return FinderSpec(Secret(text))
+
+
+def registry_in(
+    sources: Mapping[int, tuple[Source, ...]], publish: FinderSpec | None
+) -> FinderSpec | None:
+    """Where a server publishes itself: in its own registry, or in that of its sources."""
+    if publish is not None:
+        return None if publish == NOWHERE else publish
+    specs = (s for s in sources.get(EVERY_RANK, ()) if isinstance(s, FinderSpec))
+    return next((spec for spec in specs if is_registry(spec.text.reveal())), None)

@@ -8,6 +8,7 @@ from netloader.config import Endpoint
 from netloader.discovery.base import Key
 from netloader.discovery.lookup import Looked, Lookup
 from netloader.discovery.names import Address
+from netloader.discovery.urls import registry_of
 from netloader.fsm.canonical import canonical
 from netloader.fsm.reasons import Reason
 from netloader.io.host import boot_id
@@ -16,6 +17,7 @@ from netloader.log import Logger
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import finders_of
 from netloader.vllm_plugin.identity.local_model import LocalModel
+from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.worker import this_worker
 
 NAMED = 8
@@ -32,6 +34,12 @@ class Sources:
     """Sources that were found, where none accepts a connection."""
     unfound: str = ""
     """Why a finder gave no answer."""
+
+
+def place_of(model: LocalModel, settings: Settings) -> Place | None:
+    """Where a registry is to name this rank once it serves the model."""
+    registry = settings.registry
+    return None if registry is None else Place(registry_of(registry.text.reveal()), key_of(model))
 
 
 def look(model: LocalModel, settings: Settings, logger: Logger) -> Sources:

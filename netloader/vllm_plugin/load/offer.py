@@ -7,6 +7,7 @@ none, and the log says why and what would help.
 import json
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -66,6 +67,7 @@ def offer(
     else:
         ours = this_worker()
         worker_methods.install_on(model, ours)
+        served = replace(served, place=plan.place)
         ours.offer(model, served, plan.rank, partial(new_server, settings))
         return True
     return False

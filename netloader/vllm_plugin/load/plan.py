@@ -29,9 +29,10 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, processed, provenance
 from netloader.vllm_plugin.load.display import tell_differences, tell_warnings
-from netloader.vllm_plugin.load.looking import Sources, look
+from netloader.vllm_plugin.load.looking import Sources, look, place_of
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve import port
+from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.refusal import refuse
 
 
@@ -74,6 +75,8 @@ class LoadPlan:
     """Names further sources while a fetch runs."""
     unfound: str = ""
     """Why sources could not be looked up; empty where they could."""
+    place: Place | None = None
+    """Where a registry names this rank once it serves the model."""
     warned: tuple[str, ...] = ()
     """Names of what makes the first source answer the same request otherwise."""
 
@@ -131,6 +134,7 @@ def plan_load(
         refused=refused,
         lookup=found.lookup,
         unfound=found.unfound,
+        place=place_of(model, settings),
         warned=side.warn(describe),
     )
 

@@ -34,7 +34,7 @@ def relaying(
     if settings.relay and plan.serves:
         loaded = Loaded(plan.state, plan.unfilled, filled=plan.filled, constructed=constructed)
         new = partial(new_server, settings)
-        relay = this_worker().relay(plan.role, raw_facts(plan, loaded), plan.rank, new)
+        relay = this_worker().relay(plan.role, raw_facts(plan, loaded), plan.rank, new, plan.place)
     try:
         yield relay
     finally:

@@ -57,6 +57,11 @@ class RankRelay:
             self._published, self._store = published, store
         return published
 
+    @property
+    def published(self) -> PublishedModel | None:
+        """What is served of the model by now; None before the first segment."""
+        return self._published
+
     def received(self, published: PublishedModel, weights: Weights, identity: Identity) -> None:
         """Go on until `end`: all segments are there, and nothing changes them before."""
 

@@ -25,6 +25,7 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.look import Part
 from netloader.vllm_plugin.patches.compat import reload_rebuilds
 from netloader.vllm_plugin.patches.instance import replaced_on
+from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.kept import Kept, layer_at, uses
 from netloader.vllm_plugin.serve.usage_record import UsageRecord, UsageState
 
@@ -54,6 +55,8 @@ class ServedModel:
     cached_in: str = "nowhere"
     """Where those are: `dram`, `hbm` or, if there are none, `nowhere`."""
     digests: tuple[str, ...] = ()
+    place: Place | None = None
+    """Where a registry names it; None where there is none."""
 
 
 @dataclass(slots=True)

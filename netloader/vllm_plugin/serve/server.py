@@ -11,11 +11,13 @@ from functools import partial
 
 from torch import nn
 
+from netloader.discovery.base import Candidate
 from netloader.io.forks import only_here
 from netloader.io.publishing import ServerOptions
 from netloader.log import get_logger
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.log_base import LOG_BASE
+from netloader.vllm_plugin.serve.announcing import Announcements, Place
 from netloader.vllm_plugin.serve.live_model import LiveModel, Rank
 from netloader.vllm_plugin.serve.port import PortChoice, RankPort
 from netloader.vllm_plugin.serve.relay import RankRelay
@@ -27,7 +29,8 @@ class RankServer:
 
     def __init__(self, rank: int, choice: PortChoice, options: ServerOptions) -> None:
         logger = get_logger("server", LOG_BASE, **ranks.named(rank))
-        options = replace(options, logger=logger)
+        self._announcements = Announcements(options.max_clients, logger)
+        options = replace(options, logger=logger, on_session=self._announcements.note)
         self.rank = rank
         self.port = RankPort(choice, options)
         self._rank = Rank(rank, self.port, options, logger)
@@ -67,6 +70,24 @@ class RankServer:
                 self._relays.pop(served.role, None)
         self.abandon(served.role)
         return opened
+
+    def announce(self, role: str, place: Place) -> None:
+        """Have a registry name this rank whenever it serves a role, until that is not served."""
+        with self._rank.lock:
+            if role in self._live or role in self._relays:
+                self._announcements.begin(role, place, partial(self._announced, role))
+
+    def _announced(self, role: str) -> Candidate | None:
+        """What the registry is to say now."""
+        with self._rank.lock:
+            live, relay = self._live.get(role), self._relays.get(role)
+            published = live.published if live else relay.published if relay else None
+            told = self.port.told
+        return None if published is None else self._announcements.candidate(told, published)
+
+    def end_announcements(self) -> None:
+        """Have the registry name this rank no more, before it ends."""
+        self._announcements.end_all()
 
     def relay(self, role: str, facts: Mapping[str, str]) -> RankRelay | None:
         """Open the port for a model that is going to be received, and has these facts.
@@ -125,5 +146,7 @@ class RankServer:
             self._close_unused()
 
     def _close_unused(self) -> None:
+        for role in self._announcements.roles - {*self._live, *self._relays}:
+            self._announcements.end(role)
         if not self.in_use:
             self.port.close()

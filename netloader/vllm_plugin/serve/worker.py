@@ -17,6 +17,7 @@ from typing import TypeAlias
 from torch import nn
 
 from netloader.vllm_plugin.serve.after_reload import AfterReload
+from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.by_model import ByModel
 from netloader.vllm_plugin.serve.change import changing
 from netloader.vllm_plugin.serve.harmless import harmless
@@ -74,9 +75,17 @@ class Worker:
     def _open(
         self, served: ServedModel, rank: int, new_server: NewServer, model: nn.Module
     ) -> None:
-        if self._server_for(served.role, rank, new_server).open(served, model):
-            with harmless():
-                self.warm_up.settle(model, served.usage.settle)
+        server = self._server_for(served.role, rank, new_server)
+        if not server.open(served, model):
+            return
+
+        def warm() -> None:
+            served.usage.settle()
+            if served.place is not None:
+                server.announce(served.role, served.place)
+
+        with harmless():
+            self.warm_up.settle(model, warm)
 
     def _server_for(self, role: str, rank: int, new_server: NewServer) -> RankServer:
         """The newest server, unless it serves a model of this role already; else a new one.
@@ -92,13 +101,23 @@ class Worker:
         return server
 
     def relay(
-        self, role: str, facts: Mapping[str, str], rank: int, new_server: NewServer
+        self,
+        role: str,
+        facts: Mapping[str, str],
+        rank: int,
+        new_server: NewServer,
+        place: Place | None = None,
     ) -> RankRelay | None:
         """Where a model is served while it is received; None when there is no port.
 
         It ends with `offer` of the model, or with `abandon`.
         """
-        return self._server_for(role, rank, new_server).relay(role, facts)
+        server = self._server_for(role, rank, new_server)
+        relay = server.relay(role, facts)
+        if place is not None:
+            with harmless():
+                server.announce(role, place)
+        return relay
 
     def abandon(self, role: str) -> None:
         """Nothing is offered of a model of this role that was, or was to be, received."""
@@ -160,6 +179,9 @@ class Worker:
 
     def shut_down(self, why: str) -> None:
         """As `fence`, when the instance ends, which is no warning."""
+        for server in self._servers:
+            with harmless():
+                server.end_announcements()
         for live in self.models:
             with harmless():
                 live.shut_down(why)

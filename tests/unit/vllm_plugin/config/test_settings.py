@@ -48,6 +48,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         allow=(),
         weight_cache=CachePolicy.AUTO,
         layout=LayoutChoice.AUTO,
+        publish=None,
         discovery_timeout_s=5.0,
         agree_timeout_s=600.0,
         fallback=Fallback("auto"),
@@ -180,6 +181,35 @@ def test_a_source_that_cannot_be_looked_up_is_refused_and_never_shown(text: str)
         assert "SOURCE" in problem
         assert "write host:port, or srv+..., file:..." in problem
         assert PLANTED not in problem
+
+
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        ({}, None),
+        ({"SOURCE": "redis://h/fleet"}, "redis://h:6379/fleet"),
+        ({"SOURCE": "redis://h/fleet", "PUBLISH": "no"}, None),
+        ({"SOURCE": "redis://h", "PUBLISH": "etcd://e/x"}, "etcd://e:2379/x"),
+        ({"SOURCE": "h:1"}, None),
+        ({"PUBLISH": "redis://user:secret@h:7/a/b"}, "redis://h:7/a/b"),
+    ],
+)
+def test_a_server_publishes_itself_where_the_operator_says_or_looks(
+    extra: dict[str, object], name: str | None
+) -> None:
+    registry = Settings.parse(extra).registry
+
+    assert (registry.finder(0).name if registry else None) == name
+    assert "secret" not in repr(registry)
+
+
+@pytest.mark.parametrize("value", ["file:/a", "redis://", "redis://h:x", "etcd://:{}@/x", 7])
+def test_a_registry_that_cannot_be_used_is_refused_and_never_shown(value: object) -> None:
+    given = value.format(PLANTED) if isinstance(value, str) else value
+    (problem,) = problems_of({"PUBLISH": given})
+
+    assert problem.startswith("PUBLISH: ")
+    assert PLANTED not in problem
 
 
 def in_a_list(source: str) -> dict[str, object]:

@@ -64,6 +64,18 @@ def test_a_place_that_gives_no_answer_is_the_warning_of_a_fallback() -> None:
     assert line_of(lines, "netloader.discovery.failed")["netloader.finder"] == name
 
 
+@pytest.mark.parametrize("scheme", ["redis", "etcd"])
+def test_a_registry_that_is_down_is_the_warning_of_a_fallback(scheme: str) -> None:
+    url = f"{scheme}://:hunter2@{closed_port()}"
+
+    lines, raised = start(url, DISCOVERY_TIMEOUT_S=20)
+
+    why = line_of(lines, "netloader.fallback.engaged")["netloader.detail"]
+    assert why.startswith(f"{scheme}://127.0.0.1:")
+    assert why in raised
+    assert "hunter2" not in str(lines) + raised
+
+
 def test_nobody_is_no_warning(tmp_path: Path) -> None:
     lines, raised = start(f"file:{tmp_path}/none")
 

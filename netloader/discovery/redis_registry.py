@@ -1,0 +1,115 @@
+"""Servers that a Redis server knows. Needs the package `redis`.
+
+For each key there is a sorted set of endpoints, whose scores are the ends of their leases in
+seconds of Redis's own clock, and a hash with the entry of each endpoint. Scripts read and write
+both in one step, and never send more than they may. A lease that has ended is not sent, and the
+next `put` removes it, so nothing has to be cleaned up after a server that was killed.
+"""
+
+from typing import Any, Final
+from urllib.parse import SplitResult, unquote
+
+from netloader.config import Endpoint, Secret
+from netloader.discovery import entries
+from netloader.discovery.base import (
+    MOST_CANDIDATES,
+    MOST_ENTRY_BYTES,
+    Candidate,
+    DiscoveryError,
+    Found,
+    Key,
+)
+
+PORT: Final = 6379
+KEPT_S: Final = 3600
+"""After so long without a `put` Redis forgets a key. No lease is longer."""
+
+FIND: Final = """
+local now = tonumber(redis.call('TIME')[1])
+local names = redis.call('ZREVRANGEBYSCORE', KEYS[1], now + ARGV[3], now, 'LIMIT', 0, ARGV[1])
+local found = {}
+for i, name in ipairs(names) do
+  local size = redis.call('HSTRLEN', KEYS[2], name)
+  local fits = size > 0 and size <= tonumber(ARGV[2])
+  found[i] = fits and redis.call('HGET', KEYS[2], name) or ''
+end
+return found
+"""
+PUT: Final = """
+local now = tonumber(redis.call('TIME')[1])
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - 1, 'LIMIT', 0, 1000)) do
+  redis.call('ZREM', KEYS[1], name)
+  redis.call('HDEL', KEYS[2], name)
+end
+redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+"""
+REMOVE: Final = """
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+"""
+
+
+class RedisRegistry:
+    """Entries in a Redis server. Each call opens a connection of its own, and closes it."""
+
+    def __init__(self, url: SplitResult) -> None:
+        self._endpoint = Endpoint(url.hostname or "", url.port or PORT)
+        self._user = unquote(url.username or "")
+        self._password = Secret(unquote(url.password or ""))
+        self._tls = url.scheme == "rediss"
+        self._prefix = url.path.strip("/") or "netloader"
+        self.name = f"{url.scheme}://{self._endpoint}/{self._prefix}"
+
+    def find(self, key: Key, timeout_s: float) -> Found:
+        """The servers with the newest leases."""
+        most = (MOST_CANDIDATES, MOST_ENTRY_BYTES, KEPT_S)
+        answer = self._call(FIND, key, most, timeout_s)
+        if not isinstance(answer, list):
+            raise DiscoveryError("what it answers is no list")
+        found = [entries.parse(item) if isinstance(item, bytes) else None for item in answer]
+        known = tuple(candidate for candidate in found if candidate is not None)
+        return Found(known, unreadable=len(found) - len(known))
+
+    def put(self, key: Key, candidate: Candidate, lease_s: int, timeout_s: float) -> None:
+        """Put a server there, or renew its lease."""
+        said = (str(candidate.endpoint), entries.render(candidate), lease_s, KEPT_S)
+        self._call(PUT, key, said, timeout_s)
+
+    def remove(self, key: Key, endpoint: Endpoint, timeout_s: float) -> None:
+        """Take a server away."""
+        self._call(REMOVE, key, (str(endpoint),), timeout_s)
+
+    def _call(
+        self, script: str, key: Key, said: tuple[str | bytes | int, ...], timeout_s: float
+    ) -> Any:
+        """What a script returns.
+
+        Raises:
+            DiscoveryError: Redis cannot be reached, or refuses.
+        """
+        try:
+            import redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+        except ImportError as error:
+            raise DiscoveryError("redis:// needs the package redis: install it") from error
+        client = redis.Redis(
+            host=self._endpoint.host,
+            port=self._endpoint.port,
+            username=self._user or None,
+            password=self._password.reveal() or None,
+            ssl=self._tls,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+        base = f"{self._prefix}:{{{key.model}:{key.digest}}}"  # braces: one slot of a cluster
+        try:
+            return client.eval(script, 2, f"{base}:leases", f"{base}:entries", *said)
+        except redis.RedisError as error:
+            raise DiscoveryError(str(error)) from error
+        finally:
+            client.close()

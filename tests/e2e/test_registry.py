@@ -1,0 +1,57 @@
+"""Engines that know only a registry: the first loads and publishes itself, the next finds it."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import torch
+
+from tests.e2e.engines import ForkServer
+from tests.support import zoo
+from tests.support.registries import redis_server
+from tests.unit.io.helpers import eventually
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+PATIENCE_S = 120.0
+
+
+def logged(log: Path, event: str) -> list[dict[str, Any]]:
+    """The records of one event that are written by now."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines if f'"{event}"' in line]
+
+
+def test_the_first_loads_the_second_finds_it_and_who_is_killed_is_forgotten(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    model = zoo.write(tmp_path / "m", zoo.llama_config(), zoo.llama_tensors(1, torch.bfloat16))
+    logs = [tmp_path / "a.json", tmp_path / "b.json"]
+    with redis_server() as (where, _), redis.Redis(where.host, where.port) as client:
+
+        def start(log: Path) -> Any:
+            extra = {"SOURCE": f"redis://{where}/fleet", "LOG_JSON": str(log)}
+            return fork_server.engine(model, extra)
+
+        def named() -> set[str]:
+            keys = client.keys("fleet:*:leases")
+            now = client.time()[0]
+            return {name.decode() for key in keys for name in client.zrangebyscore(key, now, "inf")}
+
+        with start(logs[0]) as first:
+            assert logged(logs[0], "netloader.loader.ordinary")
+            assert eventually(lambda: len(named()) == 1, PATIENCE_S)
+            (place,) = named()
+            with start(logs[1]) as second:
+                (received,) = logged(logs[1], "netloader.loader.received")
+                assert received["netloader.source"] == place
+                assert second.generate() == first.generate()
+                assert eventually(lambda: len(named()) == 2, PATIENCE_S)
+                os.kill(received["process.pid"], signal.SIGKILL)
+                assert eventually(lambda: named() == {place}, PATIENCE_S), "its lease has ended"
+        assert eventually(lambda: not named(), PATIENCE_S)
+        assert logged(logs[0], "netloader.publish.changed")[-1]["netloader.endpoint"] == place
