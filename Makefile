@@ -203,6 +203,15 @@ test-matrix:  ## the core engine tests on the vLLMs we support, the newest by it
 	done
 	exit $$rc
 
+# Where torch is a CUDA build: `make test-cuda CUDA_PY=python`.
+CUDA_PY := $(PY)
+.PHONY: test-cuda
+test-cuda: $(if $(filter $(PY),$(CUDA_PY)),$(READY))  ## transfers of tensors on a GPU, where there is one
+	@count=$$($(CUDA_PY) -c 'import torch; print(torch.cuda.device_count())')
+	[ "$$count" -gt 0 ] || echo "test-cuda skipped: torch finds no CUDA device"
+	[ "$$count" -eq 0 ] || $(CUDA_PY) -m pytest tests/cuda
+	[ "$$count" -ne 1 ] || echo "test-cuda: transfers between two cards skipped: there is one"
+
 .PHONY: test-npu
 test-npu:  ## the tests on the real torch_npu, over a simulated CANN runtime
 	@$(MAKE) NPU=1 npu-suite

@@ -158,6 +158,33 @@ def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     raise ValueError(f"{shown(text)} is no network; {remedy}")
 
 
+def address(text: str) -> str:
+    """Read an address of one interface, IPv4 or IPv6.
+
+    Raises ValueError, naming the text and the remedy, for anything else.
+    """
+    with contextlib.suppress(ValueError):
+        found = ipaddress.ip_address(text)
+        if not found.is_unspecified and not found.is_multicast:
+            return str(found)
+    raise ValueError(f"{shown(text)} is no address; write that of one interface, such as 10.1.0.7")
+
+
+MAX_RAILS: Final = 16
+"""As many as lanes."""
+
+
+def check_rails(value: object) -> tuple[str, ...]:
+    """The addresses of an option `rails`; raises TypeError for what is no list, or ValueError."""
+    given = texts("rails", value)
+    if len(given) > MAX_RAILS:
+        raise ValueError(f"rails are {len(given)}; give at most {MAX_RAILS}")
+    try:
+        return tuple(map(address, given))
+    except ValueError as error:
+        raise ValueError(f"rails: {error}") from None
+
+
 def _is_host(host: str) -> bool:
     """Whether `host` can be dialled; numbers and dots alone must be a whole IPv4 address."""
     if ":" not in host and not _ONLY_NUMBERS.fullmatch(host):

@@ -1,5 +1,6 @@
 """The long work of a client's session. It writes into the store until `end` has returned."""
 
+import errno
 from collections.abc import Callable
 from socket import socket
 from typing import Protocol
@@ -32,6 +33,11 @@ from netloader.io.transports.session_ends import SessionEnds
 from netloader.io.worker import SessionWorker
 from netloader.wire.frames import encode
 from netloader.wire.tasks import Order
+
+
+def no_rail(to: str, source: str) -> socket:
+    """Dial no other address: the default where a source has one."""
+    raise OSError(errno.EADDRNOTAVAIL, f"no lane goes to {to!r} from {source!r}")
 
 
 class Owner(Protocol):
@@ -88,8 +94,10 @@ class AskForAll:
 class ClientWorker(SessionWorker):
     """Opens transports and receives.
 
-    `connect` makes one more connection to the server's port. `attachments` are those of the
-    ledger's weights, where they outlive the session. `owner` decides what the source is asked for.
+    `connect` makes one more connection to the server's port, and `rail(to, source)` one to another
+    address of the server, from one of this host, such as those in `rails`. `attachments` are those
+    of the ledger's weights, where they outlive the session. `owner` decides what the source is
+    asked for.
     """
 
     def __init__(
@@ -101,6 +109,8 @@ class ClientWorker(SessionWorker):
         attachments: Attachments | None = None,
         transports: Registry = TRANSPORTS,
         owner: Owner | None = None,
+        rail: Callable[[str, str], socket] = no_rail,
+        rails: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self._owner = owner or AskForAll()
@@ -109,6 +119,8 @@ class ClientWorker(SessionWorker):
         self._lanes = lanes
         self._connect = connect
         self._stall_s = stall_s
+        self._rail = rail
+        self._rails = rails
         self._transports = transports
         self._lease: Lease | None = None
         self._receivers = SessionEnds[Receiver]()
@@ -141,8 +153,7 @@ class ClientWorker(SessionWorker):
         """Open a candidate, once nothing is left of an earlier one."""
         offer, name = order.offer, order.transport
 
-        def dial(index: int) -> socket:
-            lane = self._connect()
+        def named(lane: socket, index: int) -> socket:
             try:
                 lane.sendall(encode(Lane(offer.session, index, name)))
             except OSError:
@@ -155,7 +166,15 @@ class ClientWorker(SessionWorker):
         if self._lease is None:
             self._owner.offered(offer, repeatable=transport.capabilities.repeatable)
             self._lease = self._ledger.lease(offer)
-        setup = ReceiverSetup(self._lease, offer.session, self._stall_s, dial, self._lanes)
+        setup = ReceiverSetup(
+            lease=self._lease,
+            session=offer.session,
+            stall_s=self._stall_s,
+            dial=lambda index: named(self._connect(), index),
+            lanes=self._lanes,
+            dial_rail=lambda index, to, source: named(self._rail(to, source), index),
+            rails=self._rails,
+        )
         try:
             attachment = self._attachments.to(transport)
             receiver = attachment.receiver(setup)

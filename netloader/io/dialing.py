@@ -20,6 +20,9 @@ from netloader.io.forks import INHERITANCE
 
 NEXT_AFTER_S = 0.25
 """When the next address is tried beside one that does not answer (RFC 8305, section 5)."""
+RAIL_S = 1.0
+"""How long one more address of a host that was reached may take: other lanes wait meanwhile, and
+there is the address that answered."""
 LOOK_S = 0.05
 """How often an attempt looks whether it was stopped."""
 
@@ -60,6 +63,21 @@ class Dialer:
         self._reached = (sock.family, sock.getpeername())
         return sock
 
+    def dial_rail(self, to: str, source: str) -> socket.socket:
+        """A connection to the source's port at another address of its host, from one of this host.
+
+        Both are literal addresses; empty: where `dial` goes, and whatever address the system takes.
+        It waits for an answer for RAIL_S at most.
+
+        Raises:
+            OSError: there was none, or one of the addresses cannot be used.
+        """
+        reached = [self._reached] if self._reached else []
+        addresses = resolve(Endpoint(to, self._endpoint.port)) if to else reached
+        sock = connect(addresses, min(RAIL_S, self._timeout_s), self._stopped, source)
+        sock.settimeout(self._timeout_s)
+        return sock
+
 
 def resolve(endpoint: Endpoint) -> list[Address]:
     """The addresses of a source, in the order in which to try them.
@@ -79,15 +97,18 @@ def resolve(endpoint: Endpoint) -> list[Address]:
 
 
 def connect(
-    addresses: Sequence[Address], timeout_s: float, stopped: threading.Event | None = None
+    addresses: Sequence[Address],
+    timeout_s: float,
+    stopped: threading.Event | None = None,
+    source: str = "",
 ) -> socket.socket:
-    """A blocking connection to the first of some addresses that answers.
+    """A blocking connection to the first of some addresses that answers, from `source` if given.
 
     Raises:
         OSError: none did within `timeout_s` seconds (TimeoutError), all refused, or `stopped` was
             set (ECANCELED).
     """
-    with _Race(addresses, timeout_s, stopped or threading.Event()) as race:
+    with _Race(addresses, timeout_s, stopped or threading.Event(), source) as race:
         sock = race.run()
     sock.settimeout(timeout_s)
     return sock
@@ -97,9 +118,14 @@ class _Race:
     """Attempts side by side on one thread."""
 
     def __init__(
-        self, addresses: Sequence[Address], timeout_s: float, stopped: threading.Event
+        self,
+        addresses: Sequence[Address],
+        timeout_s: float,
+        stopped: threading.Event,
+        source: str,
     ) -> None:
         self._stopped = stopped
+        self._source = source
         self._waiting: Iterator[Address] = iter(addresses)
         self._more = bool(addresses)
         self._step_s = min(NEXT_AFTER_S, timeout_s / (len(addresses) + 1))
@@ -148,7 +174,12 @@ class _Race:
             self._errors.append(error)
             return
         sock.setblocking(False)
-        code = sock.connect_ex(address)
+        try:
+            if self._source:
+                sock.bind((self._source, 0))
+            code = sock.connect_ex(address)
+        except OSError as error:  # an address that is not this host's, or of the other family
+            code = error.errno or errno.EADDRNOTAVAIL
         if code in (0, errno.EINPROGRESS, errno.EINTR):
             self._selector.register(sock, selectors.EVENT_WRITE)
         else:

@@ -340,6 +340,8 @@ class Filling:
         worker = ClientWorker(
             *(self._ledger, spec.lanes, dialer.dial, options.deadlines.stall_s, self._attachments),
             owner=asking,
+            rail=dialer.dial_rail,
+            rails=options.rails,
         )
         observer = Observer(options.logger, endpoint, fields)
         conversation = Conversation(dialer, spec, worker, observer, options.deadlines)

@@ -9,6 +9,7 @@ from netloader.config import (
     Deadlines,
     Endpoint,
     Secret,
+    check_rails,
     check_range,
     check_type,
     check_whole,
@@ -68,6 +69,9 @@ class ClientOptions:
     timeout_s: float | None = None
     """Seconds that the whole call may take, whatever `deadlines` allow: afterwards it ends within a
     second, with the reason DEADLINE_PASSED. None: no limit beside `deadlines`."""
+    rails: tuple[str, ...] = ()
+    """Addresses of this host, one for each network interface: lanes come from one after the other,
+    at least one from each. Lane k goes to the k-th address that the source names as its own."""
     relay: RelayHost | None = None
     """A server of this process, as `listen` opens it, that serves each segment from the moment when
     it is verified, and the whole model afterwards."""
@@ -88,6 +92,8 @@ class ClientOptions:
         object.__setattr__(self, "transports", texts("transports", self.transports))
         object.__setattr__(self, "layouts", texts("layouts", self.layouts))
         check_whole("lanes", self.lanes, 1, MAX_LANES)
+        object.__setattr__(self, "rails", check_rails(self.rails))
+        object.__setattr__(self, "lanes", max(self.lanes, len(self.rails)))
         check_whole("parallel", self.parallel, 1, MAX_PARALLEL)
         check_tokens("token", self.token)
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from netloader.config import (
     Deadlines,
     bandwidth,
+    check_rails,
     check_type,
     check_whole,
     network,
@@ -58,6 +59,9 @@ class ServerOptions:
     allow: tuple[str, ...] = ()
     """Networks of peers that may connect, such as `10.1.0.0/16`; none: every peer may. Others are
     closed before anything is read. A client on the same host has the address that it dials."""
+    rails: tuple[str, ...] = ()
+    """Addresses of this host, one for each network interface, over which clients spread their lanes
+    (tcp). The server must listen at every address; each must lead clients to this host."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     logger: Logger = field(default_factory=lambda: get_logger("server"))
     digest: str = digest_choice.AUTO
@@ -77,6 +81,7 @@ class ServerOptions:
         object.__setattr__(self, "allow", texts("allow", self.allow))
         for i, text in enumerate(self.allow):
             _check_network(f"allow[{i}]", text)
+        object.__setattr__(self, "rails", check_rails(self.rails))
         texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
         check_tokens("token", self.token)
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")

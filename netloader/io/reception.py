@@ -64,6 +64,7 @@ class Reception:
         self._logger = options.logger
         self._token = options.token
         self._allowed = Allowed(options.allow, options.logger)
+        self._rails = options.rails
         self._bandwidth = Bandwidth(rate) if (rate := options.bytes_per_s) else None
         self._arrivals: dict[Arrival, Endpoint] = {}
         self._links: dict[Link, ServerWorker] = {}
@@ -167,7 +168,7 @@ class Reception:
         entries = tuple(map(self._entry, published_models))
         session = ServerSession(entries, self._deadlines, name, nonce, arrival.since)
         pace = self._bandwidth.session() if self._bandwidth else UNPACED
-        worker = ServerWorker(published_models, name, self._deadlines, pace=pace)
+        worker = ServerWorker(published_models, name, self._deadlines, pace=pace, rails=self._rails)
         observer = Observer(self._logger, peer, {})
         link = Link(self._loop, Connection(session, observer.saw), worker, observer)
         self._links[link] = worker

@@ -20,7 +20,7 @@ from netloader.io.arguments import (
 )
 from netloader.io.catalog import Catalog
 from netloader.io.clock import monotonic
-from netloader.io.listener import Listener, bind
+from netloader.io.listener import ANYWHERE, Listener, bind
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import Home, ServerOptions, WatchedModel, publish_received
 from netloader.io.snapshot import ServerSnapshot
@@ -320,6 +320,8 @@ def check_listening(host: str, port: int, options: ServerOptions | None) -> Serv
     check_whole("port", port, 0, 65535)
     check_type("options", options, ServerOptions | None, "give a netloader.ServerOptions")
     options = options or ServerOptions()
+    if options.rails and host not in ANYWHERE:
+        raise ValueError(f"rails are given, but the host is {host!r}; give '' to listen at all")
     check_transports(options.transports)
     return options
 

@@ -173,6 +173,7 @@ class ServerWorker(SessionWorker):
         deadlines: Deadlines,
         transports: Registry = TRANSPORTS,
         pace: Pace = UNPACED,
+        rails: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.published: PublishedModel | None = None
@@ -181,7 +182,7 @@ class ServerWorker(SessionWorker):
         """Where the client will serve, as it was noted; empty: nowhere."""
         self._published_models = published_models
         self._transports = transports
-        self._setup = SenderSetup(session, deadlines.stall_s, pace)
+        self._setup = SenderSetup(session, deadlines.stall_s, pace, rails)
         # The client waits in its handshake, this side in VALIDATE: answer before either is over.
         self._patience_s = min(deadlines.handshake_s, deadlines.validate_s) / 2
         self._senders = SessionEnds[Sender]()

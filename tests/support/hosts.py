@@ -114,6 +114,13 @@ class Host:
         except OSError as error:
             pytest.skip(f"the kernel limits no rates: {error}")
 
+    def sent(self) -> int:
+        """Bytes that left this end of the cable."""
+        shown: list[dict[str, Any]] = json.loads(
+            self.ip("-s", "-j", "link", "show", "dev", self.device)
+        )
+        return int(shown[0]["stats64"]["tx"]["bytes"])
+
     def lost(self) -> int:
         """Packets lost on the way out since `impair`."""
         shown: list[dict[str, Any]] = json.loads(
@@ -146,6 +153,26 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         for host in hosts:
             host.wait_for_link()
         yield one, two
+
+
+@contextlib.contextmanager
+def two_cables() -> Iterator[tuple[tuple[Host, Host], tuple[Host, Host]]]:
+    """Two hosts with two cables between them: for each cable, both of its ends."""
+    with two_hosts() as (one, two):
+        ends = tuple(
+            Host(host.network, f"rail{side}", f"10.78.0.{side}")
+            for side, host in enumerate((one, two), 1)
+        )
+        near, far = ends
+        near.ip(
+            "link", "add", near.device, "type", "veth", "peer", far.device, "netns", far.network
+        )
+        for end in ends:
+            end.ip("address", "add", f"{end.address}/24", "dev", end.device)
+            end.plug()
+        for end in ends:
+            end.wait_for_link()
+        yield (one, two), (near, far)
 
 
 @contextlib.contextmanager

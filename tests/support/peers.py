@@ -77,6 +77,7 @@ class Spec:
     sources: tuple[str, ...] = ()
     transports: tuple[str, ...] = ("tcp",)
     lanes: int = field(default_factory=default_lanes)
+    rails: tuple[str, ...] = ()
     parallel: int = 1
     halt: Halt | None = None
 
@@ -213,6 +214,7 @@ def act_as_server(spec: Spec, line: Line, say: Callable[..., None], watch: Watch
         segment_bytes=spec.segment_mib * MIB,
         deadlines=spec.deadlines,
         max_clients=spec.max_clients,
+        rails=spec.rails,
     )
     assert module is not None
     server: Server = sealed(serve(module, IDENTITY, spec.host, spec.port, options))
@@ -237,6 +239,7 @@ def act_as_client(spec: Spec, line: Line, say: Callable[..., None], watch: Watch
         transports=spec.transports,
         lanes=spec.lanes,
         parallel=spec.parallel,
+        rails=spec.rails,
         report=lambda done, total: watch.reached(share=done / total),
         deadlines=spec.deadlines,
     )

@@ -96,6 +96,13 @@ class SenderSetup:
     session: str
     stall_s: float
     pace: Pace = UNPACED
+    rails: tuple[str, ...] = ()
+    """Addresses of this host at which the server's port can be reached too."""
+
+
+def _no_rail(index: int, to: str, source: str) -> socket:
+    del to, source
+    raise OSError(f"lane {index} has no other address to go to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,8 @@ class ReceiverSetup:
 
     `dial(i)` opens data lane i, a TCP connection to the server's one port, which the sender gets by
     its `attach`. It blocks, and raises OSError. `lanes` is how many the client would like.
+    `dial_rail(i, to, source)` does so at another address of the server, from one of this host;
+    empty: as `dial`. `rails` are the addresses of this host that lanes should come from.
     """
 
     lease: Lease
@@ -111,6 +120,8 @@ class ReceiverSetup:
     stall_s: float
     dial: Callable[[int], socket]
     lanes: int
+    dial_rail: Callable[[int, str, str], socket] = _no_rail
+    rails: tuple[str, ...] = ()
 
 
 class Sender(Protocol):

@@ -17,6 +17,7 @@ from netloader.io.failure import TransferError
 from netloader.io.store.base import Store
 from netloader.io.transports.base import Capabilities, ReceiverSetup, SenderSetup
 from netloader.io.transports.lanes import Lanes, is_stall, lane_error, set_stall, suit_own_host
+from netloader.io.transports.rails import Rails, heard, told
 from netloader.io.transports.refusal import check
 
 IOV_MAX = 1024
@@ -103,11 +104,12 @@ class TcpSender:
         self._store = store
         self._stall_s = setup.stall_s
         self._pace = setup.pace
+        self._rails = setup.rails
         self._lanes = Lanes()
 
     def rendezvous(self) -> Mapping[str, str]:
-        """Nothing: lanes come to the port that the client knows."""
-        return {}
+        """The addresses of this host for its lanes; they come to the port that the client knows."""
+        return told(self._rails)
 
     def answered(self, answer: Mapping[str, str]) -> None:
         """Do nothing: there is nothing to answer."""
@@ -153,10 +155,10 @@ class TcpReceiver:
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
         """Open every lane to the server's port."""
-        del rendezvous
+        rails = Rails(self._setup, heard(rendezvous))
         for index in range(self._setup.lanes):
             try:
-                lane = self._setup.dial(index)
+                lane = rails.dial(index)
             except OSError as error:
                 raise lane_error(error, "could not be opened") from error
             set_stall(lane, self._setup.stall_s)

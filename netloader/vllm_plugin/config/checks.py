@@ -17,7 +17,7 @@ from netloader.fsm.digest_choice import flaw_of
 from netloader.io.publishing import too_slow
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.transports import named as transport_named
-from netloader.vllm_plugin.config.readers import HIDDEN, Fallback
+from netloader.vllm_plugin.config.readers import EVERY, HIDDEN, Fallback
 from netloader.vllm_plugin.config.settings import (
     AUTO,
     RELAYED_OVER,
@@ -70,6 +70,8 @@ def _problems(load_config: LoadConfig, options: Mapping[str, Any]) -> Iterator[s
     if options["relay"]:
         yield from _relay_problems(transport, options["layout"])
     yield from _rate_problems(options)
+    if options["rails"] and options["listen_host"] != EVERY:
+        yield f"RAILS: a rank listens at one address; set LISTEN_HOST to {EVERY!r}, every address"
     yield from _log_problems(options["log_json"])
 
 

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from netloader.config import Place, Secret, bandwidth, one
+from netloader.config import MAX_RAILS, Place, Secret, address, bandwidth, each, one, text_line
 from netloader.fsm.digest_choice import CHOICES
 
 MAX_FILE_BYTES: Final = 2**20
 """A thousand ranks with ten sources each need 300 KiB; more is a wrong path."""
+
+EVERY: Final = "*"
+"""The LISTEN_HOST that means every address."""
 
 HIDDEN: Final = Secret("")
 """Shown in errors in place of a value that is, or might be, a secret."""
@@ -44,6 +47,19 @@ def bytes_per_s(at: Place, value: object) -> int | None:
 choice_of_digest: Final = one(
     str, lambda t: t.lower() in CHOICES, f"give one of {', '.join(CHOICES)}", str.lower
 )
+
+
+def rails(at: Place, value: object) -> tuple[str, ...]:
+    """Read the addresses of network interfaces."""
+    given: tuple[str | None, ...] = each(text_line)(at, value)
+    for i, text in enumerate(given):
+        try:
+            address(text or "::1")  # of one that is no text, `each` has noted it
+        except ValueError as error:
+            at.problems.append(f"{at.path}[{i}]: {error}")
+    if len(given) > MAX_RAILS:
+        at.refuse(value, f"give at most {MAX_RAILS}")
+    return tuple(text or "" for text in given)
 
 
 _load_format: Final = one(

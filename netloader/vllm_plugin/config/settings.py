@@ -35,6 +35,7 @@ from netloader.vllm_plugin.config.readers import (
     fallback,
     file_text,
     port,
+    rails,
     switch,
 )
 from netloader.vllm_plugin.config.secure import networks, tokens
@@ -101,6 +102,7 @@ class Settings:
     transport: str
     listen_host: str | None
     allow: tuple[str, ...]
+    rails: tuple[str, ...]
     weight_cache: CachePolicy
     layout: LayoutChoice
     publish: FinderSpec | None
@@ -259,6 +261,9 @@ FIELDS: Final = (
           "address to listen at; absent: the one that is told to others; `*`: all of them"),
     Field("ALLOW", networks, "list of strings", [],
           "networks of the hosts that may connect, such as `10.1.0.0/16`; empty: every host"),
+    Field("RAILS", rails, "list of strings", [],
+          "addresses of this host, one for each network interface: a server names them to its "
+          "clients, and lanes are spread over those of both; needs `LISTEN_HOST` `*`"),
     Field("WEIGHT_CACHE", choice(*CachePolicy), "`hbm`, `dram`, `no`, `auto`", "auto",
           "as `INT8_CACHE`, for any other parameter that post-processing replaces"),
     Field("LAYOUT", choice(*LayoutChoice), "`auto`, `raw`, `processed`", "auto",

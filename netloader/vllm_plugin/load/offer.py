@@ -80,6 +80,7 @@ def new_server(settings: Settings, rank: int) -> RankServer:
         segment_bytes=settings.segment_mib << 20,
         max_clients=settings.max_clients,
         max_bandwidth=settings.max_bandwidth,
+        rails=settings.rails,
         token=settings.token,
         allow=settings.allow,
         deadlines=settings.deadlines,

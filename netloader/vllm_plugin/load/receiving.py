@@ -62,6 +62,7 @@ def options_of(
         transports=settings.transports,
         layouts=(layout,),
         lanes=settings.lanes or default_lanes(),
+        rails=settings.rails,
         parallel=settings.parallel,
         token=settings.token,
         deadlines=settings.deadlines,

@@ -18,11 +18,10 @@ from vllm.utils.network_utils import get_ip
 from netloader.config import Endpoint
 from netloader.io.listener import ANYWHERE
 from netloader.log import Logger, emit
+from netloader.vllm_plugin.config.readers import EVERY
 
 UNKNOWN = "unknown"
 """What the log shows in place of an address."""
-EVERY = "*"
-"""The LISTEN_HOST that means every address of this host."""
 REMEDY = "set VLLM_HOST_IP or LISTEN_HOST to the address that other hosts reach this one at"
 
 

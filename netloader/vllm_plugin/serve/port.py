@@ -14,6 +14,7 @@ from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions
 from netloader.io.server import Server, listen
 from netloader.log import Logger, emit, get_logger
+from netloader.vllm_plugin.config.readers import EVERY
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.log_base import LOG_BASE
@@ -23,7 +24,7 @@ from netloader.vllm_plugin.serve.refusal import refuse
 
 NOT_HERE = (
     f"let LISTEN_HOST or VLLM_HOST_IP name an address of this host, or set LISTEN_HOST to "
-    f"{address.EVERY!r}, every address, where hosts are told one that is translated (NAT)"
+    f"{EVERY!r}, every address, where hosts are told one that is translated (NAT)"
 )
 FIRST_PORT, LAST_PORT = 1024, 65535
 

@@ -99,6 +99,13 @@ def test_a_relay_that_could_serve_nobody_is_refused_at_start(
     NetLoader(LoadConfig(load_format="netloader", model_loader_extra_config=extra))
 
 
+def test_rails_of_a_server_that_listens_at_one_address_are_refused_at_start() -> None:
+    (problem,) = problems_of(RAILS=["10.1.0.7"], LISTEN_HOST="10.1.0.7")
+    assert problem.startswith("RAILS: a rank listens at one address; set LISTEN_HOST to '*'")
+    extra = {"RAILS": ["10.1.0.7"], "LISTEN_HOST": "*"}
+    NetLoader(LoadConfig(load_format="netloader", model_loader_extra_config=extra))
+
+
 def test_a_bandwidth_below_the_minimum_rate_of_transfers_is_refused_at_start() -> None:
     (problem,) = problems_of(MAX_BANDWIDTH="200MB", MAX_CLIENTS=4)
     assert problem.startswith("MAX_BANDWIDTH: the share of each of 4 clients is 47.7 MiB/s, below")

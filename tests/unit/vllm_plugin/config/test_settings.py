@@ -46,6 +46,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         transport="auto",
         listen_host=None,
         allow=(),
+        rails=(),
         weight_cache=CachePolicy.AUTO,
         layout=LayoutChoice.AUTO,
         publish=None,
@@ -97,6 +98,7 @@ def test_our_own_fields_are_understood() -> None:
             "TRANSPORT": "tcp",
             "LISTEN_HOST": "::",
             "ALLOW": ["10.1.0.0/16", "fd00::7"],
+            "RAILS": ["10.1.0.7", "fd00::7"],
             "WEIGHT_CACHE": "dram",
             "LAYOUT": "processed",
             "MAX_CLIENTS": 7,
@@ -126,6 +128,7 @@ def test_our_own_fields_are_understood() -> None:
     assert settings.agree_timeout_s == 60.0
     assert settings.discovery_timeout_s == 0.5
     assert (settings.max_clients, settings.lanes, settings.segment_mib) == (7, 16, 1)
+    assert settings.rails == ("10.1.0.7", "fd00::7")
     assert settings.max_bandwidth == 2 * 10**9
     assert (settings.parallel, settings.relay) == (16, True)
     assert (settings.digest, settings.log_json) == ("blake3", "stderr")
@@ -314,6 +317,9 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
         ({"ALLOW": ["10.0.0.9/8"]}, "ALLOW[0]: '10.0.0.9/8' is no network; bits of the host are"),
         ({"ALLOW": ["::1", 5]}, "ALLOW[1]: 5 cannot be used; give one line of text"),
         ({"DIGEST": "md5"}, "DIGEST: 'md5' cannot be used; give one of auto, blake3, xxh3_128"),
+        ({"RAILS": ["10.1.0.0/16"]}, "RAILS[0]: '10.1.0.0/16' is no address; write that of one"),
+        ({"RAILS": ["::"]}, "RAILS[0]: '::' is no address; write that of one interface"),
+        ({"RAILS": ["10.0.0.1"] * 17}, "RAILS: a list of 17 cannot be used; give at most 16"),
         ({"MAX_CLIENTS": 0}, "MAX_CLIENTS: 0 cannot be used; give an integer from 1"),
         ({"LANES": 17}, "LANES: 17 cannot be used; give an integer from 1 to 16"),
         ({"PARALLEL": 0}, "PARALLEL: 0 cannot be used; give an integer from 1 to 16"),
