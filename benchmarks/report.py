@@ -58,7 +58,8 @@ def _machine(figures: Figures) -> Iterator[str]:
     yield "## The machine\n"
     if figures.warning:
         yield f"**Warning: {figures.warning}.**\n"
-    facts = {**figures.facts, "the run took": f"{figures.seconds:.0f} s, {figures.rounds} rounds"}
+    parts = {f"part {name}": when for name, when in figures.parts.items()}
+    facts = {**figures.facts, "rounds": str(figures.rounds), **parts}
     yield _table(("fact", "value"), [[name, value] for name, value in facts.items()])
 
 
