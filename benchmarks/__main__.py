@@ -24,7 +24,7 @@ from benchmarks.report import FOLDER, RESULTS, write
 from benchmarks.target import Memory
 from benchmarks.workload import LARGE, SMALL, WORKLOADS, Workload
 
-FULL_ROUNDS, QUICK_ROUNDS, MOST_ENGINE_ROUNDS = 5, 3, 3
+FULL_ROUNDS, QUICK_ROUNDS, MOST_ENGINE_ROUNDS = 4, 3, 2
 
 
 @dataclass(frozen=True, slots=True)
