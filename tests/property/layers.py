@@ -48,6 +48,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L4 asyncio": ("tests/unit/aio", "tests/unit/io/test_driver.py"),
     "L4 transports": (
         "tests/unit/io/test_pacing.py",
+        "tests/unit/io/test_populating.py",
         "tests/unit/io/transports/test_host_chunks.py",
         "tests/unit/io/transports/test_shm.py",
         "tests/unit/io/test_client_transports.py",

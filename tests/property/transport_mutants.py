@@ -5,6 +5,7 @@ from typing import Final
 from tests.property.layers import L4, TRANSPORTS, Mutant
 
 SHM: Final = "netloader/io/transports/shm.py"
+POPULATING: Final = "netloader/io/populating.py"
 
 TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
     "the memory file is taken for the server's without proof": Mutant(
@@ -49,4 +50,14 @@ TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
         r"if self\._runs > 1 and not repeatable:",
         "if False:",
     ),
+    "a client's memory is populated without a bound": Mutant(
+        TRANSPORTS, POPULATING, r"> AHEAD_BYTES and", "> 2 * AHEAD_BYTES and"
+    ),
+    "pages beside the tensors are populated": Mutant(
+        TRANSPORTS,
+        POPULATING,
+        r"return -\(-begin // mmap\.PAGESIZE\)",
+        "return begin // mmap.PAGESIZE",
+    ),
+    "files are populated": Mutant(TRANSPORTS, POPULATING, r' and inode == "0"', ""),
 }
