@@ -11,6 +11,7 @@ from pathlib import Path
 
 import reference
 
+from netloader.cli.codes import render_codes
 from netloader.fsm.render import page
 from netloader.log import render_catalogue
 from netloader.vllm_plugin.config.settings import render_fields
@@ -19,6 +20,7 @@ HERE = Path(__file__).parent
 PARTS = {
     "fields": ("operate/vllm.md", render_fields),
     "events": ("operate/operations.md", render_catalogue),
+    "codes": ("operate/command.md", render_codes),
 }
 
 

@@ -1,22 +1,8 @@
-"""`python -m netloader`: which version is installed, and whether its files are its own."""
+"""`python -m netloader`: the command `netloader`, where its script is not on the path."""
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
-from netloader.installed import OURS, mixed
-
-
-def main() -> int:
-    """Say so; 1 if the files of another project lie among these."""
-    if problem := mixed():
-        sys.stderr.write(f"{problem}\n")
-        return 1
-    try:
-        sys.stdout.write(f"{OURS} {version(OURS)}\n")
-    except PackageNotFoundError:
-        sys.stdout.write(f"{OURS} is imported from its sources, and not installed\n")
-    return 0
-
+from netloader.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -85,6 +85,8 @@ def authenticated(message: Proven, hello: Hello, nonce: str) -> bytes:
     if isinstance(message, Offer):
         manifest = message.manifest
         content["manifest"] = hello.manifest_digest if manifest is None else manifest.digest
+    if isinstance(message, Description) and message.manifest is not None:
+        content["manifest"] = message.manifest.digest
     kind = type(message)
     about = ("netloader", PROTOCOL_VERSION, SPEAKERS[kind], kind.__name__.lower())
     return canonical((*about, hello, nonce, content))

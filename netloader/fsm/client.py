@@ -34,7 +34,6 @@ from netloader.fsm.messages import (
     Have,
     Offer,
     Proof,
-    Purpose,
     Reject,
     Request,
     Verified,
@@ -82,7 +81,7 @@ def _unproven(session: ClientSession, event: Offer | Description) -> bool:
 
 
 def _unwanted(session: ClientSession, event: Offer | Description) -> bool:
-    return isinstance(event, Offer) is (session.spec.purpose is Purpose.DESCRIBE)
+    return isinstance(event, Offer) is session.spec.purpose.is_question
 
 
 def _other_identity(session: ClientSession, event: Offer) -> bool:

@@ -21,6 +21,12 @@ class Purpose(Enum):
 
     WEIGHTS = "weights"
     DESCRIBE = "describe"
+    STATUS = "status"
+
+    @property
+    def is_question(self) -> bool:
+        """Whether a description answers it, so that no weights move."""
+        return self is not Purpose.WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,43 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    """What a server does with one of its models at the moment when a client connects.
+
+    `state` is a value of `ModelState`. `clients` have one of `max_clients` places now; `sessions`
+    and `sent_bytes` count from when the role was first published. `segments` of `segment_bytes`
+    make `nbytes`, and `available` of them can be sent. `root` is empty while it is not known.
+    """
+
+    state: str
+    roles: tuple[str, ...]
+    """Of all models of the server; empty text: the model without a role."""
+    nbytes: int
+    clients: int
+    max_clients: int
+    sessions: int
+    sent_bytes: int
+    segment_bytes: int
+    segments: int
+    available: int
+    layouts: tuple[str, ...]
+    transports: tuple[str, ...]
+    digest_algorithm: str
+    root: str = ""
+    withdrawn: str = ""
+    """Why nothing is offered; empty while something is, or soon will be."""
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
     """Server: its identity, and what it resolved when it loaded the model."""
 
     identity: Identity
     facts: Mapping[str, str] = field(default_factory=dict)
+    status: Status | None = None
+    """None: it was not asked for."""
+    manifest: Manifest | None = None
+    """None: the status was not asked for, or the manifest has the digest that the hello names."""
     mac: str = ""
     """The server's proof of it; empty without a token."""
 

@@ -76,10 +76,19 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def life() -> Table[Any]:
+    """The rows of a published model that change something."""
+    return tuple(r for r in published.TABLE if r.action != "nothing")
+
+
+def moves(table: Table[Any]) -> Table[Any]:
+    """The rows that lead to another state."""
+    return tuple(r for r in table if r.dest is not r.source)
+
+
 def _published() -> list[str]:
-    table = tuple(r for r in published.TABLE if r.action != "nothing")
-    moves = tuple(r for r in table if r.dest is not r.source)
-    diagram = to_mermaid(moves, published.ALPHABET)
+    table = life()
+    diagram = to_mermaid(moves(table), published.ALPHABET)
     return ["## Published model", LIFE, f"```mermaid\n{diagram}\n```", to_markdown(table)]
 
 

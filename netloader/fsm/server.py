@@ -1,6 +1,7 @@
 """The server's side of a session, as a table. Guards only read; actions return effects."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from netloader.config import Secret
 from netloader.fsm import auth
@@ -84,7 +85,7 @@ def _differs(session: ServerSession, event: Hello | Proof) -> bool:
 
 
 def _curious(session: ServerSession, event: Hello | Proof) -> bool:
-    return _hello(session, event).purpose is Purpose.DESCRIBE
+    return _hello(session, event).purpose.is_question
 
 
 def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
@@ -142,7 +143,7 @@ def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
 
 def _differences(session: ServerSession, hello: Hello) -> tuple[Difference, ...]:
     mine = session.entries[session.chosen(hello)].identity
-    if hello.purpose is Purpose.DESCRIBE:
+    if hello.purpose.is_question:
         return mine.disagreements(hello.identity)
     return mine.differences(hello.identity)
 
@@ -215,6 +216,10 @@ def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
     mine = session.entries[session.chosen(hello)]
     session.token = _known(session, event)
     description = Description(mine.identity, mine.facts)
+    if hello.purpose is Purpose.STATUS:
+        known = hello.manifest_digest == mine.manifest.digest
+        manifest = None if known else mine.manifest
+        description = replace(description, status=mine.status, manifest=manifest)
     yield Send(auth.proven(description, session.token, hello, session.nonce))
     yield Settle(Verdict(State.DONE, Reason.DESCRIBED))
 

@@ -14,7 +14,7 @@ from netloader.fsm.manifest import (
     root_digest,
     segment_count,
 )
-from netloader.fsm.messages import Candidate, Offer, Purpose
+from netloader.fsm.messages import Candidate, Offer, Purpose, Status
 from netloader.fsm.ranges import are_ranges
 
 MAX_OTHER_SOURCES = 16
@@ -86,6 +86,8 @@ class CatalogEntry:
     facts: Mapping[str, str] = field(default_factory=dict)
     tokens: tuple[Secret, ...] = ()
     """A client must know one of them; none: no proof is asked for."""
+    status: Status | None = None
+    """As of when the session began."""
 
     def __post_init__(self) -> None:
         if self.segment_bytes < MIN_SEGMENT_BYTES:

@@ -1,10 +1,11 @@
 """Ask sources what they serve, before a model is built. Takes none of a server's places."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from netloader.config import Endpoint
-from netloader.fsm.identity import Identity
+from netloader.fsm.identity import ROLE, Identity
+from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.states import State
 from netloader.fsm.terms import FetchSpec
@@ -42,17 +43,44 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
     silent: list[Attempt] = []
     for number, endpoint in enumerate(sources):
         fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "describe"}
-        observer = Observer(options.logger, endpoint, fields)
-        dialer = Dialer(endpoint, options.deadlines.connect_s)
-        conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines)
-        converse(conversation, stop)
-        session = conversation.session
-        verdict = verdict_of(session)
-        if session.description is not None and verdict.state is State.DONE:
+        said = _ask(endpoint, spec, options, stop, fields)
+        if isinstance(said, Description):
             tried, untried = sources[:number], sources[number + 1 :]
-            return Described(session.description, (endpoint, *untried, *tried), tuple(silent))
+            return Described(said, (endpoint, *untried, *tried), tuple(silent))
         if stop.request() is not None:  # which does not show that the source is silent
             break
-        attempt = attempt_of(endpoint, verdict, 0, observer.seconds)
-        silent += [attempt] if attempt.silent else []
+        silent += [said] if said.silent else []
     return Described(None, tuple(sources), tuple(silent))
+
+
+def ask_status(
+    source: Endpoint, role: str | None, known: Manifest, options: ClientOptions
+) -> Description | Attempt:
+    """Ask a server what it does with its model of a role; None: whichever it has first.
+
+    Takes no place at the server. The answer has a `status`, and the manifest unless that is
+    `known`. An attempt says why there is no answer.
+    """
+    identity = Identity({} if role is None else {ROLE: role})
+    spec = FetchSpec(Purpose.STATUS, identity, known, token=options.first_token)
+    stop = Stop(options.cancel, options.timeout_s)
+    return _ask(source, spec, options, stop, {"netloader.purpose": "status"})
+
+
+def _ask(
+    endpoint: Endpoint,
+    spec: FetchSpec,
+    options: ClientOptions,
+    stop: Stop,
+    fields: Mapping[str, object],
+) -> Description | Attempt:
+    """One session that asks a question."""
+    observer = Observer(options.logger, endpoint, fields)
+    dialer = Dialer(endpoint, options.deadlines.connect_s)
+    conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines)
+    converse(conversation, stop)
+    session = conversation.session
+    verdict = verdict_of(session)
+    if session.description is not None and verdict.state is State.DONE:
+        return session.description
+    return attempt_of(endpoint, verdict, 0, observer.seconds)

@@ -28,6 +28,7 @@ from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions
 from netloader.io.reserve import EXHAUSTED, Reserve
 from netloader.io.snapshot import SessionRecord
+from netloader.io.standing import entries_as_of_now
 from netloader.io.transports.refusal import refuse
 from netloader.io.worker import ServerWorker
 from netloader.secure.tokens import TokenFile, current
@@ -165,7 +166,7 @@ class Reception:
         """Begin a session, as of when its connection was accepted."""
         peer = self._arrivals.pop(arrival)
         name, nonce = secrets.token_hex(16), secrets.token_hex(16)
-        entries = tuple(map(self._entry, published_models))
+        entries = tuple(map(self._with_tokens, entries_as_of_now(published_models)))
         session = ServerSession(entries, self._deadlines, name, nonce, arrival.since)
         pace = self._bandwidth.session() if self._bandwidth else UNPACED
         worker = ServerWorker(published_models, name, self._deadlines, pace=pace, rails=self._rails)
@@ -177,11 +178,11 @@ class Reception:
         link.connected(arrival.sock, arrival.since, data)
         return link
 
-    def _entry(self, published: PublishedModel) -> CatalogEntry:
-        """What a new session is told of a model, with the tokens that hold now."""
+    def _with_tokens(self, entry: CatalogEntry) -> CatalogEntry:
+        """What a new session knows of a model, with the tokens that hold now."""
         if not isinstance(self._token, TokenFile):
-            return published.entry
-        return replace(published.entry, tokens=current(self._token))
+            return entry
+        return replace(entry, tokens=current(self._token))
 
     def _forget(self, link: Link, name: str, observer: Observer, peer: Endpoint) -> None:
         worker = self._links.pop(link, None)

@@ -12,7 +12,6 @@ from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import Settle, StartTransfer
 from netloader.fsm.events import Event, MoreAvailable, OfferRefused, TransferFailed
 from netloader.fsm.manifest import segments_of
-from netloader.fsm.messages import Purpose
 from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
@@ -297,7 +296,7 @@ class World:
             moved = [segment for start in starts for segment in start.segments]
             must(len(moved) == len(set(moved)), "once-each", "no segment twice in a session")
         client, server = self.client_session, self.server_session
-        if client.spec.purpose is Purpose.DESCRIBE or client.state is not State.DONE:
+        if client.spec.purpose.is_question or client.state is not State.DONE:
             return
         count = len(self.fabric.segments)
         received = tuple(digest(self.holding.contents.get(i, b"")) for i in range(count))

@@ -14,7 +14,7 @@ import msgspec
 
 from netloader.fsm.events import PeerEvent, Violated
 from netloader.fsm.manifest import Manifest
-from netloader.fsm.messages import Lane, Message, Offer
+from netloader.fsm.messages import Description, Lane, Message, Offer
 
 Spoken: TypeAlias = Message | Lane
 Heard: TypeAlias = PeerEvent | Lane
@@ -72,7 +72,7 @@ def sendable(value: Any) -> Any:
 
 
 def _body(message: Spoken) -> bytes:
-    if not isinstance(message, Offer) or message.manifest is None:
+    if not isinstance(message, Offer | Description) or message.manifest is None:
         return _ENCODER.encode(message)
     parts: dict[str, Any] = {f.name: getattr(message, f.name) for f in fields(message)}
     tensors = msgspec.Raw(_tensors(message.manifest))

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, get_args, get_origin, get_type_hints
 
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest, TensorSpec
-from netloader.fsm.messages import Candidate, Lane, Message
+from netloader.fsm.messages import Candidate, Lane, Message, Status
 from netloader.wire.frames import Spoken
 
 KINDS: Final[Mapping[str, type[Spoken]]] = {
@@ -22,7 +22,7 @@ KINDS: Final[Mapping[str, type[Spoken]]] = {
 }
 HINTS: Final[Mapping[type[Any], Mapping[str, Any]]] = {
     kind: get_type_hints(kind)
-    for kind in (*KINDS.values(), Candidate, Identity, Difference, Manifest, TensorSpec)
+    for kind in (*KINDS.values(), Candidate, Status, Identity, Difference, Manifest, TensorSpec)
 }
 DEEPEST: Final = 50
 """Readers stop at different depths, so nothing is promised about a document nested deeper."""

@@ -28,6 +28,7 @@ from netloader.fsm.messages import (
     Purpose,
     Reject,
     Request,
+    Status,
     Unopened,
     Verified,
 )
@@ -49,6 +50,7 @@ seconds = st.floats(0, 1e6)
 identities = st.builds(Identity, words, words)
 differences = st.lists(st.builds(Difference, texts, texts, texts, texts), max_size=2).map(tuple)
 specs = st.builds(TensorSpec, texts, texts, indices, indices, counts, st.integers(-1, 9), counts)
+statuses = st.builds(Status, texts, names, *(counts,) * 8, names, names, *(texts,) * 3)
 manifests = st.lists(specs, max_size=2).map(tuple).map(Manifest)
 messages: st.SearchStrategy[Spoken] = st.one_of(
     st.builds(
@@ -65,7 +67,7 @@ messages: st.SearchStrategy[Spoken] = st.one_of(
     ),
     st.builds(Challenge, texts, texts, names),
     st.builds(Proof, texts),
-    st.builds(Description, identities, words),
+    st.builds(Description, identities, words, st.none() | statuses, st.none() | manifests),
     st.builds(
         Offer,
         *(texts, identities, texts, st.lists(candidates, max_size=3).map(tuple), texts),

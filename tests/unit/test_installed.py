@@ -54,7 +54,7 @@ def test_this_project_under_its_old_name_is_told_from_the_other(environment: Pat
 def test_the_module_says_so_when_it_is_run(tmp_path: Path) -> None:
     installed(tmp_path, "netloader", "3.12.1")
     ran = subprocess.run(
-        [sys.executable, "-m", "netloader"],
+        [sys.executable, "-m", "netloader", "--version"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,

@@ -8,11 +8,13 @@ reads beyond its end; write another one and rename it.
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
+import torch
 from torch import Tensor
 
-from netloader.config import check_type, check_whole
+from netloader.config import check_type, check_whole, shown
 from netloader.errors import WeightsError
 from netloader.fsm.manifest import Extent, Manifest, TensorSpec
 from netloader.fsm.reasons import Reason
@@ -20,7 +22,7 @@ from netloader.io.failure import TransferError
 from netloader.io.store.base import Values
 from netloader.io.store.blocks import BlockStore
 from netloader.io.store.folders import NewFolder, mapped
-from netloader.io.store.headers import in_order, name_of
+from netloader.io.store.headers import ABOUT, in_order, name_of, spec_of
 
 FILE_BYTES = 5 << 30
 """About how large files are written: as most checkpoints have them."""
@@ -67,13 +69,20 @@ class FileStore(BlockStore):
         return cls(Path(folder), manifest, blocks)
 
     @classmethod
-    def create(cls, folder: str | Path, manifest: Manifest, file_bytes: int = FILE_BYTES) -> Self:
+    def create(
+        cls,
+        folder: str | Path,
+        manifest: Manifest,
+        file_bytes: int = FILE_BYTES,
+        beside: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> Self:
         """Make a store to be filled, for a folder that does not exist or is empty.
 
         Its files are written to a hidden folder next to it, which is renamed when every segment is
         verified and on the disk. If the store is closed or garbage before that, they are removed.
         All space is taken at once: `manifest.nbytes`, in files of up to `file_bytes` or a single
-        tensor. Tied tensors are written once, under the name of the first.
+        tensor. Tied tensors are written once, under the name of the first. `beside` are further
+        files of the folder, by name.
 
         Raises:
             WeightsError: the folder exists and is not empty, a file cannot be written, or the
@@ -84,7 +93,7 @@ class FileStore(BlockStore):
         check_type("manifest", manifest, Manifest, "give the `manifest` of a store")
         check_whole("file_bytes", file_bytes, 1, MOST_FILE_BYTES)
         _check_storable(manifest)
-        new = NewFolder(Path(folder), manifest, file_bytes)
+        new = NewFolder(Path(folder), manifest, file_bytes, beside)
         return cls(Path(folder), manifest, new.blocks, new)
 
     def close(self) -> None:
@@ -176,14 +185,30 @@ def _check_same(folder: Path, held: TensorSpec, wanted: TensorSpec) -> None:
 
 
 def _check_storable(manifest: Manifest) -> None:
-    """Refuse what a file cannot hold as the wire has it."""
+    """Refuse what a file cannot hold as the wire has it, and what no model has: a peer told it."""
     for name, _ in manifest.values:
         raise WeightsError(f"files hold tensors only, and {name} is none; fill a HostStore")
-    for spec in manifest.tensors:
+    seen = set[str]()
+    for index, spec in enumerate(manifest.tensors):
         if spec.format:
             raise WeightsError(f"{spec.name} is stored as {spec.format}; cast it to ND")
         if name_of(spec.dtype) is None:
             raise WeightsError(f"safetensors has no dtype {spec.dtype}, which {spec.name} has")
+        if spec.name in seen or spec.name == ABOUT or not -1 <= spec.shares < index:
+            raise WeightsError(f"the manifest is damaged at {shown(spec.name)}; make it again")
+        seen.add(spec.name)
+        if not _has_shape(spec):
+            raise WeightsError(f"{spec.name} has a shape that no tensor of {spec.nbytes} bytes has")
         if not in_order(spec):
             remedy = "store it with contiguous() on both sides, or fill a HostStore"
             raise WeightsError(f"{spec.name} has another memory order than files have; {remedy}")
+
+
+def _has_shape(spec: TensorSpec) -> bool:
+    """Whether there can be a tensor of this shape, and its elements are that many bytes."""
+    try:
+        like = spec_of(spec.name, getattr(torch, spec.dtype), spec.shape)
+        in_order(spec)
+    except (RuntimeError, TypeError, OverflowError):
+        return False
+    return like.nbytes == spec.nbytes and min(spec.stride, default=0) >= 0

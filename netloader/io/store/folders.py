@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -77,11 +77,15 @@ def _tensors_in(path: Path) -> Iterator[tuple[str, tuple[TensorSpec, Tensor]]]:
 class NewFolder:
     """A folder that is written: files in a hidden folder next to it. `blocks`: bytes of tensors.
 
+    `beside` are further files, by name.
+
     Raises:
         WeightsError: the folder exists and is not empty, or the files cannot be written.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, file_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, file_bytes: int, beside: Mapping[str, bytes]
+    ) -> None:
         self._folder = folder
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise WeightsError(f"{folder} exists and is not empty; choose another folder")
@@ -93,6 +97,8 @@ class NewFolder:
         try:
             self._hidden.mkdir(parents=True)
             self._write(manifest, file_bytes)
+            for name, data in beside.items():
+                (self._hidden / name).write_bytes(data)
         except OSError as error:
             self._remove()
             raise WeightsError(f"{folder} cannot be written: {error}") from error

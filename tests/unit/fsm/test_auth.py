@@ -36,6 +36,7 @@ from netloader.fsm.messages import (
     Offer,
     Proof,
     Purpose,
+    Status,
 )
 from netloader.wire.frames import Decoder, encode
 from tests.unit.fsm.test_canonical import any_text, read
@@ -95,6 +96,7 @@ OTHERS: Final[Mapping[str, Any]] = {
     "availability": ((0, 1),),
     "manifest_digest": "d" * 64,
     "serves_at": "h:2",
+    "status": Status("offered", ("",), 4, 0, 2, 0, 0, 65_536, 1, 1, (), ("tcp",), "blake3", "r"),
     "other_sources": ("h:3",),
 }
 """Another value for each field of a message or of the hello."""

@@ -16,6 +16,7 @@ from netloader.fsm.messages import (
     Purpose,
     Reject,
     Request,
+    Status,
 )
 from tests.support.messages import OFFER
 
@@ -29,7 +30,7 @@ def test_every_message_of_the_module_is_in_the_union_and_no_lane_is() -> None:
         if dataclasses.is_dataclass(kind) and kind.__module__ == messages.__name__
     }
 
-    assert defined == {*KINDS, Candidate}
+    assert defined == {*KINDS, Candidate, Status}
     assert Lane not in get_args(Message)
 
 
@@ -59,4 +60,4 @@ def test_optional_fields_of_messages_have_neutral_defaults() -> None:
 
 
 def test_purposes_are_the_words_on_the_wire() -> None:
-    assert [purpose.value for purpose in Purpose] == ["weights", "describe"]
+    assert [purpose.value for purpose in Purpose] == ["weights", "describe", "status"]

@@ -8,7 +8,7 @@ from netloader.fsm.effects import PrepareOffer, Send, Settle, Verdict
 from netloader.fsm.events import Connected, Event, OfferReady, OfferRefused, TransferFailed
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, TensorSpec, segment_count
-from netloader.fsm.messages import Description, Reject, Request
+from netloader.fsm.messages import Description, Purpose, Reject, Request, Status
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server import TABLE
 from netloader.fsm.server_session import ServerSession
@@ -24,6 +24,7 @@ from tests.support.messages import (
     DIGESTS,
     GUARDED,
     IDENTITY,
+    MANIFEST,
     NBYTES,
     OFFER,
     OFFER_READY,
@@ -124,6 +125,19 @@ def test_a_description_takes_no_place() -> None:
 
     described = Settle(Verdict(State.DONE, Reason.DESCRIBED))
     assert step.effects == (Send(Description(IDENTITY, {"tied": "yes"})), described)
+
+
+def test_a_status_comes_with_the_manifest_that_is_not_known_yet() -> None:
+    status = Status("offered", ("",), 4, 0, 2, 0, 0, 65_536, 1, 1, (), ("tcp",), "sha256", "root")
+    asked = replace(CURIOUS, purpose=Purpose.STATUS)
+    entry = replace(OFFERING, status=status)
+
+    (told,) = said(after(hello(asked), entry=entry)[1])
+    assert told == Description(IDENTITY, {"tied": "yes"}, status, MANIFEST)
+    (told,) = said(after(hello(replace(asked, manifest=MANIFEST)), entry=entry)[1])
+    assert told == Description(IDENTITY, {"tied": "yes"}, status, None)
+    (told,) = said(after(hello(CURIOUS), entry=entry)[1])
+    assert told == Description(IDENTITY, {"tied": "yes"}), "a client that loads needs neither"
 
 
 def test_a_description_is_for_the_same_model_only() -> None:

@@ -2,8 +2,13 @@
 
 from netloader.config import Secret
 from netloader.fsm.identity import Identity
-from netloader.io.describe import Described, describe
-from tests.unit.io.helpers import IDENTITY, Peer, asking, closed_port, serving, zoo
+from netloader.fsm.manifest import Manifest
+from netloader.fsm.messages import Description
+from netloader.fsm.reasons import Reason
+from netloader.io.describe import Described, ask_status, describe
+from netloader.io.outcome import Attempt
+from netloader.io.store.module import ModuleStore
+from tests.unit.io.helpers import IDENTITY, Peer, asking, closed_port, sealed, serving, zoo
 
 FACTS = {"tie_word_embeddings": "true"}
 ANY = Identity({})
@@ -49,3 +54,58 @@ def test_a_description_needs_the_token() -> None:
 
     assert found is not None
     assert found.facts == FACTS
+
+
+NOTHING = Manifest(())
+
+
+def test_a_status_says_what_a_server_does_and_has() -> None:
+    model = zoo(1)
+    with serving(model, max_clients=1) as server, Peer.call(sealed(server).endpoint) as peer:
+        peer.offered()  # takes the only place, which a question does not need
+        told = ask_status(server.endpoint, None, NOTHING, asking())
+        assert isinstance(told, Description)
+        again = ask_status(server.endpoint, None, ModuleStore.of(model).manifest, asking())
+
+    assert told.status is not None
+    assert (told.status.state, told.status.roles) == ("offered", ("",))
+    assert (told.status.clients, told.status.max_clients) == (1, 1)
+    assert told.status.available == told.status.segments > 1
+    assert told.manifest == ModuleStore.of(model).manifest
+    assert isinstance(again, Description)
+    assert again.manifest is None, "the client has it"
+    assert again.status is not None
+    assert again.status.root == told.status.root != ""
+
+
+def test_the_root_tells_two_models_apart() -> None:
+    def root(seed: int) -> str:
+        with serving(zoo(seed)) as server:
+            told = ask_status(sealed(server).endpoint, None, NOTHING, asking())
+        assert isinstance(told, Description)
+        assert told.status is not None
+        return told.status.root
+
+    assert root(1) == root(1) != root(2)
+
+
+def test_a_status_of_a_withdrawn_model_says_why() -> None:
+    with serving(zoo(1)) as server:
+        server.withdraw(None, "maintenance")
+        told = ask_status(server.endpoint, None, NOTHING, asking())
+    assert isinstance(told, Description)
+    assert told.status is not None
+    assert (told.status.state, told.status.withdrawn) == ("lost", "maintenance")
+
+
+def test_a_status_needs_the_token_and_a_server() -> None:
+    with serving(zoo(1), token=Secret("right")) as server:
+        refused = ask_status(server.endpoint, None, NOTHING, asking())
+        known = ask_status(server.endpoint, None, NOTHING, asking(token=Secret("right")))
+    missed = ask_status(closed_port(), None, NOTHING, asking())
+
+    assert isinstance(refused, Attempt)
+    assert refused.reason is Reason.AUTH_REQUIRED
+    assert isinstance(known, Description)
+    assert isinstance(missed, Attempt)
+    assert missed.reason is Reason.UNREACHABLE

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from netloader.errors import WeightsError
-from netloader.fsm.manifest import Manifest, segments_of
+from netloader.fsm.manifest import Manifest, TensorSpec, segments_of
 from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
 from netloader.io.store.files import FileStore
@@ -282,6 +282,32 @@ def test_every_dtype_that_has_a_name_is_written(tmp_path: Path) -> None:
 def test_what_a_file_cannot_hold_is_refused(tmp_path: Path, manifest: Manifest, words: str) -> None:
     with pytest.raises(WeightsError, match=words):
         FileStore.create(tmp_path / "made", manifest)
+    assert [*tmp_path.iterdir()] == []
+
+
+SPEC = TensorSpec("w", "float32", (2, 3), (3, 1), 24)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"nbytes": 1 << 40}, "no tensor of 1099511627776 bytes"),
+        ({"nbytes": -24, "shape": (-2, 3)}, "no tensor of -24 bytes"),
+        ({"shape": (1 << 40, 1 << 40)}, "no tensor of 24 bytes"),
+        ({"shares": 1}, "damaged at 'w'"),
+        ({"name": "__metadata__"}, "damaged at '__metadata__'"),
+        ({"name": "v"}, "damaged at 'v'"),
+        ({"dtype": "Tensor"}, "no dtype Tensor"),
+        ({"stride": (1 << 70, 1)}, "no tensor of 24 bytes"),
+        ({"stride": (-1, 1)}, "no tensor of 24 bytes"),
+        ({"stride": (1,)}, "no tensor of 24 bytes"),
+    ],
+)
+def test_what_no_model_has_is_refused(tmp_path: Path, wrong: dict[str, Any], words: str) -> None:
+    """A manifest may come from a server that makes one up."""
+    manifest = Manifest((replace(SPEC, name="v"), replace(SPEC, **wrong)))
+    with pytest.raises(WeightsError, match=words):
+        FileStore.create(tmp_path / "out", manifest)
     assert [*tmp_path.iterdir()] == []
 
 

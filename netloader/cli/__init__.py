@@ -1,0 +1,1 @@
+"""The command `netloader`. Its entry point is `main.main`; only this room needs typer and rich."""

@@ -1,0 +1,140 @@
+"""Sources as the commands ask them: who they are, with which token, and what they answer."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from netloader.cli.answers import CommandError
+from netloader.cli.codes import Code
+from netloader.config import Deadlines, Endpoint, Secret
+from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import Manifest
+from netloader.fsm.messages import Description, Status
+from netloader.fsm.reasons import Reason
+from netloader.io.describe import ask_status
+from netloader.io.options import ClientOptions
+from netloader.io.outcome import Attempt
+from netloader.log_text import ADVICE
+from netloader.secure.tokens import TokenFile
+
+TOKEN_VARIABLE: Final = "NETLOADER_TOKEN"  # noqa: S105 - the name of a variable
+NOTHING: Final = Manifest(())
+NO_ANSWER: Final = (Reason.UNREACHABLE, Reason.CONNECTION_LOST, Reason.DEADLINE_PASSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a source says of one model; `status` and `manifest` are there."""
+
+    source: Endpoint
+    identity: Identity
+    facts: dict[str, str]
+    status: Status
+    manifest: Manifest
+
+    @property
+    def role(self) -> str:
+        """What the model is for; empty without a role."""
+        return self.identity.role or ""
+
+
+def endpoint_of(text: str) -> Endpoint:
+    """A place as it is written on a command line.
+
+    Raises:
+        CommandError: it is none.
+    """
+    try:
+        return Endpoint.parse(text)
+    except ValueError as error:
+        raise CommandError(Code.USAGE, str(error)) from error
+
+
+def token_of(file: Path | None) -> Secret | TokenFile | None:
+    """The token: in a file, or in the environment; never an argument, which others can see.
+
+    Raises:
+        CommandError: the file cannot be read, or has no token that can be used.
+    """
+    if file is None:
+        text = os.environ.get(TOKEN_VARIABLE, "").strip()
+        return Secret(text) if text else None
+    try:
+        return TokenFile(file)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise CommandError(Code.USAGE, f"--token-file cannot be used: {why}") from error
+
+
+def asking(timeout_s: float, token: Secret | TokenFile | None) -> ClientOptions:
+    """How a question is put.
+
+    Raises:
+        CommandError: the time cannot be used.
+    """
+    try:
+        return ClientOptions(
+            token=token, timeout_s=timeout_s, deadlines=Deadlines(connect_s=max(timeout_s, 0.001))
+        )
+    except ValueError as error:
+        raise CommandError(Code.USAGE, f"--timeout: {error}") from error
+
+
+def ask(source: Endpoint, role: str | None, options: ClientOptions) -> Told:
+    """What a source says of its model of a role, or of its first one.
+
+    Raises:
+        CommandError: it does not answer, or refuses.
+    """
+    told = _told(source, ask_status(source, role, NOTHING, options))
+    if role is not None and told.role != role:
+        served = ", ".join(told.status.roles) or "a model without a role"
+        raise CommandError(Code.REFUSED, f"{source} has no role {role!r}; it serves {served}")
+    return told
+
+
+def ask_all(source: Endpoint, options: ClientOptions) -> tuple[Told, ...]:
+    """What a source says of each of its models.
+
+    Raises:
+        CommandError: it does not answer, or refuses.
+    """
+    first = ask(source, None, options)
+    others = [role for role in dict.fromkeys(first.status.roles) if role and role != first.role]
+    return first, *(ask(source, role, options) for role in others[:8])
+
+
+def ask_first(sources: Sequence[Endpoint], role: str | None, options: ClientOptions) -> Told:
+    """What the first source says that answers.
+
+    Raises:
+        CommandError: none does; why the last one does not.
+    """
+    problem = CommandError(Code.USAGE, "no source is named; give host:port")
+    for source in sources:
+        try:
+            return ask(source, role, options)
+        except CommandError as error:
+            problem = error
+    raise problem
+
+
+def _told(source: Endpoint, said: Description | Attempt) -> Told:
+    if isinstance(said, Attempt):
+        raise failure(said)
+    if said.status is None or said.manifest is None:
+        raise CommandError(Code.REFUSED, f"{source} says no status; its netloader is older")
+    return Told(source, said.identity, dict(said.facts), said.status, said.manifest)
+
+
+def failure(attempt: Attempt) -> CommandError:
+    """Why a source has not done what was asked, and what would help."""
+    reason = attempt.reason
+    code = Code.UNREACHABLE if reason in NO_ANSWER else Code.REFUSED
+    why = f"{attempt.source}: {reason.value}{f' ({attempt.detail})' if attempt.detail else ''}"
+    advice = ADVICE.get(reason.value, "")
+    if reason in (Reason.AUTH_REQUIRED, Reason.AUTH_FAILED):
+        advice = f"give the server's token in --token-file, or in {TOKEN_VARIABLE}"
+    return CommandError(code, f"{why}{f'; {advice}' if advice else ''}")

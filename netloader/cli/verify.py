@@ -1,0 +1,95 @@
+"""`netloader verify`: whether two servers hold the same weights, without moving them."""
+
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from netloader.cli.answers import Answer, plain
+from netloader.cli.codes import Code
+from netloader.cli.sources import Told, ask_all, endpoint_of
+from netloader.fsm.identity import Difference
+from netloader.io.options import ClientOptions
+
+SEALED = ("offered", "auditing", "receiving")
+"""States in which the root says what the weights are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models of one role. `same` is None where that cannot be told."""
+
+    role: str
+    same: bool | None
+    why: str
+    differences: tuple[Difference, ...] = ()
+    """Of identities; the weights may be the same in spite of them."""
+
+
+def run(first: str, second: str, options: ClientOptions) -> Answer:
+    """Compare what two servers say of their weights, role by role.
+
+    Raises:
+        CommandError: one of them does not answer.
+    """
+    mine, theirs = (
+        {told.role: told for told in ask_all(endpoint_of(text), options)}
+        for text in (first, second)
+    )
+    found = [compared(mine[role], theirs[role]) for role in mine if role in theirs]
+    alone = [role for role in {**mine, **theirs} if (role in mine) is not (role in theirs)]
+    found += [Comparison(role, None, "only one of the two serves this role") for role in alone]
+    same = all(comparison.same for comparison in found)
+    data = {
+        "same": same,
+        "models": [
+            {
+                "role": each.role,
+                "same": each.same,
+                "why": each.why,
+                "differences": [
+                    {"field": d.field, "first": d.mine, "second": d.theirs}
+                    for d in each.differences
+                ],
+            }
+            for each in found
+        ],
+    }
+    shown = tuple(part for each in found for part in _shown(each, first, second))
+    return Answer(data, shown, Code.OK if same else Code.NO)
+
+
+def compared(mine: Told, theirs: Told) -> Comparison:
+    """Whether two models have the same tensors with the same bytes."""
+    unlike = mine.identity.differences(theirs.identity)
+    a, b = mine.status, theirs.status
+    if difference := mine.manifest.difference(theirs.manifest):
+        return Comparison(mine.role, False, f"the tensors differ: {difference}", unlike)
+    for told in (mine, theirs):
+        if told.status.state not in SEALED or not told.status.root:
+            what = f"{told.source} is {told.status.state}"
+            return Comparison(mine.role, None, f"{what}, so its digests say nothing", unlike)
+    if (a.digest_algorithm, a.segment_bytes) != (b.digest_algorithm, b.segment_bytes):
+        cut = " and ".join(f"{s.digest_algorithm} of {s.segment_bytes} bytes" for s in (a, b))
+        return Comparison(mine.role, None, f"the digests cannot be compared: {cut}", unlike)
+    if a.root != b.root:
+        return Comparison(mine.role, False, f"the bytes differ: root {a.root}, {b.root}", unlike)
+    return Comparison(mine.role, True, f"{a.nbytes} bytes, root {a.root}", unlike)
+
+
+def _shown(found: Comparison, first: str, second: str) -> list[Text | Table]:
+    answer, color = {
+        True: ("the same weights", "green"),
+        False: ("other weights", "red"),
+        None: ("cannot be told", "yellow"),
+    }[found.same]
+    role = f"{found.role}: " if found.role else ""
+    line = Text.assemble(plain(role), (answer, f"bold {color}"), "; ", plain(found.why, 400))
+    if not found.differences:
+        return [line]
+    table = Table("field", title="identities differ", title_justify="left")
+    table.add_column(plain(first), overflow="fold")
+    table.add_column(plain(second), overflow="fold")
+    for each in found.differences:
+        table.add_row(plain(each.field), plain(each.mine), plain(each.theirs))
+    return [line, table]

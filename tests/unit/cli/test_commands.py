@@ -1,0 +1,185 @@
+"""The command against real servers: what it answers, how it refuses, with which exit status."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from netloader.config import Secret
+from netloader.io import fill
+from netloader.io.store.memory import HostStore
+from netloader.io.store.module import ModuleStore
+from tests.unit.cli.helpers import COMMAND, environment, inside, netloader
+from tests.unit.io.helpers import asking, closed_port, sealed, serving
+
+TOKEN = "sixteen characters and more"
+WEIGHTS = {"b.weight": torch.arange(60000.0).reshape(300, 200), "a.bias": torch.ones(7)}
+
+
+def changed() -> dict[str, Tensor]:
+    """The same tensors with one other number."""
+    return {**WEIGHTS, "a.bias": torch.tensor([1.0, 1, 1, 2, 1, 1, 1])}
+
+
+def test_status_says_what_a_server_offers_to_people_and_to_programs() -> None:
+    with serving(WEIGHTS, {"model": "tiny\x1b[2J"}, max_clients=3) as server:
+        where = str(sealed(server).endpoint)
+        shown, told = inside("status", where), inside("status", where, "--json")
+
+    assert (shown.code, told.code) == (0, 0)
+    assert "offered" in shown.out
+    assert "0 of 3 places" in shown.out
+    assert "\x1b" not in shown.out, "a peer's text is no command for the terminal"
+    (model,) = told.data["models"]
+    assert model["root"] in shown.out
+    assert (model["tensors"], model["nbytes"]) == (2, 240028)
+    assert model["identity"]["model"] == "tiny\x1b[2J"
+
+
+def test_who_cannot_be_reached_or_asks_for_a_token_has_an_exit_status_of_its_own(
+    tmp_path: Path,
+) -> None:
+    nobody = netloader("status", str(closed_port()), "--json")
+    assert nobody.code == 3
+    assert "unreachable" in nobody.data["error"]
+
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    with serving(WEIGHTS, token=Secret(TOKEN)) as server:
+        where = str(server.endpoint)
+        without = inside("status", where)
+        wrong = inside("status", where, env={"NETLOADER_TOKEN": "not the right one"})
+        by_file = netloader("status", where, "--token-file", str(tmp_path / "token"))
+        by_env = inside("status", where, env={"NETLOADER_TOKEN": TOKEN})
+    assert (without.code, wrong.code, by_file.code, by_env.code) == (4, 4, 0, 0)
+    assert "--token-file" in without.err
+    assert "auth_failed" in wrong.err
+    assert "not the right one" not in wrong.out + wrong.err
+
+
+def test_verify_tells_the_same_weights_from_others() -> None:
+    with (
+        serving(WEIGHTS) as one,
+        serving(WEIGHTS, {"model": "another name"}) as same,
+        serving(changed()) as other,
+        serving(WEIGHTS, segment_bytes=1 << 20) as cut,
+    ):
+        places = [str(sealed(server).endpoint) for server in (one, same, other, cut)]
+        yes, no, unknown = (inside("verify", places[0], to, "--json") for to in places[1:])
+        text = netloader("verify", *places[:2])
+
+    assert (yes.code, yes.data["same"]) == (0, True)
+    assert [d["field"] for d in yes.data["models"][0]["differences"]] == ["model", "dtype"]
+    assert "the same weights" in text.out
+    assert "another name" in text.out
+    assert (no.code, no.data["models"][0]["same"]) == (1, False)
+    assert "root" in no.data["models"][0]["why"]
+    assert (unknown.code, unknown.data["models"][0]["same"]) == (1, None)
+
+
+def test_pull_writes_every_byte_and_a_folder_that_can_be_served_again(tmp_path: Path) -> None:
+    out = tmp_path / "weights"
+    with serving(WEIGHTS, {"model": "tiny", "role": "target"}) as server:
+        pulled = netloader("pull", str(closed_port()), str(server.endpoint), "--out", str(out))
+    assert pulled.code == 0, pulled.err
+    assert "verified" in pulled.out
+    files = load_file(out / "model.safetensors")
+    assert all(torch.equal(files[name], tensor) for name, tensor in WEIGHTS.items())
+
+    serve = subprocess.Popen(
+        [*COMMAND, "serve", str(out), "--json"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with serve:
+        assert serve.stdout is not None
+        ready = json.loads(serve.stdout.readline())
+        memory = HostStore(ModuleStore([*WEIGHTS.items()]).manifest)  # names in another order
+        identity = {"model": "tiny", "role": "target"}
+        filled = fill(memory, ready["endpoint"], identity, asking())
+        session = json.loads(serve.stdout.readline())
+        serve.send_signal(signal.SIGTERM)
+        ended = json.loads(serve.stdout.readline())
+    assert filled.ok
+    assert torch.equal(memory.tensors()["b.weight"], WEIGHTS["b.weight"])
+    assert (session["event"], session["reason"]) == ("session", "verified")
+    assert (ended["event"], ended["sessions"]) == ("ended", 1)
+    assert serve.returncode == 0
+
+
+def test_a_pull_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    with serving(WEIGHTS) as server:
+        where = str(server.endpoint)
+        refused = netloader("pull", where, "--out", str(taken), "--json")
+        role = inside("pull", where, "--out", str(tmp_path / "new"), "--role", "draft")
+        server.withdraw(None, "maintenance")
+        gone = inside("pull", where, "--out", str(tmp_path / "new"), "--json")
+    assert refused.code == 5
+    assert "is not empty" in refused.data["error"]
+    assert gone.code == 4
+    assert "maintenance" in gone.data["error"]
+    assert role.code == 4
+    assert "has no role 'draft'" in role.err
+    assert os.listdir(tmp_path) == ["taken"]  # noqa: PTH208 - hidden ones too
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("config", "check", '{"LANES": 4}'), 0, "valid"),
+        (("config", "check", '{"LANES": 99, "SOURSE": []}'), 1, "did you mean SOURCE?"),
+        (("config", "check", "{"), 1, "no JSON"),
+        (("config", "check", "@nowhere.json"), 2, "nowhere.json"),
+        (("diagram", "model"), 0, "stateDiagram-v2"),
+        (("diagram", "server", "--format", "table"), 0, "| VALIDATE | Request |"),
+        (("diagram", "engine"), 2, "engine"),
+        (("status", "no port"), 2, "write host:port"),
+        (("status", "127.0.0.1:1", "--timeout", "-1"), 2, "--timeout"),
+        (("serve", "nowhere"), 5, "nowhere is no folder"),
+        (("serve", ".", "--identity", "model"), 2, "write name=value"),
+        (("pull", "127.0.0.1:1"), 2, "--out"),
+        (("--version",), 0, "netloader"),
+    ],
+)
+def test_answers_and_refusals(words: tuple[str, ...], code: int, says: str) -> None:
+    ran = inside(*words)
+    assert ran.code == code, ran
+    assert says in ran.out + ran.err
+
+
+def test_the_check_of_a_configuration_names_all_problems_at_once() -> None:
+    given: dict[str, Any] = {"LANES": 99, "MAX_CLIENTS": 0, "SEGMENT_MIB": "big"}
+    ran = inside("config", "check", "-", "--json", stdin=json.dumps(given))
+    assert ran.code == 1
+    assert len(ran.data["problems"]) == 3
+
+
+def test_a_served_folder_of_files_has_its_name_as_identity(tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    save_file(WEIGHTS, folder / "model.safetensors")
+    serve = subprocess.Popen(
+        [*COMMAND, "serve", str(folder), "--identity", "dtype=float32", "--json"],
+        env=environment(NETLOADER_TOKEN=TOKEN),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with serve:
+        assert serve.stdout is not None
+        where = json.loads(serve.stdout.readline())["endpoint"]
+        told = inside("status", where, "--json", env={"NETLOADER_TOKEN": TOKEN})
+        stranger = inside("status", where)
+        serve.send_signal(signal.SIGINT)
+        serve.stdout.read()
+    assert told.data["models"][0]["identity"] == {"model": "llama", "dtype": "float32"}
+    assert stranger.code == 4
