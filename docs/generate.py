@@ -14,12 +14,14 @@ import reference
 from netloader.cli.codes import render_codes
 from netloader.fsm.render import page
 from netloader.log import render_catalogue
+from netloader.metrics.catalogue import render_series
 from netloader.vllm_plugin.config.settings import render_fields
 
 HERE = Path(__file__).parent
 PARTS = {
     "fields": ("operate/vllm.md", render_fields),
     "events": ("operate/operations.md", render_catalogue),
+    "series": ("operate/metrics.md", render_series),
     "codes": ("operate/command.md", render_codes),
 }
 

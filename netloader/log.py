@@ -74,6 +74,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.secret.unreadable": _warning(
             "Such a file has changed and cannot be used; what it held before stays in force."
         ),
+        "netloader.metrics.failed": _warning("The page of metrics cannot be opened, and why."),
         "netloader.address.unknown": _warning("No address of this host can be named to others."),
         "netloader.address_file.failed": _warning("The address file cannot be written."),
         "netloader.background.failed": _error("Background work ended early, and what follows."),
@@ -196,7 +197,22 @@ def _exc_info(problem: Any) -> Any:
     return sys.exc_info() if problem else None
 
 
+Sink: TypeAlias = Callable[[Mapping[str, object]], None]
+SINKS: Final[list[Sink]] = []
+"""What takes every record of this process, at every level, before anybody else; the fields of a
+record are as they were given. Metrics are made so. What a sink raises is lost."""
+
+
+def tell_sinks(_logger: object, _method: str, event_dict: EventDict) -> EventDict:
+    """Processor, the first: hand the record to all sinks."""
+    for sink in SINKS:
+        with suppress(Exception):
+            sink(event_dict)
+    return event_dict
+
+
 PROCESSORS: Final[list[Processor]] = [
+    tell_sinks,
     wanted,
     merge_contextvars,
     redact,
@@ -377,7 +393,7 @@ def capture() -> Iterator[list[dict[str, Any]]]:
         raise structlog.DropEvent
 
     usual = PROCESSORS[:]
-    PROCESSORS[:] = [merge_contextvars, redact, collect]
+    PROCESSORS[:] = [tell_sinks, merge_contextvars, redact, collect]
     try:
         yield seen
     finally:

@@ -159,6 +159,11 @@ def _port_failed(fields: Fields) -> str:
     return f"This rank does not serve: {port} cannot be opened{_in_brackets(why)}{_remedy(fields)}"
 
 
+def _no_metrics(fields: Fields) -> str:
+    why = _in_brackets(_detail(fields))
+    return f"No metrics are served at {_place(fields, 'local')}{why}{_remedy(fields)}"
+
+
 def _exhausted(fields: Fields) -> str:
     already = f"{_number(fields, 'netloader.connections'):.0f} are open"
     return f"No connection can be accepted ({_detail(fields)}; {already}){_remedy(fields)}"
@@ -323,6 +328,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.listener.refused": _peers_refused,
         "netloader.secret.reloaded": lambda f: f"Read again: {_text(f, 'netloader.files')}",
         "netloader.secret.unreadable": _unreadable,
+        "netloader.metrics.failed": _no_metrics,
         "netloader.address.unknown": _telling("No address can be named to clients"),
         "netloader.address_file.failed": _telling("The address file cannot be written"),
         "netloader.background.failed": _background,

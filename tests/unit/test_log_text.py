@@ -267,6 +267,16 @@ SAID: dict[str, tuple[str, dict[str, Any], str]] = {
             "use by process 7); choose another LISTEN_PORT"
         ),
     ),
+    "no page of metrics": (
+        "netloader.metrics.failed",
+        {
+            "network.local.address": "*",
+            "network.local.port": 9400,
+            "netloader.detail": "Address already in use",
+            "netloader.remedy": "choose another METRICS_PORT",
+        },
+        ("No metrics are served at *:9400 (Address already in use); choose another METRICS_PORT"),
+    ),
     "violation": (
         "netloader.peer.violation",
         {**PEER, "netloader.side": "server", "netloader.detail": "no message"},

@@ -48,7 +48,7 @@ RELAYED_OVER: Final = ("tcp",)
 """The transports to clients of a relay. A process group would need a second communicator on the
 device, beside the one that receives."""
 
-NOT_BUILT: Final = ("TLS_*", "METRICS_PORT")
+NOT_BUILT: Final = ("TLS_*",)
 """Announced fields that this version does not know."""
 
 HANDED_ON: Final = ("enable_multithread_load", "num_threads", "enable_weights_track")
@@ -119,6 +119,7 @@ class Settings:
     digest: str
     deadlines: Deadlines
     log_json: str | None
+    metrics_port: int | None
 
     @property
     def transports(self) -> tuple[str, ...]:
@@ -317,6 +318,8 @@ FIELDS: Final = (
           "for the same: check that each parameter was loaded"),
     Field("LOG_JSON", text_line, "string", None,
           "path, or `stderr`: write each log line there as one JSON object"),
+    Field("METRICS_PORT", whole(0, 65535), "integer, 0-65535", None,
+          "a page of metrics at `METRICS_PORT + RANK`, on all addresses; absent or 0: none"),
 )
 # fmt: on
 """Every field there is."""

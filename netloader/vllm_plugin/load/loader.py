@@ -97,6 +97,7 @@ class NetLoader(BaseModelLoader):
         local = read_config(vllm_config, model_config, self._settings.model)
         self._logger = self._logger.bind(**ranks.named(local.rank))
         self._start_logging()
+        this_worker().open_metrics(self._settings.metrics_port, local.rank, self._logger)
         worker_methods.expect_warm_up(local.worker_classes)
         plan = plan_load(local, self._settings, self._ask, self._logger)
         receiving.tell_not_relayed(plan, self._settings, self._logger)

@@ -16,6 +16,9 @@ from typing import TypeAlias
 
 from torch import nn
 
+from netloader.log import Logger
+from netloader.metrics.page import open_page
+from netloader.metrics.recorder import record
 from netloader.vllm_plugin.serve.after_reload import AfterReload
 from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.by_model import ByModel
@@ -47,6 +50,8 @@ class Worker:
         self.loads: ByModel[object] = ByModel()
         """The records of `load.reload` for each model: vLLM makes a new loader to reload."""
         self._servers: list[RankServer] = []
+        self._metrics: set[int] = set()
+        """Ports at which a page of metrics was opened, or could not be."""
         self._update: ExitStack | None = None
         """The update by a trainer that has begun and not ended; vLLM allows one at a time."""
         self._agreements: dict[str, Iterator[int]] = defaultdict(itertools.count)
@@ -60,6 +65,19 @@ class Worker:
     def models(self) -> tuple[LiveModel, ...]:
         """All that is served, or would be if it were not being changed."""
         return tuple(live for server in self._servers for live in server.models)
+
+    def open_metrics(self, first_port: int | None, rank: int, logger: Logger) -> None:
+        """Make metrics of this process's records, and serve them, until the process ends.
+
+        The page is at `first_port + rank`; there is none without a port. One that cannot be opened
+        is logged once and costs nothing else.
+        """
+        with harmless():
+            record()
+            port = first_port + rank if first_port else 0
+            if port and port not in self._metrics:
+                self._metrics.add(port)
+                open_page("", port, logger)
 
     def next_agreement(self, role: str) -> int:
         """The number of this load of a role: ranks load in step, so it is the same on each."""

@@ -63,6 +63,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         digest="auto",
         deadlines=Deadlines(),
         log_json=None,
+        metrics_port=None,
     )
 
 
@@ -109,6 +110,7 @@ def test_our_own_fields_are_understood() -> None:
             "SEGMENT_MIB": 1,
             "DIGEST": "BLAKE3",
             "LOG_JSON": "stderr",
+            "METRICS_PORT": 9400,
             "CONNECT_TIMEOUT_S": 1,
             "HANDSHAKE_TIMEOUT_S": 2,
             "VALIDATE_TIMEOUT_S": 3,
@@ -132,6 +134,7 @@ def test_our_own_fields_are_understood() -> None:
     assert settings.max_bandwidth == 2 * 10**9
     assert (settings.parallel, settings.relay) == (16, True)
     assert (settings.digest, settings.log_json) == ("blake3", "stderr")
+    assert (settings.log_json, settings.metrics_port) == ("stderr", 9400)
     assert settings.deadlines == Deadlines(1.0, 2.0, 3.0, 4.0, 5.5, 100.0 * 2**20, 0.0)
 
 
@@ -331,6 +334,7 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
         ({"QUEUE_TIMEOUT_S": -1}, "QUEUE_TIMEOUT_S: -1 cannot be used; give a number from 0 to"),
         ({"MIN_RATE_MIB_S": 0}, "MIN_RATE_MIB_S: 0 cannot be used; give a number from 0.001 to 1e"),
         ({"CONNECT_TIMEOUT_S": "5"}, "CONNECT_TIMEOUT_S: '5' cannot be used; give a number"),
+        ({"METRICS_PORT": 65536}, "METRICS_PORT: 65536 cannot be used; give an integer from 0"),
         ({"LOG_JSON": ["a"]}, "LOG_JSON: a list of 1 cannot be used; give one line of text"),
         (
             {"SORCE": []},
@@ -344,8 +348,8 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
         ({7: 1}, "model_loader_extra_config: there is no field 7; known: SOURCE, MODEL, "),
         ({"TLS_CERT": 1}, "model_loader_extra_config: 'TLS_CERT' is not supported by this version"),
         (
-            {"metrics_port": 1},
-            "model_loader_extra_config: 'metrics_port' is not supported by this version",
+            {"tls_key": 1},
+            "model_loader_extra_config: 'tls_key' is not supported by this version",
         ),
         (
             {"MAX_BANDWIDTH": "2 gigabit"},

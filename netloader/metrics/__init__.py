@@ -1,0 +1,1 @@
+"""Metrics for Prometheus, made of log records. Needs prometheus_client, which is optional."""

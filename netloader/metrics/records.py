@@ -1,0 +1,177 @@
+"""What a log record changes in which series. Pure; every label has a bounded set of values."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeAlias
+
+from netloader.fsm.identity import REMEDIES, Role
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
+from netloader.metrics import catalogue as c
+
+Fields: TypeAlias = Mapping[str, object]
+
+REASONS: Final = frozenset(reason.value for reason in Reason)
+SIDES: Final = frozenset(("client", "server"))
+OUTCOMES: Final = frozenset(state.value for state in State)
+ROLES: Final = frozenset(("", *(role.value for role in Role)))
+MOST_SOURCES: Final = 64
+"""Sources with a label of their own; those that come later share one."""
+MOST_DIFFERENCES: Final = 8
+
+PROBLEM_EVENTS: Final = frozenset(
+    (
+        "netloader.background.failed",
+        "netloader.driver.error",
+        "netloader.listener.exhausted",
+        "netloader.listener.failed",
+        "netloader.relay.failed",
+        "netloader.server.refused",
+        "netloader.server.withdrawn",
+        "netloader.weights.doubted",
+    )
+)
+
+
+class Change(Enum):
+    """What happens to a value."""
+
+    ADD = "add"
+    SET = "set"
+    OBSERVE = "observe"
+    ONLY = "only"
+    """Set it, and drop every other one of its series."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One change of one series."""
+
+    series: str
+    labels: tuple[str, ...] = ()
+    value: float = 1.0
+    change: Change = Change.ADD
+
+
+class Sources:
+    """The sources that have a label of their own: the first ones that are dialled. One owner."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, None] = {}
+
+    def label(self, source: str) -> str:
+        """The label of a source."""
+        if source in self._known or len(self._known) < MOST_SOURCES:
+            self._known[source] = None
+            return source
+        return c.OTHER
+
+
+def updates(fields: Fields, sources: Sources) -> Iterator[Update]:
+    """What a record changes."""
+    event = str(fields.get("event"))
+    if (told := BY_EVENT.get(event)) is not None:
+        yield from told(fields)
+    if (of_source := BY_SOURCE.get(event)) is not None:
+        yield from of_source(fields, sources)
+    if event in PROBLEM_EVENTS:
+        yield Update(c.PROBLEMS, (event,))
+
+
+def _side(fields: Fields) -> str:
+    return _among(fields, "netloader.side", SIDES)
+
+
+def _role(fields: Fields) -> str:
+    return _among(fields, "netloader.role", ROLES, "")
+
+
+def _moved(fields: Fields) -> Iterator[Update]:
+    yield Update(c.BYTES, (_side(fields),), _number(fields, "netloader.transfer.bytes"))
+
+
+def _differs(fields: Fields) -> Iterator[Update]:
+    yield Update(c.DIFFERENCES, ("client", _field(str(fields.get("netloader.field", "")))))
+
+
+def _fell_back(fields: Fields) -> Iterator[Update]:
+    yield Update(c.LOADS, ("fallback",))
+    yield Update(c.FALLBACKS, (_among(fields, "netloader.reason", REASONS),))
+
+
+def _offered(fields: Fields) -> Iterator[Update]:
+    role = _role(fields)
+    yield Update(c.OFFERED, (role,), 1.0, Change.SET)
+    for series, name in ((c.OFFERED_BYTES, "raw"), (c.CACHE_BYTES, "cached")):
+        yield Update(series, (role,), _number(fields, f"netloader.{name}_bytes"), Change.SET)
+
+
+def _tried(fields: Fields, sources: Sources) -> Iterator[Update]:
+    again = "yes" if _number(fields, "netloader.source.attempt") > 1 else "no"
+    yield Update(c.ATTEMPTS, (sources.label(_peer(fields)), again))
+
+
+def _received(fields: Fields, sources: Sources) -> Iterator[Update]:
+    yield Update(c.LOADS, ("received",))
+    yield Update(c.IN_USE, (sources.label(_peer(fields)),), 1.0, Change.ONLY)
+
+
+def _closed(fields: Fields) -> Iterator[Update]:
+    side = _side(fields)
+    reason = _among(fields, "netloader.reason", REASONS)
+    yield Update(c.OPEN, (side,), -1.0)
+    yield Update(c.SESSIONS, (side, _among(fields, "netloader.outcome", OUTCOMES), reason))
+    for state in State:
+        if (spent := fields.get(f"netloader.phase.{state.value}.duration_s")) is not None:
+            seconds = spent if isinstance(spent, int | float) else 0.0
+            yield Update(c.PHASES, (side, state.value), seconds, Change.OBSERVE)
+    if reason == Reason.DIGEST_MISMATCH.value:
+        yield Update(c.DIGEST_FAILURES, (side,))
+    if side == "server":
+        for number in range(MOST_DIFFERENCES):
+            if text := fields.get(f"netloader.difference.{number}"):
+                yield Update(c.DIFFERENCES, (side, _field(str(text).partition(":")[0])))
+
+
+def _among(fields: Fields, key: str, known: frozenset[str], absent: str = c.OTHER) -> str:
+    value = str(fields.get(key, absent))
+    return value if value in known else c.OTHER
+
+
+def _number(fields: Fields, key: str) -> float:
+    value = fields.get(key, 0)
+    return value if isinstance(value, int | float) else 0.0
+
+
+def _field(name: str) -> str:
+    """The group of a field of the identity; those of a model's config are one."""
+    group = name.partition(".")[0]
+    return group if group in REMEDIES else c.OTHER
+
+
+def _peer(fields: Fields) -> str:
+    if "netloader.source" in fields:
+        return str(fields["netloader.source"])
+    host, port = fields.get("network.peer.address"), fields.get("network.peer.port")
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+BY_EVENT: Final[Mapping[str, Callable[[Fields], Iterable[Update]]]] = {
+    "netloader.session.opened": lambda f: [Update(c.OPEN, (_side(f),))],
+    "netloader.session.closed": _closed,
+    "netloader.transfer.finished": _moved,
+    "netloader.source.waiting": lambda _: [Update(c.WAITS)],
+    "netloader.source.differs": _differs,
+    "netloader.peer.violation": lambda f: [Update(c.VIOLATIONS, (_side(f),))],
+    "netloader.loader.ordinary": lambda _: [Update(c.LOADS, ("ordinary",))],
+    "netloader.fallback.engaged": _fell_back,
+    "netloader.server.offered": _offered,
+    "netloader.server.withdrawn": lambda f: [Update(c.OFFERED, (_role(f),), 0.0, Change.SET)],
+    "netloader.listener.started": lambda _: [Update(c.LISTENING)],
+    "netloader.listener.stopped": lambda _: [Update(c.LISTENING, (), -1.0)],
+}
+BY_SOURCE: Final[Mapping[str, Callable[[Fields, Sources], Iterable[Update]]]] = {
+    "netloader.source.tried": _tried,
+    "netloader.loader.received": _received,
+}
