@@ -238,6 +238,82 @@ def pull(
     _finish(run, _form(json=json))
 
 
+@app.command()
+def top(
+    source: Annotated[list[str], typer.Argument(metavar="HOST:PORT", help="Servers to watch.")],
+    *,
+    interval: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How long between two looks.")
+    ] = 2.0,
+    times: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many looks; 0: until Ctrl-C.")
+    ] = 0,
+    timeout: Seconds = WAIT_S,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Watch many servers: state, clients, bytes sent and the rate since the last look.
+
+    A server counts bytes when a client has all that it asked for, so the rate comes in steps.
+
+    For example:
+
+        netloader top 10.0.0.1:19374 10.0.0.2:19374 --interval 5
+
+        netloader top 10.0.0.1:19374 --times 1 --json
+    """
+    form = _form(json=json)
+
+    def run() -> Answer:
+        from netloader.cli import sources
+        from netloader.cli import top as command
+
+        options = sources.asking(timeout, sources.token_of(token_file))
+        watch = command.Watch([sources.endpoint_of(text) for text in source], options)
+        shown = command.as_data(form) if json else command.on_screen()
+        with shown as show:
+            return command.run(watch, interval, times, show)
+
+    _finish(run, form)
+
+
+@app.command()
+def bench(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[HOST:PORT]", help="A server; without it, this process itself."),
+    ] = None,
+    *,
+    size: Annotated[
+        int, typer.Option(min=1, max=65536, metavar="MIB", help="MiB, without a server.")
+    ] = 256,
+    times: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many times.")] = 3,
+    timeout: Seconds = WAIT_S,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Measure how fast verified bytes arrive in the memory of this host.
+
+    From a server it receives all weights and drops them: that takes one of its places, and as much
+    memory here as the weights have. Without a server it measures what this host can do at most.
+
+    For example:
+
+        netloader bench
+
+        netloader bench 10.0.0.1:19374 --times 5
+    """
+
+    def run() -> Answer:
+        from netloader.cli import bench as command
+        from netloader.cli import sources
+
+        options = sources.asking(timeout, sources.token_of(token_file))
+        return command.run(source, size, times, options)
+
+    _finish(run, _form(json=json))
+
+
 @config.command("check")
 def config_check(
     configuration: Annotated[

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from netloader.cli.top import Watch
 from netloader.config import Secret
 from netloader.io import fill
 from netloader.io.store.memory import HostStore
 from netloader.io.store.module import ModuleStore
 from tests.unit.cli.helpers import COMMAND, environment, inside, netloader
-from tests.unit.io.helpers import asking, closed_port, sealed, serving
+from tests.unit.io.helpers import asking, closed_port, eventually, sealed, serving
 
 TOKEN = "sixteen characters and more"
 WEIGHTS = {"b.weight": torch.arange(60000.0).reshape(300, 200), "a.bias": torch.ones(7)}
@@ -183,3 +184,41 @@ def test_a_served_folder_of_files_has_its_name_as_identity(tmp_path: Path) -> No
         serve.stdout.read()
     assert told.data["models"][0]["identity"] == {"model": "llama", "dtype": "float32"}
     assert stranger.code == 4
+
+
+def test_top_watches_many_and_says_who_does_not_answer() -> None:
+    with serving(WEIGHTS, {"model": "a"}) as server:
+        where = str(sealed(server).endpoint)
+        words = ("top", where, str(closed_port()), "--interval", "0.1")
+        told = inside(*words, "--times", "2", "--json")
+        shown = inside(*words, "--times", "1", env={"COLUMNS": "140"})
+    first, second, end = map(json.loads, told.out.splitlines())
+    assert [line.get("state") for line in first["servers"]] == ["offered", None]
+    assert "unreachable" in second["servers"][1]["error"]
+    assert (end["looks"], told.code) == (2, 0)
+    assert "offered" in shown.out
+    assert "no answer" in shown.out
+    assert inside("top", str(closed_port()), "--times", "1").code == 3
+
+
+def test_top_shows_the_rate_between_two_looks() -> None:
+    wanted = {name: torch.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
+    with serving(WEIGHTS, {"model": "a"}) as server:
+        watch = Watch([sealed(server).endpoint], asking())
+        (before,) = watch.look()
+        assert fill(wanted, server.endpoint, {"model": "a"}, asking()).ok
+        assert eventually(lambda: server.snapshot().models[0].sent_bytes > 0)
+        (after,) = watch.look()
+    assert before.bytes_per_s == 0
+    assert after.bytes_per_s > 0
+
+
+def test_bench_measures_this_host_and_a_server() -> None:
+    alone = inside("bench", "--size", "4", "--times", "2", "--json")
+    assert (alone.code, alone.data["bytes"]) == (0, 4 << 20)
+    assert len(alone.data["seconds"]) == 2
+    with serving(WEIGHTS, {"model": "a"}) as server:
+        there = inside("bench", str(server.endpoint), "--times", "1")
+    assert there.code == 0
+    assert "verified" in there.out
+    assert inside("bench", str(closed_port())).code == 3
