@@ -239,6 +239,41 @@ def pull(
 
 
 @app.command()
+def check(
+    source: Source,
+    *,
+    model: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the model here.")],
+    engine: Annotated[
+        str,
+        typer.Option(metavar="JSON", help="Arguments of vLLM's engine, as one JSON object."),
+    ] = "{}",
+    timeout: Seconds = WAIT_S,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Say whether a source would accept an instance that starts here, without building a model.
+
+    Needs vLLM, which reads the folder as it would at a start. Exit status 1: it would refuse, and
+    the table names each field with both values and what to do.
+
+    For example:
+
+        netloader check 10.0.0.1:19374 --model ./llama
+
+        netloader check 10.0.0.1:19374 --model ./llama --engine '{"dtype": "bfloat16"}'
+    """
+
+    def run() -> Answer:
+        from netloader.cli import check as command
+        from netloader.cli import configuration, sources
+
+        options = sources.asking(timeout, sources.token_of(token_file))
+        return command.run(source, model, dict(configuration.object_of(engine)), options)
+
+    _finish(run, _form(json=json))
+
+
+@app.command()
 def top(
     source: Annotated[list[str], typer.Argument(metavar="HOST:PORT", help="Servers to watch.")],
     *,

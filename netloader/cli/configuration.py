@@ -26,7 +26,7 @@ def run(given: str) -> Answer:
     Raises:
         CommandError: it is no JSON, or the file cannot be read.
     """
-    extra = _object(_text(given))
+    extra = object_of(_text(given))
     problems: tuple[str, ...] = ()
     try:
         Settings.parse(extra)
@@ -52,7 +52,12 @@ def _text(given: str) -> str:
     return given
 
 
-def _object(text: str) -> Mapping[str, object]:
+def object_of(text: str) -> Mapping[str, object]:
+    """A JSON object.
+
+    Raises:
+        CommandError: it is none.
+    """
     try:
         read = json.loads(text)
     except (ValueError, RecursionError) as error:
