@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
@@ -71,7 +70,7 @@ class Case:
 # -- processes -----------------------------------------------------------------------------------
 
 
-def engine_process(pipe: Connection, rate: str, log: str) -> None:
+def engine_process(pipe: Connection, rate: str, tokens: int, log: str) -> None:
     """An engine that serves its weights with and without a limit, and decodes when asked to."""
     written = os.open(log, os.O_WRONLY | os.O_CREAT, 0o600)
     os.dup2(written, 1)
@@ -91,7 +90,7 @@ def engine_process(pipe: Connection, rate: str, log: str) -> None:
         server.wait_ready(START_S)
     pipe.send([server.endpoint.port for server in servers])
     pipe.send([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named])
-    wanted = SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0)
+    wanted = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0)
     while pipe.recv():
         llm.llm_engine.add_request(str(time.monotonic()), "The weights", wanted)
         steps: list[float] = []
@@ -182,10 +181,10 @@ def beside(case: Case, target: Callable[..., None] | None, *arguments: Any) -> I
         process.kill()
 
 
-def measure(rounds: int, rate: str, log: str) -> Mapping[str, Case]:
+def measure(rounds: int, rate: str, tokens: int, log: str) -> Mapping[str, Case]:
     """Every case in turns, after one round that is not counted."""
     near, far = SPAWN.Pipe()
-    engine = SPAWN.Process(target=engine_process, args=(far, rate, log))
+    engine = SPAWN.Process(target=engine_process, args=(far, rate, tokens, log))
     engine.start()
     far.close()
     assert near.poll(START_S)
@@ -226,10 +225,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="An engine's steps while its weights are sent.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rate", default="200MB")
+    parser.add_argument("--tokens", type=int, default=TOKENS)
     wanted = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
-        print(table(partial(measure, wanted.rounds, wanted.rate)(log.name)))
+        print(table(measure(wanted.rounds, wanted.rate, wanted.tokens, log.name)))
 
 
 if __name__ == "__main__":
