@@ -70,6 +70,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         ),
         "netloader.listener.exhausted": _warning("No connection can be accepted, and why."),
         "netloader.listener.refused": _warning("Peers outside the allowed networks were closed."),
+        "netloader.listener.insecure": _warning("Clients with which there is no TLS, and why."),
         "netloader.secret.reloaded": _info("A file of tokens or certificates was read again."),
         "netloader.secret.unreadable": _warning(
             "Such a file has changed and cannot be used; what it held before stays in force."

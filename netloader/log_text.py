@@ -26,6 +26,7 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
         "unsupported_version": "run versions of netloader that share a protocol version",
         "auth_required": "give the client the AUTH_TOKEN_FILE of the server",
         "auth_failed": "give both sides the same token",
+        "tls_required": "give the client the TLS_CERT, TLS_KEY and TLS_CA of its fleet",
         "identity_mismatch": "start both sides with the same model and settings",
         "manifest_mismatch": "start both sides with the same model and settings",
         "nothing_in_common": "allow a layout, transport and digest algorithm that both sides have",
@@ -170,10 +171,19 @@ def _exhausted(fields: Fields) -> str:
 
 
 def _peers_refused(fields: Fields) -> str:
-    more = _number(fields, "netloader.connections") - 1
-    others = f" ({more:.0f} more since the last such line)" if more else ""
     peer = _place(fields, "peer")
-    return f"Connection from {peer} is closed{others}: {_detail(fields)}{_remedy(fields)}"
+    return f"Connection from {peer} is closed{_more(fields)}: {_detail(fields)}{_remedy(fields)}"
+
+
+def _more(fields: Fields) -> str:
+    """How many other peers a record stands for."""
+    more = _number(fields, "netloader.connections") - 1
+    return f" ({more:.0f} more since the last such line)" if more else ""
+
+
+def _insecure(fields: Fields) -> str:
+    peer = _place(fields, "peer")
+    return f"No TLS with client {peer}{_more(fields)}: {_detail(fields)}{_remedy(fields)}"
 
 
 def _unreadable(fields: Fields) -> str:
@@ -326,6 +336,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.listener.failed": _port_failed,
         "netloader.listener.exhausted": _exhausted,
         "netloader.listener.refused": _peers_refused,
+        "netloader.listener.insecure": _insecure,
         "netloader.secret.reloaded": lambda f: f"Read again: {_text(f, 'netloader.files')}",
         "netloader.secret.unreadable": _unreadable,
         "netloader.metrics.failed": _no_metrics,

@@ -76,7 +76,7 @@ def _ask(
 ) -> Description | Attempt:
     """One session that asks a question."""
     observer = Observer(options.logger, endpoint, fields)
-    dialer = Dialer(endpoint, options.deadlines.connect_s)
+    dialer = Dialer(endpoint, options.deadlines.connect_s, options.securing)
     conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines)
     converse(conversation, stop)
     session = conversation.session

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeAlias
 from netloader.config import Endpoint
 from netloader.io.clock import monotonic
 from netloader.io.forks import INHERITANCE
+from netloader.io.securing import Securing
 
 NEXT_AFTER_S = 0.25
 """When the next address is tried beside one that does not answer (RFC 8305, section 5)."""
@@ -37,8 +38,11 @@ class Dialer:
     connection.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, timeout_s: float, securing: Securing | None = None
+    ) -> None:
         self._endpoint = endpoint
+        self._securing = securing
         self._timeout_s = timeout_s
         self._reached: Address | None = None
         self._stopped = threading.Event()
@@ -56,12 +60,13 @@ class Dialer:
         The look-up of a name is not part of that time, because nothing can limit it.
 
         Raises:
-            OSError: no address answered; `strerror` says why, for each kind of failure.
+            OSError: no address answered; `strerror` says why, for each kind of failure. With TLS
+                also where the source is not who it should be.
         """
         addresses = [self._reached] if self._reached else resolve(self._endpoint)
         sock = connect(addresses, self._timeout_s, self._stopped)
         self._reached = (sock.family, sock.getpeername())
-        return sock
+        return self._secured(sock)
 
     def dial_rail(self, to: str, source: str) -> socket.socket:
         """A connection to the source's port at another address of its host, from one of this host.
@@ -76,7 +81,17 @@ class Dialer:
         addresses = resolve(Endpoint(to, self._endpoint.port)) if to else reached
         sock = connect(addresses, min(RAIL_S, self._timeout_s), self._stopped, source)
         sock.settimeout(self._timeout_s)
-        return sock
+        return self._secured(sock)
+
+    def _secured(self, sock: socket.socket) -> socket.socket:
+        """A connection with TLS where that is wanted; the certificate names the source as dialled.
+
+        Raises:
+            OSError: as `Securing.secured`.
+        """
+        if self._securing is None:
+            return sock
+        return self._securing.secured(sock, self._endpoint, self._stopped)
 
 
 def resolve(endpoint: Endpoint) -> list[Address]:

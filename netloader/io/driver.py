@@ -18,6 +18,7 @@ from netloader.fsm.session import Session
 from netloader.io.clock import monotonic
 from netloader.io.forks import INHERITANCE
 from netloader.io.observe import Observer
+from netloader.secure.sockets import SecureSocket, TlsError
 from netloader.wire.acceptor import Acceptor, Decision, Refusal
 from netloader.wire.connection import Connection
 from netloader.wire.tasks import Worker, perform
@@ -176,6 +177,8 @@ class Link:
         self._then(partial(self.connection.handle, Connected()), since)
         if data:
             self._heard(data)
+        if isinstance(sock, SecureSocket) and sock.pending():  # which no selector sees
+            self._loop.post(partial(self._ready, selectors.EVENT_READ))
 
     def connect_failed(self, detail: str) -> None:
         """The control connection could not be made."""
@@ -206,7 +209,7 @@ class Link:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            detail = type(error).__name__
+            detail = what_broke(error)
             self._then(lambda now: self.connection.receive_eof(now, detail))
             return
         if data:
@@ -292,6 +295,8 @@ class Arrival:
         decided: Callable[["Arrival", Decision], None],
     ) -> None:
         self.sock = sock
+        self.unheard = self.began = False
+        """Whether nothing can be said to the peer: TLS with it is not there yet; and `began`."""
         self.since = loop.now()
         self._acceptor = Acceptor(self.since + patience_s)
         self._loop = loop
@@ -315,14 +320,19 @@ class Arrival:
 
     def _ready(self, mask: int) -> None:
         del mask
+        self._take()
+
+    def _take(self) -> bool:
+        """Read what the acceptor wants; False when there is nothing to read now."""
         try:
             data = self.sock.recv(self._acceptor.wanted)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
-            self._decide(self._acceptor.receive_eof(type(error).__name__))
-            return
+            self._decide(self._acceptor.receive_eof(what_broke(error)))
+            return True
         self._decide(self._acceptor.receive_data(data) if data else self._acceptor.receive_eof())
+        return True
 
     def _decide(self, decision: Decision | None) -> None:
         if decision is not None:
@@ -332,6 +342,12 @@ class Arrival:
     def _leave(self) -> None:
         self._loop.members.discard(self)
         self._loop.watch(self.sock, 0, self._ready)
+
+
+def what_broke(error: OSError) -> str:
+    """Why a connection cannot be read from: what TLS says of it, or the name of the error."""
+    said = error.strerror if isinstance(error, TlsError) else None
+    return said or type(error).__name__
 
 
 def prepare(sock: socket.socket) -> None:

@@ -335,7 +335,7 @@ class Filling:
             transports=transports,
             digest_algorithms=tuple(n for n in accepted if n in self._spec.digest_algorithms),
         )
-        dialer = Dialer(endpoint, options.deadlines.connect_s)
+        dialer = Dialer(endpoint, options.deadlines.connect_s, options.securing)
         asking = Asking(key, self._ledger, self._post(key))
         worker = ClientWorker(
             *(self._ledger, spec.lanes, dialer.dial, options.deadlines.stall_s, self._attachments),

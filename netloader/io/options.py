@@ -20,9 +20,11 @@ from netloader.fsm.terms import MAX_LANES
 from netloader.io.cores import default_lanes
 from netloader.io.outcome import Attempt
 from netloader.io.relay import RelayHost, dialled_at
+from netloader.io.securing import Securing
 from netloader.io.stopping import CancelToken
 from netloader.io.store.digests import ALGORITHMS, check_digest
 from netloader.log import Logger, get_logger
+from netloader.secure.tls import Tls
 from netloader.secure.tokens import Tokens, check_tokens, current
 
 MAX_PARALLEL = 16
@@ -57,6 +59,9 @@ class ClientOptions:
     where a single server is slower than the network of the client."""
     token: Tokens = None
     """What a source must know; of several tokens, the first. None: no proof is asked for."""
+    tls: Tls | None = None
+    """TLS for all connections to sources. Without `transports` it is then tcp alone, because the
+    others send weights in the clear."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     report: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
     """Called with bytes verified and bytes in all, one call at a time and without a lock, from the
@@ -96,6 +101,9 @@ class ClientOptions:
         object.__setattr__(self, "lanes", max(self.lanes, len(self.rails)))
         check_whole("parallel", self.parallel, 1, MAX_PARALLEL)
         check_tokens("token", self.token)
+        check_type("tls", self.tls, Tls | None, "give a netloader.secure.tls.Tls")
+        if self.tls is not None and not self.transports:
+            object.__setattr__(self, "transports", ("tcp",))
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         check_type("report", self.report, Callable, "give a callable that takes two integers")
         if isinstance(self.serves_at, str):
@@ -115,6 +123,11 @@ class ClientOptions:
             check_type(f"silent[{i}]", attempt, Attempt, "give what `describe` returned")
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
         check_digest(self.digest)
+
+    @property
+    def securing(self) -> Securing | None:
+        """How connections to sources are made secure, if they are."""
+        return None if self.tls is None else Securing(self.tls, self.deadlines.handshake_s)
 
     @property
     def first_token(self) -> Secret | None:

@@ -29,6 +29,7 @@ from netloader.io.transports import suited
 from netloader.io.usage import Usage
 from netloader.io.watch import watched
 from netloader.log import Logger, emit, get_logger
+from netloader.secure.tls import Tls
 from netloader.secure.tokens import Tokens, check_tokens, current
 from netloader.wire.frames import sendable
 
@@ -62,6 +63,9 @@ class ServerOptions:
     rails: tuple[str, ...] = ()
     """Addresses of this host, one for each network interface, over which clients spread their lanes
     (tcp). The server must listen at every address; each must lead clients to this host."""
+    tls: Tls | None = None
+    """TLS for all connections of this server. Without `transports` it is then tcp alone, because
+    the others send weights in the clear."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     logger: Logger = field(default_factory=lambda: get_logger("server"))
     digest: str = digest_choice.AUTO
@@ -84,6 +88,11 @@ class ServerOptions:
         object.__setattr__(self, "rails", check_rails(self.rails))
         texts_by_name("facts", self.facts, "{'quantization': 'w8a8'}")
         check_tokens("token", self.token)
+        check_type("tls", self.tls, Tls | None, "give a netloader.secure.tls.Tls")
+        if self.tls is not None and not self.tls.serves:
+            raise ValueError("tls has no certificate; a server needs one")
+        if self.tls is not None and not self.transports:
+            object.__setattr__(self, "transports", ("tcp",))
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         least = self.deadlines.min_rate_bytes_per_s
         if rate is not None and (why := too_slow(rate, self.max_clients, least)):

@@ -9,11 +9,13 @@ The session id lets a client attach data lanes. It is valid only while the sessi
 import secrets
 import selectors
 import socket
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import assert_never
 
 from netloader.config import Endpoint
-from netloader.fsm.events import StopRequested
+from netloader.fsm.events import ConnectionLost, DeadlinePassed, StopRequested
 from netloader.fsm.messages import Lane
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
@@ -27,6 +29,8 @@ from netloader.io.pacing import UNPACED, Bandwidth
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions
 from netloader.io.reserve import EXHAUSTED, Reserve
+from netloader.io.securing import Lingering, SecureArrival
+from netloader.io.seldom import Seldom
 from netloader.io.snapshot import SessionRecord
 from netloader.io.standing import entries_as_of_now
 from netloader.io.transports.refusal import refuse
@@ -63,7 +67,9 @@ class Reception:
         self._catalog = catalog
         self._deadlines = options.deadlines
         self._logger = options.logger
-        self._token = options.token
+        self._token, self._tls = options.token, options.tls
+        self._insecure = Seldom(options.logger, "netloader.listener.insecure")
+        self._lingering = Lingering(loop)
         self._allowed = Allowed(options.allow, options.logger)
         self._rails = options.rails
         self._bandwidth = Bandwidth(rate) if (rate := options.bytes_per_s) else None
@@ -100,6 +106,7 @@ class Reception:
         for link in tuple(self._links):
             link.close()
         self._loop.members.discard(self)
+        self._lingering.close()
         self._reserve.close()
 
     def next_timeout(self) -> float | None:
@@ -131,8 +138,13 @@ class Reception:
             return
         if self._connections >= MAX_LINKS:
             self._make_room()
-        arrival = Arrival(self._loop, sock, self._deadlines.handshake_s, self._decided)
-        self._arrivals[arrival] = peer
+        self._arrivals[self._arrival(sock)] = peer
+
+    def _arrival(self, sock: socket.socket) -> Arrival:
+        patience_s = self._deadlines.handshake_s
+        if self._tls is None:
+            return Arrival(self._loop, sock, patience_s, self._decided)
+        return SecureArrival(self._loop, sock, patience_s, self._decided, self._tls)
 
     @property
     def _connections(self) -> int:
@@ -154,11 +166,30 @@ class Reception:
             case _:
                 assert_never(decision)
 
-    def _refuse(self, arrival: Arrival, refusal: Refusal) -> Link:
-        """End a connection that has no session yet, with one that offers nothing."""
+    def _refuse(self, arrival: Arrival, refusal: Refusal) -> Link | None:
+        """End a connection that has no session yet, with one that offers nothing.
+
+        None where nothing can be said to the peer, because there is no TLS with it yet.
+        """
+        if arrival.unheard:
+            self._leave(arrival, refusal)
+            return None
         link = self._admit(arrival, (), refusal.data)
         link.handle(refusal.event)
         return link
+
+    def _leave(self, arrival: Arrival, refusal: Refusal) -> None:
+        """Close a connection without a word; one whose handshake failed when the peer knows why."""
+        peer, event = self._arrivals.pop(arrival), refusal.event
+        failed = isinstance(event, ConnectionLost) and arrival.began
+        if failed:
+            self._lingering.add(arrival.sock)
+        else:
+            INHERITANCE.close(arrival.sock)
+        if arrival.began:
+            detail = "no TLS in time" if isinstance(event, DeadlinePassed) else event.detail
+            remedy = "the log of the client has its side of it"
+            self._insecure.tell(peer, detail, remedy, self._loop.now())
 
     def _admit(
         self, arrival: Arrival, published_models: tuple[PublishedModel, ...], data: bytes
@@ -205,23 +236,27 @@ class Reception:
             )
         )
 
-    def _make_room(self) -> Link | None:
-        """Refuse the connection that has been silent longest; None when there is none."""
+    def _make_room(self) -> Callable[[], None] | None:
+        """Refuse the connection that has been silent longest; None when there is none.
+
+        What it returns frees the descriptor at once.
+        """
         busy = StopRequested(Reason.BUSY, "too many connections that say nothing")
         for arrival in self._arrivals:
-            return self._refuse(arrival, arrival.refuse(busy))
+            link = self._refuse(arrival, arrival.refuse(busy))
+            return partial(INHERITANCE.close, arrival.sock) if link is None else link.close
         for link in self._links:
             if link.connection.in_handshake:
                 link.handle(busy)
-                return link
+                return link.close
         return None
 
     def _find_room(self, error: OSError) -> None:
         """Nothing can be accepted: free a descriptor, else refuse a waiting client, else pause."""
         if error.errno in EXHAUSTED:
-            silent = self._make_room()
-            if silent is not None:
-                silent.close()  # at once: lingering would keep the descriptor
+            free = self._make_room()
+            if free is not None:
+                free()  # at once: lingering would keep the descriptor
                 return
             if self._reserve.turn_away(self._sock):
                 return

@@ -22,6 +22,8 @@ Heard: TypeAlias = PeerEvent | Lane
 MAGIC = b"NETL"
 FRAME_VERSION = 1
 HEADER = struct.Struct(">4sBI")
+TLS_HANDSHAKE = b"\x16"
+"""The first byte of a TLS connection (RFC 8446, section 5.1)."""
 PREFIX = MAGIC + bytes([FRAME_VERSION])
 
 _KINDS: dict[str, type[Spoken]] = {
@@ -158,6 +160,8 @@ class Decoder:
 def _foreign(start: bytes) -> str:
     if start[: len(MAGIC)] == MAGIC:
         return f"frame version {start[-1]}, this side reads {FRAME_VERSION}"
+    if start[:1] == TLS_HANDSHAKE:
+        return "a TLS handshake, and this side has no TLS; set TLS_CERT and TLS_KEY here"
     return "bytes of another protocol"
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
 from netloader.io.forks import INHERITANCE
+from netloader.secure.sockets import SecureSocket
 
 
 def lane_error(error: OSError, how: str) -> TransferError:
@@ -117,6 +118,9 @@ def set_stall(lane: socket.socket, stall_s: float) -> None:
     A Python time-out would make the socket non-blocking and every call short; SO_RCVTIMEO and
     SO_SNDTIMEO (socket(7)) keep calls large, so the interpreter lock is hardly ever held.
     """
+    if isinstance(lane, SecureSocket):  # it waits outside of the system call
+        lane.settimeout(stall_s)
+        return
     lane.settimeout(None)
     seconds = int(stall_s)
     interval = struct.pack("ll", seconds, int((stall_s - seconds) * 1_000_000))

@@ -27,7 +27,9 @@ from netloader.config import (
 from netloader.discovery.urls import FinderSpec
 from netloader.errors import ConfigError
 from netloader.fsm import digest_choice
+from netloader.secure.tls import Tls
 from netloader.secure.tokens import MIN_CHARS, TokenFile
+from netloader.vllm_plugin.config import secure
 from netloader.vllm_plugin.config.readers import (
     Fallback,
     bytes_per_s,
@@ -38,7 +40,6 @@ from netloader.vllm_plugin.config.readers import (
     rails,
     switch,
 )
-from netloader.vllm_plugin.config.secure import networks, tokens
 from netloader.vllm_plugin.config.sources import Source, publish, registry_in, sources
 
 AUTO: Final = "auto"
@@ -112,6 +113,7 @@ class Settings:
     max_clients: int
     max_bandwidth: int | None
     token: TokenFile | None
+    tls: Tls | None
     parallel: int
     relay: bool
     lanes: int | None
@@ -123,7 +125,10 @@ class Settings:
 
     @property
     def transports(self) -> tuple[str, ...]:
-        """What may be used, to clients and from sources; none named: all that suit the device."""
+        """What may be used, to clients and from sources; none named: all that suit the device.
+
+        With TLS that is tcp alone: see `ClientOptions.tls`.
+        """
         return () if self.transport == AUTO else (self.transport,)
 
     @property
@@ -161,6 +166,8 @@ class Settings:
             at, value = given.get(row.name, (Place(row.name, problems), row.default))
             option = None if value is None else row.read(at, value)
             values[row.attribute or row.name.lower()] = option
+        files = [values.pop(name) for name in ("tls_cert", "tls_key", "tls_ca")]
+        values["tls"] = secure.tls(Place("TLS_CERT", problems), *files)
         problems.extend(further(values))
         if problems:
             raise ConfigError(problems)
@@ -260,7 +267,7 @@ FIELDS: Final = (
           "or the name of a registered transport"),
     Field("LISTEN_HOST", text_line, "string", None,
           "address to listen at; absent: the one that is told to others; `*`: all of them"),
-    Field("ALLOW", networks, "list of strings", [],
+    Field("ALLOW", secure.networks, "list of strings", [],
           "networks of the hosts that may connect, such as `10.1.0.0/16`; empty: every host"),
     Field("RAILS", rails, "list of strings", [],
           "addresses of this host, one for each network interface: a server names them to its "
@@ -278,10 +285,18 @@ FIELDS: Final = (
     Field("MAX_BANDWIDTH", bytes_per_s, "string or integer", None,
           "bytes per second that a rank sends to all its clients together, such as `500MB`, `2GB` "
           "or `1.5GiB`; they share it evenly; absent: no limit"),
-    Field("AUTH_TOKEN_FILE", tokens, "string", None,
+    Field("AUTH_TOKEN_FILE", secure.tokens, "string", None,
           f"file with tokens of {MIN_CHARS} characters or more, one a line, read again when it has "
           "changed: clients must know one of them, sources the first; absent: no proof is wanted",
           "token"),
+    Field("TLS_CERT", text_line, "string", None,
+          "PEM file with the certificate of this instance and its chain; set: all connections have "
+          "TLS, and `TRANSPORT: auto` means tcp"),
+    Field("TLS_KEY", secure.key_path, "string", None,
+          "PEM file with its private key, without a password; absent: it is in `TLS_CERT`"),
+    Field("TLS_CA", text_line, "string", None,
+          "PEM file with the authorities of sources and of clients, which then need a certificate; "
+          "absent: those of the system, and clients need none"),
     Field("PARALLEL", whole(1, 16), "integer, 1-16", 1,
           "sources that are asked at the same time; each sends a share"),
     Field("RELAY", switch, "boolean", False,

@@ -122,6 +122,7 @@ def settings_shown(settings: Settings) -> dict[str, object]:
         "netloader.relay": settings.relay,
         "netloader.max_clients": settings.max_clients,
         "netloader.asks_for_proof": settings.token is not None,
+        "netloader.tls": settings.tls is not None,
     }
 
 

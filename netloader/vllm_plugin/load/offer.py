@@ -82,6 +82,7 @@ def new_server(settings: Settings, rank: int) -> RankServer:
         max_bandwidth=settings.max_bandwidth,
         rails=settings.rails,
         token=settings.token,
+        tls=settings.tls,
         allow=settings.allow,
         deadlines=settings.deadlines,
         digest=settings.digest,

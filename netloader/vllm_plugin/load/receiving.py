@@ -65,6 +65,7 @@ def options_of(
         rails=settings.rails,
         parallel=settings.parallel,
         token=settings.token,
+        tls=settings.tls,
         deadlines=settings.deadlines,
         digest=settings.digest,
         report=report,

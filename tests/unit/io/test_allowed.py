@@ -6,7 +6,8 @@ import pytest
 
 from netloader.config import Endpoint
 from netloader.io import ServerOptions
-from netloader.io.allowed import EVERY_S, Allowed
+from netloader.io.allowed import Allowed
+from netloader.io.seldom import EVERY_S
 from netloader.log import capture, get_logger
 from tests.unit.io.drivers import fill
 from tests.unit.io.helpers import IDENTITY, Peer, asking, serving, zoo

@@ -56,6 +56,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         max_clients=2,
         max_bandwidth=None,
         token=None,
+        tls=None,
         parallel=1,
         relay=False,
         lanes=None,
@@ -346,7 +347,9 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
         ),
         ({"zzz": 1}, "model_loader_extra_config: there is no field 'zzz'; known: SOURCE, MODEL, "),
         ({7: 1}, "model_loader_extra_config: there is no field 7; known: SOURCE, MODEL, "),
-        ({"TLS_CERT": 1}, "model_loader_extra_config: 'TLS_CERT' is not supported by this version"),
+        ({"TLS_CERT": 1}, "TLS_CERT: 1 cannot be used; give one line of text"),
+        ({"TLS_CA": "/ca.pem"}, "TLS_CERT is missing; every instance serves, so it needs a"),
+        ({"TLS_CERT": "/none.pem"}, "TLS_CERT: the certificate /none.pem with its key cannot be"),
         (
             {"tls_key": 1},
             "model_loader_extra_config: 'tls_key' is not supported by this version",

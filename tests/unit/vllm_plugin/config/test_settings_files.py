@@ -154,6 +154,8 @@ def test_a_token_in_a_file_of_16_characters_is_long_enough(write: Write) -> None
         {"AUTH_TOKEN_FILE": [PLANTED]},
         {"AUTH_TOKEN": PLANTED},
         {"TOKEN": PLANTED, "TLS_KEY": PLANTED},
+        {"TLS_KEY": f"-----BEGIN PRIVATE KEY-----\n{PLANTED}", "TLS_CERT": "/none.pem"},
+        {"TLS_KEY": PLANTED, "TLS_CERT": "/none.pem"},
         {"MODEL": {"password": PLANTED}},
         {"FALLBACK": {"load_format": "netloader", "model_loader_extra_config": {"key": PLANTED}}},
         {"FALLBACK": {"load_format": "auto", "model_loader_extra_config": [PLANTED]}},
