@@ -151,7 +151,7 @@ def test_a_draft_comes_after_its_target_was_garbled(
     """The relay strikes once, in the target's first bytes; both roles go through it."""
     engine, at = server
     with Relay(Endpoint.parse(at[0]), Fault.GARBLE, 1000) as relay:
-        through = sources([str(relay.endpoint)])
+        through = {**sources([str(relay.endpoint)]), "TRANSPORT": "tcp"}
         with fork_server.engine(eagle.target.full, through, **eagle.bare) as client:
             assert "netloader.reason=digest_mismatch" in client.log()
             assert received(client, DRAFT) == received(client) == 1

@@ -59,7 +59,7 @@ def garbled(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
     endpoint = Endpoint.parse(source["SOURCE"][0]["sources"][0])
     with Relay(endpoint, Fault.GARBLE, EARLY) as relay:
         sources = [str(relay.endpoint)]
-        yield {"SOURCE": [{"device_id": 0, "sources": sources}], "LANES": 1}
+        yield {"SOURCE": [{"device_id": 0, "sources": sources}], "LANES": 1, "TRANSPORT": "tcp"}
 
 
 @NEEDS_OPEN

@@ -361,7 +361,7 @@ def test_an_engine_whose_source_broke_in_the_middle_answers_from_its_own_checkpo
     config = checkpoints.llama_config(torch_dtype="bfloat16")
     tensors = checkpoints.llama_tensors(1, torch.bfloat16)
     folder = checkpoints.write(tmp_path / "full", config, tensors)
-    cut = {"SEGMENT_MIB": 1, "LANES": 1}
+    cut = {"SEGMENT_MIB": 1, "LANES": 1, "TRANSPORT": "tcp"}
     with fork_server.engine(folder, {**cut, "OUTPUT_PREFIX": f"{tmp_path}/a-"}) as server:
         endpoint = Endpoint.parse((tmp_path / "a-0.txt").read_text())
         with Relay(endpoint, Fault.GARBLE, 3 * MIB // 2) as relay:

@@ -83,6 +83,7 @@ def test_two_that_start_together_feed_each_other_and_answer_like_the_server(
             "SOURCE": [{"device_id": 0, "sources": [str(wire.endpoint)]}],
             "RELAY": True,
             "FALLBACK": "never",
+            "TRANSPORT": "tcp",
             "OUTPUT_PREFIX": f"{tmp_path}/{log.stem}-",
             "LOG_JSON": str(log),
         }

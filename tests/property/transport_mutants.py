@@ -8,41 +8,23 @@ SHM: Final = "netloader/io/transports/shm.py"
 POPULATING: Final = "netloader/io/populating.py"
 
 TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
-    "the memory file is taken for the server's without proof": Mutant(
-        TRANSPORTS,
-        SHM,
-        r"if not hmac\.compare_digest\(_proof\(nonce, \"server\"\), .*\):",
-        "if False:",
+    "any memory is taken for the server's without proof": Mutant(
+        TRANSPORTS, SHM, r"if count < NONCE_BYTES or not _same\(.*\):", "if False:"
     ),
     "a host is not asked for its boot id": Mutant(
-        TRANSPORTS, SHM, r"if rendezvous\.get\(\"boot_id\"\) .*:", "if False:"
+        TRANSPORTS, SHM, r"if not here or any\(rendezvous\.get.*\):", "if not here:"
     ),
-    "a slot is filled before it was read": Mutant(
-        TRANSPORTS, SHM, r"if unread == SLOTS:", "if unread == 2 * SLOTS:"
+    "a client need not show that it has read the server's memory": Mutant(
+        TRANSPORTS, SHM, r"if not _same\(said, _proof\(self\._nonce, \"client\"\)\):", "if False:"
     ),
-    "a client need not show that it has read the memory file": Mutant(
-        TRANSPORTS, SHM, r"if not hmac\.compare_digest\(said, expected\.encode\(\)\):", "if False:"
+    "a server is done before the last segment was read": Mutant(
+        TRANSPORTS, SHM, r"while unread:", "while False:"
     ),
-    "a server leaves its memory file open": Mutant(
-        TRANSPORTS, SHM, r" +INHERITANCE\.close\(self\._file\)\n", ""
+    "a client reads on when the server has ended": Mutant(
+        TRANSPORTS, SHM, r"if gone\.poll\(0\):", "if False:"
     ),
-    "a client leaves the memory file open": Mutant(
-        TRANSPORTS, SHM, r"            os\.close\(self\._fd\)\n", ""
-    ),
-    "a sender does not wait for its turn": Mutant(
-        TRANSPORTS, "netloader/io/transports/tcp.py", r"self\._pace\.take\(.*\)", "pass"
-    ),
-    "each lane of a session takes a turn": Mutant(
-        TRANSPORTS, "netloader/io/pacing.py", r"with self\._turn:", "if True:"
-    ),
-    "a transport that keeps to no limit is offered": Mutant(
-        TRANSPORTS, "netloader/io/worker.py", r"if self\._setup\.pace\.limited and .*:", "if False:"
-    ),
-    "what the thread that verifies finds is forgotten": Mutant(
-        TRANSPORTS,
-        "netloader/io/transports/host_chunks.py",
-        r"if failure is not None:",
-        "if False:",
+    "under Yama a client may read the server after its session": Mutant(
+        TRANSPORTS, SHM, r" +self\._tracer\.end\(self\)\n", ""
     ),
     "a second request goes to a transport that carries one": Mutant(
         L4,

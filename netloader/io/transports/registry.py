@@ -74,12 +74,14 @@ class Registry:
     def suited(self, device_type: str, logger: Logger) -> tuple[str, ...]:
         """Names of transports for memory of a type of device, best first; logs those left out.
 
-        Those made for the type come before those that go through host memory. Transports for one
-        host have to be asked for by name.
+        Those made for the type come first, then those for one host, if the memory is the host's,
+        then those that go through host memory. A transport for one host that cannot be used is left
+        out without a word: a sandbox may forbid it, and others do the same.
         """
         with self._lock:
             names = self._names()
         made_for_it: list[str] = []
+        own_host: list[str] = []
         for_all: list[str] = []
         for name in names:
             try:
@@ -87,7 +89,11 @@ class Registry:
                 devices = capabilities.devices
                 if not capabilities.automatic:
                     continue
-                if capabilities.same_host or (devices is not None and device_type not in devices):
+                if devices is not None and device_type not in devices:
+                    continue
+                if capabilities.same_host:
+                    if device_type == "cpu" and not self._load(name).obstacle():
+                        own_host.append(name)
                     continue
                 self.named(name)
             except ValueError as error:
@@ -95,7 +101,7 @@ class Registry:
                 emit(logger, "netloader.transport.left_out", fields)
             else:
                 (for_all if devices is None else made_for_it).append(name)
-        return (*made_for_it, *for_all)
+        return (*made_for_it, *own_host, *for_all)
 
     def _names(self) -> Iterable[str]:
         with self._lock:

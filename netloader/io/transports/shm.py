@@ -1,34 +1,38 @@
-"""Weights between two processes of one host and user, through a file that exists only in memory.
+"""Weights between two processes of one host and user: the client reads the server's memory.
 
-The server makes a memory file (memfd_create) with room for SLOTS chunks. The client opens it by the
-server's /proc/<pid>/fd, which the kernel allows to processes of the same user that see the same
-processes. It reads each chunk out of it to where the chunk belongs, and says so over data lane 0,
-so the slot can be filled again. The file has no name: it is gone with the two processes, however
-they end.
+The server tells the client, over data lanes, where the bytes of each segment are. The client reads
+them with process_vm_readv into their places, about 1 MiB a call, and hashes each while it is in the
+cache. Nothing is copied twice, and the server does no work. It keeps the memory of a segment until
+the client says that it has read it, and `run` returns when all has been read.
 
-That both are on one host is proven by the file: the client finds in it the nonce whose digest is in
-the offer, and answers with another digest of it. If any of it fails, the client has opened nothing
-but a memory file of its own user, and another transport is tried.
+That both are on one host, and that it is this process, is proven before: both name the boot of the
+host and their PID namespace, the server also its pid, its start time and where a random nonce is in
+its memory. The client reads the nonce, compares it with the digest in the offer, and answers with
+another digest of it. A peer that names another process makes a client read 32 bytes of a process of
+its own user, and learns nothing of them.
 """
 
 import hashlib
 import hmac
 import os
 import secrets
+import select
 import socket
-import stat
+from array import array
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
-from netloader.io.forks import INHERITANCE
-from netloader.io.host import boot_id
+from netloader.io.memory import address_of
 from netloader.io.store.base import Store
+from netloader.io.store.ledger import SegmentWriter
 from netloader.io.transports.base import Capabilities, Direction, ReceiverSetup, SenderSetup
 from netloader.io.transports.lanes import Lanes, lane_error, set_stall
+from netloader.io.transports.remote_memory import Spans, Tracer, read_some, started, this_host
 from netloader.io.transports.tcp import (
     after,
     as_transfer_error,
@@ -38,19 +42,28 @@ from netloader.io.transports.tcp import (
     send_batch,
 )
 
-SLOT_BYTES = 4 << 20
-SLOTS = 4
-"""Chunks that may be filled and not yet read: 16 MiB of memory for each session."""
+READ_BYTES = 1 << 20
+"""Bytes per call: long against the call, and in the L2 cache when they are hashed."""
+AHEAD = 2
+"""Segments of a lane that the client was told of and has not read: it need not wait for the next.
+Of a store that copies to be read, the copies of so many are kept."""
 NONCE_BYTES = 32
-NONCE_AT = SLOTS * SLOT_BYTES
-FILE_BYTES = NONCE_AT + NONCE_BYTES
-FILE_NAME = "netloader"
-FILLED, FREED = b"f", b"r"
-"""One byte on the lane for each chunk, from the server and from the client."""
+PROOF_CHARS = 64
+WORD_BYTES = 8
+VIEW_BYTES = 4096
+"""A segment has at most one view for each extent, and one more for each of so many bytes."""
+ADDRESSES = 1 << 63
+"""No process has memory beyond."""
+READ, ALLOWED = b"r", b"a"
+"""One byte on a lane: from the client for each segment, and from the server before the proof."""
 
 
-def _proof(nonce: bytes, side: str) -> str:
+def _proof(nonce: bytes | bytearray, side: str) -> str:
     return hashlib.sha256(side.encode() + b"\0" + nonce).hexdigest()
+
+
+def _same(said: str, expected: str) -> bool:
+    return hmac.compare_digest(said.encode(errors="surrogatepass"), expected.encode())
 
 
 def _cannot(why: str) -> TransferError:
@@ -58,188 +71,235 @@ def _cannot(why: str) -> TransferError:
 
 
 class ShmSender:
-    """The server's end. It makes the memory file, and fills its slots as they become free."""
+    """The server's end: it says where the bytes are, and keeps them until they were read."""
 
-    def __init__(self, store: Store, setup: SenderSetup) -> None:
+    def __init__(self, store: Store, setup: SenderSetup, tracer: Tracer) -> None:
         self._store = store
         self._stall_s = setup.stall_s
+        self._tracer = tracer
         self._lanes = Lanes()
-        self._nonce = secrets.token_bytes(NONCE_BYTES)
-        self._filled = 0
-        try:
-            with INHERITANCE.atomic():
-                fd = os.memfd_create(FILE_NAME, os.MFD_CLOEXEC)
-                self._file = INHERITANCE.note(os.fdopen(fd, "r+b", buffering=0))
-            os.ftruncate(fd, FILE_BYTES)
-            os.pwrite(fd, self._nonce, NONCE_AT)
-        except OSError as error:
-            raise _cannot(f"no memory file ({error.strerror})") from error
+        self._nonce = bytearray(secrets.token_bytes(NONCE_BYTES))
 
     def rendezvous(self) -> Mapping[str, str]:
-        """Where the file is, and what proves that it is the right one."""
+        """Which process this is, and what proves it."""
         return {
-            "boot_id": boot_id(),
+            **this_host(),
             "pid": str(os.getpid()),
-            "fd": str(self._file.fileno()),
+            "started": started(os.getpid()),
+            "nonce_at": str(address_of(memoryview(self._nonce))),
             "proof": _proof(self._nonce, "server"),
         }
 
     def answered(self, answer: Mapping[str, str]) -> None:
-        """See that the client has read the file."""
-        expected = _proof(self._nonce, "client")
-        said = answer.get("proof", "").encode(errors="surrogatepass")
-        if not hmac.compare_digest(said, expected.encode()):
-            raise _cannot("the client has not read the memory file")
+        """See that the client has read the nonce; under Yama, allow it to first."""
+        said, pid = answer.get("proof", ""), _number(answer.get("pid", ""))
+        if not said and Tracer.needed():
+            if not self._tracer.allow(pid, self):
+                raise _cannot("another process was allowed to read this one (Yama)")
+            said = self._asked()
+        if not _same(said, _proof(self._nonce, "client")):
+            raise _cannot("the client has not read the server's memory")
+
+    def _asked(self) -> str:
+        """What a client says that had to be allowed first."""
+        (lane,) = self._lanes.take(1, self._stall_s)
+        said = bytearray(PROOF_CHARS)
+        try:
+            send_batch(lane, [memoryview(ALLOWED)])
+            receive_batch(lane, [memoryview(said)])
+        except OSError as error:
+            raise as_transfer_error(error) from error
+        finally:
+            self._lanes.release()
+        return said.decode(errors="replace")
 
     def attach(self, index: int, lane: socket.socket) -> None:
-        """Take the lane that says which slots are filled and which are free."""
+        """Take a lane."""
         set_stall(lane, self._stall_s)
         self._lanes.attach(index, lane)
 
     def run(self, segments: Sequence[Segment], lanes: int) -> int:
-        """Fill slot after slot; returns when the client has read them all."""
-        del lanes
-        return self._lanes.work(1, self._stall_s, lambda _, lane: self._serve(segments, lane))
+        """Tell where segments are; returns when the client has read them all."""
+        return self._lanes.work(lanes, self._stall_s, partial(self._lane, segments, lanes))
 
-    def _serve(self, segments: Sequence[Segment], lane: socket.socket) -> int:
+    def _lane(self, segments: Sequence[Segment], lanes: int, k: int, lane: socket.socket) -> int:
+        own, unread = segments[k::lanes], deque[list[memoryview]]()
         try:
-            unread = 0
-            for segment in segments:
-                for batch in batches(self._store.views(segment), SLOT_BYTES):
-                    if unread == SLOTS:
-                        self._expect(lane, FREED)
-                        unread -= 1
-                    self._fill(batch)
-                    send_batch(lane, [memoryview(FILLED)])
-                    unread += 1
-            for _ in range(unread):
-                self._expect(lane, FREED)
+            for segment in own:
+                views = [_shown(view) for view in self._store.views(segment)]
+                go_on(self._lanes)
+                pieces = array("Q", (len(views),))
+                for view in views:
+                    pieces.append(address_of(view))
+                    pieces.append(len(view))
+                send_batch(lane, [memoryview(pieces).cast("B")])
+                unread.append(views)
+                if len(unread) == AHEAD:
+                    self._await_read(lane, unread)
+            while unread:
+                self._await_read(lane, unread)
         except OSError as error:
             raise as_transfer_error(error) from error
-        return sum(segment.nbytes for segment in segments)
-
-    def _fill(self, batch: list[memoryview]) -> None:
-        go_on(self._lanes)
-        at = self._filled % SLOTS * SLOT_BYTES
-        while batch:
-            count = os.pwritev(self._file.fileno(), batch, at)
-            batch, at = after(batch, count), at + count
-        self._filled += 1
+        return sum(segment.nbytes for segment in own)
 
     @staticmethod
-    def _expect(lane: socket.socket, word: bytes) -> None:
+    def _await_read(lane: socket.socket, unread: deque[list[memoryview]]) -> None:
         said = bytearray(1)
         receive_batch(lane, [memoryview(said)])
-        if said != word:
-            raise TransferError(
-                Reason.TRANSFER_FAILED, "the client said something else on the lane"
-            )
+        if said != READ:
+            detail = "the client said something else on the lane"
+            raise TransferError(Reason.TRANSFER_FAILED, detail)
+        unread.popleft()
 
     def abort(self) -> None:
-        """Shut the lane down."""
+        """Shut the lanes down: the client reads no more."""
         self._lanes.abort()
 
     def end(self) -> None:
-        """Close the lane and the file; the client may still have it open, with no weights new."""
+        """Close the lanes, and let nobody read this process any more."""
         self._lanes.close()
-        INHERITANCE.close(self._file)
+        self._tracer.end(self)
+
+
+def _shown(view: memoryview) -> memoryview:
+    """A view whose address can be told; a copy of one that is only for reading."""
+    return memoryview(bytearray(view)) if view.readonly else view
+
+
+def _number(text: str) -> int:
+    """A number of the peer; 0 for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 class ShmReceiver:
-    """The client's end. It reads out of the server's memory file."""
+    """The client's end. It reads out of the server's memory."""
 
     def __init__(self, setup: ReceiverSetup) -> None:
         self._setup = setup
         self._lanes = Lanes()
-        self._fd = -1
-        self._read_count = 0
+        self._told: Mapping[str, str] = {}
+        self._pid = 0
+        self._proven = False
 
     def open(self, rendezvous: Mapping[str, str]) -> Mapping[str, str]:
-        """Open the server's file, see that it is the right one, and open the lane."""
-        if rendezvous.get("boot_id") != boot_id() or not boot_id():
-            raise _cannot("the server is on another host")
-        pid, number = rendezvous.get("pid", ""), rendezvous.get("fd", "")
-        if not (pid.isascii() and pid.isdigit() and number.isascii() and number.isdigit()):
-            raise _cannot("the server names no memory file")
-        self._fd = _opened(Path("/proc", pid, "fd", number))
-        nonce = os.pread(self._fd, NONCE_BYTES, NONCE_AT)
-        if not hmac.compare_digest(_proof(nonce, "server"), rendezvous.get("proof", "")):
-            raise _cannot("the memory file is not the server's")
+        """See that the server is on this host, read its nonce, and open the lanes."""
+        here = this_host()
+        if not here or any(rendezvous.get(name) != value for name, value in here.items()):
+            raise _cannot("the server is on another host, or in another PID namespace")
+        self._told, self._pid = rendezvous, _number(rendezvous.get("pid", ""))
+        began = started(self._pid)
+        if not began or began != rendezvous.get("started"):
+            raise _cannot("the server's process is not there")
+        proof = ""
         try:
-            lane = self._setup.dial(0)
-        except OSError as error:
-            raise lane_error(error, "could not be opened") from error
-        set_stall(lane, self._setup.stall_s)
-        self._lanes.attach(0, lane)
-        return {"proof": _proof(nonce, "client")}
+            proof = self._read_nonce()
+        except PermissionError as error:
+            if not Tracer.needed():
+                raise _cannot(f"its memory may not be read ({error.strerror})") from error
+        for index in range(self._setup.lanes):
+            try:
+                lane = self._setup.dial(index)
+            except OSError as error:
+                raise lane_error(error, "could not be opened") from error
+            set_stall(lane, self._setup.stall_s)
+            self._lanes.attach(index, lane)
+        return {"pid": str(os.getpid()), "proof": proof}
+
+    def _read_nonce(self) -> str:
+        """Read what proves that it is the server's memory; returns the proof of that."""
+        nonce = bytearray(NONCE_BYTES)
+        at = _number(self._told.get("nonce_at", ""))
+        count = read_some(self._pid, [memoryview(nonce)], Spans((at, NONCE_BYTES)))
+        if count < NONCE_BYTES or not _same(self._told.get("proof", ""), _proof(nonce, "server")):
+            raise _cannot("the memory is not the server's")
+        self._proven = True
+        return _proof(nonce, "client")
 
     def join(self) -> None:
-        """Do nothing: the sender looks at the answer alone."""
-
-    def run(self, segments: Sequence[Segment]) -> int:
-        """Read chunk after chunk to its place, and verify what is there."""
-        return self._lanes.work(1, self._setup.stall_s, lambda _, lane: self._take(segments, lane))
-
-    def _take(self, segments: Sequence[Segment], lane: socket.socket) -> int:
+        """Read the nonce now if the server had to allow that first."""
+        if self._proven:
+            return
         try:
-            for segment in segments:
-                writer = self._setup.lease.expect(segment)
-                for batch in batches(writer.views(), SLOT_BYTES):
-                    go_on(self._lanes)
-                    receive_batch(lane, [memoryview(bytearray(1))])
-                    self._read(batch)
-                    send_batch(lane, [memoryview(FREED)])
-                    for view in batch:  # where it is now: the file may change under a reader
-                        writer.update(view)
+            (lane,) = self._lanes.take(1, self._setup.stall_s)
+            receive_batch(lane, [memoryview(bytearray(1))])
+            proof = self._read_nonce()
+            send_batch(lane, [memoryview(proof.encode())])
+        except PermissionError as error:
+            raise _cannot(f"its memory may not be read ({error.strerror})") from error
         except OSError as error:
             raise as_transfer_error(error) from error
-        return sum(segment.nbytes for segment in segments)
+        finally:
+            self._lanes.release()
 
-    def _read(self, batch: list[memoryview]) -> None:
-        at = self._read_count % SLOTS * SLOT_BYTES
-        while batch:
-            count = os.preadv(self._fd, batch, at)
-            if not count:
-                raise TransferError(Reason.TRANSFER_FAILED, "the memory file was cut short")
-            batch, at = after(batch, count), at + count
-        self._read_count += 1
+    def run(self, segments: Sequence[Segment]) -> int:
+        """Read every segment to its place, and verify what is there; one thread a lane."""
+        job = partial(self._lane, segments, self._setup.lanes)
+        return self._lanes.work(self._setup.lanes, self._setup.stall_s, job)
+
+    def _lane(self, segments: Sequence[Segment], lanes: int, k: int, lane: socket.socket) -> int:
+        own = segments[k::lanes]
+        gone = select.poll()
+        gone.register(lane, select.POLLRDHUP)
+        try:
+            for segment in own:
+                spans = _spans(lane, segment)
+                self._read(self._setup.lease.expect(segment), spans, gone)
+                send_batch(lane, [memoryview(READ)])
+        except PermissionError as error:
+            detail = f"the server's memory may not be read any more ({error.strerror})"
+            raise TransferError(Reason.TRANSFER_FAILED, detail) from error
+        except OSError as error:
+            raise as_transfer_error(error) from error
+        return sum(segment.nbytes for segment in own)
+
+    def _read(self, writer: SegmentWriter, spans: Spans, gone: select.poll) -> None:
+        """Read a segment. Before each call, see that the server has not ended the session."""
+        for batch in batches(writer.views(), READ_BYTES):
+            left = batch
+            while left:
+                go_on(self._lanes)
+                if gone.poll(0):
+                    raise TransferError(Reason.TRANSFER_FAILED, "the server has ended the session")
+                left = after(left, read_some(self._pid, left, spans))
+            for view in batch:  # where it is now: what it was read from may change
+                writer.update(view)
 
     def abort(self) -> None:
-        """Shut the lane down."""
+        """Shut the lanes down."""
         self._lanes.abort()
 
     def end(self) -> None:
-        """Close the lane and the file."""
+        """Close the lanes."""
         self._lanes.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
-def _opened(path: Path) -> int:
-    """Open a memory file of this user; the path comes from the peer, so nothing else is opened."""
-    try:
-        if not str(path.readlink()).startswith(f"/memfd:{FILE_NAME}"):
-            raise _cannot("the server's file is no memory file")
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _cannot(f"the server's file cannot be opened ({error.strerror})") from error
-    found = os.fstat(fd)
-    if found.st_uid == os.geteuid() and found.st_size == FILE_BYTES and stat.S_ISREG(found.st_mode):
-        return fd
-    os.close(fd)
-    raise _cannot("the server's file is not of this user, or of another version")
+def _spans(lane: socket.socket, segment: Segment) -> Spans:
+    """Where the server says that a segment is.
+
+    Raises:
+        TransferError: it names more pieces than a segment has, or other bytes than it has.
+    """
+    count = array("Q", (0,))
+    receive_batch(lane, [memoryview(count).cast("B")])
+    if count[0] <= len(segment.extents) + segment.nbytes // VIEW_BYTES:
+        pieces = array("Q", bytes(2 * WORD_BYTES * count[0]))
+        receive_batch(lane, [memoryview(pieces).cast("B")] if pieces else [])
+        if sum(pieces[1::2]) == segment.nbytes and max(pieces[::2], default=0) < ADDRESSES:
+            return Spans(pieces)
+    detail = f"the server describes segment {segment.index} as what it is not"
+    raise TransferError(Reason.TRANSFER_FAILED, detail)
 
 
 @dataclass(frozen=True, slots=True)
 class ShmAttachment:
-    """Some weights, as they are: the memory file belongs to a session."""
+    """Some weights, as they are: nothing is prepared."""
 
     store: Store
+    tracer: Tracer
 
     def sender(self, setup: SenderSetup) -> ShmSender:
         """Make the server's end."""
-        return ShmSender(self.store, setup)
+        return ShmSender(self.store, setup, self.tracer)
 
     def receiver(self, setup: ReceiverSetup) -> ShmReceiver:
         """Make the client's end."""
@@ -250,20 +310,27 @@ class ShmAttachment:
 
 
 class Shm:
-    """A memory file that both processes have open."""
+    """The memory of the server's process."""
 
     name = "shm"
     capabilities = Capabilities(direction=Direction.PULL, same_host=True)
 
+    def __init__(self) -> None:
+        self._tracer = Tracer()
+
     def obstacle(self) -> str:
-        """Linux is needed, and a /proc that shows the host's boot id."""
-        if not hasattr(os, "memfd_create") or not boot_id():
-            return "memory files, or the host's boot id in /proc, are not available"
-        return ""
+        """Linux is needed, and a sandbox that allows process_vm_readv."""
+        try:
+            here, into = bytearray(1), bytearray(1)
+            spans = Spans((address_of(memoryview(here)), 1))
+            read_some(os.getpid(), [memoryview(into)], spans)
+        except (OSError, TransferError) as error:
+            return f"memory of other processes cannot be read here ({error})"
+        return "" if this_host() else "the host's boot id is not in /proc"
 
     def attach(self, store: Store) -> ShmAttachment:
         """Keep a reference to the weights."""
-        return ShmAttachment(store)
+        return ShmAttachment(store, self._tracer)
 
 
 SHM = Shm()

@@ -262,7 +262,8 @@ FIELDS: Final = (
           "JSON file with the same fields; what it says wins over the inline fields"),
     Field("TRANSPORT", text_line, "string", AUTO,
           "how bytes move, to clients and from sources: `auto` (what suits the device: hccl, nccl, "
-          "else tcp), `tcp`, `gloo`, `hccl`, `nccl`, `shm` (on one host, as one user), "
+          "on a CPU `shm` within a host, else tcp), `tcp`, `gloo`, `hccl`, `nccl`, `shm` (on one "
+          "host, as one user), "
           "`nixl`, `mooncake` ([engines](engines.md)), "
           "or the name of a registered transport"),
     Field("LISTEN_HOST", text_line, "string", None,

@@ -1,20 +1,25 @@
 """The shm transport: all bytes, the same host or nothing, and an end to every wait."""
 
 import os
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
-from netloader.io.transports import TransferError
-from netloader.io.transports.shm import SLOT_BYTES, SLOTS
+from netloader.io.store.module import ModuleStore
+from netloader.io.transports import TransferError, remote_memory, shm, suited
+from netloader.io.transports.remote_memory import IOV_MAX, Spans, Tracer, read_some
+from netloader.log import capture, get_logger
 from tests.unit.io.helpers import (
     IDENTITY,
+    KIB,
     MIB,
     SOON_S,
     asking,
@@ -48,17 +53,32 @@ def moved(ends: Ends) -> None:
 def test_every_kind_of_tensor_arrives_in_place(join: Join, segment_bytes: int) -> None:
     source, target = zoo(1), zoo(100)
     before = places(target)
-    moved(join("shm", source, target, segment_bytes=segment_bytes))
+    moved(join("shm", source, target, segment_bytes=segment_bytes, lanes=2))
 
     assert contents(target) == contents(source)
     assert places(target) == before
 
 
-def test_more_than_the_file_holds_arrives(join: Join) -> None:
-    source, target = (module_of(w=random(40 * MIB + 3, seed=s, dtype=torch.uint8)) for s in (1, 2))
-    moved(join("shm", source, target, segment_bytes=9 * MIB))
+def test_more_pieces_than_one_call_takes_arrive(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def counted(pid: int, into: list[memoryview], spans: Spans) -> int:
+        calls.append(pid)
+        return read_some(pid, into, spans)
+
+    def small(seed: int) -> nn.Module:
+        count = range(3 * IOV_MAX)
+        return module_of(**{f"w{i}": random(96, seed=seed + i, dtype=torch.uint8) for i in count})
+
+    source, target = small(1), small(2)
+    ends = join("shm", source, target, segment_bytes=MIB)
+    monkeypatch.setattr(shm, "read_some", counted)
+    moved(ends)
 
     assert contents(target) == contents(source)
+    assert len(calls) == 1 + 3  # the nonce, and as few calls as the kernel takes
 
 
 @pytest.mark.parametrize("aborted", ["sending", "receiving"])
@@ -77,9 +97,12 @@ def test_an_abort_ends_either_side(join: Join, aborted: str) -> None:
     ("field", "value", "why"),
     [
         ("boot_id", "another", "another host"),
-        ("pid", "../1", "no memory file"),
-        ("pid", "4194305", "cannot be opened"),
-        ("fd", "0", "no memory file|cannot be opened"),
+        ("pid_namespace", "pid:[1]", "another PID namespace"),
+        ("pid", "../1", "process is not there"),
+        ("pid", "4194305", "process is not there"),
+        ("started", "1", "process is not there"),
+        ("started", "", "process is not there"),
+        ("nonce_at", "8", "cannot be read"),
         ("proof", "0" * 64, "not the server's"),
     ],
 )
@@ -93,38 +116,27 @@ def test_a_peer_that_is_not_shown_to_be_on_this_host_is_left(
     assert ends.near == []
 
 
-def test_a_client_that_has_not_read_the_file_gets_nothing(join: Join) -> None:
+def test_a_client_that_has_not_read_the_nonce_gets_nothing(join: Join) -> None:
     ends = join("shm", zoo(1), zoo(2), stall_s=1.0)
     for answer in ({}, {"proof": "0" * 64}, {"proof": "\udcff"}):
-        with pytest.raises(TransferError, match="has not read the memory file"):
+        with pytest.raises(TransferError, match="has not read the server's memory"):
             ends.sending.answered(answer)
 
 
-def test_a_slot_is_filled_again_only_when_it_was_read(
-    join: Join, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The client stops in the middle, as it does when its core is busy; then it goes on.
-    count, stopped, go_on = 3 * SLOTS, threading.Event(), threading.Event()
+def test_the_server_waits_until_all_was_read(join: Join) -> None:
+    stopped, go_on = threading.Event(), threading.Event()
 
     def stop(done: int, total: int) -> None:
-        stopped.set()
-        go_on.wait(SOON_S)
+        if done == total:
+            stopped.set()
+            go_on.wait(SOON_S)
 
-    source, target = (
-        module_of(w=random(count * SLOT_BYTES, seed=s, dtype=torch.uint8)) for s in (1, 2)
-    )
-    ends = join("shm", source, target, segment_bytes=SLOT_BYTES, stall_s=5.0, report=stop)
-    views, read = ends.giving.views, []
-
-    def counted(segment: Segment) -> Iterator[memoryview]:
-        read.append(segment)
-        yield from views(segment)
-
-    monkeypatch.setattr(ends.giving, "views", counted)
+    source, target = (module_of(w=random(6 * MIB, seed=s, dtype=torch.uint8)) for s in (1, 2))
+    ends = join("shm", source, target, segment_bytes=MIB, report=stop)
     ends.open()
     sent, received = ends.send(), ends.receive()
     assert stopped.wait(SOON_S)
-    eventually(lambda: len(read) > 2 * SLOTS, timeout_s=0.5)
+    assert not sent.over.wait(0.2)
     go_on.set()
 
     assert received.wait()
@@ -133,21 +145,133 @@ def test_a_slot_is_filled_again_only_when_it_was_read(
     assert contents(target) == contents(source)
 
 
-def memory_files() -> int:
-    """Descriptors of memory files that this process has open."""
-    links = (Path(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))  # noqa: PTH208
-    return sum(os.path.lexists(p) and "/memfd:" in str(p.readlink()) for p in links)
+def test_nothing_is_read_after_the_server_has_ended(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    source, target = (module_of(w=random(3 * MIB, seed=s, dtype=torch.uint8)) for s in (1, 2))
+    ends = join("shm", source, target, segment_bytes=4 * MIB)
+
+    def ended(pid: int, into: list[memoryview], spans: Spans) -> int:
+        calls.append(pid)
+        count = read_some(pid, into, spans)
+        ends.sending.abort()
+        return count
+
+    ends.open()
+    monkeypatch.setattr(shm, "read_some", ended)
+    sent, received = ends.send(), ends.receive()
+
+    assert received.wait()
+    assert sent.wait()
+    assert received.failure[0].reason is Reason.TRANSFER_FAILED
+    assert len(calls) == 1
 
 
-def test_each_end_closes_the_memory_file_itself(join: Join) -> None:
-    # Not when it is garbage: whatever refers to it would keep 16 MiB.
-    before = memory_files()
+def described(lane: socket.socket, *numbers: int) -> None:
+    lane.sendall(b"".join(number.to_bytes(8, "little") for number in numbers))
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (lambda lane, n: described(lane, 1 << 40), "as what it is not"),
+        (lambda lane, n: described(lane, 0), "as what it is not"),
+        (lambda lane, n: described(lane, 1, 4096, n - 1), "as what it is not"),
+        (lambda lane, n: described(lane, 1, (1 << 64) - 1, n), "as what it is not"),
+        (lambda lane, n: described(lane, 1, 4096, n), "cannot be read .Bad address"),
+    ],
+)
+def test_a_server_that_describes_other_memory_ends_in_a_failure(
+    join: Join, says: Callable[[socket.socket, int], None], why: str
+) -> None:
     ends = join("shm", zoo(1), zoo(2))
+    ends.open()
+    says(ends.far[0], ends.segments[0].nbytes)
+    received = ends.receive()
+
+    assert received.wait()
+    assert why.replace(".", "(") in received.failure[0].detail
+
+
+def test_changed_memory_is_a_digest_mismatch(join: Join) -> None:
+    source = module_of(w=random(64 * KIB, seed=1, dtype=torch.uint8))
+    ends = join("shm", source, module_of(w=random(64 * KIB, seed=2, dtype=torch.uint8)))
+    ends.open()
+    source.get_parameter("w").data[7] ^= 1
+    ends.send()
+    received = ends.receive()
+
+    assert received.wait()
+    assert received.failure[0].reason is Reason.DIGEST_MISMATCH
+
+
+# -- what the system forbids -----------------------------------------------------------------------
+
+
+class Yama:
+    """A kernel that lets a process be read by the one that it has named."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, names: int = 0) -> None:
+        self.named: list[int] = []
+        monkeypatch.setattr(Tracer, "needed", staticmethod(lambda: True))
+        monkeypatch.setattr(remote_memory, "_LIBC", self)
+        monkeypatch.setattr(shm, "read_some", self.read)
+        self._answer = names
+
+    def prctl(self, option: int, pid: Any, *_: int) -> int:
+        assert option == remote_memory.PR_SET_PTRACER
+        self.named.append(pid.value)
+        return self._answer
+
+    def read(self, pid: int, into: list[memoryview], spans: Spans) -> int:
+        if not self.named or self.named[-1] != os.getpid():
+            raise PermissionError(1, "Operation not permitted")
+        return read_some(pid, into, spans)
+
+
+def test_under_yama_the_server_names_its_client_until_the_end(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = zoo(1), zoo(2)
+    ends, second = join("shm", source, target), join("shm", source, zoo(3))
+    yama = Yama(monkeypatch)
     moved(ends)
-    assert memory_files() == before + 2
+    assert yama.named == [os.getpid()]
+    yama.named.append(0)  # as seen by the second client: the kernel still permits the first alone
+    with pytest.raises(TransferError, match="another process was allowed"):
+        second.open()
+    second.close()
     ends.close()
 
-    assert memory_files() == before
+    assert contents(target) == contents(source)
+    assert yama.named == [os.getpid(), 0, 0]
+
+
+def refused(pid: int, into: list[memoryview], spans: Spans) -> int:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_memory_that_may_not_be_read_is_refused_at_once(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = join("shm", zoo(1), zoo(2))
+    monkeypatch.setattr(shm, "read_some", refused)
+
+    with pytest.raises(TransferError, match="may not be read"):
+        ends.receiving.open(ends.sending.rendezvous())
+    assert ends.near == []
+
+
+def test_a_sandbox_that_forbids_it_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shm, "read_some", refused)
+    with capture() as lines:
+        assert suited("cpu", get_logger("client")) == ("tcp", "gloo")
+
+    assert lines == []
+
+
+# -- with the driver -------------------------------------------------------------------------------
 
 
 def test_descriptors_come_back(join: Join) -> None:
@@ -160,8 +284,50 @@ def test_descriptors_come_back(join: Join) -> None:
     assert eventually(lambda: descriptors() <= before)
 
 
-def test_a_model_is_filled_by_a_server_that_was_asked_for_shm() -> None:
+def used(lines: list[dict[str, Any]]) -> list[Any]:
+    closed = (line for line in lines if line["event"] == "netloader.session.closed")
+    return [line["netloader.transport"] for line in closed]
+
+
+def test_on_one_host_a_model_is_read_in_place_without_being_asked_for() -> None:
     source, target = zoo(1), zoo(50)
-    with serving(source, transports=("shm", "tcp")) as server:
-        assert fill(target, [server.endpoint], IDENTITY, asking("shm")).ok
+    with serving(source) as server, capture() as lines:
+        assert fill(target, [server.endpoint], IDENTITY, asking(transports=())).ok
+        assert eventually(lambda: len(used(lines)) == 2)
+
+    assert contents(target) == contents(source)
+    assert used(lines) == ["shm", "shm"]
+
+
+def test_between_hosts_the_session_goes_on_to_tcp_with_a_debug_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def elsewhere() -> Mapping[str, str]:
+        return {"boot_id": threading.current_thread().name + str(next(hosts)), "pid_namespace": ""}
+
+    hosts = iter(range(1000))
+    monkeypatch.setattr(shm, "this_host", elsewhere)
+    source, target = zoo(1), zoo(50)
+    with serving(source) as server, capture() as lines:
+        outcome = fill(target, [server.endpoint], IDENTITY, asking(transports=()))
+        assert eventually(lambda: len(used(lines)) == 2)
+
+    assert [attempt.reason for attempt in outcome.attempts] == [Reason.VERIFIED]
+    assert used(lines) == ["tcp", "tcp"]
+    (line,) = (each for each in lines if each["event"] == "netloader.transport.refused")
+    assert line["severity"] == "DEBUG"
+    assert "another host" in line["netloader.detail"]
+
+
+def test_a_store_that_only_shows_copies_is_read(join: Join) -> None:
+    class ReadOnly(ModuleStore):
+        def views(self, segment: Any) -> Any:
+            return (memoryview(bytes(view)) for view in super().views(segment))
+
+    source, target = zoo(1), zoo(2)
+    ends = join("shm", source, target)
+    monkey = ReadOnly.of(source)
+    ends.sending._store = monkey  # type: ignore[attr-defined]
+    moved(ends)
+
     assert contents(target) == contents(source)

@@ -61,13 +61,13 @@ def test_an_engine_that_asks_for_no_token_is_used_only_by_name(
     monkeypatch: pytest.MonkeyPatch, captured: Lines
 ) -> None:
     monkeypatch.setattr(OneSided, "obstacle", lambda self: "")
-    assert suited("cpu", get_logger("client")) == ("tcp", "gloo")
+    assert suited("cpu", get_logger("client")) == ("shm", "tcp", "gloo")
     assert captured == []
     assert named("nixl").name == "nixl"
 
 
 def test_the_transports_of_a_cpu_log_nothing(captured: Lines) -> None:
-    assert suited("cpu", get_logger("client")) == ("tcp", "gloo")
+    assert suited("cpu", get_logger("client")) == ("shm", "tcp", "gloo")
     assert captured == []
 
 

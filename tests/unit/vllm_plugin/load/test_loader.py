@@ -72,7 +72,7 @@ def test_the_constructor_opens_nothing_and_leaves_the_config_alone(tmp_path: Pat
     ("extra", "said"),
     [
         ({"SORCE": []}, "did you mean SOURCE"),
-        ({"TRANSPORT": "pigeon"}, "there are: gloo, hccl, nccl, shm, tcp"),
+        ({"TRANSPORT": "pigeon"}, "there are: gloo, hccl, mooncake, nccl, nixl, shm, tcp"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_the_remedy(extra: dict[str, Any], said: str) -> None:
@@ -191,7 +191,7 @@ def test_after_a_failure_in_the_middle_every_parameter_is_written_again(
         serving(Tiny(others), identity()) as server,
         Relay(server.endpoint, Fault.GARBLE, 2 * MIB) as relay,
     ):
-        load_from(model, config, relay.endpoint, FALLBACK=fallback, LANES=1)
+        load_from(model, config, relay.endpoint, FALLBACK=fallback, LANES=1, TRANSPORT="tcp")
 
     (line,) = [line for line in lines if line["event"] == "netloader.fallback.engaged"]
     assert "digest_mismatch" in line["netloader.detail"]
@@ -221,7 +221,7 @@ def test_never_after_a_failure_in_the_middle_raises_with_the_whole_history(tmp_p
         Relay(server.endpoint, Fault.GARBLE, 2 * MIB) as relay,
         pytest.raises(NoWeightsError, match=f"{relay.endpoint}: digest_mismatch"),
     ):
-        load_from(Tiny(tensors), config, relay.endpoint, FALLBACK="never", LANES=1)
+        load_from(Tiny(tensors), config, relay.endpoint, FALLBACK="never", LANES=1, TRANSPORT="tcp")
 
 
 def test_a_checkpoint_that_a_reload_names_is_read_even_with_fallback_never(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class Starting:
 
     def begin(self, *sources: Endpoint, **extra: Any) -> Running:
         """Do what vLLM does between creating a model and post-processing it."""
-        given = {"LISTEN_HOST": "127.0.0.1", "RELAY": True, "LANES": 1, **extra}
+        given = {"LISTEN_HOST": "127.0.0.1", "RELAY": True, "LANES": 1, "TRANSPORT": "tcp", **extra}
         loader = get_model_loader(load_config(**given))
         assert isinstance(loader, NetLoader)
         loader._plan = plan(sources=sources)

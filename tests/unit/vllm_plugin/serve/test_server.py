@@ -90,7 +90,7 @@ def _flip(module: nn.Linear) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "offered"), [("auto", ("tcp", "gloo")), ("tcp", ("tcp",)), ("gloo", ("gloo",))]
+    ("told", "offered"), [("auto", ("shm", "tcp", "gloo")), ("tcp", ("tcp",)), ("gloo", ("gloo",))]
 )
 def test_a_server_moves_bytes_as_it_was_told_and_not_as_its_clients_like(
     told: str, offered: tuple[str, ...]
