@@ -1,4 +1,4 @@
-"""Log lines: the catalogue of events. The only module that imports `structlog`.
+"""Log lines. The only module that imports `structlog`; `log_events` has the catalogue.
 
 A library logs and never configures: loggers are wrapped one by one, structlog's global
 configuration stays the host's. Inside vLLM the base name is "vllm.netloader", because vLLM shows
@@ -20,103 +20,23 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import structlog
 from structlog.contextvars import merge_contextvars
 from structlog.typing import EventDict, Processor, ProcessorReturnValue
 
 from netloader.config import Secret
+from netloader.log_events import EVENTS, LEVELS, Level
 from netloader.log_text import SENTENCES, sentence_of, text_of
 
 Logger: TypeAlias = structlog.stdlib.BoundLogger
 """What `get_logger` returns; `.bind(**fields)` gives one whose lines carry those fields."""
 
-Level: TypeAlias = Literal["debug", "info", "warning", "error"]
-LEVELS: Final[Mapping[str, int]] = MappingProxyType(
-    {"debug": 10, "info": 20, "warning": 30, "error": 40}
-)
-
-
 TEXT_FORM: Final = "NETLOADER_LOG_TEXT"
 """An environment variable: `fields` gives every record the text `event key=value ...` and shows it
 at its severity, for programs that read the text log. LOG_JSON is the better source for them."""
 FIELDS: Final = "fields"
-
-
-class EventSpec(NamedTuple):
-    """One event: the severities it may have, the usual one first, and what it means."""
-
-    levels: tuple[Level, ...]
-    meaning: str
-
-
-_info = partial(EventSpec, ("info",))
-_info_or_debug = partial(EventSpec, ("info", "debug"))
-_debug = partial(EventSpec, ("debug",))
-_closing = partial(EventSpec, ("info", "warning", "debug"))
-_warning = partial(EventSpec, ("warning",))
-_error = partial(EventSpec, ("error",))
-
-EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
-    {
-        "netloader.plugin.registered": _info("The load format is known to vLLM."),
-        "netloader.plugin.mixed": _warning("Another project's files lie among ours."),
-        "netloader.config.loaded": _info("The settings in force, secrets left out."),
-        "netloader.listener.started": _info("A server accepts clients at this address."),
-        "netloader.listener.stopped": _info("The port is free again."),
-        "netloader.listener.failed": _warning(
-            "The port cannot be opened; the reason, and the process that has the port."
-        ),
-        "netloader.listener.exhausted": _warning("No connection can be accepted, and why."),
-        "netloader.listener.refused": _warning("Peers outside the allowed networks were closed."),
-        "netloader.listener.insecure": _warning("Clients with which there is no TLS, and why."),
-        "netloader.secret.reloaded": _info("A file of tokens or certificates was read again."),
-        "netloader.secret.unreadable": _warning(
-            "Such a file has changed and cannot be used; what it held before stays in force."
-        ),
-        "netloader.metrics.failed": _warning("The page of metrics cannot be opened, and why."),
-        "netloader.address.unknown": _warning("No address of this host can be named to others."),
-        "netloader.address_file.failed": _warning("The address file cannot be written."),
-        "netloader.background.failed": _error("Background work ended early, and what follows."),
-        "netloader.server.offered": _info("Weights are published, and what that costs."),
-        "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
-        "netloader.relay.failed": _warning("Weights are received, but not served meanwhile: why."),
-        "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
-        "netloader.discovery.looked": _info_or_debug("Sources were looked up (debug: once more)."),
-        "netloader.discovery.failed": _warning("A place to look sources up gave no answer: why."),
-        "netloader.discovery.odd": _warning("Entries that cannot be read are left out."),
-        "netloader.publish.changed": _info("A registry names this server to clients, or no more."),
-        "netloader.publish.failed": _warning("A registry cannot be told of this server: why."),
-        "netloader.source.tried": _info("A client turns to a source."),
-        "netloader.source.differs": _warning("A field in which a source is not this rank."),
-        "netloader.source.answers_differ": _warning(
-            "Same weights, but the source has other defaults or another handling of text."
-        ),
-        "netloader.source.odd": _warning("What a source says or sends does not fit this model."),
-        "netloader.source.waiting": _info("The source is busy and will be asked again."),
-        "netloader.session.opened": _info_or_debug(
-            "A session begins (debug: a connection that came and went without a byte)."
-        ),
-        "netloader.session.transition": _info_or_debug("The state changed (debug: it stayed)."),
-        "netloader.session.closed": _closing("The whole session in one line."),
-        "netloader.peer.violation": _warning("The peer broke the protocol."),
-        "netloader.transport.refused": _debug(
-            "A transport of the offer cannot be opened, and why; the next one is tried."
-        ),
-        "netloader.transport.left_out": _warning("A faster transport cannot be used, and why."),
-        "netloader.transfer.started": _info("Bytes begin to move."),
-        "netloader.transfer.finished": _info("All bytes of the session have moved."),
-        "netloader.transfer.aborted": _warning("The transfer was stopped before its end."),
-        "netloader.report.failed": _warning("A progress callback raised; the transfer goes on."),
-        "netloader.loader.received": _info("The model was filled from a source."),
-        "netloader.loader.ordinary": _info("No source for this rank: ordinary loader."),
-        "netloader.fallback.engaged": _warning("The ordinary loader takes over, and why."),
-        "netloader.weights.doubted": _warning("A client got other bytes; the weights are checked."),
-        "netloader.driver.error": _error("A bug of netloader itself, with its stack."),
-    }
-)
-"""Every event that is logged. docs/operate/operations.md is generated from this table."""
 
 REDACTED: Final = str(Secret(""))
 MAX_CHARS: Final = 500

@@ -13,8 +13,8 @@ from netloader.cli.codes import MEANINGS
 from netloader.installed import OURS
 from netloader.log import quiet_dependencies
 
-CODES = "Exit status: " + "  ".join(f"{c.value} {c.name.lower()}" for c in MEANINGS)
-EPILOG = f"{CODES}. Page operate/command of the docs has them in words."
+CODES = "  ".join(f"{c.value} {c.name.lower()}" for c in MEANINGS)
+EPILOG = f"Exit status: {CODES}. Page operate/command of the docs has them in words."
 
 app = typer.Typer(
     name="netloader",
@@ -55,7 +55,7 @@ def _finish(run: Run, form: Form) -> None:
     raise typer.Exit(carry_out(run, form))
 
 
-def _version(*, value: bool) -> None:
+def _version(value: bool) -> None:  # noqa: FBT001 - how typer calls it
     """Say which version this is."""
     if not value:
         return
@@ -66,10 +66,6 @@ def _version(*, value: bool) -> None:
     raise typer.Exit
 
 
-def _version_option(value: bool) -> None:  # noqa: FBT001 - how typer calls it
-    _version(value=value)
-
-
 @app.callback()
 def common(
     *,
@@ -78,9 +74,7 @@ def common(
     ] = False,
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_version_option, is_eager=True, help="Say which version this is."
-        ),
+        typer.Option("--version", callback=_version, is_eager=True, help="Say the version."),
     ] = False,
 ) -> None:
     """Options of every command."""

@@ -11,13 +11,14 @@ import random
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from netloader.config import Endpoint
 from netloader.discovery.base import Candidate, Finder, Found, Key
 from netloader.discovery.names import Address
 from netloader.discovery.probe import reachable
 from netloader.io.clock import monotonic
-from netloader.log import Level, Logger, emit
+from netloader.log import Logger, emit
 
 ENOUGH = 16
 """Sources that one look hands out: a client asks a few at the same time."""
@@ -173,6 +174,6 @@ class Lookup:
             "netloader.sources": ", ".join(map(str, looked.sources)),
             "netloader.duration_s": round(seconds, 3),
         }
-        level: Level = "debug" if self._looks else "info"
+        level: Literal["debug", "info"] = "debug" if self._looks else "info"
         self._looks += 1
         emit(self._logger, "netloader.discovery.looked", fields, level=level)

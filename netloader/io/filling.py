@@ -15,7 +15,7 @@ from netloader.config import Endpoint
 from netloader.errors import UnsafeError
 from netloader.fsm.client_session import ClientSession
 from netloader.fsm.directory import Directory
-from netloader.fsm.events import StopRequested
+from netloader.fsm.events import StopRequested  # noqa: TC001 - the only one in this file
 from netloader.fsm.fetch import Fetch, FetchOptions
 from netloader.fsm.fetch_events import (
     Busy,
@@ -33,11 +33,9 @@ from netloader.fsm.fetch_events import (
     SourceEnded,
     SourceFailed,
     SourcesFound,
-    Stage,
     Wait,
 )
-from netloader.fsm.reasons import RETRYABLE, Reason
-from netloader.fsm.source import Source
+from netloader.fsm.reasons import RETRYABLE
 from netloader.fsm.states import State
 from netloader.fsm.terms import FetchSpec, places
 from netloader.io.asking import Asking
@@ -51,7 +49,7 @@ from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome, attempt_of
 from netloader.io.populating import Populating
 from netloader.io.relay import Relay
-from netloader.io.source_session import NOT_NEEDED, SourceSession
+from netloader.io.source_session import SourceSession, why_dropped
 from netloader.io.stopping import Stop
 from netloader.io.store.ledger import Ledger
 from netloader.io.transports import Attachments
@@ -60,13 +58,6 @@ from netloader.log import emit
 
 NAMED_IN_LOG = 8
 """Sources that one line of the log names: there may be thousands."""
-OTHER_WEIGHTS = StopRequested(
-    Reason.STOPPED, "the source offers other weights than those that are being received"
-)
-TOO_SLOW = StopRequested(
-    Reason.STOPPED, "slow: what it has not sent yet is asked of another source"
-)
-NOTHING_TO_GIVE = StopRequested(Reason.STOPPED, "it had nothing that was missing, for too long")
 
 
 class Filling:
@@ -397,12 +388,3 @@ class Filling:
             "netloader.patience_s": round(self._fetch.patience_end - now, 3),
         }
         emit(self._options.logger, "netloader.source.waiting", fields)
-
-
-def why_dropped(source: Source) -> StopRequested:
-    """What a source is told that the fetch has dropped."""
-    if source.then is Stage.ASIDE:
-        return TOO_SLOW if source.keeps_root else OTHER_WEIGHTS
-    if source.holding.missing():
-        return NOTHING_TO_GIVE
-    return NOT_NEEDED

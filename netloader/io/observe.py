@@ -23,7 +23,8 @@ from netloader.fsm.messages import PROTOCOL_VERSION, Offer, Unopened
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session, Step
 from netloader.fsm.states import TERMINAL, State
-from netloader.log import Level, Logger, emit
+from netloader.log import Logger, emit
+from netloader.log_events import Level
 
 CLOCK_S = 1e-9
 """What a monotonic clock can tell apart. A quotient by much less has no finite value."""

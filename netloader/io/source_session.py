@@ -9,7 +9,9 @@ from collections.abc import Callable
 from netloader.config import Endpoint
 from netloader.errors import UnsafeError
 from netloader.fsm.events import Ask, Finish, StopRequested
+from netloader.fsm.fetch_events import Stage
 from netloader.fsm.reasons import Reason
+from netloader.fsm.source import Source
 from netloader.io.asking import Asking
 from netloader.io.client_worker import ClientWorker
 from netloader.io.clock import monotonic
@@ -21,6 +23,22 @@ CONCLUDE_S = 1.0
 """How long a session that is not needed may take to end well, before it is dropped: one that still
 opens its transport must not hold up a fill that is complete."""
 NOT_NEEDED = StopRequested(Reason.NOT_NEEDED, "other sources have sent everything")
+OTHER_WEIGHTS = StopRequested(
+    Reason.STOPPED, "the source offers other weights than those that are being received"
+)
+TOO_SLOW = StopRequested(
+    Reason.STOPPED, "slow: what it has not sent yet is asked of another source"
+)
+NOTHING_TO_GIVE = StopRequested(Reason.STOPPED, "it had nothing that was missing, for too long")
+
+
+def why_dropped(source: Source) -> StopRequested:
+    """What a source is told that the fetch has dropped."""
+    if source.then is Stage.ASIDE:
+        return TOO_SLOW if source.keeps_root else OTHER_WEIGHTS
+    if source.holding.missing():
+        return NOTHING_TO_GIVE
+    return NOT_NEEDED
 
 
 class SourceSession:

@@ -7,7 +7,7 @@ import pytest
 from netloader.config import Secret
 from netloader.fsm.messages import Begin, Challenge, Lane, Reject, Request
 from netloader.fsm.states import State
-from netloader.log import EVENTS
+from netloader.log_events import EVENTS
 from netloader.testing import World
 from tests.support.messages import OFFERING, WISH
 from tests.unit.io.drivers import fill

@@ -20,6 +20,7 @@ from netloader.fsm.identity import Identity
 from netloader.io import fill
 from netloader.io.describe import describe
 from netloader.log import capture, emit, get_logger
+from netloader.log_events import EVENTS
 from netloader.metrics.catalogue import CATALOGUE
 from netloader.metrics.page import open_page
 from netloader.metrics.recorder import Recorder
@@ -114,7 +115,7 @@ def test_what_follows_a_withdrawal_and_a_fallback(registry: CollectorRegistry) -
 
 
 def test_every_event_that_is_counted_is_logged() -> None:
-    assert {*BY_EVENT, *BY_SOURCE, *PROBLEM_EVENTS} <= set(log.EVENTS)
+    assert {*BY_EVENT, *BY_SOURCE, *PROBLEM_EVENTS} <= set(EVENTS)
 
 
 def test_a_sink_that_raises_costs_no_record() -> None:
