@@ -23,7 +23,9 @@ MANY_EXTENTS: Final = 4096
 """An input of one target is at most this many reads."""
 
 OUR_WORDS: Final = re.compile(
-    r"bytes of another protocol|frame version \d{1,3}, this side reads 1"
+    r"bytes of another protocol"
+    r"|a TLS handshake, and this side has no TLS; set TLS_CERT and TLS_KEY here"
+    r"|frame version \d{1,3}, this side reads 1"
     r"|a frame of \d{1,10} bytes where \d+ are allowed"
     r"|a frame that is no message|a message of an unknown kind"
     rf"|a ({'|'.join(KINDS)}) with a field missing or of a wrong type"

@@ -65,7 +65,7 @@ def starved(free: int) -> Iterator[tuple[Endpoint, list[str]]]:
 @pytest.mark.parametrize("silent", [1, 10, 60])
 def test_an_honest_client_gets_through_a_crowd_of_silent_ones(silent: int) -> None:
     target = module_of(w=random(1000, seed=1))
-    options = asking(deadlines=replace(FAST, queue_s=SOON_S))
+    options = asking(deadlines=replace(FAST, queue_s=SOON_S), lanes=1)
     with contextlib.ExitStack() as stack:
         endpoint, lines = stack.enter_context(starved(free=2))
         for _ in range(silent):
