@@ -65,7 +65,8 @@ def starved(free: int) -> Iterator[tuple[Endpoint, list[str]]]:
 @pytest.mark.parametrize("silent", [1, 10, 60])
 def test_an_honest_client_gets_through_a_crowd_of_silent_ones(silent: int) -> None:
     target = module_of(w=random(1000, seed=1))
-    options = asking(deadlines=replace(FAST, queue_s=SOON_S), lanes=1)
+    # One lane: the server has descriptors for one control and one data connection.
+    options = asking(lanes=1, deadlines=replace(FAST, queue_s=SOON_S))
     with contextlib.ExitStack() as stack:
         endpoint, lines = stack.enter_context(starved(free=2))
         for _ in range(silent):
@@ -110,7 +111,7 @@ CLIENT = """
     from netloader.config import Endpoint
     from tests.unit.io.helpers import module_of, random
     target = module_of(w=random(1000, seed=1))
-    options = ClientOptions(deadlines=Deadlines(stall_s=3, queue_s=0))
+    options = ClientOptions(lanes=1, deadlines=Deadlines(stall_s=3, queue_s=0))
     source = Endpoint("127.0.0.1", int(sys.argv[1]))
     fill(target, [source], {"model": "another"}, options)  # what is imported late is there now
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
