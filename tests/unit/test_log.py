@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 
 from netloader.config import Secret
 from netloader.log import (
-    EVENTS,
-    LEVELS,
     MAX_CHARS,
     TEXT_FORM,
     JsonFormatter,
@@ -27,6 +25,7 @@ from netloader.log import (
     quiet_dependencies,
     render_catalogue,
 )
+from netloader.log_events import EVENTS, LEVELS
 
 OPENED = "netloader.session.opened"
 MOVED = "netloader.session.transition"

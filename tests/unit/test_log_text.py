@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 from netloader.fsm.reasons import Reason
 from netloader.io import fill
 from netloader.log import (
-    EVENTS,
     FIELDS,
     TEXT_FORM,
-    Level,
     configure_json,
     emit,
     get_logger,
     render_catalogue,
 )
+from netloader.log_events import EVENTS, Level
 from netloader.log_text import ADVICE, SENTENCES, duration, rate, sentence_of, size
 from tests.unit.io.helpers import (
     FAST,
