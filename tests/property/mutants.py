@@ -116,13 +116,16 @@ MUTANTS: Final[dict[str, Mutant]] = {
         "return challenge is None",
     ),
     "a proof covers neither the segment digests nor the root": Mutant(
-        L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "segment_digests", "root")}'
+        L2,
+        AUTH,
+        r"if f\.name not in PROOFS\}",
+        'if f.name not in (*PROOFS, "segment_digests", "root")}',
     ),
     "a proof does not cover the segment digests": Mutant(
-        L4, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "segment_digests")}'
+        L4, AUTH, r"if f\.name not in PROOFS\}", 'if f.name not in (*PROOFS, "segment_digests")}'
     ),
     "a proof does not cover the identity": Mutant(
-        L2, AUTH, r'if f\.name != "mac"\}', 'if f.name not in ("mac", "identity")}'
+        L2, AUTH, r"if f\.name not in PROOFS\}", 'if f.name not in (*PROOFS, "identity")}'
     ),
     "a proof does not cover the hello": Mutant(
         L4,

@@ -88,7 +88,7 @@ REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "a client is named to itself": Mutant(L4, REFERRALS, r" if known != place\)", ")"),
     "sources that name each other are asked for ever": Mutant(
-        L4, FILLING, r" if place not in known\]", "]"
+        L4, "netloader/fsm/directory.py", r" and endpoint not in self\._known:", ":"
     ),
     # several sources at once
     "one source is asked after the other, however many may be": Mutant(

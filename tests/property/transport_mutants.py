@@ -26,6 +26,21 @@ TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
     "under Yama a client may read the server after its session": Mutant(
         TRANSPORTS, SHM, r" +self\._tracer\.end\(self\)\n", ""
     ),
+    "a sender does not wait for its turn": Mutant(
+        TRANSPORTS, "netloader/io/transports/tcp.py", r"self\._pace\.take\(.*\)", "pass"
+    ),
+    "each lane of a session takes a turn": Mutant(
+        TRANSPORTS, "netloader/io/pacing.py", r"with self\._turn:", "if True:"
+    ),
+    "a transport that keeps to no limit is offered": Mutant(
+        TRANSPORTS, "netloader/io/worker.py", r"if self\._setup\.pace\.limited and .*:", "if False:"
+    ),
+    "what the thread that verifies finds is forgotten": Mutant(
+        TRANSPORTS,
+        "netloader/io/transports/host_chunks.py",
+        r"if failure is not None:",
+        "if False:",
+    ),
     "a second request goes to a transport that carries one": Mutant(
         L4,
         "netloader/io/worker.py",
