@@ -183,7 +183,10 @@ def test_a_field_this_version_does_not_know_is_ignored() -> None:
     ("data", "detail"),
     [
         (b"GET / HTTP/1.1\r\n", "bytes of another protocol"),
-        (b"\x16\x03\x01", "bytes of another protocol"),
+        (
+            b"\x16\x03\x01",
+            "a TLS handshake, and this side has no TLS; set TLS_CERT and TLS_KEY here",
+        ),
         (b"NETX", "bytes of another protocol"),
         (MAGIC + b"\x02", "frame version 2, this side reads 1"),
         (frame(b""), "a frame that is no message"),

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
-from fnmatch import fnmatchcase
 from typing import Any, Final, Self
 
 from netloader.config import (
@@ -48,9 +47,6 @@ AUTO: Final = "auto"
 RELAYED_OVER: Final = ("tcp",)
 """The transports to clients of a relay. A process group would need a second communicator on the
 device, beside the one that receives."""
-
-NOT_BUILT: Final = ("TLS_*",)
-"""Announced fields that this version does not know."""
 
 HANDED_ON: Final = ("enable_multithread_load", "num_threads", "enable_weights_track")
 """Fields of vLLM's ordinary loader. Operators of vllm-ascend's netloader give them next to its own,
@@ -214,9 +210,7 @@ def _layer(at: Place, holder: object, prefix: str) -> dict[str, tuple[Place, obj
         at.refuse("null" if holder is None else holder, "give a JSON object of fields")
         return {}
     names = [row.name for row in FIELDS]
-    planned = [k for k in holder if any(fnmatchcase(str(k).upper(), p) for p in NOT_BUILT)]
-    at.problems.extend(f"{at.path}: {shown(k)} is not supported by this version" for k in planned)
-    at.refuse_unknown([key for key in holder if key not in planned], names)
+    at.refuse_unknown(holder, names)
     known = [name for name in names if holder.get(name) is not None]
     return {name: (Place(prefix + name, at.problems), holder[name]) for name in known}
 

@@ -352,7 +352,7 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
         ({"TLS_CERT": "/none.pem"}, "TLS_CERT: the certificate /none.pem with its key cannot be"),
         (
             {"tls_key": 1},
-            "model_loader_extra_config: 'tls_key' is not supported by this version",
+            "model_loader_extra_config: there is no field 'tls_key'; did you mean TLS_KEY?",
         ),
         (
             {"MAX_BANDWIDTH": "2 gigabit"},
