@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from netloader.config import Endpoint, Secret
-from netloader.fsm.messages import Lane, Reject
+from netloader.fsm.messages import Lane, Offer, Reject
 from netloader.fsm.reasons import Reason
 from netloader.io import ClientOptions, Outcome, ServerOptions
 from netloader.log import capture
@@ -287,6 +287,8 @@ def test_what_comes_in_one_record_with_the_first_frame_is_not_left_there(
         with Peer(context.wrap_socket(raw, server_hostname="127.0.0.1")) as peer:
             peer.sock.sendall(encode(hello()) * 2)  # the second is a violation: it was read
             answer = peer.hear()
+            if isinstance(answer, Offer):  # it may have been ready before the second was read
+                answer = peer.hear()
     assert isinstance(answer, Reject)
     assert answer.reason == Reason.PROTOCOL_VIOLATION.value
 
