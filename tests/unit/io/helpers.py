@@ -212,7 +212,7 @@ def hello(transport: str = "tcp", identity: Mapping[str, str] = IDENTITY) -> Hel
         identity=Identity(identity),
         layouts=("raw",),
         transports=(transport,),
-        digest_algorithms=(ALGORITHM,),
+        digest_algorithms=ServerOptions().digest_algorithms,
         nonce="0" * 32,
     )
 

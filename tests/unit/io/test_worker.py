@@ -16,7 +16,7 @@ from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store.module import ModuleStore
 from netloader.io.transports import TransferError
 from netloader.io.worker import IdleWorker, Order, ServerWorker, SessionWorker
-from tests.unit.io.helpers import FAST, IDENTITY, SOON_S, connected_pair, zoo
+from tests.unit.io.helpers import ALGORITHM, FAST, IDENTITY, SOON_S, connected_pair, zoo
 from tests.unit.io.workers import PREPARE, SESSION, Heard
 
 pytestmark = pytest.mark.usefixtures("sessions_end")
@@ -212,7 +212,7 @@ def test_the_published_that_was_asked_for_is_the_one_that_is_prepared(
     other = publish(ModuleStore.of(zoo(2)), Identity(IDENTITY), ServerOptions())
     other.seal()
     worker = ServerWorker((published, other), SESSION, FAST)
-    ready = Heard(worker).after(PrepareOffer(("tcp",), "blake3", 1))
+    ready = Heard(worker).after(PrepareOffer(("tcp",), ALGORITHM, 1))
 
     assert isinstance(ready, OfferReady)
     assert (ready.segment_digests, worker.published) == (other.digests(0), other)

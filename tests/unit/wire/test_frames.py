@@ -42,7 +42,7 @@ def test_a_reader_that_asks_for_what_is_wanted_never_takes_a_lanes_bytes() -> No
     ("data", "said"),
     [
         (b"GET / HTTP/1.1\r\n", "bytes of another protocol"),
-        (b"\x16\x03\x01\x02\x00\x01", "bytes of another protocol"),
+        (b"\x16\x03\x01\x02\x00\x01", "a TLS handshake, and this side has no TLS"),
         (MAGIC + b"\x09", "frame version 9, this side reads 1"),
         (HEADER.pack(MAGIC, FRAME_VERSION, LIMIT + 1), "a frame of 1001 bytes where 1000"),
         (frame(b"\xff\xfe"), "a frame that is no message"),
