@@ -147,7 +147,7 @@ def test_a_place_is_taken_with_the_offer_and_given_back_at_the_end(
     published: PublishedModel,
 ) -> None:
     worker = ServerWorker((published,), SESSION, FAST)
-    ready = Heard(worker).after(PREPARE)
+    ready = Heard(worker).after(PrepareOffer(("tcp",), ALGORITHM, 0))
 
     assert isinstance(ready, OfferReady)
     assert ready.segment_digests == published.digests(0)

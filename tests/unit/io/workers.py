@@ -7,9 +7,9 @@ from typing import ClassVar
 from netloader.fsm.effects import PrepareOffer
 from netloader.fsm.events import Event
 from netloader.io.worker import Order, SessionWorker
-from tests.unit.io.helpers import ALGORITHM, SOON_S
+from tests.unit.io.helpers import SOON_S
 
-PREPARE = PrepareOffer(("tcp",), ALGORITHM, 0)
+PREPARE = PrepareOffer(("tcp",), "blake3", 0)
 SESSION = "s" * 32
 
 
