@@ -246,7 +246,8 @@ def test_afterwards_the_instance_serves_as_any_other_at_the_same_place(
     stack: ExitStack, starting: Starting, tmp_path: Path
 ) -> None:
     source = origin(stack, max_clients=1)
-    loading = starting.begin(source.endpoint, OUTPUT_PREFIX=f"{tmp_path}/rank-")
+    prefix = f"{tmp_path}/rank-"
+    loading = starting.begin(source.endpoint, OUTPUT_PREFIX=prefix, TRANSPORT="auto")
     assert starting.gate.reached.wait(SOON_S)
     before, place = relayed().entry, where()
     with Peer.call(source.endpoint) as peer:
