@@ -1,4 +1,4 @@
-"""Which host this is."""
+"""Which host this is, and how its addresses are written."""
 
 import contextlib
 from pathlib import Path
@@ -11,3 +11,8 @@ def boot_id() -> str:
     with contextlib.suppress(OSError):
         return BOOT_ID.read_text().strip()
     return ""
+
+
+def unmapped(host: str) -> str:
+    """An address as people write it: IPv4 that was mapped into IPv6 (RFC 4291) is IPv4 again."""
+    return host.removeprefix("::ffff:")

@@ -24,6 +24,7 @@ from netloader.io.allowed import Allowed
 from netloader.io.catalog import Catalog
 from netloader.io.driver import Arrival, Link, Reactor
 from netloader.io.forks import INHERITANCE
+from netloader.io.host import unmapped
 from netloader.io.observe import Observer
 from netloader.io.pacing import UNPACED, Bandwidth
 from netloader.io.published import PublishedModel
@@ -132,7 +133,7 @@ class Reception:
             self._reserve.tell(error, self._connections)
             self._find_room(error)
             return
-        peer = Endpoint(address[0].removeprefix("::ffff:"), address[1])
+        peer = Endpoint(unmapped(address[0]), address[1])
         if not self._allowed.permits(peer, self._loop.now()):
             INHERITANCE.close(sock)
             return

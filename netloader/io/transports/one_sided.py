@@ -24,10 +24,18 @@ from typing import NamedTuple, Protocol
 from netloader.fsm.manifest import Segment
 from netloader.fsm.reasons import Reason
 from netloader.io.failure import TransferError
+from netloader.io.host import unmapped
 from netloader.io.store.base import Store
 from netloader.io.transports.base import Capabilities, ReceiverSetup, SenderSetup
 from netloader.io.transports.lanes import Lanes, lane_error, set_stall
-from netloader.io.transports.tcp import as_transfer_error, batches, go_on, receive_batch, send_batch
+from netloader.io.transports.tcp import (
+    as_transfer_error,
+    batches,
+    expect_word,
+    go_on,
+    receive_batch,
+    send_batch,
+)
 from netloader.io.waiting import poll
 
 SLOT_BYTES = 4 << 20
@@ -104,8 +112,7 @@ def _cannot(name: str, why: str) -> TransferError:
 
 def _address_of(lane: socket.socket) -> str:
     """The address of this host at which the peer of a lane reaches it."""
-    host: str = lane.getsockname()[0]
-    return host.removeprefix("::ffff:")
+    return unmapped(lane.getsockname()[0])
 
 
 class OneSidedSender:
@@ -158,14 +165,15 @@ class OneSidedSender:
             for segment in segments:
                 for batch in batches(self._store.views(segment), SLOT_BYTES):
                     if filled + len(writes) == SLOTS:
-                        filled -= self._freed(lane)
+                        expect_word(lane, FREED)
+                        filled -= 1
                     writes.append(self._write(batch))
                     if len(writes) == WRITES:
                         filled += self._written(writes.popleft(), lane)
             while writes:
                 filled += self._written(writes.popleft(), lane)
-            while filled:
-                filled -= self._freed(lane)
+            for _ in range(filled):
+                expect_word(lane, FREED)
         except OSError as error:
             raise as_transfer_error(error) from error
         return sum(segment.nbytes for segment in segments)
@@ -187,15 +195,6 @@ class OneSidedSender:
     def _written(self, write: Callable[[], bool], lane: socket.socket) -> int:
         poll(write, f"a write by {self._library.name}", self._stall_s, self._stop)
         send_batch(lane, [memoryview(FILLED)])
-        return 1
-
-    @staticmethod
-    def _freed(lane: socket.socket) -> int:
-        said = bytearray(1)
-        receive_batch(lane, [memoryview(said)])
-        if said != FREED:
-            detail = "the client said something else on the lane"
-            raise TransferError(Reason.TRANSFER_FAILED, detail)
         return 1
 
     def abort(self) -> None:

@@ -37,6 +37,7 @@ from netloader.io.transports.tcp import (
     after,
     as_transfer_error,
     batches,
+    expect_word,
     go_on,
     receive_batch,
     send_batch,
@@ -135,21 +136,14 @@ class ShmSender:
                 send_batch(lane, [memoryview(pieces).cast("B")])
                 unread.append(views)
                 if len(unread) == AHEAD:
-                    self._await_read(lane, unread)
+                    expect_word(lane, READ)
+                    unread.popleft()
             while unread:
-                self._await_read(lane, unread)
+                expect_word(lane, READ)
+                unread.popleft()
         except OSError as error:
             raise as_transfer_error(error) from error
         return sum(segment.nbytes for segment in own)
-
-    @staticmethod
-    def _await_read(lane: socket.socket, unread: deque[list[memoryview]]) -> None:
-        said = bytearray(1)
-        receive_batch(lane, [memoryview(said)])
-        if said != READ:
-            detail = "the client said something else on the lane"
-            raise TransferError(Reason.TRANSFER_FAILED, detail)
-        unread.popleft()
 
     def abort(self) -> None:
         """Shut the lanes down: the client reads no more."""

@@ -90,6 +90,19 @@ def receive_batch(lane: socket.socket, batch: list[memoryview]) -> None:
             flags = socket.MSG_DONTWAIT
 
 
+def expect_word(lane: socket.socket, word: bytes) -> None:
+    """Receive one byte, and see that it is the one that the client has to say now.
+
+    Raises:
+        TransferError: it is another one, or the connection was closed.
+    """
+    said = bytearray(1)
+    receive_batch(lane, [memoryview(said)])
+    if said != word:
+        detail = "the client said something else on the lane"
+        raise TransferError(Reason.TRANSFER_FAILED, detail)
+
+
 def as_transfer_error(error: OSError) -> TransferError:
     """What a failed call on a data lane means for the transfer."""
     if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ETIMEDOUT):
