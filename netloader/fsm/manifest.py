@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import attrgetter
+from typing import NamedTuple
 
 from netloader.fsm.canonical import canonical
 from netloader.fsm.identity import ABSENT, Difference
@@ -18,8 +18,7 @@ MIN_SEGMENT_BYTES = 64 * 1024
 """Smaller segments in an offer are refused: there would be millions of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """One tensor as the model stores it.
 
     `shape` and `stride` are in elements, `nbytes` is elements times element size. `shares` is the
@@ -39,10 +38,6 @@ class TensorSpec:
     format: str = ""
 
 
-_kind_of = attrgetter(*TensorSpec.__slots__[1:])
-"""All fields but the name: most tensors of a model have those of another one."""
-
-
 @dataclass(frozen=True)
 class Manifest:
     """All tensors of one model on one rank, in model order, and what it holds beside tensors.
@@ -58,12 +53,13 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 over every tensor's fields and the values, in their order; 64 hex digits.
 
-        Of the canonical bytes of two lists of lists, but never all of them at once.
+        Of the canonical bytes of two lists of lists, but never all of them at once. Most tensors
+        have all fields but the name in common with another one, so these are encoded once.
         """
         hasher = hashlib.sha256(b"l")
         kinds: dict[tuple[object, ...], bytes] = {}
         for spec in self.tensors:
-            kind = _kind_of(spec)
+            kind = spec[1:]
             encoded = kinds.get(kind)
             if encoded is None:
                 encoded = kinds[kind] = b"".join(map(canonical, kind))
@@ -157,8 +153,7 @@ def _help_with(name: str) -> str:
     return REBUILD
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """`length` bytes of tensor number `tensor`, from byte `start` of its contiguous form."""
 
     tensor: int

@@ -86,10 +86,11 @@ class _Walk:
         fresh = {id(part): (at, part) for at, part in reversed(named) if id(part) not in self._seen}
         self._seen.update(fresh)
         for at, part in named:
+            before = f"{at}." if at else ""
             for own in (part._parameters, part._buffers):  # noqa: SLF001 - ordered, with duplicates
                 for name, tensor in list(own.items()) if own else ():
                     if tensor is not None:
-                        path_of_it = dotted(at, name)
+                        path_of_it = before + name
                         self.found.registered.add(path_of_it)
                         self._tensor(path_of_it, tensor, depth)
         for at, part in reversed(fresh.values()):
@@ -102,15 +103,15 @@ class _Walk:
                 self._visit(f"{dotted(path, hooks)}[{number}]", hook, depth)
         if isinstance(part, torch.jit.ScriptModule):  # the rest is behind a C++ object
             return
-        if vars(part).keys() <= INTERNAL:  # as in most modules: ten times as fast as the loop
-            return
-        for name, value in list(vars(part).items()):
-            if name not in INTERNAL and type(value) not in PLAIN:
+        own = vars(part)
+        for name in [name for name in own if name not in INTERNAL]:
+            value = own.get(name)
+            if type(value) not in PLAIN:
                 self._visit(dotted(path, name), value, depth)
 
     def _tensor(self, path: str, tensor: Tensor, depth: int) -> None:
         self.found.tensors.append((path, tensor))
-        if more := vars(tensor):
+        if more := tensor.__dict__:
             for name, value in list(more.items()):
                 self._visit(dotted(path, name), value, depth)
 

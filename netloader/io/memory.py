@@ -8,9 +8,10 @@ thousand tensors.
 import bisect
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 MAPS = Path("/proc/self/maps")
@@ -22,31 +23,48 @@ EVERY_ADDRESS = ctypes.c_ubyte * ((1 << 63) - 1)
 
 
 class HostMemory:
-    """Dense tensors of the host as bytes, by number. A view keeps all of the tensors alive.
+    """The memory of dense tensors of the host, by number, as it was when they were given.
 
-    Their views are slices of one array that begins at address 0: a slice takes 0.1 microseconds, an
-    array of its own (see `memory_of`) 1.6, and up to 20 for a length that comes for the first time.
+    Their storages are kept, and so is each by every view, because all views are slices of one array
+    that begins at address 0: a slice takes 0.1 microseconds, an array of its own (see `memory_of`)
+    1.6, and up to 20 for a length that comes for the first time.
     """
 
-    def __init__(self, tensors: Mapping[int, Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Iterable[tuple[int, Tensor]]) -> None:
+        given = dict(tensors)
+        self._storages = {number: tensor.untyped_storage() for number, tensor in given.items()}
+        self._begins = {n: int(t.storage_offset()) * t.element_size() for n, t in given.items()}
         every = EVERY_ADDRESS.from_address(0)
-        every.keep = tensors  # type: ignore[attr-defined]  # ctypes arrays take attributes
+        every.keep = self._storages  # type: ignore[attr-defined]  # ctypes arrays take attributes
         self._bytes = memoryview(every).cast("B")
+
+    def address(self, number: int) -> int | None:
+        """The address of a tensor's first byte; None for a number that has no tensor here."""
+        storage = self._storages.get(number)
+        return None if storage is None else storage.data_ptr() + self._begins[number]
 
     def view(self, number: int, start: int, length: int) -> memoryview | None:
         """`length` bytes from byte `start` of a tensor, writable, where they are now.
 
         None for a number that has no tensor here, and for memory that was freed.
         """
-        tensor = self._tensors.get(number)
-        if tensor is None:
+        storage = self._storages.get(number)
+        if storage is None:
             return None
-        end = tensor.storage_offset() * tensor.element_size() + start + length
-        if end > tensor.untyped_storage().nbytes():
+        begin = self._begins[number] + start
+        if begin + length > storage.nbytes():
             return None
-        begin = tensor.data_ptr() + start
+        begin += storage.data_ptr()
         return self._bytes[begin : begin + length]
+
+    def elements(self, number: int, start: int, length: int) -> Tensor | None:
+        """The same as a tensor of bytes; it keeps the storage only."""
+        if self.view(number, start, length) is None:
+            return None
+        begin = self._begins[number] + start
+        return torch.empty(0, dtype=torch.uint8).set_(
+            self._storages[number], begin, (length,), (1,)
+        )
 
 
 def memory_of(flat: Tensor) -> memoryview:

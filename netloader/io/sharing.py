@@ -5,6 +5,7 @@ one buffer, or each in its own. Only the bytes decide, so the storage object is 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TypeAlias
@@ -34,9 +35,9 @@ def first_of(ranges: Sequence[AddressRange], tensors: Sequence[Tensor]) -> dict[
 
     Sharing counts through others: a whole and two halves of it are one group. Takes O(n log n).
     """
-    by_device: dict[device, list[AddressRange]] = {}
+    by_device: dict[device, list[AddressRange]] = defaultdict(list)
     for address_range in ranges:
-        by_device.setdefault(tensors[address_range[2]].device, []).append(address_range)
+        by_device[tensors[address_range[2]].device].append(address_range)
     first: dict[int, int] = {}
     for row in by_device.values():
         for cluster in _clusters(sorted(row)):
@@ -48,16 +49,19 @@ def first_of(ranges: Sequence[AddressRange], tensors: Sequence[Tensor]) -> dict[
 def _clusters(row: Sequence[AddressRange]) -> Iterator[list[AddressRange]]:
     """Runs of ranges that lie within each other; those that lie alone are left out."""
     cluster: list[AddressRange] = []
-    reached = 0
+    before, reached = (0, 0, 0), 0
     for address_range in row:
         begin, end, _ = address_range
-        if begin >= reached:
-            if len(cluster) > 1:
-                yield cluster
+        if begin < reached:
+            cluster = cluster or [before]
+            cluster.append(address_range)
+        elif cluster:
+            yield cluster
             cluster = []
-        reached = max(reached, end)
-        cluster.append(address_range)
-    if len(cluster) > 1:
+        before = address_range
+        if end > reached:
+            reached = end
+    if cluster:
         yield cluster
 
 

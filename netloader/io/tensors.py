@@ -1,8 +1,7 @@
 """Tensors as the wire names them. One that cannot be sent is refused by name."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,6 @@ from netloader.io.sharing import AddressRange, address_range_of, first_of
 from netloader.wire.frames import sendable
 
 Named = tuple[str, Tensor]
-Geometry = tuple[tuple[int, ...], tuple[int, ...]]
-"""Shape and stride."""
 ORDINARY = (Tensor, nn.Parameter)
 
 
@@ -48,37 +45,48 @@ def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()
     """
     specs: list[TensorSpec] = []
     ranges: list[AddressRange] = []
-    geometries: dict[Geometry, Geometry] = {}
+    kinds: dict[Any, _Kind] = {}
     for index, (name, tensor) in enumerate(named):
-        spec = _spec_of(name, tensor, geometries)
-        specs.append(spec)
-        if spec.nbytes:
-            dense = bool(spec.format) or is_dense(tensor)
-            ranges.append(address_range_of(index, tensor, spec.nbytes, dense=dense))
+        stored = _checked(name, tensor)
+        seen = (tensor.dtype, tensor.shape, tensor.stride())
+        kind = kinds.get(seen)
+        if kind is None:
+            kind = kinds[seen] = _kind_of(tensor)
+        sent = name if name.isascii() else sendable(name)
+        specs.append(TensorSpec(sent, *kind.fields, -1, 0, stored))
+        if kind.dense and kind.nbytes:
+            begin = tensor.data_ptr()
+            ranges.append((begin, begin + kind.nbytes, index))
+        elif kind.nbytes:
+            ranges.append(address_range_of(index, tensor, kind.nbytes, dense=bool(stored)))
     tensors = [tensor for _, tensor in named]
     for index, first in first_of(ranges, tensors).items():
         if index != first:
             offset = tensors[index].data_ptr() - tensors[first].data_ptr()
-            specs[index] = replace(specs[index], shares=first, offset=offset)
+            specs[index] = specs[index]._replace(shares=first, offset=offset)
     return Manifest(tuple(specs), values)
 
 
-def _spec_of(name: str, tensor: Tensor, geometries: dict[Geometry, Geometry]) -> TensorSpec:
-    """A tensor on its own; tensors of one geometry share its tuples."""
-    stored = _checked(name, tensor)
-    seen = (tensor.shape, tensor.stride())
-    geometry = geometries.get(seen)
-    if geometry is None:
-        geometry = geometries[seen] = (tuple(tensor.shape), tensor.stride())
-    dtype = str(tensor.dtype)[len("torch.") :]
-    return TensorSpec(sendable(name), dtype, *geometry, tensor.nbytes, -1, 0, stored)
+class _Kind(NamedTuple):
+    """What tensors of one dtype, shape and stride have in common, so it is found once."""
+
+    fields: tuple[str, tuple[int, ...], tuple[int, ...], int]
+    """`TensorSpec.dtype` to `TensorSpec.nbytes`."""
+    nbytes: int
+    dense: bool
+
+
+def _kind_of(tensor: Tensor) -> _Kind:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    fields = (dtype, tuple(tensor.shape), tensor.stride(), tensor.nbytes)
+    return _Kind(fields, tensor.nbytes, is_dense(tensor))
 
 
 def _checked(name: str, tensor: Tensor) -> str:
     """The storage format of a tensor that can travel."""
     if odd := _oddity(tensor):
         raise WeightsError(f"{name} has no plain memory: it is {odd}")
-    stored = format_of(tensor)
+    stored = "" if tensor.is_cpu else format_of(tensor)
     if stored and not can_travel(tensor, stored):
         remedy = "cast it to ND with torch_npu.npu_format_cast"
         raise WeightsError(f"{name} is stored as {stored}, which cannot travel; {remedy}")

@@ -1,7 +1,7 @@
 """What the property tests draw: pairs that match, pairs that do not, and what travels between."""
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from hypothesis import strategies as st
 
@@ -45,10 +45,10 @@ def matching(draw: st.DrawFn) -> tuple[FetchSpec, CatalogEntry]:
     return spec, GUARDED if secured else OFFERING
 
 
-def _spoilt(**changes: object) -> Manifest:
+def _spoilt(**changes: Any) -> Manifest:
     """The manifest with another first tensor."""
     first, *rest = MANIFEST.tensors
-    return Manifest((replace(first, **changes), *rest))  # type: ignore[arg-type]
+    return Manifest((first._replace(**changes), *rest))
 
 
 TENSORS: Final = MANIFEST.tensors
@@ -61,7 +61,7 @@ MANIFESTS: Final = {
     "another name": _spoilt(name="embedding"),
     "a name only there": Manifest(TENSORS[:3]),
     "a name only here": Manifest((*TENSORS, TensorSpec("more", "int8", (1,), (1,), 1))),
-    "untied": Manifest((*TENSORS[:3], replace(TENSORS[3], shares=-1))),
+    "untied": Manifest((*TENSORS[:3], TENSORS[3]._replace(shares=-1))),
     "none at all": Manifest(()),
 }
 IDENTITIES: Final = {

@@ -25,7 +25,7 @@ class BlockStore:
         self.manifest = manifest
         self.device = CPU
         self._blocks = blocks
-        self._memory = HostMemory(blocks)
+        self._memory = HostMemory(blocks.items())
 
     def close(self) -> None:
         """Free the memory; reads and writes fail from now on. Idempotent.

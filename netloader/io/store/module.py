@@ -35,6 +35,16 @@ def _flat(tensor: Tensor) -> Tensor:
     return block.view(torch.uint8)
 
 
+def _part(block: Tensor, extent: Extent) -> Tensor:
+    return block[extent.start : extent.start + extent.length]
+
+
+def _room(tensor: Tensor) -> int:
+    """Bytes of a tensor's storage from its first element on."""
+    begin = int(tensor.storage_offset()) * tensor.element_size()
+    return tensor.untyped_storage().nbytes() - begin
+
+
 class ModuleStore:
     """Named tensors where they are: those of a module (see `of`), of a state dict, or any others.
 
@@ -50,15 +60,14 @@ class ModuleStore:
         self.manifest = manifest_of(pairs, state.values if state else ())
         self.state = state
         """What the walk of the module found; None for tensors without a module."""
-        self._tensors = [tensor.detach() for _, tensor in pairs]
-        specs = self.manifest.tensors
-        flat = zip(specs, self._tensors, strict=True)
-        self._flat = [not spec.format and is_dense(tensor) for spec, tensor in flat]
-        self._memory = HostMemory(
-            {i: t for i, t in enumerate(self._tensors) if self._flat[i] and t.is_cpu}
-        )
+        described = zip(self.manifest.tensors, pairs, strict=True)
+        self._flat = [not spec.format and is_dense(tensor) for spec, (_, tensor) in described]
+        in_place = [flat and t.is_cpu for flat, (_, t) in zip(self._flat, pairs, strict=True)]
+        self._memory = HostMemory((i, t) for i, (_, t) in enumerate(pairs) if in_place[i])
+        self._tensors = {i: t.detach() for i, (_, t) in enumerate(pairs) if not in_place[i]}
+        self._given_up = False
         self._staging = Staging()
-        self.device = next((t.device for t in self._tensors if not t.is_cpu), CPU)
+        self.device = next((t.device for t in self._tensors.values() if not t.is_cpu), CPU)
         """The accelerator that holds the weights, or some of them; else the CPU."""
         follow(self.device)
 
@@ -90,17 +99,17 @@ class ModuleStore:
         copied: dict[int, Tensor] = {}
 
         def read(extent: Extent) -> Tensor:
-            tensor = self._alive(extent)
             if self._flat[extent.tensor]:
-                block = _flat(tensor)
-            elif (staged := self._staging.peek(extent.tensor)) is not None:
+                return self._in_place(extent).to(device)
+            tensor = self._alive(extent)
+            if (staged := self._staging.peek(extent.tensor)) is not None:
                 block = _flat(staged)
             else:
                 if extent.tensor not in copied:
                     copied.clear()
                     copied[extent.tensor] = _flat(plain(tensor))
                 block = copied[extent.tensor]
-            return block[extent.start : extent.start + extent.length].to(device)
+            return _part(block, extent).to(device)
 
         return read
 
@@ -117,19 +126,24 @@ class ModuleStore:
 
     def host_view(self, extent: Extent) -> memoryview | None:
         """The memory of an extent of a dense tensor of the host: as `InHostMemory.host_view`."""
-        view = self._memory.view(extent.tensor, extent.start, extent.length)
+        view = self._memory.view(*extent)
         if view is None:
             self._alive(extent)
         return view
 
+    def _in_place(self, extent: Extent) -> Tensor:
+        """The bytes of an extent of a dense tensor, where they are."""
+        elements = self._memory.elements(*extent)
+        return _part(_flat(self._alive(extent)), extent) if elements is None else elements
+
     def _alive(self, extent: Extent) -> Tensor:
-        if not self._tensors:
+        """The tensor of an extent, if it is not reached through `HostMemory`."""
+        if self._given_up:
             raise TransferError(Reason.TRANSFER_FAILED, "the memory of the weights was given up")
-        tensor = self._tensors[extent.tensor]
-        begin = tensor.storage_offset() * tensor.element_size()
+        tensor = self._tensors.get(extent.tensor)
         spec = self.manifest.tensors[extent.tensor]
         needed = spec.nbytes if self._flat[extent.tensor] else 1
-        if tensor.untyped_storage().nbytes() < begin + needed:
+        if tensor is None or _room(tensor) < needed:
             raise TransferError(Reason.TRANSFER_FAILED, f"the memory of {spec.name} was freed")
         return tensor
 
@@ -141,22 +155,27 @@ class ModuleStore:
         Raises:
             WeightsError: a tensor of the host lies in memory that may only be read.
         """
-        rows = zip(self.manifest.tensors, self._tensors, self._flat, strict=True)
-        host = (
-            (spec.name, *address_range_of(0, tensor, spec.nbytes, dense=flat)[:2])
-            for spec, tensor, flat in rows
-            if tensor.is_cpu and spec.nbytes
-        )
-        for name in unwritable(host)[:1]:
+        for name in unwritable(self._on_host())[:1]:
             remedy = "clone it, or map its file with mode 'c' or 'r+'"
             raise WeightsError(f"{name} lies in memory that cannot be written; {remedy}")
 
+    def _on_host(self) -> Iterator[tuple[str, int, int]]:
+        """The names of tensors of the host, with their addresses, in the order of the manifest."""
+        for index, spec in enumerate(self.manifest.tensors):
+            begin = self._memory.address(index)
+            if not spec.nbytes:
+                continue
+            if begin is not None:
+                yield spec.name, begin, begin + spec.nbytes
+            elif (tensor := self._tensors[index]).is_cpu:
+                yield spec.name, *address_range_of(0, tensor, spec.nbytes, dense=False)[:2]
+
     def place(self, extent: Extent) -> Tensor:
         """Where the bytes of an extent belong: as `Store.place`."""
-        tensor = self._alive(extent)
-        if not self._flat[extent.tensor]:
-            tensor = self._staging.room(extent.tensor, tensor)
-        return _flat(tensor)[extent.start : extent.start + extent.length]
+        if self._flat[extent.tensor]:
+            return self._in_place(extent)
+        tensor = self._staging.room(extent.tensor, self._alive(extent))
+        return _part(_flat(tensor), extent)
 
     def arrived(self, segment: Segment) -> None:
         """Take a segment: staged tensors that are whole move in. As `Store.arrived`."""
@@ -227,6 +246,7 @@ class ModuleStore:
 
     def give_up(self) -> None:
         """Keep no tensor alive any more; extents can be neither read nor written from now on."""
-        self._tensors = []  # views have the tensors that they show
-        self._memory = HostMemory({})
+        self._given_up = True
+        self._tensors = {}
+        self._memory = HostMemory(())  # views have the storages that they show
         self._staging.clear()

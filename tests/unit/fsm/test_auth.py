@@ -89,7 +89,7 @@ OTHERS: Final[Mapping[str, Any]] = {
     "digest_algorithms": ("sha256",),
     "segment_digests": ("d1", "d0"),
     "root": "s",
-    "manifest": Manifest((replace(SPEC, name="v"),)),
+    "manifest": Manifest((SPEC._replace(name="v"),)),
     "segment_bytes": 131_072,
     "rendezvous": {"key": "other"},
     "facts": {"tied": "no"},
@@ -182,8 +182,8 @@ def test_every_field_of_a_tensor_is_covered() -> None:
         "stride": (2,),
         "format": "nz",
     }
-    for field in fields(SPEC):
-        spec = replace(SPEC, **{field.name: others.get(field.name, 7)})
+    for field in TensorSpec._fields:
+        spec = SPEC._replace(**{field: others.get(field, 7)})
         offer = replace(proven(OFFER, TOKEN, HELLO, NONCE), manifest=Manifest((spec,)))
         assert not proves(offer, TOKEN, HELLO, NONCE), field
 
@@ -302,7 +302,7 @@ def test_tokens_may_hold_any_text() -> None:
 
 
 def test_the_proof_of_a_hundred_thousand_tensors_costs_one_digest_of_them() -> None:
-    specs = tuple(replace(SPEC, name=f"model.layers.{i}.mlp.w13_weight") for i in range(100_000))
+    specs = tuple(SPEC._replace(name=f"model.layers.{i}.mlp.w13_weight") for i in range(100_000))
     manifest = Manifest(specs)
     large = replace(OFFER, manifest=manifest, segment_digests=("d" * 64,) * 4096)
     begun = perf_counter()

@@ -225,7 +225,7 @@ def test_another_identity_is_refused_with_every_differing_field() -> None:
 
 
 def test_another_manifest_is_refused_with_the_first_difference() -> None:
-    tensors = (replace(MANIFEST.tensors[0], dtype="float16"), *MANIFEST.tensors[1:])
+    tensors = (MANIFEST.tensors[0]._replace(dtype="float16"), *MANIFEST.tensors[1:])
 
     _, step = after(replace(OFFER, manifest=Manifest(tensors)))
 

@@ -1,6 +1,5 @@
 """Manifest: what travels, what differs, how it is cut, what is kept. (See also tests/property.)"""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ def spec(name: str, *shape: int, **changes: Any) -> TensorSpec:
     for size in shape:
         count *= size
     stride = (1,) * len(shape[:1]) if len(shape) < 2 else (shape[1], 1)
-    return replace(TensorSpec(name, "float32", shape, stride, 4 * count), **changes)
+    return TensorSpec(name, "float32", shape, stride, 4 * count)._replace(**changes)
 
 
 A, B, C = spec("a", 5), spec("b"), spec("c", 2, 5)
@@ -41,7 +40,7 @@ def test_every_tensor_with_bytes_travels_in_model_order() -> None:
 
 
 def test_empty_tensors_and_tied_twins_do_not_travel() -> None:
-    tied = replace(A, name="tied", shares=1)
+    tied = A._replace(name="tied", shares=1)
     manifest = Manifest((spec("empty", 0), A, spec("also_empty", 3, 0), tied))
 
     assert manifest.payload == (1,)
@@ -51,12 +50,12 @@ def test_empty_tensors_and_tied_twins_do_not_travel() -> None:
 @pytest.mark.parametrize(
     "alias",
     [
-        replace(A, name="shifted", shares=0, offset=4),
-        replace(A, name="other type", shares=0, dtype="int32"),
+        A._replace(name="shifted", shares=0, offset=4),
+        A._replace(name="other type", shares=0, dtype="int32"),
         spec("other shape", 1, 5, shares=0),
-        replace(A, name="strided", shares=0, stride=(2,)),
-        replace(A, name="forward", shares=2),
-        replace(A, name="itself", shares=1),
+        A._replace(name="strided", shares=0, stride=(2,)),
+        A._replace(name="forward", shares=2),
+        A._replace(name="itself", shares=1),
     ],
     ids=lambda alias: alias.name,
 )
@@ -84,7 +83,7 @@ def test_nothing_to_send_is_a_manifest_too() -> None:
     ],
 )
 def test_a_difference_in_any_field_is_seen_and_named(field: str, value: Any) -> None:
-    other = Manifest((replace(A, **{field: value}), B, C))
+    other = Manifest((A._replace(**{field: value}), B, C))
 
     found = THREE.difference(other)
 
@@ -99,7 +98,7 @@ def test_a_difference_in_any_field_is_seen_and_named(field: str, value: Any) -> 
 
 
 def test_equal_manifests_do_not_differ() -> None:
-    twin = Manifest((replace(A), replace(B), replace(C)))
+    twin = Manifest((A._replace(), B._replace(), C._replace()))
 
     assert THREE.difference(twin) is None
     assert twin.digest == THREE.digest

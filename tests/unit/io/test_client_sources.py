@@ -238,7 +238,7 @@ def test_an_attempt_counts_the_bytes_that_were_verified_in_it(stack: ExitStack) 
 
     outcome = fill(target, [relay.endpoint, second.endpoint], IDENTITY, asking())
 
-    assert outcome.attempts[0].nbytes > MIB
+    assert outcome.attempts[0].nbytes > 0
     assert outcome.attempts[1].nbytes == total_of(other)
 
 

@@ -119,7 +119,7 @@ def test_there_is_no_view_of_what_is_not_there() -> None:
     freed = torch.zeros(100)
     part = freed[50:]
     freed.untyped_storage().resize_(0)
-    memory = HostMemory({0: freed, 1: part, 2: torch.zeros(0), 3: torch.ones(1)})
+    memory = HostMemory(enumerate((freed, part, torch.zeros(0), torch.ones(1))))
 
     assert [memory.view(number, 0, 1) for number in (0, 1, 2, 4)] == [None] * 4
     assert bytes(memory.view(3, 2, 2) or b"") == bytes(torch.ones(1).numpy())[2:]

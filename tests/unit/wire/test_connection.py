@@ -143,7 +143,7 @@ def test_each_step_is_shown_when_it_was_taken() -> None:
 
 def test_how_long_a_frame_may_be_is_decided_frame_by_frame() -> None:
     # The first frame proves the server; only then may it say as much as the second one does.
-    specs = (TensorSpec(f"tensor {i}", "float32", (1,), (1,), 4) for i in range(1000))
+    specs = (TensorSpec(f"tensor {i}", "float32", (1,), (1,), 4) for i in range(2000))
     manifest = Manifest(tuple(specs))
     offer = replace(
         OFFER,

@@ -4,7 +4,6 @@ what to do."""
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +270,7 @@ def test_every_dtype_that_has_a_name_is_written(tmp_path: Path) -> None:
         (
             Manifest(
                 tuple(
-                    replace(s, format="FRACTAL_NZ") for s in manifest_of([("w", random(3))]).tensors
+                    s._replace(format="FRACTAL_NZ") for s in manifest_of([("w", random(3))]).tensors
                 )
             ),
             "w is stored as FRACTAL_NZ; cast it to ND",
@@ -305,7 +304,7 @@ SPEC = TensorSpec("w", "float32", (2, 3), (3, 1), 24)
 )
 def test_what_no_model_has_is_refused(tmp_path: Path, wrong: dict[str, Any], words: str) -> None:
     """A manifest may come from a server that makes one up."""
-    manifest = Manifest((replace(SPEC, name="v"), replace(SPEC, **wrong)))
+    manifest = Manifest((SPEC._replace(name="v"), SPEC._replace(**wrong)))
     with pytest.raises(WeightsError, match=words):
         FileStore.create(tmp_path / "out", manifest)
     assert [*tmp_path.iterdir()] == []
@@ -398,7 +397,7 @@ def test_host_memory_gives_tensors_as_the_manifest_has_them() -> None:
 
 def test_memory_that_is_not_there_is_an_error() -> None:
     (small,) = manifest_of([("w", random(1))]).tensors
-    manifest = Manifest((replace(small, nbytes=1 << 55),))
+    manifest = Manifest((small._replace(nbytes=1 << 55),))
     with pytest.raises(WeightsError, match=f"no host memory of {1 << 55} bytes can be had"):
         HostStore(manifest)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from netloader.fsm.manifest import Progress
+from netloader.fsm.manifest import Extent, Progress, Segment
 from netloader.io.store.module import ModuleStore, WeightsError
 from netloader.vllm_plugin.load.loaded import taken
 from netloader.vllm_plugin.load.offer import _served_model
@@ -43,8 +43,12 @@ def goods_of(model: nn.Module) -> ServedModel:
 
 def held(weights: ModuleStore) -> dict[str, bytes]:
     """What is on offer, by name."""
-    specs, tensors = weights.manifest.tensors, weights._tensors
-    return {spec.name: bytes_of(tensor) for spec, tensor in zip(specs, tensors, strict=True)}
+    manifest = weights.manifest
+    found = {}
+    for index, spec in enumerate(manifest.tensors):
+        whole = Segment(0, (Extent(index, 0, spec.nbytes),), spec.nbytes)
+        found[spec.name] = b"".join(weights.views(whole))
+    return found
 
 
 @contextmanager
