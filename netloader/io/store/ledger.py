@@ -353,16 +353,17 @@ class SegmentWriter:
         self.lease.check()
         return self._in_place
 
-    def update(self, view: memoryview) -> None:
-        """Take the next bytes into the digest.
+    def update(self, *views: memoryview) -> None:
+        """Take the next bytes into the digest: one view, or several that follow one another.
 
         Raises:
             TransferError: DIGEST_MISMATCH, with the last bytes; the segment does not count. Or the
                 source was dropped.
         """
         self.lease.check()
-        self._hasher.update(view)
-        self._left -= len(view)
+        for view in views:
+            self._hasher.update(view)
+        self._left -= sum(map(len, views))
         if not self._left:
             self._finish()
 

@@ -252,8 +252,7 @@ class OneSidedReceiver:
                     receive_batch(lane, [memoryview(bytearray(1))])
                     self._read(batch)
                     send_batch(lane, [memoryview(FREED)])
-                    for view in batch:  # where it is now: a slot may change under a reader
-                        writer.update(view)
+                    writer.update(*batch)  # where it is now: a slot may change under a reader
         except OSError as error:
             raise as_transfer_error(error) from error
         return sum(segment.nbytes for segment in segments)

@@ -255,8 +255,7 @@ class ShmReceiver:
                 if gone.poll(0):
                     raise TransferError(Reason.TRANSFER_FAILED, "the server has ended the session")
                 left = after(left, read_some(self._pid, left, spans))
-            for view in batch:  # where it is now: what it was read from may change
-                writer.update(view)
+            writer.update(*batch)  # where it is now: what it was read from may change
 
     def abort(self) -> None:
         """Shut the lanes down."""

@@ -34,14 +34,17 @@ def batches(views: Iterable[memoryview], size: int) -> Iterator[list[memoryview]
     batch: list[memoryview] = []
     room = size
     for view in views:
-        start = 0
-        while start < len(view):
-            part = view[start : start + room]
-            batch.append(part)
-            start, room = start + len(part), room - len(part)
-            if not room or len(batch) == IOV_MAX:
-                yield batch
-                batch, room = [], size
+        rest = view
+        while len(rest) > room:
+            batch.append(rest[:room])
+            yield batch
+            rest, batch, room = rest[room:], [], size
+        if rest:
+            batch.append(rest)
+            room -= len(rest)
+        if not room or len(batch) == IOV_MAX:
+            yield batch
+            batch, room = [], size
     if batch:
         yield batch
 
@@ -197,8 +200,7 @@ class TcpReceiver:
                 for batch in batches(writer.views(), RECEIVE_BYTES):
                     go_on(self._lanes)
                     receive_batch(lane, batch)
-                    for view in batch:
-                        writer.update(view)
+                    writer.update(*batch)
         except OSError as error:
             raise as_transfer_error(error) from error
         return sum(segment.nbytes for segment in own)
