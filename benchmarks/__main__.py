@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import fan_out, fleet
+from benchmarks.beside import measured
 from benchmarks.contenders import contenders, is_quick
 from benchmarks.contest import Result, compete
 from benchmarks.engines import engine_loads
@@ -20,11 +21,14 @@ from benchmarks.facts import LOAD, disturbance, facts
 from benchmarks.figures import Figures, load, save
 from benchmarks.goals import goals
 from benchmarks.handshake import shake_hands
+from benchmarks.huge import huge_pages
+from benchmarks.rails import rails
 from benchmarks.report import FOLDER, RESULTS, write
 from benchmarks.target import Memory
 from benchmarks.workload import LARGE, SMALL, WORKLOADS, Workload
 
-FULL_ROUNDS, QUICK_ROUNDS, MOST_ENGINE_ROUNDS = 4, 3, 2
+FULL_ROUNDS, QUICK_ROUNDS = 3, 3
+BESIDE_ROUNDS, BESIDE_TOKENS, BESIDE_RATE = 2, 120, "200MB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,24 @@ def handshakes(figures: Figures) -> None:
 
 def engines(figures: Figures) -> None:
     """Real engines."""
-    figures.engines, failed = engine_loads(min(figures.rounds, MOST_ENGINE_ROUNDS), say)
+    figures.engines, failed = engine_loads(figures.rounds, say)
     figures.absent |= failed
+
+
+def huge(figures: Figures) -> None:
+    """Huge pages."""
+    figures.huge = huge_pages(figures.rounds, say)
+
+
+def beside(figures: Figures) -> None:
+    """What an engine notices."""
+    say("an engine that decodes, and what is beside it")
+    figures.beside = measured(BESIDE_ROUNDS, BESIDE_RATE, BESIDE_TOKENS)
+
+
+def links(figures: Figures) -> None:
+    """Several links at once."""
+    figures.rails = [rails(say)]
 
 
 def fans(figures: Figures) -> None:
@@ -79,7 +99,10 @@ def fleets(figures: Figures) -> None:
 FULL: Sequence[Part] = (
     Part("large", lambda figures: rates(figures, LARGE, figures.rounds)),
     Part("small", lambda figures: rates(figures, SMALL, figures.rounds)),
+    Part("huge", huge),
     Part("handshake", handshakes),
+    Part("rails", links),
+    Part("beside", beside),
     Part("engines", engines),
     Part("fan_out", fans),
     Part("fleet", fleets),

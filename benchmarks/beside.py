@@ -5,8 +5,10 @@ lanes share that core. A second process loads from it back to back on the other 
 turns:
 
     idle             nobody loads
-    tcp              as fast as it goes
-    tcp, RATE        with `max_bandwidth`
+    tcp, shm         as fast as it goes
+    tcp, RATE        with `max_bandwidth`; the way shm has no limit, the client reads by itself
+    relay            a client of the engine serves what it receives to a second one
+    sealing          nobody loads, and the engine's process computes its digests
     copy             the floor: the other core copies memory in C (memmove), and nothing is sent
     socket           the floor: a plain sender process on the engine's core, as fast as it goes
 """
@@ -18,15 +20,17 @@ import os
 import socket
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
 import torch
 
+from benchmarks.figures import Beside
 from demo.paths import MODEL
 from netloader.config import Deadlines, Endpoint
 
@@ -39,6 +43,9 @@ TOKENS: Final = 400
 """Of one request: a step each."""
 WARM_STEPS: Final = 5
 COPIED: Final = 64 << 20
+POLL_S: Final = 0.1
+DECODING, SEALING = "decoding", "sealing"
+"""What the engine's process does besides decoding: nothing, or digests."""
 SLOW: Final = Deadlines(min_rate_bytes_per_s=1 << 20)
 ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
@@ -91,27 +98,74 @@ def engine_process(pipe: Connection, rate: str, tokens: int, log: str) -> None:
     pipe.send([server.endpoint.port for server in servers])
     pipe.send([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named])
     wanted = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0)
-    while pipe.recv():
-        llm.llm_engine.add_request(str(time.monotonic()), "The weights", wanted)
-        steps: list[float] = []
-        while llm.llm_engine.has_unfinished_requests():
-            begun = time.perf_counter()
-            llm.llm_engine.step()
-            steps.append(time.perf_counter() - begun)
+    while doing := pipe.recv():
+        with sealing(dict(named)) if doing == SEALING else nullcontext():
+            llm.llm_engine.add_request(str(time.monotonic()), "The weights", wanted)
+            steps: list[float] = []
+            while llm.llm_engine.has_unfinished_requests():
+                begun = time.perf_counter()
+                llm.llm_engine.step()
+                steps.append(time.perf_counter() - begun)
         pipe.send(steps[WARM_STEPS:])
 
 
-def loading_process(pipe: Connection, port: int, specs: Specs) -> None:
+@contextmanager
+def sealing(state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """A block beside which the weights are published anew, again and again."""
+    from netloader.io import serve
+
+    over = threading.Event()
+
+    def seal() -> None:
+        while not over.is_set():
+            with serve(state, IDENTITY) as server:
+                while not over.is_set() and not server.wait_ready(POLL_S):
+                    pass
+
+    thread = threading.Thread(target=seal)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def loading_process(pipe: Connection, port: int, specs: Specs, transport: str) -> None:
     """Load back to back until told to stop; then say how many bytes that were."""
     os.sched_setaffinity(0, {OTHER_CORE})
     from netloader.io import ClientOptions, fill
 
     state = {name: torch.zeros(shape, dtype=dtype) for name, shape, dtype in specs}
-    options = ClientOptions(transports=("tcp",), lanes=1, deadlines=SLOW)
+    options = ClientOptions(transports=(transport,), lanes=1, deadlines=SLOW)
     moved = 0
     pipe.send("ready")
     while not pipe.poll():
         outcome = fill(state, [Endpoint(HOST, port)], IDENTITY, options)
+        assert outcome.ok, outcome.history()
+        moved += outcome.nbytes
+    pipe.send(moved)
+
+
+def relaying_process(pipe: Connection, port: int, specs: Specs) -> None:
+    """Load back to back, and give each segment to a second client of this process."""
+    os.sched_setaffinity(0, {OTHER_CORE})
+    from netloader.io import ClientOptions, ServerOptions, fill, listen
+
+    first, second = (
+        {name: torch.zeros(shape, dtype=dtype) for name, shape, dtype in specs} for _ in range(2)
+    )
+    options = ClientOptions(transports=("tcp",), lanes=1, deadlines=SLOW)
+    moved = 0
+    pipe.send("ready")
+    while not pipe.poll():
+        with listen(HOST, options=ServerOptions(transports=("tcp",), max_clients=1)) as relay:
+            child = threading.Thread(
+                target=fill, args=(second, [relay.endpoint], IDENTITY, replace(options))
+            )
+            child.start()
+            outcome = fill(first, [Endpoint(HOST, port)], IDENTITY, replace(options, relay=relay))
+            child.join()
         assert outcome.ok, outcome.history()
         moved += outcome.nbytes
     pipe.send(moved)
@@ -191,8 +245,11 @@ def measure(rounds: int, rate: str, tokens: int, log: str) -> Mapping[str, Case]
     (free, limited), specs = near.recv(), near.recv()
     works: Mapping[str, Callable[[Case], Any]] = {
         "idle": lambda case: beside(case, None),
-        "tcp": lambda case: beside(case, loading_process, free, specs),
-        f"tcp, {rate}": lambda case: beside(case, loading_process, limited, specs),
+        "tcp": lambda case: beside(case, loading_process, free, specs, "tcp"),
+        f"tcp, {rate}": lambda case: beside(case, loading_process, limited, specs, "tcp"),
+        "shm": lambda case: beside(case, loading_process, free, specs, "shm"),
+        "relay": lambda case: beside(case, relaying_process, free, specs),
+        SEALING: lambda case: beside(case, None),
         "copy": lambda case: beside(case, copying_process),
         "socket": lambda case: beside(case, receiving_process),
     }
@@ -201,22 +258,37 @@ def measure(rounds: int, rate: str, tokens: int, log: str) -> Mapping[str, Case]
         for name, work in works.items():
             case = cases[name] if number else Case()
             with work(case):
-                near.send(True)
+                near.send(SEALING if name == SEALING else DECODING)
                 case.steps += near.recv()
-    near.send(False)
+    near.send("")
     engine.join(START_S)
     return cases
 
 
-def table(cases: Mapping[str, Case]) -> str:
+def measured(rounds: int, rate: str, tokens: int) -> list[Beside]:
+    """Every case, as figures."""
+    os.environ.update(ENVIRONMENT)
+    with tempfile.NamedTemporaryFile(suffix=".log") as log:
+        cases = measure(rounds, rate, tokens, log.name)
+    return [
+        Beside(
+            name,
+            case.percentile(0.5),
+            case.percentile(0.99),
+            statistics.median(case.loaded) if case.loaded else 0.0,
+        )
+        for name, case in cases.items()
+    ]
+
+
+def table(rows: Sequence[Beside]) -> str:
     """What was measured, for people."""
-    idle = cases["idle"]
+    idle = rows[0]
     lines = [f"{'beside':<16}{'p50 ms':>8}{'p99 ms':>8}{'x idle':>8}{'x idle':>8}{'GB/s':>8}"]
-    for name, case in cases.items():
-        p50, p99 = case.percentile(0.5), case.percentile(0.99)
-        ratios = f"{p50 / idle.percentile(0.5):>8.2f}{p99 / idle.percentile(0.99):>8.2f}"
-        loaded = f"{statistics.median(case.loaded):>8.2f}" if case.loaded else ""
-        lines.append(f"{name:<16}{p50:>8.1f}{p99:>8.1f}{ratios}{loaded}")
+    for row in rows:
+        ratios = f"{row.p50_ms / idle.p50_ms:>8.2f}{row.p99_ms / idle.p99_ms:>8.2f}"
+        rate = f"{row.gigabytes_per_s:>8.2f}" if row.gigabytes_per_s else ""
+        lines.append(f"{row.work:<16}{row.p50_ms:>8.1f}{row.p99_ms:>8.1f}{ratios}{rate}")
     return "\n".join(lines)
 
 
@@ -227,9 +299,7 @@ def main() -> None:
     parser.add_argument("--rate", default="200MB")
     parser.add_argument("--tokens", type=int, default=TOKENS)
     wanted = parser.parse_args()
-    os.environ.update(ENVIRONMENT)
-    with tempfile.NamedTemporaryFile(suffix=".log") as log:
-        print(table(measure(wanted.rounds, wanted.rate, wanted.tokens, log.name)))
+    print(table(measured(wanted.rounds, wanted.rate, wanted.tokens)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,35 @@ class EngineLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """Steps of an engine that decodes while something else is at work: see `beside`."""
+
+    work: str
+    p50_ms: float
+    p99_ms: float
+    gigabytes_per_s: float
+    """What the work moved; 0 if it moves nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class HugePages:
+    """GiB/s within one host where the memory of both sides is in huge pages: see `huge`."""
+
+    way: str
+    rates: list[float]
+    huge_share: float
+    """Of the memory that was received into, the share that the kernel kept in huge pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rails:
+    """MB/s over one of two links of limited rate, and over both: see `rails`."""
+
+    one: float
+    both: float
+
+
+@dataclass(frozen=True, slots=True)
 class FanOut:
     """Clients that started together on hosts of limited rate."""
 
@@ -59,6 +88,9 @@ class Figures:
     absent: dict[str, str] = field(default_factory=dict)
     handshakes: list[Handshake] = field(default_factory=list)
     engines: list[EngineLoad] = field(default_factory=list)
+    huge: list[HugePages] = field(default_factory=list)
+    rails: list[Rails] = field(default_factory=list)
+    beside: list[Beside] = field(default_factory=list)
     fan_out: list[FanOut] = field(default_factory=list)
     simulated: list[Simulated] = field(default_factory=list)
     checked: list[Simulated] = field(default_factory=list)
@@ -99,11 +131,14 @@ def load(path: Path) -> Figures:
         "results": Result,
         "handshakes": Handshake,
         "engines": EngineLoad,
+        "huge": HugePages,
+        "rails": Rails,
+        "beside": Beside,
         "fan_out": FanOut,
         "simulated": Simulated,
         "checked": Simulated,
     }
-    made = {name: [kind(**row) for row in raw[name]] for name, kind in kinds.items()}
+    made = {name: [kind(**row) for row in raw.get(name, ())] for name, kind in kinds.items()}
     return Figures(**(raw | made))
 
 

@@ -1,8 +1,10 @@
 """The figures that the project wants to reach, and what a run says of each."""
 
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from benchmarks import huge
 from benchmarks.figures import FanOut, Figures
 
 TOLERANCE = 0.15
@@ -39,7 +41,8 @@ def _share(upper: float | None, lower: float | None) -> float | None:
 def goals(figures: Figures) -> list[Goal]:
     """A line for each."""
     parts: tuple[Callable[[Figures], Iterator[Goal]], ...] = (
-        *(_tcp, _same_host, _engines, _small, _handshakes, _fans, _simulated, _gloo, _elsewhere),
+        *(_tcp, _same_host, _huge, _engines, _small, _handshakes, _fans, _simulated, _gloo),
+        *(_beside, _rails),
     )
     return [goal for part in parts for goal in part(figures)]
 
@@ -71,7 +74,13 @@ def _same_host(figures: Figures) -> Iterator[Goal]:
         rate = figures.median("large", "touched", f"netloader shm, {algorithm}")
         what = f"same host, touched memory, 4 KiB pages, {algorithm}: x memcpy (1 thread)"
         yield _line(what, 0.5, _share(rate, copied), _why(figures, algorithm))
-    yield Goal("the same on huge pages", "at least 0.65", "", "not measured: not in this benchmark")
+
+
+def _huge(figures: Figures) -> Iterator[Goal]:
+    rates = {each.way: statistics.median(each.rates) for each in figures.huge}
+    what = f"same host, touched memory, huge pages on both sides, {FAST}: x memcpy (1 thread)"
+    found = _share(rates.get(huge.WAY), rates.get(huge.COPY))
+    yield _line(what, 0.65, found, figures.skipped.get("huge", "not in this run"))
 
 
 def _engines(figures: Figures) -> Iterator[Goal]:
@@ -95,9 +104,9 @@ def _small(figures: Figures) -> Iterator[Goal]:
 
 def _handshakes(figures: Figures) -> Iterator[Goal]:
     most = {300: 2.0, 20_000: 15.0, 100_000: 80.0}
-    found = {each.tensors: min(each.first_segment_ms) for each in figures.handshakes}
+    found = {each.tensors: min(each.handshake_ms) for each in figures.handshakes}
     for count, limit in most.items():
-        what = f"call of `fill` to the first verified segment, {count:,} tensors, best round: ms"
+        what = f"connection to the request for the first bytes, {count:,} tensors, best round: ms"
         why = figures.skipped.get("handshake", "not in this run")
         yield _line(what, limit, found.get(count), why, most=True)
 
@@ -132,8 +141,21 @@ def _gloo(figures: Figures) -> Iterator[Goal]:
         yield _line(what, least, _share(rate, bare), "not in this run")
 
 
-def _elsewhere(figures: Figures) -> Iterator[Goal]:
-    del figures
-    what = "p99 of a real engine's step while clients load back to back: x idle"
-    yield Goal(what, "1.10 capped, 1.30 uncapped", "", "not measured: not in this benchmark")
-    yield Goal("two rails: x the sum", "at least 0.9", "", "not measured: not in this benchmark")
+def _beside(figures: Figures) -> Iterator[Goal]:
+    p99 = {each.work: each.p99_ms for each in figures.beside}
+    why = figures.skipped.get("beside", "not in this run")
+    capped = next((work for work in p99 if work.startswith("tcp, ")), "tcp, capped")
+    for work, most in ((capped, 1.1), ("tcp", 1.3), ("shm", 1.3), ("relay", 1.3), ("sealing", 1.3)):
+        what = f"p99 of a real engine's step, {work} beside it: x idle"
+        yield _line(what, most, _share(p99.get(work), p99.get("idle")), why, most=True)
+    for work, words in (("copy", "a loop in C that copies memory"), ("socket", "a plain socket")):
+        if floor := _share(p99.get(work), p99.get("idle")):
+            yield Goal(
+                f"the floor of that: {words} beside it", "", f"{floor:.2f}", "for comparison"
+            )
+
+
+def _rails(figures: Figures) -> Iterator[Goal]:
+    share = next((each.both / each.one / 2 for each in figures.rails), None)
+    why = figures.skipped.get("rails", "not in this run")
+    yield _line("two rails: x the sum", 0.9, share, why)

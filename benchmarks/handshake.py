@@ -1,4 +1,4 @@
-"""From the call of `fill` to the first verified segment, by the number of tensors."""
+"""Handshake, and the call of `fill` to the first verified segment, by the number of tensors."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from benchmarks.sender import HOST, Sender, Stage, sending
 from benchmarks.workload import IDENTITY, LARGE, Many
-from netloader import ClientOptions, Endpoint, Server, ServerOptions, fill, serve
+from netloader import ClientOptions, Endpoint, Server, ServerOptions, State, fill, serve
 
 COUNTS: Final = (300, 20_000, 100_000)
 ELEMENTS: Final = 512
@@ -20,6 +20,8 @@ class Handshake:
     """Milliseconds of each round, by what had happened then."""
 
     tensors: int
+    handshake_ms: list[float]
+    """From the connection to the request for the first bytes."""
     first_segment_ms: list[float]
     """The first segment was verified."""
     done_ms: list[float]
@@ -40,11 +42,11 @@ def _measure(sender: Sender, count: int, rounds: int) -> Handshake:
     port = sender.do(offer, count)
     model = Many(count, ELEMENTS)
     times = [_once(model, port) for _ in range(rounds + 1)][1:]
-    first, done = zip(*times, strict=True)
-    return Handshake(count, list(first), list(done))
+    handshake, first, done = zip(*times, strict=True)
+    return Handshake(count, list(handshake), list(first), list(done))
 
 
-def _once(model: Any, port: int) -> tuple[float, float]:
+def _once(model: Any, port: int) -> tuple[float, float, float]:
     reached: list[float] = []
 
     def report(done: int, total: int) -> None:
@@ -59,7 +61,9 @@ def _once(model: Any, port: int) -> tuple[float, float]:
     ended = time.perf_counter()
     if not outcome.ok:
         raise RuntimeError(outcome.history())
-    return (reached[0] - began) * 1000, (ended - began) * 1000
+    spent = outcome.attempts[0].seconds
+    handshake = spent.get(State.HANDSHAKE, 0.0) + spent.get(State.VALIDATE, 0.0)
+    return handshake * 1000, (reached[0] - began) * 1000, (ended - began) * 1000
 
 
 def offer(stage: Stage, count: int) -> int:

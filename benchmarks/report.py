@@ -39,8 +39,10 @@ def write(figures: Figures, folder: Path = FOLDER) -> None:
         *_machine(figures),
         *_goals(figures),
         *_rates(figures),
+        *_huge(figures),
         *_handshakes(figures),
         *_engines(figures),
+        *_beside(figures),
         *_fan_out(figures),
         *_fleet(figures),
         *_absent(figures),
@@ -91,12 +93,49 @@ def _spread(values: Sequence[float]) -> str:
 def _handshakes(figures: Figures) -> Iterator[str]:
     if not figures.handshakes:
         return
-    yield "## Many tensors: from the call of `fill`, over tcp, milliseconds\n"
+    yield "## Many tensors, over tcp, milliseconds\n"
+    yield (
+        "The handshake is counted from the connection to the request for the first bytes, the\n"
+        "rest from the call of `fill`, which looks at the module first.\n"
+    )
     rows = [
-        [f"{each.tensors:,}", _spread(each.first_segment_ms), _spread(each.done_ms)]
+        [
+            f"{each.tensors:,}",
+            *map(_spread, (each.handshake_ms, each.first_segment_ms, each.done_ms)),
+        ]
         for each in figures.handshakes
     ]
-    yield _table(("tensors of 1 KiB", "first segment verified", "done"), rows)
+    yield _table(("tensors of 1 KiB", "handshake", "first segment verified", "done"), rows)
+
+
+def _huge(figures: Figures) -> Iterator[str]:
+    if not figures.huge:
+        return
+    yield "## The same host, memory of both sides in huge pages, GiB/s\n"
+    rows = [[each.way, _spread(each.rates), f"{each.huge_share:.0%}"] for each in figures.huge]
+    yield _table(("way", "touched memory", "of it in huge pages"), rows)
+
+
+def _beside(figures: Figures) -> Iterator[str]:
+    if not figures.beside:
+        return
+    yield "## The engine beside\n"
+    yield (
+        "A real engine (SmolLM2, eager, one process) decodes on one core. The lanes of its server\n"
+        "share that core, whoever loads from it back to back has the other one\n"
+        "(`python -m benchmarks.beside`).\n"
+    )
+    idle = figures.beside[0]
+    rows = [
+        [
+            *(each.work, f"{each.p50_ms:.1f}", f"{each.p99_ms:.1f}"),
+            *(f"{each.p50_ms / idle.p50_ms:.2f}", f"{each.p99_ms / idle.p99_ms:.2f}"),
+            f"{each.gigabytes_per_s:.2f}" if each.gigabytes_per_s else "",
+        ]
+        for each in figures.beside
+    ]
+    head = ("beside it", "p50 of a step, ms", "p99, ms", "p50 x idle", "p99 x idle", "GB/s")
+    yield _table(head, rows)
 
 
 def _engines(figures: Figures) -> Iterator[str]:

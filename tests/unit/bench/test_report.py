@@ -11,9 +11,20 @@ from benchmarks.contenders.copies import Memcpy, ReadFromProcess
 from benchmarks.contenders.own import Netloader, algorithms
 from benchmarks.contenders.sockets import PlainSocket
 from benchmarks.contest import Result, compete
-from benchmarks.figures import EngineLoad, FanOut, Figures, Simulated, load, save
+from benchmarks.figures import (
+    Beside,
+    EngineLoad,
+    FanOut,
+    Figures,
+    HugePages,
+    Rails,
+    Simulated,
+    load,
+    save,
+)
 from benchmarks.goals import goals
 from benchmarks.handshake import Handshake
+from benchmarks.huge import COPY, WAY
 from benchmarks.report import write
 from benchmarks.sender import Sender
 from benchmarks.target import Target
@@ -80,7 +91,13 @@ def figures() -> Figures:
         *rates("netloader tcp, blake3", 1.0, "small"),
     ]
     found.absent = {"NIXL (UCX)": "the package nixl is not installed"}
-    found.handshakes = [Handshake(300, [1.5, 1.9], [3.0, 4.0])]
+    found.handshakes = [Handshake(300, [1.0, 1.2], [1.5, 1.9], [3.0, 4.0])]
+    found.huge = [HugePages(way, [rate], 1.0) for way, rate in ((COPY, 10.0), (WAY, 7.0))]
+    found.rails = [Rails(20.0, 39.0)]
+    found.beside = [
+        Beside(work, 10.0, p99, 0.2)
+        for work, p99 in (("idle", 12.0), ("tcp", 24.0), ("tcp, 200MB", 13.0), ("copy", 18.0))
+    ]
     found.engines = [EngineLoad("ordinary, warm", [0.4]), EngineLoad("netloader tcp", [0.5])]
     found.fan_out = [
         FanOut(count, shape, seconds, 1.0, 1.0, 1.0)
@@ -99,6 +116,12 @@ def test_each_goal_is_reached_or_missed_or_said_to_be_not_measured() -> None:
     socket = verdicts["tcp, touched memory, 226 tensors, blake3: x plain socket (touched)"]
     assert (socket.figure, socket.verdict) == ("0.90", "reached"), "beside the best plain socket"
     assert verdicts["gloo, 226 tensors, touched memory: x bare gloo"].verdict == "missed"
+    capped = verdicts["p99 of a real engine's step, tcp, 200MB beside it: x idle"]
+    assert (capped.figure, capped.verdict) == ("1.08", "reached")
+    assert verdicts["p99 of a real engine's step, tcp beside it: x idle"].verdict == "missed"
+    pages = "same host, touched memory, huge pages on both sides, xxh3_128: x memcpy (1 thread)"
+    assert (verdicts[pages].figure, verdicts[pages].verdict) == ("0.70", "reached")
+    assert verdicts["two rails: x the sum"].figure == "0.97"
     eight = verdicts["8 clients at a source of limited rate, relay: x the time of one"]
     assert (eight.figure, eight.verdict) == ("1.20", "reached")
     clear = ("reached", "missed", "for comparison")
