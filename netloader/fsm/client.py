@@ -33,7 +33,6 @@ from netloader.fsm.messages import (
     Description,
     Have,
     Offer,
-    Proof,
     Reject,
     Request,
     Verified,
@@ -58,19 +57,15 @@ from netloader.fsm.table import Limit, Program, Table, build, check, complete, e
 # -- guards --------------------------------------------------------------------------------------
 
 
-def _tokenless(session: ClientSession, event: Challenge) -> bool:
+def _needless(session: ClientSession, event: Challenge) -> bool:
+    """Whether this client has no token, or has had the server's proof."""
     del event
-    return session.spec.token is None
+    return session.spec.token is None or session.proven
 
 
 def _wrong_proof(session: ClientSession, event: Challenge) -> bool:
     token = session.spec.token
-    return token is None or not auth.challenges(event, token, session.hello)
-
-
-def _asked_again(session: ClientSession, event: Challenge) -> bool:
-    del event
-    return session.proven
+    return token is None or not auth.challenges(event, token, session.start)
 
 
 def _unproven(session: ClientSession, event: Offer | Description) -> bool:
@@ -160,7 +155,7 @@ def _idle(session: ClientSession, event: DeadlinePassed) -> bool:
 
 def _greet(session: ClientSession, event: Connected) -> Iterable[Effect]:
     del event
-    yield Send(session.hello)
+    yield Send(session.hello if session.spec.token is None else session.start)
 
 
 def _give_up(session: ClientSession, event: ConnectFailed) -> Iterable[Effect]:
@@ -172,14 +167,9 @@ def _unreachable(session: ClientSession, event: DeadlinePassed) -> Iterable[Effe
     return part(session, failure(session, Reason.UNREACHABLE, "no answer to connect"))
 
 
-def _refuse_challenge(session: ClientSession, event: Challenge) -> Iterable[Effect]:
-    del event
-    return refuse(session, Reason.AUTH_REQUIRED, "the server asks for a token; set AUTH_TOKEN_FILE")
-
-
 def _refuse_server(session: ClientSession, event: Challenge) -> Iterable[Effect]:
     del event
-    detail = "the server has another token, or the hello was changed on its way"
+    detail = "the server has another token, or the start was changed on its way"
     return refuse(session, Reason.AUTH_FAILED, detail)
 
 
@@ -192,11 +182,8 @@ def _refuse_unproven(session: ClientSession, event: Offer | Description) -> Iter
 
 
 def _prove(session: ClientSession, event: Challenge) -> Iterable[Effect]:
-    token = session.spec.token
-    if token is None:
-        raise AssertionError("guarded by _tokenless")
     session.challenge = event
-    yield Send(auth.proven(Proof(), token, session.hello, event.nonce))
+    yield Send(session.hello)
 
 
 def _learn(session: ClientSession, event: Description) -> Iterable[Effect]:
@@ -326,8 +313,7 @@ TABLE: Table[ClientSession] = complete(
         #   in  on              to  do                when
         row(L, Connected,       H, _greet),
         row(L, ConnectFailed,   F, _give_up),
-        row(H, Challenge,       F, _refuse_challenge, when=_tokenless),
-        row(H, Challenge,       F, violation,         when=_asked_again),
+        row(H, Challenge,       F, violation,         when=_needless),
         row(H, Challenge,       F, _refuse_server,    when=_wrong_proof),
         row(H, Challenge,       H, _prove),
         row(H, Description,     F, _refuse_unproven,  when=_unproven),

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from netloader.config import Deadlines
+from netloader.fsm import auth
 from netloader.fsm.messages import (
     PROTOCOL_VERSION,
     Challenge,
@@ -11,6 +12,7 @@ from netloader.fsm.messages import (
     Offer,
     Opened,
     Purpose,
+    Start,
     Unopened,
 )
 from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Session
@@ -69,20 +71,27 @@ class ClientSession(Session):
         return self.offer.session if self.offer else ""
 
     @property
+    def start(self) -> Start:
+        """The first message of a client with a token."""
+        return Start((PROTOCOL_VERSION,), self.nonce)
+
+    @property
     def hello(self) -> Hello:
-        """The first message of this client; every proof of the session covers it."""
+        """What this client wants and is able to do, proven once the server has proven itself."""
         spec = self.spec
-        return Hello(
+        plain = Hello(
             versions=(PROTOCOL_VERSION,),
             purpose=spec.purpose,
             identity=spec.identity,
             layouts=spec.layouts,
             transports=spec.transports,
             digest_algorithms=spec.digest_algorithms,
-            nonce=self.nonce,
             serves_at=spec.serves_at,
             manifest_digest="" if spec.purpose is Purpose.DESCRIBE else spec.manifest.digest,
         )
+        if self.challenge is None:
+            return plain
+        return auth.proven(plain, spec.token, self.start, self.challenge.nonce)
 
     @property
     def later_candidates(self) -> tuple[str, ...]:

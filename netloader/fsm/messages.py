@@ -30,8 +30,20 @@ class Purpose(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """Client with a token: it asks the server to prove itself first, and says nothing else."""
+
+    versions: tuple[int, ...]
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
-    """Client: its identity and abilities, each list in order of preference."""
+    """Client: its identity and abilities, each list in order of preference.
+
+    The first message of a client without a token; a client with one says it to a server that has
+    proven itself.
+    """
 
     versions: tuple[int, ...]
     purpose: Purpose
@@ -39,28 +51,22 @@ class Hello:
     layouts: tuple[str, ...] = ()
     transports: tuple[str, ...] = ()
     digest_algorithms: tuple[str, ...] = ()
-    nonce: str = ""
     manifest_digest: str = ""
     """That of the client's manifest: one that is the same need not be sent."""
     serves_at: str = ""
     """`host:port` where the client will serve what it receives; empty: nowhere."""
+    mac: str = ""
+    """The client's proof of it; empty without a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """Server: its proof over the client's hello and its own nonce; asks for the client's."""
+    """Server: its proof over the client's start and its own nonce; asks for the client's."""
 
     nonce: str
     mac: str = ""
     macs: tuple[str, ...] = ()
     """Its proofs with its other tokens, while tokens are changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """Client: its proof over its hello and the server's nonce."""
-
-    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +243,9 @@ class Lane:
 
 
 Message: TypeAlias = (
-    Hello
+    Start
+    | Hello
     | Challenge
-    | Proof
     | Description
     | Offer
     | Answer

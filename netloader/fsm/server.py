@@ -27,10 +27,10 @@ from netloader.fsm.messages import (
     Have,
     Hello,
     Offer,
-    Proof,
     Purpose,
     Reject,
     Request,
+    Start,
     Verified,
 )
 from netloader.fsm.ranges import ranges_of
@@ -56,40 +56,42 @@ from netloader.fsm.terms import MAX_CANDIDATES, MAX_LANES, MAX_OTHER_SOURCES, pl
 # -- guards --------------------------------------------------------------------------------------
 
 
-def _other_version(session: ServerSession, event: Hello) -> bool:
+def _other_version(session: ServerSession, event: Start | Hello) -> bool:
     del session
     return PROTOCOL_VERSION not in event.versions
 
 
-def _needs_proof(session: ServerSession, event: Hello) -> bool:
+def _started_twice(session: ServerSession, event: Start) -> bool:
     del event
-    return bool(session.entry.tokens)
+    return session.start is not None
 
 
-def _unasked(session: ServerSession, event: Proof) -> bool:
+def _tokenless(session: ServerSession, event: Start) -> bool:
     del event
-    return session.hello is None
+    return not session.entry.tokens
 
 
-def _wrong_proof(session: ServerSession, event: Proof) -> bool:
-    return _known(session, event) is None
-
-
-def _greeted_twice(session: ServerSession, event: Hello) -> bool:
+def _without_proof(session: ServerSession, event: Hello) -> bool:
+    """Whether this server asks for a token, and the client has none."""
     del event
-    return session.hello is not None
+    return bool(session.entry.tokens) and session.start is None
 
 
-def _differs(session: ServerSession, event: Hello | Proof) -> bool:
-    return bool(_differences(session, _hello(session, event)))
+def _wrong_proof(session: ServerSession, event: Hello) -> bool:
+    return bool(session.entry.tokens) and _known(session, event) is None
 
 
-def _curious(session: ServerSession, event: Hello | Proof) -> bool:
-    return _hello(session, event).purpose.is_question
+def _differs(session: ServerSession, event: Hello) -> bool:
+    return bool(_differences(session, event))
 
 
-def _nothing_shared(session: ServerSession, event: Hello | Proof) -> bool:
-    return not all(_shared(session, _hello(session, event)))
+def _curious(session: ServerSession, event: Hello) -> bool:
+    del session
+    return event.purpose.is_question
+
+
+def _nothing_shared(session: ServerSession, event: Hello) -> bool:
+    return not all(_shared(session, event))
 
 
 def _offered_and_valid(session: ServerSession, event: Request) -> bool:
@@ -127,18 +129,11 @@ def _idle(session: ServerSession, event: DeadlinePassed) -> bool:
     return session.request is None
 
 
-def _known(session: ServerSession, event: Hello | Proof) -> Secret | None:
-    """The token that a proof shows; None for a hello, which is enough where there is no token."""
-    if isinstance(event, Hello) or session.hello is None:
+def _known(session: ServerSession, event: Hello) -> Secret | None:
+    """The token that a hello proves; None where none was asked for."""
+    if session.start is None:
         return None
-    return auth.known(event, session.entry.tokens, session.hello, session.nonce)
-
-
-def _hello(session: ServerSession, event: Hello | Proof) -> Hello:
-    hello = event if isinstance(event, Hello) else session.hello
-    if hello is None:
-        raise AssertionError("a proof is only weighed after a hello")
-    return hello
+    return auth.known(event, session.entry.tokens, session.start, session.nonce)
 
 
 def _differences(session: ServerSession, hello: Hello) -> tuple[Difference, ...]:
@@ -169,41 +164,51 @@ def _open(session: ServerSession, event: Connected) -> Iterable[Effect]:
     return ()
 
 
-def _refuse_version(session: ServerSession, event: Hello) -> Iterable[Effect]:
+def _refuse_version(session: ServerSession, event: Start | Hello) -> Iterable[Effect]:
     theirs = ", ".join(map(str, event.versions[:8])) or "none"
     detail = f"the server speaks version {PROTOCOL_VERSION}, the client {theirs}"
     return refuse(session, Reason.UNSUPPORTED_VERSION, detail)
 
 
-def _challenge(session: ServerSession, event: Hello) -> Iterable[Effect]:
-    session.hello = event
+def _refuse_start(session: ServerSession, event: Start) -> Iterable[Effect]:
+    del event
+    detail = "the client has a token and the server has none; give both the same, or neither"
+    return refuse(session, Reason.AUTH_FAILED, detail)
+
+
+def _challenge(session: ServerSession, event: Start) -> Iterable[Effect]:
+    session.start = event
     if not session.entry.tokens:
-        raise AssertionError("guarded by _needs_proof")
+        raise AssertionError("guarded by _tokenless")
     yield Send(auth.challenge(session.entry.tokens, event, session.nonce))
 
 
-def _refuse_proof(session: ServerSession, event: Proof) -> Iterable[Effect]:
+def _ask_for_token(session: ServerSession, event: Hello) -> Iterable[Effect]:
+    del event
+    return refuse(session, Reason.AUTH_REQUIRED, "the server asks for a token; set AUTH_TOKEN_FILE")
+
+
+def _refuse_proof(session: ServerSession, event: Hello) -> Iterable[Effect]:
     del event
     detail = "the client has another token (compare the two), or its hello was changed on its way"
     return refuse(session, Reason.AUTH_FAILED, detail)
 
 
-def _refuse_identity(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
-    differences = _differences(session, _hello(session, event))
+def _refuse_identity(session: ServerSession, event: Hello) -> Iterable[Effect]:
+    differences = _differences(session, event)
     names = ", ".join(d.field for d in differences)
     return refuse(session, Reason.IDENTITY_MISMATCH, f"differing: {names}", differences)
 
 
-def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
-    hello = _hello(session, event)
-    mine = session.entries[session.chosen(hello)]
+def _refuse_abilities(session: ServerSession, event: Hello) -> Iterable[Effect]:
+    mine = session.entries[session.chosen(event)]
     detail = "; ".join(
         f"{name}: server has {', '.join(able) or 'none'}, client has {', '.join(wanted) or 'none'}"
         for name, able, wanted, choice in zip(
             ("layouts", "transports", "digest algorithms"),
             (mine.layouts, mine.transports, mine.digest_algorithms),
-            (hello.layouts, hello.transports, hello.digest_algorithms),
-            _shared(session, hello),
+            (event.layouts, event.transports, event.digest_algorithms),
+            _shared(session, event),
             strict=True,
         )
         if not choice
@@ -211,25 +216,24 @@ def _refuse_abilities(session: ServerSession, event: Hello | Proof) -> Iterable[
     return refuse(session, Reason.NOTHING_IN_COMMON, detail)
 
 
-def _describe(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
-    hello = _hello(session, event)
-    mine = session.entries[session.chosen(hello)]
-    session.token = _known(session, event)
+def _describe(session: ServerSession, event: Hello) -> Iterable[Effect]:
+    mine = session.entries[session.chosen(event)]
+    session.token, session.hello = _known(session, event), event
     description = Description(mine.identity, mine.facts)
-    if hello.purpose is Purpose.STATUS:
-        known = hello.manifest_digest == mine.manifest.digest
+    if event.purpose is Purpose.STATUS:
+        known = event.manifest_digest == mine.manifest.digest
         manifest = None if known else mine.manifest
         description = replace(description, status=mine.status, manifest=manifest)
-    yield Send(auth.proven(description, session.token, hello, session.nonce))
+    yield Send(auth.proven(description, session.token, event, session.nonce))
     yield Settle(Verdict(State.DONE, Reason.DESCRIBED))
 
 
-def _prepare(session: ServerSession, event: Hello | Proof) -> Iterable[Effect]:
-    session.token, session.hello = _known(session, event), _hello(session, event)
-    _, transports, algorithms = _shared(session, session.hello)
-    announced = [str(place) for place in places((session.hello.serves_at,))]
+def _prepare(session: ServerSession, event: Hello) -> Iterable[Effect]:
+    session.token, session.hello = _known(session, event), event
+    _, transports, algorithms = _shared(session, event)
+    announced = [str(place) for place in places((event.serves_at,))]
     serves_at = "".join(announced)
-    entry = session.chosen(session.hello)
+    entry = session.chosen(event)
     yield PrepareOffer(transports[:MAX_CANDIDATES], algorithms[0], entry, serves_at)
 
 
@@ -318,19 +322,17 @@ TABLE: Table[ServerSession] = complete(
     (
         #   in  on            to  do                 when
         row(L, Connected,     H, _open),
-        row(H, Hello,         F, violation,          when=_greeted_twice),
+        row(H, Start,         F, violation,          when=_started_twice),
+        row(H, Start,         F, _refuse_version,    when=_other_version),
+        row(H, Start,         F, _refuse_start,      when=_tokenless),
+        row(H, Start,         H, _challenge),
         row(H, Hello,         F, _refuse_version,    when=_other_version),
-        row(H, Hello,         H, _challenge,         when=_needs_proof),
+        row(H, Hello,         F, _ask_for_token,     when=_without_proof),
+        row(H, Hello,         F, _refuse_proof,      when=_wrong_proof),
         row(H, Hello,         F, _refuse_identity,   when=_differs),
         row(H, Hello,         D, _describe,          when=_curious),
         row(H, Hello,         F, _refuse_abilities,  when=_nothing_shared),
         row(H, Hello,         V, _prepare),
-        row(H, Proof,         F, violation,          when=_unasked),
-        row(H, Proof,         F, _refuse_proof,      when=_wrong_proof),
-        row(H, Proof,         F, _refuse_identity,   when=_differs),
-        row(H, Proof,         D, _describe,          when=_curious),
-        row(H, Proof,         F, _refuse_abilities,  when=_nothing_shared),
-        row(H, Proof,         V, _prepare),
         row(V, OfferReady,    V, _offer),
         row(V, OfferRefused,  F, _turn_away),
         *OPENING,

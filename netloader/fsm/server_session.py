@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from netloader.config import Deadlines, Secret
 from netloader.fsm.manifest import segment_count
-from netloader.fsm.messages import Answer, Hello
+from netloader.fsm.messages import Answer, Hello, Start
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Session
 from netloader.fsm.states import State
 from netloader.fsm.terms import CatalogEntry
@@ -28,6 +28,7 @@ class ServerSession(Session):
         "opened",
         "segment_digests",
         "session_id",
+        "start",
         "token",
     )
 
@@ -44,6 +45,7 @@ class ServerSession(Session):
         self.entries = entries
         self.session_id = session_id
         self.nonce = nonce
+        self.start: Start | None = None
         self.hello: Hello | None = None
         self.token: Secret | None = None
         self.offered = False

@@ -9,7 +9,7 @@ class State(Enum):
     LISTEN = "listen"
     """Waiting for the connection to be up."""
     HANDSHAKE = "handshake"
-    """Hello, and with a token the proof on both sides; versions are compared."""
+    """With a token the proofs of both sides; the client's hello; versions are compared."""
     VALIDATE = "validate"
     """Same model, same partition, same tensors; the transport is made ready."""
     TRANSFER = "transfer"

@@ -10,7 +10,7 @@ from netloader.fsm.effects import (
     Settle,
     StartTransfer,
 )
-from netloader.fsm.messages import Description, Offer, Reject
+from netloader.fsm.messages import Description, Hello, Offer, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Session, Step
@@ -32,7 +32,7 @@ def lawful(session: Session, step: Step, now: float) -> None:
 
     Raises:
         LawError: one-verdict, absorbing, always-a-deadline, stop-what-you-started,
-            clean-or-dirty, under-the-proof or doubts-are-audited is broken.
+            clean-or-dirty, told-after-proof, under-the-proof or doubts-are-audited is broken.
     """
     _one_verdict(session, step)
     if isinstance(session, ClientSession) and any(
@@ -45,6 +45,7 @@ def lawful(session: Session, step: Step, now: float) -> None:
     if step.after is State.FALLBACK and step.before in (State.VALIDATE, State.TRANSFER):
         aborts = step.effects[-2:-1] == (AbortTransfer(),)
         must(aborts, "stop-what-you-started", f"nothing aborted on leaving {step.before.name}")
+    _told_after_proof(session, step)
     _under_the_proof(session, step)
     _doubts_are_audited(session, step)
     _always_a_deadline(session, now)
@@ -61,6 +62,16 @@ def _one_verdict(session: Session, step: Step) -> None:
     must(verdict is session.verdict, "one-verdict", "it is the session's own")
     must(verdict.state is step.after, "one-verdict", "it says where the session ended")
     must(verdict.weights_dirty == session.touched, "clean-or-dirty", "as far as it was touched")
+
+
+def _told_after_proof(session: Session, step: Step) -> None:
+    """A client with a token tells a server what it wants only after that one's proof."""
+    if not isinstance(session, ClientSession) or session.spec.token is None:
+        return
+    told = any(isinstance(e, Send) and isinstance(e.message, Hello) for e in step.effects)
+    challenge = session.challenge
+    proved = challenge is not None and auth.challenges(challenge, session.spec.token, session.start)
+    must(proved or not told, "told-after-proof", "a hello to a server that has proven nothing")
 
 
 def _under_the_proof(session: Session, step: Step) -> None:

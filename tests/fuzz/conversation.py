@@ -45,7 +45,6 @@ from netloader.fsm.messages import (
     Lane,
     Message,
     Offer,
-    Proof,
     Purpose,
     Reject,
 )
@@ -67,7 +66,6 @@ from tests.support.messages import (
     READY,
     SEGMENT_BYTES,
     TOKEN,
-    proven,
 )
 
 NAMES: Final = tuple(LIVES)
@@ -247,7 +245,8 @@ class Conversation:
             settled = step.effects[-1]
             assert isinstance(settled, Settle), "a refusal ends the session"
             assert message.reason == settled.verdict.reason.value, "same words"
-        tells = isinstance(message, Description | Offer | Proof)
+        hello = isinstance(message, Hello) and isinstance(self.session, ClientSession)
+        tells = hello or isinstance(message, Description | Offer)
         names = isinstance(message, Reject) and message.differences
         assert self.trusted or not (tells or names), "a stranger learns nothing"
         assert not isinstance(message, Reject) or not any(
@@ -310,13 +309,10 @@ class Conversation:
         if isinstance(session, ClientSession):
             if session.spec.token is None:
                 return True
-            return isinstance(event, Challenge) and event == auth.proven(
-                event, TOKEN, session.hello, event.nonce
-            )
+            return isinstance(event, Challenge) and auth.challenges(event, TOKEN, session.start)
         assert isinstance(session, ServerSession)
         if not session.entry.tokens:
             return True
-        hello: Hello | None = session.hello
-        if not isinstance(event, Proof) or hello is None:
+        if not isinstance(event, Hello) or session.start is None:
             return False
-        return event == proven(Proof(), hello)
+        return auth.proves(event, TOKEN, session.start, session.nonce)

@@ -79,7 +79,7 @@ IDEAS: Final[dict[str, Idea]] = {
         "server is connected", lambda n: hi(identity={"hard": names(n)}), 500
     ),
     "invented identity fields behind a token": Idea(
-        "server with a token is connected",
+        "server challenged",
         lambda n: [("hello", fields(hello(SECURED), identity={"hard": names(n)}))],
         500,
     ),

@@ -109,6 +109,18 @@ MUTANTS: Final[dict[str, Mutant]] = {
         "return 0",
     ),
     "any proof is good": Mutant(L2, AUTH, r"return hmac\.compare_digest\(.*\)", "return bool(mac)"),
+    "a client with a token introduces itself to whoever answers": Mutant(
+        L1,
+        CLIENT,
+        r"session\.hello if session\.spec\.token is None else session\.start",
+        "session.hello",
+    ),
+    "a client introduces itself to a server with another token": Mutant(
+        L1, CLIENT, r" +row\(H, Challenge, +F, _refuse_server, .*\n", ""
+    ),
+    "a hello without proof is taken where a token is set": Mutant(
+        L1, SERVER, r" +row\(H, Hello, +F, _ask_for_token, .*\n", ""
+    ),
     "an offer's proof is not looked at": Mutant(
         L1,
         CLIENT,
@@ -130,13 +142,13 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a proof does not cover the hello": Mutant(
         L4,
         AUTH,
-        r"canonical\(\(\*about, hello, nonce, content\)\)",
-        "canonical((*about, hello.nonce, nonce, content))",
+        r"canonical\(\(\*about, opening, nonce, content\)\)",
+        "canonical((*about, getattr(opening, 'nonce', ''), nonce, content))",
     ),
     "an offer of an earlier session is taken": Mutant(
         L4,
         AUTH,
-        r"canonical\(\(\*about, hello, nonce, content\)\)",
+        r"canonical\(\(\*about, opening, nonce, content\)\)",
         "canonical((*about, content))",
     ),
     "nobody looks at the weights when a client finds other bytes": Mutant(

@@ -81,7 +81,7 @@ REQUEST_MUTANTS: Final[dict[str, Mutant]] = {
         L4, SERVER, r"None if session\.hello\.manifest_digest == .* else mine\.manifest", "None"
     ),
     "a proof does not cover a manifest that is left out": Mutant(
-        L4, AUTH, r"hello\.manifest_digest if manifest is None", '"" if manifest is None'
+        L4, AUTH, r"opening\.manifest_digest if manifest is None", '"" if manifest is None'
     ),
     "a source may name any number of others": Mutant(
         L4, TERMS, r"in islice\(texts, MAX_OTHER_SOURCES\)", "in texts"

@@ -36,9 +36,9 @@ from netloader.fsm.messages import (
     Hello,
     Offer,
     Opened,
-    Proof,
     Reject,
     Request,
+    Start,
     Unopened,
     Verified,
 )
@@ -49,7 +49,6 @@ from tests.support.messages import (
     ASK,
     CHALLENGE,
     CURIOUS,
-    CURIOUS_CHALLENGE,
     DESCRIPTION,
     DOUBT,
     DRAFTING,
@@ -67,6 +66,8 @@ from tests.support.messages import (
     ROOT,
     SEGMENT_BYTES,
     SERVER_NONCE,
+    START,
+    TOKEN,
     TWO,
     VERIFIED,
     WISH,
@@ -81,15 +82,16 @@ OTHER_MANIFEST: Final = Manifest(MANIFEST.tensors[:1])
 OTHER_DIGESTS: Final = ("another-0", "another-1", "another-2")
 CHANGED_IDENTITY: Final = Identity(IDENTITY.hard, {**IDENTITY.soft, "builder": "another"})
 """No different one: a soft field more."""
-HELLOS: Final = (
-    hello(),
-    hello(CURIOUS),
-    hello(replace(WISH, identity=OTHER_IDENTITY)),
-    hello(replace(CURIOUS, identity=OTHER_IDENTITY)),
-    hello(replace(WISH, transports=("hccl",))),
-    hello(DRAFTING),
+WISHES: Final = (
+    WISH,
+    CURIOUS,
+    replace(WISH, identity=OTHER_IDENTITY),
+    replace(CURIOUS, identity=OTHER_IDENTITY),
+    replace(WISH, transports=("hccl",)),
+    DRAFTING,
 )
-PROOFS: Final = tuple(proven(Proof(), to) for to in HELLOS)
+HELLOS: Final = tuple(map(hello, WISHES))
+PROVEN_HELLOS: Final = tuple(hello(replace(wish, token=TOKEN)) for wish in WISHES)
 
 LONG: Final = "x" * (MAX_RENDEZVOUS_BYTES + 1)
 TWO_READY: Final = replace(OFFER_READY, candidates=TWO.candidates)
@@ -101,9 +103,15 @@ def refused(transport: str) -> TransportRefused:
 
 
 SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
-    Hello: (*HELLOS, replace(hello(), versions=(7, 9)), replace(hello(), versions=())),
-    Challenge: (CHALLENGE, CURIOUS_CHALLENGE, Challenge(SERVER_NONCE, "forged")),
-    Proof: (*PROOFS, Proof("forged"), Proof(CHALLENGE.mac)),
+    Start: (START, replace(START, versions=(7, 9)), replace(START, nonce=SERVER_NONCE)),
+    Hello: (
+        *(*HELLOS, replace(hello(), versions=(7, 9)), replace(hello(), versions=())),
+        *(*PROVEN_HELLOS, replace(hello(), mac="forged"), replace(hello(), mac=CHALLENGE.mac)),
+    ),
+    Challenge: (
+        *(CHALLENGE, Challenge(SERVER_NONCE, "forged")),
+        proven(Challenge(SERVER_NONCE), replace(START, nonce=SERVER_NONCE)),
+    ),
     Description: (
         DESCRIPTION,
         PROVEN_DESCRIPTION,
@@ -131,7 +139,7 @@ SAMPLES: Final[Mapping[type[Event], tuple[Event, ...]]] = {
     ),
     Answer: (
         *(ANSWER, Answer("hccl"), Answer("gloo"), Answer("tcp", {"key": LONG})),
-        *(proven(ANSWER, to) for to in (hello(), hello(DRAFTING))),
+        *(proven(ANSWER, to) for to in (PROVEN_HELLOS[0], PROVEN_HELLOS[-1])),
     ),
     Opened: (Opened("tcp"), Opened("hccl")),
     Unopened: (Unopened("tcp", "no room"), Unopened("hccl", "one device")),

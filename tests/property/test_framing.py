@@ -24,16 +24,16 @@ from netloader.fsm.messages import (
     Message,
     Offer,
     Opened,
-    Proof,
     Purpose,
     Reject,
     Request,
+    Start,
     Status,
     Unopened,
     Verified,
 )
 from netloader.wire.frames import FRAME_VERSION, HEADER, MAGIC, Decoder, Heard, Spoken, encode
-from tests.support.messages import CHALLENGE, OFFER, PROOF, REFUSAL, REQUEST, VERIFIED, hello
+from tests.support.messages import CHALLENGE, OFFER, PROOF, REFUSAL, REQUEST, START, VERIFIED, hello
 
 LIMIT = 4096
 
@@ -65,8 +65,8 @@ messages: st.SearchStrategy[Spoken] = st.one_of(
         texts,
         texts,
     ),
+    st.builds(Start, indices, texts),
     st.builds(Challenge, texts, texts, names),
-    st.builds(Proof, texts),
     st.builds(Description, identities, words, st.none() | statuses, st.none() | manifests),
     st.builds(
         Offer,
@@ -85,7 +85,7 @@ messages: st.SearchStrategy[Spoken] = st.one_of(
     st.builds(Lane, texts, counts, texts),
 )
 EXAMPLES: tuple[Spoken, ...] = (
-    *(hello(), CHALLENGE, PROOF, OFFER, REQUEST, Begin(), VERIFIED, REFUSAL),
+    *(START, hello(), CHALLENGE, PROOF, OFFER, REQUEST, Begin(), VERIFIED, REFUSAL),
     *(Description(Identity({"model": "m"}), {"tied": "yes"}), Complete(9), Have(((0, 2),))),
     Lane("session-1", 3),
     *(Answer("tcp", {"key": "1"}), Opened("tcp"), Unopened("hccl", "one device")),
@@ -202,7 +202,7 @@ def test_a_field_this_version_does_not_know_is_ignored() -> None:
         (body("complete", nbytes=True), "a complete with a field missing or of a wrong type"),
         (body("complete", nbytes=None), "a complete with a field missing or of a wrong type"),
         (body("request", segments=[0.5]), "a request with a field missing or of a wrong type"),
-        (body("proof", mac="\ud800"), "a frame that is no message"),
+        (body("opened", transport="\ud800"), "a frame that is no message"),
         (
             frame(b'{"kind":"complete","body":{"nbytes":' + b"9" * 5000 + b"}}"),
             "a frame of 5038 bytes where 4096 are allowed",
@@ -224,8 +224,8 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
         b'{"kind":"complete","body":' + DEEP + b"}",
         b'{"kind":"complete","body":{"nbytes":1},"more":' + DEEP + b"}",
         b'{"kind":"comp\xfflete","body":{"nbytes":1}}',
-        b'{"kind":"proof","body":{"mac":"\xff"}}',
-        b'{"kind":"proof","body":{"mac":"\\ud800"}}',
+        b'{"kind":"opened","body":{"transport":"\xff"}}',
+        b'{"kind":"opened","body":{"transport":"\\ud800"}}',
     ],
     ids=["long number", "deep field", "deep body", "deep more", "kind", "text", "half a character"],
 )

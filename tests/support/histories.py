@@ -31,7 +31,6 @@ from tests.support.messages import (
     BOTH,
     CHALLENGE,
     CURIOUS,
-    CURIOUS_CHALLENGE,
     DESCRIPTION,
     DOUBT,
     DRAFTING,
@@ -41,7 +40,6 @@ from tests.support.messages import (
     OFFER_READY,
     OPEN_HERE,
     OPEN_THERE,
-    OTHER_IDENTITY,
     PROOF,
     PROVEN_OFFER,
     READY,
@@ -52,6 +50,7 @@ from tests.support.messages import (
     ROOT,
     SECURED,
     SEGMENT_BYTES,
+    START,
     TOKEN,
     TWO,
     VERIFIED,
@@ -119,7 +118,7 @@ LIVES: Final[Mapping[str, Life]] = {
     ),
     "client proved to describe": (
         lambda: client(replace(CURIOUS, token=TOKEN)),
-        (Connected(), CURIOUS_CHALLENGE),
+        (Connected(), CHALLENGE),
     ),
     "client waits for more": (client, (*_asked[:1], SOME, *OPEN_HERE)),
     "client heard of more": (client, (*_asked[:1], SOME, *OPEN_HERE, Have(((1, 2),)))),
@@ -128,19 +127,7 @@ LIVES: Final[Mapping[str, Life]] = {
     "server listens": (server, ()),
     "server is connected": (server, (Connected(),)),
     "server with a token is connected": (lambda: server(GUARDED), (Connected(),)),
-    "server challenged": (lambda: server(GUARDED), (Connected(), hello(SECURED))),
-    "server challenged the curious": (
-        lambda: server(GUARDED),
-        (Connected(), hello(replace(CURIOUS, token=TOKEN))),
-    ),
-    "server challenged another model": (
-        lambda: server(GUARDED),
-        (Connected(), hello(replace(SECURED, identity=OTHER_IDENTITY))),
-    ),
-    "server challenged the unable": (
-        lambda: server(GUARDED),
-        (Connected(), hello(replace(SECURED, layouts=()))),
-    ),
+    "server challenged": (lambda: server(GUARDED), (Connected(), START)),
     "server offered a part": (server, (*_requested[:2], SOME_READY)),
     "server sends a part of what it has": (
         server,
@@ -165,7 +152,7 @@ LIVES: Final[Mapping[str, Life]] = {
     ),
     "server with a token prepares": (
         lambda: server(GUARDED),
-        (Connected(), hello(SECURED), PROOF),
+        (Connected(), START, PROOF),
     ),
     "server was doubted": (server, (*_requested, RECEIVED, DOUBT)),
     "server fell back": (server, (*_requested, Verified(0, 0, ""))),

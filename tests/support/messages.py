@@ -20,16 +20,15 @@ from netloader.fsm.manifest import MIN_SEGMENT_BYTES, Manifest, Progress, Tensor
 from netloader.fsm.messages import (
     Answer,
     Candidate,
-    Challenge,
     Description,
     Hello,
     Message,
     Offer,
     Opened,
-    Proof,
     Purpose,
     Reject,
     Request,
+    Start,
     Verified,
 )
 from netloader.fsm.server_session import ServerSession
@@ -112,9 +111,19 @@ def said(step: Step) -> list[Message]:
     return [effect.message for effect in step.effects if isinstance(effect, Send)]
 
 
+START: Final = Start((2,), CLIENT_NONCE)
+"""The first words of a client with a token."""
+CHALLENGE: Final = auth.challenge((TOKEN,), START, SERVER_NONCE)
+
+
 def hello(spec: FetchSpec = WISH) -> Hello:
-    """The first words of a client with this spec."""
-    (message,) = said(client(spec).step(Connected(), 0.0))
+    """What a client with this spec says of itself: first, or with a token after CHALLENGE."""
+    session = client(spec)
+    step = session.step(Connected(), 0.0)
+    if spec.token is not None:
+        assert said(step) == [START]
+        step = session.step(CHALLENGE, 0.0)
+    (message,) = said(step)
     assert isinstance(message, Hello)
     return message
 
@@ -146,17 +155,16 @@ BRIEF: Final = replace(OFFER, manifest=None)
 DESCRIPTION: Final = Description(IDENTITY, {"tied": "yes"})
 
 
-def proven(message: auth.P, to: Hello) -> auth.P:
-    """A message as it is said under TOKEN in the conversation that `to` began."""
+def proven(message: auth.P, to: auth.Opening) -> auth.P:
+    """A message as it is said under TOKEN to a client that has said `to`."""
     return auth.proven(message, TOKEN, to, SERVER_NONCE)
 
 
-CHALLENGE: Final = proven(Challenge(SERVER_NONCE), hello())
-PROOF: Final = proven(Proof(), hello())
-PROVEN_OFFER: Final = proven(OFFER, hello())
-CURIOUS_CHALLENGE: Final = proven(Challenge(SERVER_NONCE), hello(CURIOUS))
-CURIOUS_PROOF: Final = proven(Proof(), hello(CURIOUS))
-PROVEN_DESCRIPTION: Final = proven(DESCRIPTION, hello(CURIOUS))
+PROOF: Final = hello(SECURED)
+"""What such a client says of itself: its hello."""
+PROVEN_OFFER: Final = proven(OFFER, PROOF)
+CURIOUS_PROOF: Final = hello(replace(CURIOUS, token=TOKEN))
+PROVEN_DESCRIPTION: Final = proven(DESCRIPTION, CURIOUS_PROOF)
 REFUSAL: Final = Reject("busy", "full", (Difference("model", "a", "b"),), 2.5)
 DOUBT: Final = Reject("digest_mismatch", "segment 1")
 OFFER_READY: Final = OfferReady(OFFER.candidates, DIGESTS)

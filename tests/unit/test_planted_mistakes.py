@@ -92,7 +92,7 @@ def test_an_effect_forgotten_in_the_driver_is_caught(copy: Path) -> None:
         ),
         pytest.param(
             r"row\(V, Begin, +T, _start, +when=_awaited\)",
-            "row(V, Begin, T, _start, when=_tokenless)",
+            "row(V, Begin, T, _start, when=_wrong_proof)",
             r'Argument "when" to "row".*\[ClientSession, Challenge\].*expected.*Begin\]',
             id="a guard of another event",
         ),

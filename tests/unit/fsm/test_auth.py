@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from netloader.config import Secret
 from netloader.fsm.auth import (
     PROOFS,
+    Opening,
     Proven,
     authenticated,
     challenge,
@@ -34,8 +35,8 @@ from netloader.fsm.messages import (
     Description,
     Hello,
     Offer,
-    Proof,
     Purpose,
+    Start,
     Status,
 )
 from netloader.wire.frames import Decoder, encode
@@ -44,17 +45,18 @@ from tests.unit.fsm.test_canonical import any_text, read
 TOKEN: Final = Secret("correct horse battery staple")
 NONCE: Final = "bb"
 IDENTITY: Final = Identity({"model": "m"}, {"checkpoint": "c"})
-HELLO: Final = Hello(
+START: Final = Start((2,), "aa")
+PLAIN: Final = Hello(
     versions=(2,),
     purpose=Purpose.WEIGHTS,
     identity=IDENTITY,
     layouts=("raw",),
     transports=("tcp", "gloo"),
     digest_algorithms=("blake3",),
-    nonce="aa",
     manifest_digest="dd",
     serves_at="h:1",
 )
+HELLO: Final = proven(PLAIN, TOKEN, START, NONCE)
 SPEC: Final = TensorSpec("w", "float32", (2,), (1,), 8)
 OFFER: Final = Offer(
     session="s",
@@ -69,13 +71,14 @@ OFFER: Final = Offer(
 )
 MESSAGES: Final[dict[str, Proven]] = {
     "challenge": Challenge(NONCE),
-    "proof": Proof(),
+    "hello": PLAIN,
     "offer": OFFER,
     "answer": Answer("tcp", {"key": "value"}),
     "description": Description(IDENTITY, {"tied": "yes"}),
 }
 OTHERS: Final[Mapping[str, Any]] = {
     "nonce": "cc",
+    "mac": "0" * 64,
     "session": "t",
     "versions": (2, 3),
     "purpose": Purpose.DESCRIBE,
@@ -102,26 +105,33 @@ OTHERS: Final[Mapping[str, Any]] = {
 """Another value for each field of a message or of the hello."""
 
 
+def opening(message: Proven) -> Opening:
+    """What a client has said before this message."""
+    return START if isinstance(message, Challenge | Hello) else HELLO
+
+
 def said(name: str) -> Proven:
-    return proven(MESSAGES[name], TOKEN, HELLO, NONCE)
+    message = MESSAGES[name]
+    return proven(message, TOKEN, opening(message), NONCE)
 
 
 # -- the bytes, for whoever writes another implementation -----------------------------------------
 
-PROOF_BYTES: Final = (
-    b"l9:netloaderi2e6:client5:proof"
+HELLO_BYTES: Final = (
+    b"l9:netloaderi2e6:client5:hello"
+    b"d5:nonce2:aa8:versionsli2eee2:bb"
     b"d17:digest_algorithmsl6:blake3e8:identityd4:hardd5:model1:me4:softd10:checkpoint1:cee"
-    b"7:layoutsl3:rawe15:manifest_digest2:dd5:nonce2:aa7:purpose7:weights9:serves_at3:h:110:transportsl3:tcp4:gloo"
-    b"e8:versionsli2eee2:bbdee"
+    b"7:layoutsl3:rawe15:manifest_digest2:dd7:purpose7:weights9:serves_at3:h:110:transportsl3:tcp4:gloo"
+    b"e8:versionsli2eeee"
 )
-KNOWN: Final = "5e23cfedbff35569bba3cdadcb649e30a35170f153651aaab2ccded63ff62bac"
+KNOWN: Final = "f88a80acb5a0cecf266b05a690709efe620d2e0ebf68dd4b2dcca75aed5934e3"
 
 
 def test_the_proof_is_hmac_sha256_of_the_documented_bytes() -> None:
     """The same as `openssl dgst -sha256 -hmac "$TOKEN"` of the file with these bytes."""
-    assert authenticated(Proof(), HELLO, NONCE) == PROOF_BYTES
-    right = hmac.new(b"correct horse battery staple", PROOF_BYTES, hashlib.sha256).hexdigest()
-    assert said("proof").mac == right == KNOWN
+    assert authenticated(PLAIN, START, NONCE) == HELLO_BYTES
+    right = hmac.new(b"correct horse battery staple", HELLO_BYTES, hashlib.sha256).hexdigest()
+    assert said("hello").mac == right == KNOWN
 
 
 def test_an_offer_is_covered_with_the_digest_of_its_manifest() -> None:
@@ -130,7 +140,7 @@ def test_an_offer_is_covered_with_the_digest_of_its_manifest() -> None:
     (*about, hello, nonce, content), end = read(written, 0)
     assert end == len(written)
     assert about == ["netloader", 2, "server", "offer"]
-    assert (hello["nonce"], nonce) == ("aa", "bb")
+    assert (hello["mac"], nonce) == (HELLO.mac, "bb")
     assert content["manifest"] == Manifest((SPEC,)).digest
     assert content["segment_digests"] == ["d0", "d1"]
     assert "mac" not in content
@@ -150,12 +160,14 @@ def test_a_manifest_that_is_left_out_is_that_of_the_hello() -> None:
 @pytest.mark.parametrize("name", MESSAGES)
 def test_a_right_proof_convinces_here_and_nowhere_else(name: str) -> None:
     message = said(name)
+    first = opening(message)
 
-    assert proves(message, TOKEN, HELLO, NONCE)
-    assert not proves(message, Secret("another token"), HELLO, NONCE)
-    assert not proves(message, TOKEN, HELLO, "b0")
-    assert not proves(message, TOKEN, replace(HELLO, nonce="a0"), NONCE)
-    assert not proves(message, TOKEN, replace(HELLO, nonce="bb"), "aa"), "nonces are no pair"
+    assert proves(message, TOKEN, first, NONCE)
+    assert not proves(message, Secret("another token"), first, NONCE)
+    assert not proves(message, TOKEN, first, "b0")
+    elsewhere = proven(PLAIN, TOKEN, replace(START, nonce="a0"), NONCE)
+    other = replace(START, nonce="a0") if first is START else elsewhere
+    assert not proves(message, TOKEN, other, NONCE)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -164,13 +176,14 @@ def test_every_field_of_a_message_is_covered(name: str) -> None:
     for field in fields(message):
         if field.name not in PROOFS:
             changed = replace(message, **{field.name: OTHERS[field.name]})
-            assert not proves(changed, TOKEN, HELLO, NONCE), field
+            assert not proves(changed, TOKEN, opening(message), NONCE), field
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_every_field_of_the_hello_is_covered(name: str) -> None:
-    for field in fields(HELLO):
-        changed = replace(HELLO, **{field.name: OTHERS[field.name]})
+def test_every_field_of_what_the_client_said_before_is_covered(name: str) -> None:
+    first = opening(MESSAGES[name])
+    for field in fields(first):
+        changed = replace(first, **{field.name: OTHERS[field.name]})
         assert not proves(said(name), TOKEN, changed, NONCE), field
 
 
@@ -193,21 +206,22 @@ def test_the_proof_of_one_message_is_none_of_another() -> None:
     assert len(set(macs.values())) == len(macs)
     for name, message in MESSAGES.items():
         for other, mac in macs.items():
-            assert proves(replace(message, mac=mac), TOKEN, HELLO, NONCE) == (name == other)
+            forged = replace(message, mac=mac)
+            assert proves(forged, TOKEN, opening(message), NONCE) == (name == other)
 
 
 def test_without_a_token_nothing_is_added() -> None:
     for message in MESSAGES.values():
-        assert proven(message, None, HELLO, NONCE) is message
+        assert proven(message, None, opening(message), NONCE) is message
         assert message.mac == ""
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_a_proof_survives_the_wire(name: str) -> None:
-    greeting, message = encode(HELLO), encode(said(name))
-    heard = Decoder(1 << 20).feed(greeting + message)
+    first = opening(MESSAGES[name])
+    heard = Decoder(1 << 20).feed(encode(first) + encode(said(name)))
 
-    assert isinstance(heard[0], Hello)
+    assert isinstance(heard[0], type(first))
     assert isinstance(heard[1], Proven)
     assert proves(heard[1], TOKEN, heard[0], NONCE)
 
@@ -218,16 +232,17 @@ def test_a_proof_survives_the_wire(name: str) -> None:
 @pytest.mark.parametrize("forge", ["", "x", "é" * 64, "\x00", "0" * 64, "0" * 100_000, "\ud800"])
 def test_any_text_of_a_peer_is_just_a_wrong_proof(forge: str) -> None:
     for message in MESSAGES.values():
-        assert not proves(replace(message, mac=forge), TOKEN, HELLO, NONCE)
-        assert not proves(replace(message, mac=message.mac[:-1]), TOKEN, HELLO, NONCE)
+        assert not proves(replace(message, mac=forge), TOKEN, opening(message), NONCE)
+        short = replace(message, mac=message.mac[:-1])
+        assert not proves(short, TOKEN, opening(message), NONCE)
 
 
 texts = st.lists(any_text, max_size=3).map(tuple)
 words = st.dictionaries(any_text, any_text, max_size=3)
 identities = st.builds(Identity, words, words)
-hellos = st.builds(
-    Hello, st.lists(st.integers(), max_size=2).map(tuple), st.sampled_from(Purpose), identities
-)
+versions = st.lists(st.integers(), max_size=2).map(tuple)
+hellos = st.builds(Hello, versions, st.sampled_from(Purpose), identities)
+starts = st.builds(Start, versions, any_text)
 manifests = st.lists(
     st.builds(TensorSpec, any_text, any_text, st.just(()), st.just(()), st.integers()), max_size=2
 ).map(lambda specs: Manifest(tuple(specs)))
@@ -246,26 +261,25 @@ offers = st.builds(
         any_text,
     ),
 )
-messages = st.one_of(
-    offers,
-    st.builds(Description, identities, words),
-    st.builds(Challenge, any_text),
-    st.builds(Proof),
-    st.builds(Answer, any_text, words),
+first_messages = st.one_of(st.builds(Challenge, any_text), hellos)
+later_messages = st.one_of(
+    offers, st.builds(Description, identities, words), st.builds(Answer, any_text, words)
 )
-conversations = st.tuples(messages, hellos, any_text)
+conversations = st.one_of(
+    st.tuples(first_messages, starts, any_text), st.tuples(later_messages, hellos, any_text)
+)
 
 
 @given(conversations, conversations)
 def test_two_that_differ_are_never_authenticated_by_the_same_bytes(
-    one: tuple[Proven, Hello, str], other: tuple[Proven, Hello, str]
+    one: tuple[Proven, Opening, str], other: tuple[Proven, Opening, str]
 ) -> None:
     assert (authenticated(*one) == authenticated(*other)) == (one == other)
 
 
 @given(conversations, st.data())
 def test_moving_a_character_to_the_next_field_makes_other_bytes(
-    one: tuple[Proven, Hello, str], data: st.DataObject
+    one: tuple[Proven, Opening, str], data: st.DataObject
 ) -> None:
     message, hello, nonce = one
     if not isinstance(message, Offer):
@@ -295,7 +309,7 @@ def test_how_a_list_is_cut_matters(items: list[str], glue: str) -> None:
 def test_tokens_may_hold_any_text() -> None:
     token = Secret("пароль 🔑")
 
-    assert proves(proven(Challenge("é|"), token, HELLO, "|"), token, HELLO, "|")
+    assert proves(proven(Challenge("é|"), token, START, "|"), token, START, "|")
 
 
 # -- what it costs ---------------------------------------------------------------------------------
@@ -335,23 +349,23 @@ OLD = Secret("the token before this one")
 
 
 def test_a_challenge_proves_each_token_and_no_other() -> None:
-    message = challenge((OLD, TOKEN), HELLO, NONCE)
+    message = challenge((OLD, TOKEN), START, NONCE)
 
-    assert challenges(message, OLD, HELLO)
-    assert challenges(message, TOKEN, HELLO)
-    assert not challenges(message, Secret("another token"), HELLO)
-    assert not challenges(replace(message, nonce="other"), TOKEN, HELLO)
-    assert not challenges(message, TOKEN, replace(HELLO, nonce="other"))
+    assert challenges(message, OLD, START)
+    assert challenges(message, TOKEN, START)
+    assert not challenges(message, Secret("another token"), START)
+    assert not challenges(replace(message, nonce="other"), TOKEN, START)
+    assert not challenges(message, TOKEN, replace(START, nonce="other"))
     assert message.mac != message.macs[0]
 
 
 def test_a_challenge_of_one_token_is_what_it_was_before_there_could_be_several() -> None:
-    assert challenge((TOKEN,), HELLO, NONCE) == proven(Challenge(NONCE), TOKEN, HELLO, NONCE)
+    assert challenge((TOKEN,), START, NONCE) == proven(Challenge(NONCE), TOKEN, START, NONCE)
 
 
 def test_the_server_finds_the_token_that_a_proof_is_of() -> None:
-    proof = proven(Proof(), TOKEN, HELLO, NONCE)
+    proof = proven(PLAIN, TOKEN, START, NONCE)
 
-    assert known(proof, (OLD, TOKEN), HELLO, NONCE) == TOKEN
-    assert known(proof, (OLD,), HELLO, NONCE) is None
-    assert known(proof, (), HELLO, NONCE) is None
+    assert known(proof, (OLD, TOKEN), START, NONCE) == TOKEN
+    assert known(proof, (OLD,), START, NONCE) is None
+    assert known(proof, (), START, NONCE) is None

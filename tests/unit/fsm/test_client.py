@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from netloader.fsm import auth
 from netloader.fsm.client import TABLE
 from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import OpenTransport, Send, Settle, Verdict
 from netloader.fsm.events import Connected, ConnectFailed, DeadlinePassed, Event, TransferFailed
 from netloader.fsm.identity import Difference, Identity
 from netloader.fsm.manifest import Manifest
-from netloader.fsm.messages import Begin, Candidate, Challenge, Hello, Offer, Proof, Purpose, Reject
+from netloader.fsm.messages import Begin, Candidate, Challenge, Hello, Offer, Purpose, Reject, Start
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_AFTER_TRUST, FRAME_BEFORE_TRUST, Step
 from netloader.fsm.states import State
@@ -23,7 +24,6 @@ from tests.support.messages import (
     CHALLENGE,
     CLIENT_NONCE,
     CURIOUS,
-    CURIOUS_CHALLENGE,
     DEADLINES,
     DESCRIPTION,
     DIGESTS,
@@ -36,6 +36,8 @@ from tests.support.messages import (
     PROVEN_OFFER,
     RECEIVED,
     SECURED,
+    START,
+    TOKEN,
     WISH,
     client,
     said,
@@ -71,7 +73,6 @@ def test_a_client_introduces_itself_as_soon_as_it_is_connected() -> None:
         layouts=("raw",),
         transports=("hccl", "tcp"),
         digest_algorithms=("blake3", "sha256"),
-        nonce=CLIENT_NONCE,
         manifest_digest=MANIFEST.digest,
     )
     assert step.effects == (Send(hello),)
@@ -96,6 +97,12 @@ def test_a_client_waits_as_long_as_each_phase_may_take() -> None:
 
 
 # -- the shared token ----------------------------------------------------------------------------
+
+
+def test_a_client_with_a_token_says_nothing_of_itself_before_the_servers_proof() -> None:
+    _, step = after(spec=SECURED)
+
+    assert step.effects == (Send(Start((2,), CLIENT_NONCE)),)
 
 
 def test_a_client_proves_itself_to_a_server_that_has_proven_itself() -> None:
@@ -129,14 +136,10 @@ def test_a_client_without_a_token_ignores_a_proof() -> None:
     assert after(replace(OFFER, mac="whatever it is"))[0].state is State.VALIDATE
 
 
-def test_a_client_without_a_token_says_how_to_get_one() -> None:
+def test_a_challenge_that_was_not_asked_for_is_a_violation() -> None:
     _, step = after(CHALLENGE)
 
-    assert verdict(step).reason is Reason.AUTH_REQUIRED
-    assert "AUTH_TOKEN_FILE" in verdict(step).detail
-    (reject,) = said(step)
-    assert isinstance(reject, Reject)
-    assert reject.reason == "auth_required"
+    assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
 
 
 @pytest.mark.parametrize(
@@ -144,17 +147,17 @@ def test_a_client_without_a_token_says_how_to_get_one() -> None:
     [
         Challenge("5" * 32, "forged"),
         Challenge("6" * 32, CHALLENGE.mac),
-        CURIOUS_CHALLENGE,
+        auth.challenge((TOKEN,), replace(START, nonce="d" * 32), "5" * 32),
         PROVEN_OFFER,
     ],
-    ids=["forged", "replayed", "of another hello", "no challenge at all"],
+    ids=["forged", "replayed", "of another start", "no challenge at all"],
 )
 def test_a_client_does_not_prove_itself_to_a_server_that_cannot(event: Event) -> None:
     session, step = after(event, spec=SECURED)
 
     assert session.state is State.FALLBACK
     assert verdict(step).reason is Reason.AUTH_FAILED
-    assert not any(isinstance(message, Proof) for message in said(step))
+    assert not any(isinstance(message, Hello) for message in said(step))
 
 
 def test_a_description_needs_the_servers_proof_as_well() -> None:
@@ -162,11 +165,11 @@ def test_a_description_needs_the_servers_proof_as_well() -> None:
 
     assert verdict(after(PROVEN_DESCRIPTION, spec=curious)[1]).reason is Reason.AUTH_FAILED
     for forged in (DESCRIPTION, replace(PROVEN_DESCRIPTION, facts={"tied": "no"})):
-        session, step = after(CURIOUS_CHALLENGE, forged, spec=curious)
+        session, step = after(CHALLENGE, forged, spec=curious)
         assert verdict(step).reason is Reason.AUTH_FAILED
         assert verdict(step).detail.startswith("the description was changed")
         assert session.description is None
-    assert after(CURIOUS_CHALLENGE, PROVEN_DESCRIPTION, spec=curious)[0].state is State.DONE
+    assert after(CHALLENGE, PROVEN_DESCRIPTION, spec=curious)[0].state is State.DONE
 
 
 def test_a_second_challenge_is_a_violation() -> None:
@@ -292,7 +295,7 @@ def test_a_state_that_was_set_by_hand_raises_and_sends_nothing(source: State, ev
     assert copy.copy(session).step(TransferFailed(Reason.STOPPED, "x"), 0.0).after is State.FALLBACK
 
 
-@pytest.mark.parametrize(("action", "event"), [("prove", CHALLENGE), ("start", Begin())])
+@pytest.mark.parametrize(("action", "event"), [("start", Begin())])
 def test_an_action_whose_guard_was_taken_away_does_not_go_on(action: str, event: Event) -> None:
     unguarded = next(r for r in TABLE if r.action == action)
 

@@ -48,7 +48,7 @@ def test_a_message_cannot_be_changed() -> None:
 def test_optional_fields_of_messages_have_neutral_defaults() -> None:
     hello = Hello((2,), Purpose.DESCRIBE, Identity())
 
-    assert (hello.layouts, hello.transports, hello.digest_algorithms, hello.nonce) == (
+    assert (hello.layouts, hello.transports, hello.digest_algorithms, hello.mac) == (
         (),
         (),
         (),

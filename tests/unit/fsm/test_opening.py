@@ -30,7 +30,7 @@ from tests.support.messages import (
     OPEN_THERE,
     PROOF,
     REQUEST,
-    SECURED,
+    START,
     TWO,
     client,
     hello,
@@ -211,12 +211,12 @@ def test_a_request_before_a_transport_is_open_is_a_violation(before: tuple[Event
 
 def test_with_a_token_only_the_clients_own_answer_is_taken() -> None:
     for answer, state in (
-        (proven(ANSWER, hello(SECURED)), State.VALIDATE),
+        (proven(ANSWER, PROOF), State.VALIDATE),
         (ANSWER, State.FALLBACK),
-        (replace(proven(ANSWER, hello(SECURED)), rendezvous={"key": "2"}), State.FALLBACK),
+        (replace(proven(ANSWER, PROOF), rendezvous={"key": "2"}), State.FALLBACK),
     ):
         session = server(GUARDED)
-        step = play(session, (Connected(), hello(SECURED), PROOF, OFFER_READY, answer))
+        step = play(session, (Connected(), START, PROOF, OFFER_READY, answer))
 
         assert session.state is state
         if state is State.FALLBACK:

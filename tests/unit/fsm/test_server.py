@@ -30,8 +30,7 @@ from tests.support.messages import (
     OFFER_READY,
     OFFERING,
     OTHER_IDENTITY,
-    PROOF,
-    SECURED,
+    START,
     WISH,
     hello,
     said,
@@ -151,7 +150,7 @@ def test_a_description_is_for_the_same_model_only() -> None:
 
 def test_before_and_after_the_conversation_a_client_may_hardly_say_anything() -> None:
     limits = [server().frame_limit, after()[0].frame_limit]
-    limits += [after(hello(SECURED), entry=GUARDED)[0].frame_limit]
+    limits += [after(START, entry=GUARDED)[0].frame_limit]
     refused = after(hello(replace(WISH, identity=OTHER_IDENTITY)))[0]
     described = after(hello(CURIOUS))[0]
     limits += [refused.frame_limit, described.frame_limit]
@@ -215,7 +214,7 @@ def test_a_state_that_was_set_by_hand_raises_and_sends_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("action", "event", "told"),
-    [("challenge", hello(), "guarded by"), ("prepare", PROOF, "after a hello")],
+    [("challenge", START, "guarded by")],
 )
 def test_an_action_whose_guard_was_taken_away_does_not_go_on(
     action: str, event: Event, told: str

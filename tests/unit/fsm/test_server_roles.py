@@ -9,7 +9,7 @@ from netloader.fsm.effects import PrepareOffer, Send, Settle
 from netloader.fsm.events import Connected, Event, Transferred
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import root_digest
-from netloader.fsm.messages import Challenge, Complete, Description, Offer, Proof, Reject, Verified
+from netloader.fsm.messages import Challenge, Complete, Description, Offer, Reject, Verified
 from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Step
@@ -24,12 +24,12 @@ from tests.support.messages import (
     OPEN_THERE,
     READY,
     REQUEST,
+    START,
     TARGET,
     TARGETING,
     TOKEN,
     WISH,
     hello,
-    proven,
     said,
     server,
 )
@@ -111,12 +111,12 @@ def test_a_refusal_names_what_the_chosen_model_does_not_support() -> None:
 
 @pytest.mark.parametrize("spec", [DRAFTING, VISION])
 def test_with_a_token_the_role_counts_only_after_the_proof(spec: FetchSpec) -> None:
-    session, step = after(hello(replace(spec, token=TOKEN)), entries=GUARDED_BOTH)
+    session, step = after(START, entries=GUARDED_BOTH)
 
     assert [type(message) for message in said(step)] == [Challenge]
-    forged = after(hello(spec), Proof("forged"), entries=GUARDED_BOTH)[1]
+    forged = after(START, replace(hello(spec), mac="forged"), entries=GUARDED_BOTH)[1]
     assert said(forged)[0].reason == "auth_failed"  # type: ignore[union-attr]
-    answer = session.step(proven(Proof(), hello(spec)), 0.0)
+    answer = session.step(hello(replace(spec, token=TOKEN)), 0.0)
     offers = answer.effects == (PrepareOffer(("tcp",), "sha256", 1),)
     assert offers == (spec is DRAFTING)
     assert offers or isinstance(answer.effects[0], Send)

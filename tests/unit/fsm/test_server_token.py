@@ -7,7 +7,7 @@ import pytest
 from netloader.config import Secret
 from netloader.fsm import auth
 from netloader.fsm.effects import PrepareOffer, Send
-from netloader.fsm.messages import Challenge, Hello, Proof
+from netloader.fsm.messages import Challenge, Hello, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from tests.support.messages import (
@@ -20,20 +20,21 @@ from tests.support.messages import (
     PROOF,
     PROVEN_DESCRIPTION,
     PROVEN_OFFER,
-    SECURED,
     SERVER_NONCE,
+    START,
     TOKEN,
     hello,
-    proven,
     said,
 )
 from tests.unit.fsm.test_server import OTHER, UNABLE, after, verdict
 
-HEARD = (hello(SECURED), SERVER_NONCE)
+OLD = Secret("the token before this one")
+PLAIN = hello()
+"""What the client of PROOF says of itself, without its proof."""
 
 
 def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
-    session, step = after(hello(SECURED), entry=GUARDED)
+    session, step = after(START, entry=GUARDED)
 
     assert (session.state, step.effects) == (State.HANDSHAKE, (Send(CHALLENGE),))
     assert session.step(PROOF, 0.0).effects == (PrepareOffer(("tcp",), "sha256", 0),)
@@ -46,39 +47,44 @@ def test_a_server_with_a_token_proves_itself_and_asks_for_proof() -> None:
     ids=["none", "forged", "half a character", "mirrored", "of another hello"],
 )
 def test_a_wrong_proof_is_refused(mac: str) -> None:
-    _, step = after(hello(SECURED), Proof(mac), entry=GUARDED)
+    _, step = after(START, replace(PROOF, mac=mac), entry=GUARDED)
+
+    assert verdict(step).reason is Reason.AUTH_FAILED
+
+
+def test_a_hello_that_was_changed_is_refused() -> None:
+    _, step = after(START, replace(PROOF, serves_at="10.0.0.66:1"), entry=GUARDED)
 
     assert verdict(step).reason is Reason.AUTH_FAILED
 
 
 def test_a_server_with_two_tokens_takes_a_client_with_either() -> None:
-    old = Secret("the token before this one")
-    entry = replace(OFFERING, tokens=(old, TOKEN))
-    session, step = after(hello(SECURED), entry=entry)
+    entry = replace(OFFERING, tokens=(OLD, TOKEN))
+    session, step = after(START, entry=entry)
 
     [asked] = [e.message for e in step.effects if isinstance(e, Send)]
-    assert asked == Challenge(
-        SERVER_NONCE, auth.proven(CHALLENGE, old, *HEARD).mac, (CHALLENGE.mac,)
-    )
+    first_mac = auth.proven(Challenge(SERVER_NONCE), OLD, START, SERVER_NONCE).mac
+    assert asked == Challenge(SERVER_NONCE, first_mac, (CHALLENGE.mac,))
     assert session.step(PROOF, 0.0).effects == (PrepareOffer(("tcp",), "sha256", 0),)
     assert session.step(OFFER_READY, 0.0).effects == (Send(replace(PROVEN_OFFER, manifest=None)),)
 
-    first, _ = after(hello(SECURED), auth.proven(Proof(), old, *HEARD), entry=entry)
-    assert (first.state, first.token) == (State.VALIDATE, old)
+    first, _ = after(START, auth.proven(PLAIN, OLD, START, SERVER_NONCE), entry=entry)
+    assert (first.state, first.token) == (State.VALIDATE, OLD)
 
 
 def test_a_token_that_was_taken_away_is_refused_as_any_other() -> None:
-    old = Secret("the token before this one")
-    _, step = after(hello(SECURED), auth.proven(Proof(), old, *HEARD), entry=GUARDED)
+    _, step = after(START, auth.proven(PLAIN, OLD, START, SERVER_NONCE), entry=GUARDED)
 
     assert verdict(step).reason is Reason.AUTH_FAILED
 
 
-@pytest.mark.parametrize("words", [OTHER, UNABLE, hello(CURIOUS), hello()])
-def test_a_client_without_proof_receives_no_facts(words: Hello) -> None:
+@pytest.mark.parametrize("words", [OTHER, UNABLE, hello(CURIOUS), hello(), PROOF])
+def test_a_client_that_has_not_asked_for_proof_receives_no_facts(words: Hello) -> None:
     _, step = after(words, entry=GUARDED)
 
-    assert step.effects == (Send(proven(Challenge(SERVER_NONCE), words)),)
+    assert verdict(step).reason is Reason.AUTH_REQUIRED
+    (told,) = said(step)
+    assert told == Reject("auth_required", "the server asks for a token; set AUTH_TOKEN_FILE")
 
 
 @pytest.mark.parametrize(
@@ -92,26 +98,31 @@ def test_a_client_without_proof_receives_no_facts(words: Hello) -> None:
 def test_after_the_proof_a_hello_is_compared_as_without_a_token(
     words: Hello, reason: Reason
 ) -> None:
-    _, step = after(words, proven(Proof(), words), entry=GUARDED)
+    proven = auth.proven(words, TOKEN, START, SERVER_NONCE)
+    _, step = after(START, proven, entry=GUARDED)
 
     assert verdict(step).reason is reason
     if reason is Reason.DESCRIBED:
         assert said(step) == [PROVEN_DESCRIPTION]
 
 
-def test_an_unsolicited_proof_is_a_violation() -> None:
-    for entry in (OFFERING, GUARDED):
-        assert verdict(after(PROOF, entry=entry)[1]).reason is Reason.PROTOCOL_VIOLATION
-
-
-def test_greeting_twice_is_a_violation() -> None:
-    _, step = after(hello(SECURED), hello(SECURED), entry=GUARDED)
+def test_starting_twice_is_a_violation() -> None:
+    _, step = after(START, START, entry=GUARDED)
 
     assert verdict(step).reason is Reason.PROTOCOL_VIOLATION
 
 
-def test_a_server_without_a_token_believes_no_proof() -> None:
-    session, _ = after()
-    session.hello = hello()
+def test_a_client_of_another_version_is_told_so_whatever_it_says_first() -> None:
+    for words in (replace(START, versions=(7, 9)), replace(PROOF, versions=(7, 9))):
+        assert verdict(after(words, entry=GUARDED)[1]).reason is Reason.UNSUPPORTED_VERSION
 
-    assert verdict(session.step(PROOF, 0.0)).reason is Reason.AUTH_FAILED
+
+def test_a_server_without_a_token_says_that_it_cannot_prove_one() -> None:
+    _, step = after(START)
+
+    assert verdict(step).reason is Reason.AUTH_FAILED
+    assert "the server has none" in verdict(step).detail
+
+
+def test_a_proof_that_was_not_asked_for_is_ignored_where_there_is_no_token() -> None:
+    assert after(PROOF)[0].state is State.VALIDATE

@@ -23,7 +23,7 @@ from netloader.fsm.events import (
     Violated,
 )
 from netloader.fsm.identity import Difference
-from netloader.fsm.messages import Begin, Proof, Reject
+from netloader.fsm.messages import Begin, Challenge, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import (
     FRAME_BEFORE_TRUST,
@@ -61,7 +61,7 @@ def _stumble(session: Session, event: ConnectFailed) -> Iterable[Effect]:
     raise ZeroDivisionError
 
 
-def _differ(session: Session, event: Proof) -> Iterable[Effect]:
+def _differ(session: Session, event: Challenge) -> Iterable[Effect]:
     differences = (Difference("dtype", "mine", "theirs", "fix it"),)
     return refuse(session, Reason.IDENTITY_MISMATCH, event.mac, differences, 2.5)
 
@@ -74,7 +74,7 @@ TABLE: Table[Session] = complete(
         row(H, OfferReady, H, _go),
         row(V, Begin, T, _go),
         row(T, Begin, D, _win),
-        *every(LIVING, Proof, F, _differ),
+        *every(LIVING, Challenge, F, _differ),
         *every(LIVING, Reject, F, rejected),
         *every(LIVING, ConnectionLost, F, lost),
         *every(LIVING, DeadlinePassed, F, expired),
@@ -281,7 +281,7 @@ def test_a_refusal_by_the_peer_is_believed_as_it_stands() -> None:
 
 
 def test_a_refusal_shows_each_side_its_own_value_as_its_own() -> None:
-    step = toy(H).step(Proof("differing: dtype"), 0.0)
+    step = toy(H).step(Challenge("", "differing: dtype"), 0.0)
 
     theirs = Difference("dtype", "theirs", "mine", "fix it")
     reject = Reject("identity_mismatch", "differing: dtype", (theirs,), 2.5)

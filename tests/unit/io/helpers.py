@@ -213,7 +213,6 @@ def hello(transport: str = "tcp", identity: Mapping[str, str] = IDENTITY) -> Hel
         layouts=("raw",),
         transports=(transport,),
         digest_algorithms=ServerOptions().digest_algorithms,
-        nonce="0" * 32,
     )
 
 

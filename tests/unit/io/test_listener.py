@@ -284,7 +284,9 @@ def test_a_stranger_learns_nothing_when_there_is_a_token() -> None:
         for words in (hello(), hello("pigeon"), hello(identity={"model": "other"})):
             with Peer.call(server.endpoint) as peer:
                 peer.say(words)
-                assert type(peer.hear()).__name__ == "Challenge"
+                told = peer.hear()
+                assert isinstance(told, Reject)
+                assert (told.reason, told.differences) == ("auth_required", ())
         with Peer.call(server.endpoint) as peer:
             peer.sock.sendall(frame_of(65 * 1024, b""))
             assert isinstance(peer.hear(), Reject)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from netloader.config import Secret
-from netloader.fsm.messages import Begin, Challenge, Lane, Reject, Request
+from netloader.fsm.messages import Begin, Challenge, Lane, Reject, Request, Start
 from netloader.fsm.states import State
 from netloader.log_events import EVENTS
 from netloader.testing import World
@@ -19,7 +19,6 @@ from tests.unit.io.helpers import (
     closed_port,
     contents,
     eventually,
-    hello,
     module_of,
     random,
     serving,
@@ -159,7 +158,7 @@ def test_a_lane_is_no_session_and_has_no_line(captured: Lines) -> None:
 
 def test_a_session_cannot_turn_into_a_lane_and_vanish_from_the_log(captured: Lines) -> None:
     with serving(zoo(1), token=Secret("x" * 32)) as server, Peer.call(server.endpoint) as peer:
-        peer.say(hello())
+        peer.say(Start((2,), "0" * 32))
         assert isinstance(peer.hear(), Challenge)
         peer.say(Lane("nobody", 0))
         assert isinstance(peer.hear(), Reject)

@@ -23,9 +23,9 @@ from netloader.fsm.messages import (
     Hello,
     Lane,
     Offer,
-    Proof,
     Purpose,
     Request,
+    Start,
     Verified,
 )
 from netloader.io import Outcome, fill
@@ -155,11 +155,11 @@ def test_a_recorded_conversation_convinces_nobody(stack: ExitStack) -> None:
     replayed = stack.enter_context(pretending(repeat))
     assert refused(fill(model(50), [replayed], IDENTITY, asking(token=TOKEN, lanes=1)))
 
-    hello, proof = (next(s for s in path.heard if isinstance(s, k)) for k in (Hello, Proof))
+    start, hello = (next(s for s in path.heard if isinstance(s, k)) for k in (Start, Hello))
     with Peer.call(server.endpoint) as peer:
-        peer.say(hello)
+        peer.say(start)
         assert isinstance(peer.hear(), Challenge)
-        peer.say(proof)
+        peer.say(hello)
         assert getattr(peer.hear(), "reason", "") == "auth_failed"
 
 
@@ -212,32 +212,49 @@ def test_a_session_is_not_given_another_name(stack: ExitStack) -> None:
 
 HELLOS: dict[str, Callable[[Hello], Hello]] = {
     "versions": lambda hello: replace(hello, versions=(2, 0)),
+    "place": lambda hello: replace(hello, serves_at="10.0.0.66:1"),
+    "proof": lambda hello: replace(hello, mac="0" * 64),
     "identity": lambda hello: replace(hello, identity=Identity(IDENTITY, {"checkpoint": "x"})),
     "layouts": lambda hello: replace(hello, layouts=("raw",)),
     "transports": lambda hello: replace(hello, transports=("tcp",)),
     "digest algorithms": lambda hello: replace(hello, digest_algorithms=("blake3", "none")),
-    "nonce": lambda hello: replace(hello, nonce="0" * 32),
     "purpose": lambda hello: replace(hello, purpose=Purpose.DESCRIBE),
 }
 
 
 @pytest.mark.parametrize("field", HELLOS)
-def test_a_hello_that_was_changed_is_found_out_before_the_client_proves_itself(
+def test_a_hello_that_was_changed_is_refused_by_the_server(stack: ExitStack, field: str) -> None:
+    outcome, _ = attacked(
+        stack,
+        to_server=only(Hello, HELLOS[field]),
+        transports=("gloo", "tcp"),
+        layouts=("raw", "processed"),
+    )
+
+    assert "hello was changed on its way" in refused(outcome)
+
+
+STARTS: dict[str, Callable[[Start], Start]] = {
+    "versions": lambda start: replace(start, versions=(2, 0)),
+    "nonce": lambda start: replace(start, nonce="0" * 32),
+}
+
+
+@pytest.mark.parametrize("field", STARTS)
+def test_a_start_that_was_changed_is_found_out_before_the_client_says_what_it_wants(
     stack: ExitStack, field: str
 ) -> None:
     said: list[Spoken] = []
-    to_server = only(Hello, HELLOS[field])
+    to_server = only(Start, STARTS[field])
 
     def noting(message: Spoken) -> Spoken:
         said.append(message)
         return to_server(message)
 
-    outcome, _ = attacked(
-        stack, to_server=noting, transports=("gloo", "tcp"), layouts=("raw", "processed")
-    )
+    outcome, _ = attacked(stack, to_server=noting)
 
-    assert "hello was changed on its way" in refused(outcome)
-    assert not any(isinstance(message, Proof) for message in said)
+    assert "start was changed on its way" in refused(outcome)
+    assert not any(isinstance(message, Hello) for message in said)
 
 
 DESCRIPTIONS: dict[str, Callable[[Description], Description]] = {

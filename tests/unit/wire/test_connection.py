@@ -26,7 +26,7 @@ from netloader.fsm.events import (
     TransportReady,
 )
 from netloader.fsm.manifest import Manifest, TensorSpec, root_digest
-from netloader.fsm.messages import Begin, Challenge, Complete, Lane, Opened, Reject
+from netloader.fsm.messages import Begin, Complete, Lane, Opened, Reject
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Session, Step
 from netloader.fsm.states import State
@@ -34,13 +34,13 @@ from netloader.wire import LINGER_S, Connection, Decoder, encode
 from netloader.wire.frames import HEADER
 from tests.support.messages import (
     ASK,
+    CHALLENGE,
     DIGESTS,
     GUARDED,
     NBYTES,
     OFFER,
     OFFERING,
     SECURED,
-    SERVER_NONCE,
     WISH,
     client,
     hello,
@@ -155,8 +155,7 @@ def test_how_long_a_frame_may_be_is_decided_frame_by_frame() -> None:
     frame = encode(proven(offer, hello(spec)))
     assert len(frame) > FRAME_BEFORE_TRUST
     connection = connected(client(spec))
-    challenge = proven(Challenge(SERVER_NONCE), hello(spec))
-    connection.receive_data(encode(challenge) + frame, NOW)
+    connection.receive_data(encode(CHALLENGE) + frame, NOW)
 
     assert connection.session.state is State.VALIDATE
 

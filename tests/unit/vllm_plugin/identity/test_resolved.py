@@ -95,7 +95,7 @@ def test_no_two_configs_look_alike(one: dict[str, Any], two: dict[str, Any]) -> 
 )
 def test_a_hello_has_room_for_every_config(config: dict[str, Any]) -> None:
     identity = Identity({"model": "tiny", **resolved.config_entries(config)})
-    hello = Hello((2,), Purpose.WEIGHTS, identity, nonce="0" * 32)
+    hello = Hello((2,), Purpose.WEIGHTS, identity)
     assert len(encode(hello)) < FRAME_BEFORE_TRUST / 2
     changed = resolved.config_entries({**config, "more": 1})
     assert changed != identity.hard
