@@ -110,7 +110,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "any proof is good": Mutant(L2, AUTH, r"return hmac\.compare_digest\(.*\)", "return bool(mac)"),
     "a client with a token introduces itself to whoever answers": Mutant(
-        L1,
+        L2,
         CLIENT,
         r"session\.hello if session\.spec\.token is None else session\.start",
         "session.hello",
@@ -118,8 +118,11 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a client introduces itself to a server with another token": Mutant(
         L1, CLIENT, r" +row\(H, Challenge, +F, _refuse_server, .*\n", ""
     ),
-    "a hello without proof is taken where a token is set": Mutant(
-        L1, SERVER, r" +row\(H, Hello, +F, _ask_for_token, .*\n", ""
+    "a hello with a wrong proof is taken": Mutant(
+        L1,
+        SERVER,
+        r"return bool\(session\.entry\.tokens\) and _known\(session, event\) is None",
+        "return False",
     ),
     "an offer's proof is not looked at": Mutant(
         L1,

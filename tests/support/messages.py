@@ -9,7 +9,6 @@ from netloader.fsm.client_session import ClientSession
 from netloader.fsm.effects import Send
 from netloader.fsm.events import (
     Ask,
-    Connected,
     OfferReady,
     Transferred,
     TransportJoined,
@@ -119,13 +118,8 @@ CHALLENGE: Final = auth.challenge((TOKEN,), START, SERVER_NONCE)
 def hello(spec: FetchSpec = WISH) -> Hello:
     """What a client with this spec says of itself: first, or with a token after CHALLENGE."""
     session = client(spec)
-    step = session.step(Connected(), 0.0)
-    if spec.token is not None:
-        assert said(step) == [START]
-        step = session.step(CHALLENGE, 0.0)
-    (message,) = said(step)
-    assert isinstance(message, Hello)
-    return message
+    session.challenge = None if spec.token is None else CHALLENGE
+    return session.hello
 
 
 OFFER: Final = Offer(
