@@ -73,6 +73,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         ),
         "netloader.transport.left_out": _warning("A faster transport cannot be used, and why."),
         "netloader.transfer.started": _info("Bytes begin to move."),
+        "netloader.transfer.progress": _debug("The rate now, at most once a second for a side."),
         "netloader.transfer.finished": _info("All bytes of the session have moved."),
         "netloader.transfer.aborted": _warning("The transfer was stopped before its end."),
         "netloader.report.failed": _warning("A progress callback raised; the transfer goes on."),

@@ -25,6 +25,7 @@ from netloader.io.arguments import (
     weights_of,
 )
 from netloader.io.filling import Filling
+from netloader.io.metering import Meter
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome
 from netloader.io.relay import Relay
@@ -108,7 +109,9 @@ def prepare(
     relay = None
     if options.relay is not None:
         relay = Relay(options.relay, given, weights, spec.identity, options.logger)
-    ledger = Ledger(weights, harmless(options.report, options.logger), relay)
+    meter = Meter(options.logger, "client")
+    report = meter.watching(harmless(options.report, options.logger))
+    ledger = Ledger(weights, report, relay)
     return Filling(ledger, spec, options, stop, endpoints, resume, relay)
 
 

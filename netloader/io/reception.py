@@ -25,6 +25,7 @@ from netloader.io.catalog import Catalog
 from netloader.io.driver import Arrival, Link, Reactor
 from netloader.io.forks import INHERITANCE
 from netloader.io.host import unmapped
+from netloader.io.metering import Meter
 from netloader.io.observe import Observer
 from netloader.io.pacing import UNPACED, Bandwidth
 from netloader.io.published import PublishedModel
@@ -74,6 +75,7 @@ class Reception:
         self._allowed = Allowed(options.allow, options.logger)
         self._rails = options.rails
         self._bandwidth = Bandwidth(rate) if (rate := options.bytes_per_s) else None
+        self._meter = Meter(options.logger, "server")
         self._arrivals: dict[Arrival, Endpoint] = {}
         self._links: dict[Link, ServerWorker] = {}
         self._workers: dict[str, ServerWorker] = {}
@@ -200,7 +202,7 @@ class Reception:
         name, nonce = secrets.token_hex(16), secrets.token_hex(16)
         entries = tuple(map(self._with_tokens, entries_as_of_now(published_models)))
         session = ServerSession(entries, self._deadlines, name, nonce, arrival.since)
-        pace = self._bandwidth.session() if self._bandwidth else UNPACED
+        pace = self._meter.paced(self._bandwidth.session() if self._bandwidth else UNPACED)
         worker = ServerWorker(published_models, name, self._deadlines, pace=pace, rails=self._rails)
         observer = Observer(self._logger, peer, {})
         link = Link(self._loop, Connection(session, observer.saw), worker, observer)

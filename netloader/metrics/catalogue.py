@@ -28,7 +28,10 @@ class Series:
 
 SESSIONS: Final = "netloader_sessions_total"
 OPEN: Final = "netloader_sessions_open"
+IN_PHASE: Final = "netloader_sessions_in_phase"
+QUEUED: Final = "netloader_clients_queued"
 BYTES: Final = "netloader_bytes_total"
+RATE: Final = "netloader_rate_bytes_per_second"
 PHASES: Final = "netloader_phase_seconds"
 LOADS: Final = "netloader_loads_total"
 FALLBACKS: Final = "netloader_fallbacks_total"
@@ -50,8 +53,14 @@ CATALOGUE: Final = tuple(
         (SESSIONS, "counter", ("side", "outcome", "reason"),
          "Sessions that are over; `reason` is a word of the protocol's reasons."),
         (OPEN, "gauge", ("side",), "Sessions that are not over yet, those that wait included."),
+        (IN_PHASE, "gauge", ("side", "phase"), ("Sessions by the phase that they are in now; those "
+         "of a server in `transfer` are the clients that it feeds.")),
+        (QUEUED, "gauge", (), ("Loads of this process that wait now because their sources are busy "
+         "or not ready; the sum over all instances is the queue.")),
         (BYTES, "counter", ("side",), ("Bytes of finished requests, received by a client or "
          "sent by a server.")),
+        (RATE, "gauge", ("side",), ("Bytes a second now: of the last second, 0 when no session is "
+         "open. Not what a client takes itself from its server's memory (`shm`, RDMA).")),
         (PHASES, "histogram", ("side", "phase"), "Seconds that a session spent in a phase."),
         (LOADS, "counter", ("way",), ("Loads of a model in vLLM: `received` from a source, "
          "`ordinary` because no source is named, `fallback` because none delivered.")),

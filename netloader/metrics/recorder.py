@@ -13,7 +13,7 @@ from typing import Any, Final
 from netloader.log import SINKS
 from netloader.metrics import catalogue as c
 from netloader.metrics.catalogue import CATALOGUE, Kind
-from netloader.metrics.records import Change, Sources, Update, updates
+from netloader.metrics.records import Change, History, Update, updates
 
 NEEDED: Final = "prometheus_client"
 
@@ -40,14 +40,14 @@ class Recorder:
 
     def __init__(self, registry: Any) -> None:
         self._lock = threading.Lock()
-        self._sources = Sources()
+        self._history = History()
         self._series = {each.name: _made(each, registry) for each in CATALOGUE}
         self._alone: dict[str, tuple[str, ...]] = {}
 
     def __call__(self, fields: Mapping[str, object]) -> None:
         """Take one record."""
         with self._lock:
-            for update in updates(fields, self._sources):
+            for update in updates(fields, self._history):
                 self._apply(update)
 
     def _apply(self, update: Update) -> None:

@@ -7,13 +7,14 @@ from typing import Final, TypeAlias
 
 from netloader.fsm.identity import REMEDIES, Role
 from netloader.fsm.reasons import Reason
-from netloader.fsm.states import State
+from netloader.fsm.states import TERMINAL, State
 from netloader.metrics import catalogue as c
 
 Fields: TypeAlias = Mapping[str, object]
 
 REASONS: Final = frozenset(reason.value for reason in Reason)
 SIDES: Final = frozenset(("client", "server"))
+PHASES: Final = frozenset(state.value for state in State if state not in TERMINAL)
 OUTCOMES: Final = frozenset(state.value for state in State)
 ROLES: Final = frozenset(("", *(role.value for role in Role)))
 MOST_SOURCES: Final = 64
@@ -54,6 +55,9 @@ class Update:
     change: Change = Change.ADD
 
 
+NOT_QUEUED: Final = Update(c.QUEUED, (), 0.0, Change.SET)
+
+
 class Sources:
     """The sources that have a label of their own: the first ones that are dialled. One owner."""
 
@@ -68,13 +72,63 @@ class Sources:
         return c.OTHER
 
 
-def updates(fields: Fields, sources: Sources) -> Iterator[Update]:
+class Sessions:
+    """The sessions that are open, each with its phase. One owner.
+
+    They are as many as the process has: the end of each is a record too.
+    """
+
+    def __init__(self) -> None:
+        self._phases: dict[tuple[str, str], str] = {}
+
+    def begun(self, fields: Fields) -> Iterator[Update]:
+        """One more session is open."""
+        self._phases[self._key(fields)] = ""
+        yield Update(c.OPEN, (_side(fields),))
+
+    def moved(self, fields: Fields) -> Iterator[Update]:
+        """A session is in another state."""
+        yield from self._enter(fields, str(fields.get("netloader.state.to")))
+
+    def ended(self, fields: Fields) -> Iterator[Update]:
+        """A session is over; with the last one of a side, nothing moves."""
+        yield from self._enter(fields, "")
+        self._phases.pop(self._key(fields), None)
+        side = _side(fields)
+        yield Update(c.OPEN, (side,), -1.0)
+        if not any(side == other for other, _ in self._phases):
+            yield Update(c.RATE, (side,), 0.0, Change.SET)
+
+    def _enter(self, fields: Fields, phase: str) -> Iterator[Update]:
+        key = self._key(fields)
+        before, now = self._phases.get(key, ""), phase if phase in PHASES else ""
+        self._phases[key] = now
+        for change, of in ((-1.0, before), (1.0, now)):
+            if of:
+                yield Update(c.IN_PHASE, (key[0], of), change)
+
+    @staticmethod
+    def _key(fields: Fields) -> tuple[str, str]:
+        return _side(fields), str(fields.get("netloader.session.id"))
+
+
+class History:
+    """What one process's records have said so far, as far as later ones need it. One owner."""
+
+    def __init__(self) -> None:
+        self.sources = Sources()
+        self.sessions = Sessions()
+
+
+def updates(fields: Fields, history: History) -> Iterator[Update]:
     """What a record changes."""
     event = str(fields.get("event"))
     if (told := BY_EVENT.get(event)) is not None:
         yield from told(fields)
     if (of_source := BY_SOURCE.get(event)) is not None:
-        yield from of_source(fields, sources)
+        yield from of_source(fields, history.sources)
+    if (of_session := BY_SESSION.get(event)) is not None:
+        yield from of_session(history.sessions, fields)
     if event in PROBLEM_EVENTS:
         yield Update(c.PROBLEMS, (event,))
 
@@ -96,6 +150,7 @@ def _differs(fields: Fields) -> Iterator[Update]:
 
 
 def _fell_back(fields: Fields) -> Iterator[Update]:
+    yield NOT_QUEUED
     yield Update(c.LOADS, ("fallback",))
     yield Update(c.FALLBACKS, (_among(fields, "netloader.reason", REASONS),))
 
@@ -108,8 +163,19 @@ def _offered(fields: Fields) -> Iterator[Update]:
 
 
 def _tried(fields: Fields, sources: Sources) -> Iterator[Update]:
+    yield NOT_QUEUED
     again = "yes" if _number(fields, "netloader.source.attempt") > 1 else "no"
     yield Update(c.ATTEMPTS, (sources.label(_peer(fields)), again))
+
+
+def _waits(_: Fields) -> Iterator[Update]:
+    yield Update(c.WAITS)
+    yield Update(c.QUEUED, (), 1.0, Change.SET)
+
+
+def _fast(fields: Fields) -> Iterator[Update]:
+    now = _number(fields, "netloader.transfer.throughput_bytes_per_s")
+    yield Update(c.RATE, (_side(fields),), now, Change.SET)
 
 
 def _received(fields: Fields, sources: Sources) -> Iterator[Update]:
@@ -120,7 +186,6 @@ def _received(fields: Fields, sources: Sources) -> Iterator[Update]:
 def _closed(fields: Fields) -> Iterator[Update]:
     side = _side(fields)
     reason = _among(fields, "netloader.reason", REASONS)
-    yield Update(c.OPEN, (side,), -1.0)
     yield Update(c.SESSIONS, (side, _among(fields, "netloader.outcome", OUTCOMES), reason))
     for state in State:
         if (spent := fields.get(f"netloader.phase.{state.value}.duration_s")) is not None:
@@ -158,10 +223,10 @@ def _peer(fields: Fields) -> str:
 
 
 BY_EVENT: Final[Mapping[str, Callable[[Fields], Iterable[Update]]]] = {
-    "netloader.session.opened": lambda f: [Update(c.OPEN, (_side(f),))],
     "netloader.session.closed": _closed,
     "netloader.transfer.finished": _moved,
-    "netloader.source.waiting": lambda _: [Update(c.WAITS)],
+    "netloader.transfer.progress": _fast,
+    "netloader.source.waiting": _waits,
     "netloader.source.differs": _differs,
     "netloader.peer.violation": lambda f: [Update(c.VIOLATIONS, (_side(f),))],
     "netloader.loader.ordinary": lambda _: [Update(c.LOADS, ("ordinary",))],
@@ -170,6 +235,11 @@ BY_EVENT: Final[Mapping[str, Callable[[Fields], Iterable[Update]]]] = {
     "netloader.server.withdrawn": lambda f: [Update(c.OFFERED, (_role(f),), 0.0, Change.SET)],
     "netloader.listener.started": lambda _: [Update(c.LISTENING)],
     "netloader.listener.stopped": lambda _: [Update(c.LISTENING, (), -1.0)],
+}
+BY_SESSION: Final[Mapping[str, Callable[[Sessions, Fields], Iterable[Update]]]] = {
+    "netloader.session.opened": Sessions.begun,
+    "netloader.session.transition": Sessions.moved,
+    "netloader.session.closed": Sessions.ended,
 }
 BY_SOURCE: Final[Mapping[str, Callable[[Fields, Sources], Iterable[Update]]]] = {
     "netloader.source.tried": _tried,

@@ -6,8 +6,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +27,14 @@ from netloader.log_events import EVENTS
 from netloader.metrics.catalogue import CATALOGUE
 from netloader.metrics.page import open_page
 from netloader.metrics.recorder import Recorder
-from netloader.metrics.records import BY_EVENT, BY_SOURCE, MOST_SOURCES, PROBLEM_EVENTS
-from tests.unit.io.helpers import asking, closed_port, eventually, sealed, serving
+from netloader.metrics.records import (
+    BY_EVENT,
+    BY_SESSION,
+    BY_SOURCE,
+    MOST_SOURCES,
+    PROBLEM_EVENTS,
+)
+from tests.unit.io.helpers import FAST, asking, closed_port, eventually, sealed, serving
 
 ROOT = Path(__file__).parents[3]
 RULES = ROOT / "docs" / "operate" / "prometheus"
@@ -101,6 +110,55 @@ def test_the_source_in_use_is_one(registry: CollectorRegistry) -> None:
     assert value(registry, "netloader_source_in_use", source="b:1") == 1
 
 
+def test_the_rate_and_the_phase_are_those_of_a_running_transfer(
+    registry: CollectorRegistry,
+) -> None:
+    wanted = {"w": torch.zeros(6_000_000)}
+    seen: list[tuple[float, float]] = []
+
+    def look(_done: int, _total: int) -> None:
+        fed = value(registry, "netloader_sessions_in_phase", side="server", phase="transfer")
+        both = [
+            value(registry, "netloader_rate_bytes_per_second", side=side)
+            for side in ("client", "server")
+        ]
+        seen.append((fed, min(both)))
+
+    with serving({"w": torch.ones(6_000_000)}, {"model": "a"}, max_bandwidth="10MB") as server:
+        there = sealed(server).endpoint
+        assert fill(wanted, there, {"model": "a"}, asking(report=look)).ok
+        assert eventually(lambda: open_sessions(registry) == 0)
+    assert max(fed for fed, _ in seen) == 1
+    assert 3e6 < max(rate for _, rate in seen) < 1.3e7, "24 MB at 10 MB a second"
+    for side in ("client", "server"):
+        assert value(registry, "netloader_rate_bytes_per_second", side=side) == 0
+        for phase in ("listen", "handshake", "validate", "transfer"):
+            assert value(registry, "netloader_sessions_in_phase", side=side, phase=phase) == 0
+
+
+def test_a_client_whose_source_is_busy_is_queued_until_it_is_its_turn(
+    registry: CollectorRegistry,
+) -> None:
+    queued = partial(value, registry, "netloader_clients_queued")
+    waits = replace(FAST, queue_s=60)
+    with serving(WEIGHTS, {"model": "a"}, max_clients=1) as server:
+        there = sealed(server).endpoint
+        (published,) = server._opened()[1].published_models
+        assert published.admit()
+        filling = threading.Thread(
+            target=fill,
+            args=({"w": torch.zeros(100_000)}, there, {"model": "a"}, asking(deadlines=waits)),
+        )
+        filling.start()
+        try:
+            assert eventually(lambda: queued() == 1)
+        finally:
+            published.leave()
+            filling.join()
+    assert queued() == 0
+    assert value(registry, "netloader_bytes_total", side="client") == 400_000
+
+
 def test_what_follows_a_withdrawal_and_a_fallback(registry: CollectorRegistry) -> None:
     told("server.offered", role="target", raw_bytes=9, cached_bytes=4)
     assert value(registry, "netloader_offered", role="target") == 1
@@ -115,7 +173,7 @@ def test_what_follows_a_withdrawal_and_a_fallback(registry: CollectorRegistry) -
 
 
 def test_every_event_that_is_counted_is_logged() -> None:
-    assert {*BY_EVENT, *BY_SOURCE, *PROBLEM_EVENTS} <= set(EVENTS)
+    assert {*BY_EVENT, *BY_SOURCE, *BY_SESSION, *PROBLEM_EVENTS} <= set(EVENTS)
 
 
 def test_a_sink_that_raises_costs_no_record() -> None:
