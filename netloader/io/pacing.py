@@ -6,7 +6,8 @@ what a slow client does not use goes to the others.
 """
 
 import threading
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass
 from typing import Protocol
 
 from netloader.fsm.reasons import Reason
@@ -59,14 +60,38 @@ class Unpaced:
         """Do nothing: nothing waits."""
 
 
-class Bandwidth:
-    """The bucket of one server. Thread-safe.
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bytes a second that a server may send: at any time, and while its owner is busy.
 
-    `rate` is in bytes a second.
+    None is no limit. While `is_busy` answers true, the lower one counts. It is called for each step
+    that is sent, from any thread, so it must be quick and must not raise.
     """
 
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
+    always: int | None
+    busy: int | None = None
+    is_busy: Callable[[], bool] = lambda: False
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at some time."""
+        return self.always is not None or self.busy is not None
+
+    @property
+    def lowest(self) -> int | None:
+        """The lower limit."""
+        return min((rate for rate in (self.always, self.busy) if rate is not None), default=None)
+
+    def now(self) -> int | None:
+        """The limit at this moment."""
+        return self.lowest if self.busy is not None and self.is_busy() else self.always
+
+
+class Bandwidth:
+    """The bucket of one server. Thread-safe."""
+
+    def __init__(self, rates: Rates) -> None:
+        self._rates = rates
         self._free_at = 0.0
         """When all that was allowed so far has been sent at the full rate."""
         self._lock = threading.Lock()
@@ -77,22 +102,29 @@ class Bandwidth:
 
     def step(self, most: int) -> int:
         """As `Pace.step`."""
-        return max(1, min(most, max(LEAST_STEP_BYTES, int(self._rate * STEP_S))))
+        rate = self._rates.now()
+        if rate is None:
+            return most
+        return max(1, min(most, max(LEAST_STEP_BYTES, int(rate * STEP_S))))
 
     def reserve(self, nbytes: int, now: float) -> float:
         """Allow some bytes, after those that were allowed before; returns the seconds until then.
 
         `now` is in seconds of a monotonic clock.
         """
+        rate = self._rates.now()
+        if rate is None:
+            return 0.0
         with self._lock:
             begin = max(self._free_at, now - BURST_S)
-            self._free_at = begin + nbytes / self._rate
+            self._free_at = begin + nbytes / rate
         return max(0.0, begin - now)
 
     def release(self, nbytes: int) -> None:
         """Take bytes back that were allowed and will not be sent."""
-        with self._lock:
-            self._free_at -= nbytes / self._rate
+        if (rate := self._rates.now()) is not None:
+            with self._lock:
+                self._free_at -= nbytes / rate
 
 
 class SessionPace:

@@ -21,6 +21,7 @@ from netloader.fsm.messages import Offer
 from netloader.fsm.terms import CatalogEntry
 from netloader.io.arguments import Weights, texts_by_name
 from netloader.io.catalog import Catalog
+from netloader.io.pacing import Rates
 from netloader.io.published import PublishedModel, withdraw_only
 from netloader.io.snapshot import OnSession
 from netloader.io.store.base import Store
@@ -53,6 +54,11 @@ class ServerOptions:
     """Bytes a second that this server sends, to all its clients together: an integer, or a text
     such as `500MB`, `2GB` (10^6, 10^9 bytes), `512MiB` or `1.5GiB` (2^20, 2^30). The clients share
     it evenly. Transports that cannot keep to it, such as `shm`, are not offered. None: no limit."""
+    busy_bandwidth: int | str | None = None
+    """The same for the time in which `busy` answers true; the lower limit counts then."""
+    busy: Callable[[], bool] | None = None
+    """Whether whatever shares this host with the server has work at this moment. It is called for
+    each step that is sent, from any thread, so it must be quick and must not raise."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What a client may ask before it builds its model."""
     token: Tokens = None
@@ -81,7 +87,10 @@ class ServerOptions:
         if (cut := self.segment_bytes) is not None:
             check_whole("segment_bytes", cut, MIN_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
         check_whole("max_clients", self.max_clients, 1, MOST_CLIENTS)
-        rate = self.bytes_per_s
+        check_type("busy", self.busy, Callable | None, "give a function without arguments")
+        if (self.busy is None) != (self.busy_bandwidth is None):
+            raise ValueError("busy_bandwidth and busy need each other; give both, or neither")
+        slowest = self.rates.lowest
         object.__setattr__(self, "allow", texts("allow", self.allow))
         for i, text in enumerate(self.allow):
             _check_network(f"allow[{i}]", text)
@@ -95,8 +104,9 @@ class ServerOptions:
             object.__setattr__(self, "transports", ("tcp",))
         check_type("deadlines", self.deadlines, Deadlines, "give a netloader.Deadlines")
         least = self.deadlines.min_rate_bytes_per_s
-        if rate is not None and (why := too_slow(rate, self.max_clients, least)):
-            raise ValueError(f"max_bandwidth: {why}")
+        if slowest is not None and (why := too_slow(slowest, self.max_clients, least)):
+            field_name = "max_bandwidth" if slowest == self.rates.always else "busy_bandwidth"
+            raise ValueError(f"{field_name}: {why}")
         remedy = "give a function of one record"
         check_type("on_session", self.on_session, Callable | None, remedy)
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
@@ -108,14 +118,20 @@ class ServerOptions:
         return published_with(self.digest, self.token)
 
     @property
-    def bytes_per_s(self) -> int | None:
-        """What `max_bandwidth` says, as a number."""
-        if self.max_bandwidth is None:
-            return None
-        try:
-            return bandwidth(self.max_bandwidth)
-        except ValueError as error:
-            raise ValueError(f"max_bandwidth: {error}") from None
+    def rates(self) -> Rates:
+        """What `max_bandwidth` and `busy_bandwidth` say, as numbers."""
+        always = _bytes_per_s("max_bandwidth", self.max_bandwidth)
+        busy = _bytes_per_s("busy_bandwidth", self.busy_bandwidth)
+        return Rates(always, busy, self.busy) if self.busy else Rates(always)
+
+
+def _bytes_per_s(name: str, given: int | str | None) -> int | None:
+    if given is None:
+        return None
+    try:
+        return bandwidth(given)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def too_slow(rate: int, clients: int, least: float) -> str:

@@ -74,7 +74,7 @@ class Reception:
         self._lingering = Lingering(loop)
         self._allowed = Allowed(options.allow, options.logger)
         self._rails = options.rails
-        self._bandwidth = Bandwidth(rate) if (rate := options.bytes_per_s) else None
+        self._bandwidth = Bandwidth(options.rates) if options.rates.limited else None
         self._meter = Meter(options.logger, "server")
         self._arrivals: dict[Arrival, Endpoint] = {}
         self._links: dict[Link, ServerWorker] = {}

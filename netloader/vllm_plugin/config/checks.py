@@ -91,10 +91,11 @@ def _relay_problems(transport: str | None, layout: LayoutChoice | None) -> Itera
 
 def _rate_problems(options: Mapping[str, Any]) -> Iterator[str]:
     """What would have a server end its own transfers."""
-    rate, clients = options["max_bandwidth"], options["max_clients"]
-    least = options["min_rate_bytes_per_s"]
-    if rate and clients and least and (why := too_slow(rate, clients, least)):
-        yield f"MAX_BANDWIDTH: {why}"
+    clients, least = options["max_clients"], options["min_rate_bytes_per_s"]
+    for name in ("max_bandwidth", "max_bandwidth_busy"):
+        rate = options[name]
+        if rate and clients and least and (why := too_slow(rate, clients, least)):
+            yield f"{name.upper()}: {why}"
 
 
 def _without_secrets(text: str, fallback: Fallback) -> str:

@@ -108,6 +108,7 @@ class Settings:
     fallback: Fallback | None
     max_clients: int
     max_bandwidth: int | None
+    max_bandwidth_busy: int | None
     token: TokenFile | None
     tls: Tls | None
     parallel: int
@@ -280,6 +281,9 @@ FIELDS: Final = (
     Field("MAX_BANDWIDTH", bytes_per_s, "string or integer", None,
           "bytes per second that a rank sends to all its clients together, such as `500MB`, `2GB` "
           "or `1.5GiB`; they share it evenly; absent: no limit"),
+    Field("MAX_BANDWIDTH_BUSY", bytes_per_s, "string or integer", None,
+          "the same while the engine computes, and for a quarter of a second after each step; "
+          "absent: as at any time"),
     Field("AUTH_TOKEN_FILE", secure.tokens, "string", None,
           f"file with tokens of {MIN_CHARS} characters or more, one a line, read again when it has "
           "changed: clients must know one of them, sources the first; absent: no proof is wanted",

@@ -27,6 +27,7 @@ from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import GoneError
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
+from netloader.vllm_plugin.serve.activity import Activity
 from netloader.vllm_plugin.serve.port import PortChoice
 from netloader.vllm_plugin.serve.refusal import refuse
 from netloader.vllm_plugin.serve.served_model import (
@@ -68,18 +69,21 @@ def offer(
         ours = this_worker()
         worker_methods.install_on(model, ours)
         served = replace(served, place=plan.place)
-        ours.offer(model, served, plan.rank, partial(new_server, settings))
+        ours.offer(model, served, plan.rank, partial(new_server, settings, ours.activity))
         return True
     return False
 
 
-def new_server(settings: Settings, rank: int) -> RankServer:
+def new_server(settings: Settings, activity: Activity, rank: int) -> RankServer:
     """A server of a rank, which listens when there is something to serve."""
+    busy = settings.max_bandwidth_busy
     options = ServerOptions(
         transports=settings.transports,
         segment_bytes=settings.segment_mib << 20,
         max_clients=settings.max_clients,
         max_bandwidth=settings.max_bandwidth,
+        busy_bandwidth=busy,
+        busy=None if busy is None else activity.busy,
         rails=settings.rails,
         token=settings.token,
         tls=settings.tls,

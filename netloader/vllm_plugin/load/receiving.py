@@ -33,7 +33,7 @@ def relaying(
     relay = None
     if settings.relay and plan.serves:
         loaded = Loaded(plan.state, plan.unfilled, filled=plan.filled, constructed=constructed)
-        new = partial(new_server, settings)
+        new = partial(new_server, settings, this_worker().activity)
         relay = this_worker().relay(plan.role, raw_facts(plan, loaded), plan.rank, new, plan.place)
     try:
         yield relay

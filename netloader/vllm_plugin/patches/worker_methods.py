@@ -50,6 +50,8 @@ SLEEP, DISCARD, WAKE = "sleep", "discard", "wake_up"
 WEIGHTS_TAG = "weights"
 WARMS_UP = "compile_or_warm_up_model"
 """What an engine calls on its worker last, before it serves."""
+EXECUTES = "execute_model"
+"""The worker method that runs a step of the engine."""
 CLOSES = ("destroy_worker_extension", "shutdown")
 """What ends a worker. From 0.33 on vLLM calls the first, where a worker extension has it, before
 the second; either may free what clients read."""
@@ -130,6 +132,7 @@ def install(worker_class: type) -> None:
         WAKE: _waking,
         **dict.fromkeys(CLOSES, _closing),
         WARMS_UP: _warming,
+        EXECUTES: _executing,
     }
     _wrap(worker_class, wrappers)
 
@@ -334,3 +337,14 @@ def _warming(method: Method, name: str) -> Method:
         return result
 
     return fenced
+
+
+def _executing(method: Method, name: str) -> Method:
+    del name
+
+    @wraps(method)
+    def noted(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        with worker_of(worker).activity.step():
+            return method(worker, *args, **kwargs)
+
+    return noted

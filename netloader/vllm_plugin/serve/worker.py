@@ -19,6 +19,7 @@ from torch import nn
 from netloader.log import Logger
 from netloader.metrics.page import open_page
 from netloader.metrics.recorder import record
+from netloader.vllm_plugin.serve.activity import Activity
 from netloader.vllm_plugin.serve.after_reload import AfterReload
 from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.by_model import ByModel
@@ -45,6 +46,7 @@ class Worker:
     """
 
     def __init__(self) -> None:
+        self.activity = Activity()
         self.warm_up = WarmUp()
         self.after_reload = AfterReload()
         self.loads: ByModel[object] = ByModel()

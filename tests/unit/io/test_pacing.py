@@ -11,7 +11,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io import fill, serve
 from netloader.io.clock import monotonic
 from netloader.io.failure import TransferError
-from netloader.io.pacing import BURST_S, UNPACED, Bandwidth, SessionPace
+from netloader.io.pacing import BURST_S, UNPACED, Bandwidth, Rates, SessionPace
 from netloader.io.publishing import ServerOptions
 from tests.unit.io.helpers import FAST, IDENTITY, MIB, SOON_S, asking, contents, module_of, sealed
 
@@ -31,7 +31,7 @@ def model(seed: int = 0, mib: int = 16) -> torch.nn.Module:
 
 
 def test_bytes_are_allowed_one_after_the_other() -> None:
-    bandwidth = Bandwidth(RATE)
+    bandwidth = Bandwidth(Rates(RATE))
 
     assert bandwidth.reserve(RATE, 100.0) == 0
     assert bandwidth.reserve(RATE, 100.0) == pytest.approx(1 - BURST_S)
@@ -39,7 +39,7 @@ def test_bytes_are_allowed_one_after_the_other() -> None:
 
 
 def test_time_in_which_nothing_was_sent_is_made_up_for_in_small_part() -> None:
-    bandwidth = Bandwidth(RATE)
+    bandwidth = Bandwidth(Rates(RATE))
     bandwidth.reserve(RATE, 0.0)
     waited = [bandwidth.reserve(RATE // 100, 60.0) for _ in range(100)]
 
@@ -47,17 +47,38 @@ def test_time_in_which_nothing_was_sent_is_made_up_for_in_small_part() -> None:
 
 
 def test_what_is_sent_at_once_is_small_for_a_low_rate_and_never_nothing() -> None:
-    assert Bandwidth(10 * MB).step(MIB) == 10 * MB // 50
-    assert Bandwidth(1000 * MB).step(MIB) == MIB
-    assert Bandwidth(1).step(10) == 10
+    assert Bandwidth(Rates(10 * MB)).step(MIB) == 10 * MB // 50
+    assert Bandwidth(Rates(1000 * MB)).step(MIB) == MIB
+    assert Bandwidth(Rates(1)).step(10) == 10
     assert UNPACED.step(MIB) == MIB
+
+
+def test_another_limit_counts_while_its_owner_is_busy() -> None:
+    busy = False
+    bandwidth = Bandwidth(Rates(None, RATE, lambda: busy))
+    free = [bandwidth.reserve(RATE, 100.0) for _ in range(3)]
+    assert (free, bandwidth.step(100 * MIB)) == ([0, 0, 0], 100 * MIB)
+
+    busy = True
+    waited = [bandwidth.reserve(RATE, 100.0) for _ in range(2)]
+    assert waited == [0, pytest.approx(1 - BURST_S)]
+    assert bandwidth.step(100 * MIB) < MIB
+
+    busy = False
+    assert bandwidth.reserve(RATE, 100.0) == 0
+
+
+def test_while_its_owner_is_busy_the_lower_limit_counts() -> None:
+    assert Rates(RATE, 2 * RATE, lambda: True).now() == RATE
+    assert Rates(2 * RATE, RATE, lambda: True).now() == RATE
+    assert Rates(2 * RATE, RATE, lambda: False).now() == 2 * RATE
 
 
 # -- its sessions --------------------------------------------------------------------------------
 
 
 def test_sessions_get_equal_shares_whatever_the_number_of_their_lanes() -> None:
-    bandwidth = Bandwidth(RATE)
+    bandwidth = Bandwidth(Rates(RATE))
     one, many = bandwidth.session(), bandwidth.session()
     sent = {one: 0, many: 0}
     begun = threading.Barrier(5)
@@ -82,7 +103,7 @@ def test_sessions_get_equal_shares_whatever_the_number_of_their_lanes() -> None:
 
 
 def test_an_abort_ends_a_wait_and_every_later_one() -> None:
-    bandwidth = Bandwidth(100)
+    bandwidth = Bandwidth(Rates(100))
     session = bandwidth.session()
     session.take([bytes(1000)])  # so the next has its turn in 10 s
     failures: list[TransferError] = []

@@ -109,6 +109,8 @@ def test_rails_of_a_server_that_listens_at_one_address_are_refused_at_start() ->
 def test_a_bandwidth_below_the_minimum_rate_of_transfers_is_refused_at_start() -> None:
     (problem,) = problems_of(MAX_BANDWIDTH="200MB", MAX_CLIENTS=4)
     assert problem.startswith("MAX_BANDWIDTH: the share of each of 4 clients is 47.7 MiB/s, below")
+    (problem,) = problems_of(MAX_BANDWIDTH="2GB", MAX_BANDWIDTH_BUSY="200MB", MAX_CLIENTS=4)
+    assert problem.startswith("MAX_BANDWIDTH_BUSY: the share of each of 4 clients is 47.7 MiB/s")
     extra = {"MAX_BANDWIDTH": "200MB", "MAX_CLIENTS": 4, "MIN_RATE_MIB_S": 40}
     NetLoader(LoadConfig(load_format="netloader", model_loader_extra_config=extra))
 
