@@ -115,7 +115,8 @@ class Observer:
             self._opened = True
             gone = isinstance(step.event, ConnectionLost)
             self._probe = session.side == "server" and gone and not self._heard
-            self._say("session.opened", session, {}, self._level)
+            now = {"netloader.state": step.before.value}
+            self._say("session.opened", session, now, self._level)
 
     def _transfer(self, session: Session, step: Step) -> None:
         """A transfer that started ends once: done, failed, or stopped because the session ends."""

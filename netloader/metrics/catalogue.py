@@ -38,6 +38,7 @@ FALLBACKS: Final = "netloader_fallbacks_total"
 ATTEMPTS: Final = "netloader_source_attempts_total"
 WAITS: Final = "netloader_source_waits_total"
 DIFFERENCES: Final = "netloader_differences_total"
+REFUSED: Final = "netloader_connections_refused_total"
 DIGEST_FAILURES: Final = "netloader_digest_failures_total"
 VIOLATIONS: Final = "netloader_violations_total"
 IN_USE: Final = "netloader_source_in_use"
@@ -70,6 +71,8 @@ CATALOGUE: Final = tuple(
         (WAITS, "counter", (), "Times that a client waited because its sources were busy."),
         (DIFFERENCES, "counter", ("side", "field"), ("Refused sessions, by the field of the "
          "identity that differs.")),
+        (REFUSED, "counter", ("why",), ("Peers that a server closed before they said "
+         "anything: `tls` without a valid certificate or TLS at all, `network` outside `ALLOW`.")),
         (DIGEST_FAILURES, "counter", ("side",), ("Sessions that ended because bytes did not match "
          "their digest.")),
         (VIOLATIONS, "counter", ("side",), "Peers that broke the protocol."),

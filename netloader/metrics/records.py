@@ -73,43 +73,24 @@ class Sources:
 
 
 class Sessions:
-    """The sessions that are open, each with its phase. One owner.
-
-    They are as many as the process has: the end of each is a record too.
-    """
+    """How many sessions of each side are open. One owner."""
 
     def __init__(self) -> None:
-        self._phases: dict[tuple[str, str], str] = {}
+        self._open = dict.fromkeys((*SIDES, c.OTHER), 0)
 
     def begun(self, fields: Fields) -> Iterator[Update]:
         """One more session is open."""
-        self._phases[self._key(fields)] = ""
+        self._open[_side(fields)] += 1
         yield Update(c.OPEN, (_side(fields),))
-
-    def moved(self, fields: Fields) -> Iterator[Update]:
-        """A session is in another state."""
-        yield from self._enter(fields, str(fields.get("netloader.state.to")))
+        yield from _in_phase(fields, "netloader.state", 1.0)
 
     def ended(self, fields: Fields) -> Iterator[Update]:
         """A session is over; with the last one of a side, nothing moves."""
-        yield from self._enter(fields, "")
-        self._phases.pop(self._key(fields), None)
         side = _side(fields)
+        self._open[side] -= 1
         yield Update(c.OPEN, (side,), -1.0)
-        if not any(side == other for other, _ in self._phases):
+        if not self._open[side]:
             yield Update(c.RATE, (side,), 0.0, Change.SET)
-
-    def _enter(self, fields: Fields, phase: str) -> Iterator[Update]:
-        key = self._key(fields)
-        before, now = self._phases.get(key, ""), phase if phase in PHASES else ""
-        self._phases[key] = now
-        for change, of in ((-1.0, before), (1.0, now)):
-            if of:
-                yield Update(c.IN_PHASE, (key[0], of), change)
-
-    @staticmethod
-    def _key(fields: Fields) -> tuple[str, str]:
-        return _side(fields), str(fields.get("netloader.session.id"))
 
 
 class History:
@@ -139,6 +120,16 @@ def _side(fields: Fields) -> str:
 
 def _role(fields: Fields) -> str:
     return _among(fields, "netloader.role", ROLES, "")
+
+
+def _in_phase(fields: Fields, key: str, change: float) -> Iterator[Update]:
+    if (phase := str(fields.get(key))) in PHASES:
+        yield Update(c.IN_PHASE, (_side(fields), phase), change)
+
+
+def _moved_on(fields: Fields) -> Iterator[Update]:
+    yield from _in_phase(fields, "netloader.state.from", -1.0)
+    yield from _in_phase(fields, "netloader.state.to", 1.0)
 
 
 def _moved(fields: Fields) -> Iterator[Update]:
@@ -176,6 +167,10 @@ def _waits(_: Fields) -> Iterator[Update]:
 def _fast(fields: Fields) -> Iterator[Update]:
     now = _number(fields, "netloader.transfer.throughput_bytes_per_s")
     yield Update(c.RATE, (_side(fields),), now, Change.SET)
+
+
+def _refused(why: str) -> Callable[[Fields], Iterable[Update]]:
+    return lambda fields: [Update(c.REFUSED, (why,), _number(fields, "netloader.connections"))]
 
 
 def _received(fields: Fields, sources: Sources) -> Iterator[Update]:
@@ -225,6 +220,7 @@ def _peer(fields: Fields) -> str:
 BY_EVENT: Final[Mapping[str, Callable[[Fields], Iterable[Update]]]] = {
     "netloader.session.closed": _closed,
     "netloader.transfer.finished": _moved,
+    "netloader.session.transition": _moved_on,
     "netloader.transfer.progress": _fast,
     "netloader.source.waiting": _waits,
     "netloader.source.differs": _differs,
@@ -233,12 +229,13 @@ BY_EVENT: Final[Mapping[str, Callable[[Fields], Iterable[Update]]]] = {
     "netloader.fallback.engaged": _fell_back,
     "netloader.server.offered": _offered,
     "netloader.server.withdrawn": lambda f: [Update(c.OFFERED, (_role(f),), 0.0, Change.SET)],
+    "netloader.listener.insecure": _refused("tls"),
+    "netloader.listener.refused": _refused("network"),
     "netloader.listener.started": lambda _: [Update(c.LISTENING)],
     "netloader.listener.stopped": lambda _: [Update(c.LISTENING, (), -1.0)],
 }
 BY_SESSION: Final[Mapping[str, Callable[[Sessions, Fields], Iterable[Update]]]] = {
     "netloader.session.opened": Sessions.begun,
-    "netloader.session.transition": Sessions.moved,
     "netloader.session.closed": Sessions.ended,
 }
 BY_SOURCE: Final[Mapping[str, Callable[[Fields, Sources], Iterable[Update]]]] = {

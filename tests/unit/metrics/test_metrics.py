@@ -103,6 +103,15 @@ def test_no_peer_makes_a_label(registry: CollectorRegistry) -> None:
     assert "made_up" not in str(lines)
 
 
+def test_peers_that_are_closed_before_they_say_anything_are_counted(
+    registry: CollectorRegistry,
+) -> None:
+    told("listener.insecure", connections=3)
+    told("listener.refused", connections=1)
+    refused = partial(value, registry, "netloader_connections_refused_total")
+    assert (refused(why="tls"), refused(why="network")) == (3, 1)
+
+
 def test_the_source_in_use_is_one(registry: CollectorRegistry) -> None:
     told("loader.received", source="a:1")
     told("loader.received", source="b:1")
@@ -124,7 +133,9 @@ def test_the_rate_and_the_phase_are_those_of_a_running_transfer(
         ]
         seen.append((fed, min(both)))
 
-    with serving({"w": torch.ones(6_000_000)}, {"model": "a"}, max_bandwidth="10MB") as server:
+    slow = replace(FAST, min_rate_bytes_per_s=1e6)
+    weights = {"w": torch.ones(6_000_000)}
+    with serving(weights, {"model": "a"}, max_bandwidth="10MB", deadlines=slow) as server:
         there = sealed(server).endpoint
         assert fill(wanted, there, {"model": "a"}, asking(report=look)).ok
         assert eventually(lambda: open_sessions(registry) == 0)
