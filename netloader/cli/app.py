@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from netloader.cli.answers import Answer, Form, People, Programs, Run, carry_out
+from netloader.cli.answers import Answer, Form
 from netloader.cli.choices import Format, Machine
 from netloader.cli.codes import MEANINGS
+from netloader.cli.options import Access, Link, command, source
 from netloader.installed import OURS
 from netloader.log import quiet_dependencies
 
@@ -28,31 +29,8 @@ app = typer.Typer(
 config = typer.Typer(no_args_is_help=True, help="Look at settings before an engine starts.")
 app.add_typer(config, name="config")
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Write one JSON object a line, problems included.")
-]
-Seconds = Annotated[
-    float,
-    typer.Option("--timeout", metavar="SECONDS", help="How long a source may take to answer."),
-]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        metavar="FILE",
-        help="The token of the server. Without it: the variable NETLOADER_TOKEN.",
-    ),
-]
-Source = Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where a server listens.")]
-WAIT_S = 10.0
-
-
-def _form(*, json: bool) -> Form:
-    return Programs() if json else People()
-
-
-def _finish(run: Run, form: Form) -> None:
-    raise typer.Exit(carry_out(run, form))
+Servers = Annotated[list[str], source("SOURCE...", "Servers:")]
+Server = Annotated[str, source("SOURCE", "A server:")]
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - how typer calls it
@@ -88,65 +66,52 @@ def common(
 
 
 @app.command()
+@command
 def status(
-    source: Annotated[
-        str, typer.Argument(metavar="HOST:PORT|URL", help="A server, or its page of metrics.")
-    ],
+    source: Annotated[str, source("SOURCE", "A server, the URL of a page of metrics, or many:")],
     *,
-    timeout: Seconds = WAIT_S,
-    token_file: TokenFile = None,
-    json: Json = False,
-) -> None:
-    """Say what a server offers, and what it does. Takes none of its places.
+    link: Link,
+) -> Answer:
+    """Say what servers offer, and what they do. Takes none of their places.
 
     For example:
 
         netloader status 10.0.0.1:19374
 
-        netloader status 10.0.0.1:19374 --json | jq '.models[].root'
+        netloader status redis://registry.example/llm --json | jq '.models[].root'
 
         netloader status http://10.0.0.1:8000/metrics
     """
+    from netloader.cli import status as asked
 
-    def run() -> Answer:
-        from netloader.cli import sources
-        from netloader.cli import status as command
-
-        return command.run(source, sources.asking(timeout, sources.token_of(token_file)))
-
-    _finish(run, _form(json=json))
+    return asked.run(source, link.client)
 
 
 @app.command()
+@command
 def verify(
-    first: Annotated[str, typer.Argument(metavar="A", help="A server, as host:port.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another server.")],
+    first: Annotated[str, source("A", "A server:")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one, in the same ways.")],
     *,
-    timeout: Seconds = WAIT_S,
-    token_file: TokenFile = None,
-    json: Json = False,
-) -> None:
+    link: Link,
+) -> Answer:
     """Say whether two running servers hold the same weights.
 
     Compares names, shapes and dtypes of all tensors, and the digest over all bytes that each server
-    computed; no weights move. Exit status 0: the same. 1: others, or it cannot be told.
+    computed; no weights move. Of several servers that are found, the first that answers counts.
+    Exit status 0: the same. 1: others, or it cannot be told.
 
     For example:
 
         netloader verify 10.0.0.1:19374 10.0.0.2:19374
     """
+    from netloader.cli import verify as compared
 
-    def run() -> Answer:
-        from netloader.cli import sources
-        from netloader.cli import verify as command
-
-        options = sources.asking(timeout, sources.token_of(token_file))
-        return command.run(first, second, options)
-
-    _finish(run, _form(json=json))
+    return compared.run(first, second, link.client)
 
 
 @app.command()
+@command
 def serve(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="A folder with *.safetensors files.")
@@ -164,9 +129,9 @@ def serve(
         ),
     ] = None,
     max_clients: Annotated[int, typer.Option(min=1, help="Clients served at once.")] = 2,
-    token_file: TokenFile = None,
-    json: Json = False,
-) -> None:
+    access: Access,
+    form: Form,
+) -> Answer:
     """Serve a folder of safetensors files, without an engine, until Ctrl-C.
 
     A folder that `netloader pull` wrote is served as its source served it: same identity, names and
@@ -178,25 +143,19 @@ def serve(
         netloader serve ./weights --host 10.0.0.1 --port 19374
 
         NETLOADER_TOKEN=$(cat token) netloader serve ./weights --identity model=llama
+
+        netloader serve ./weights --tls-cert host.pem --tls-key host.key --tls-ca ca.pem
     """
-    form = _form(json=json)
+    from netloader.cli import serve as served
 
-    def run() -> Answer:
-        from netloader.cli import serve as command
-        from netloader.cli import sources
-
-        token = sources.token_of(token_file)
-        pairs = tuple(identity or ())
-        return command.run(command.Wanted(folder, host, port, pairs, max_clients, token), form)
-
-    _finish(run, form)
+    pairs = tuple(identity or ())
+    return served.run(served.Wanted(folder, host, port, pairs, max_clients, access), form)
 
 
 @app.command()
+@command
 def pull(
-    source: Annotated[
-        list[str], typer.Argument(metavar="HOST:PORT", help="Sources, tried in order.")
-    ],
+    source: Servers,
     *,
     out: Annotated[
         Path,
@@ -205,71 +164,60 @@ def pull(
     role: Annotated[
         str | None, typer.Option(help="Which of the server's models: target or draft.")
     ] = None,
-    timeout: Seconds = WAIT_S,
-    token_file: TokenFile = None,
-    json: Json = False,
-) -> None:
+    link: Link,
+) -> Answer:
     """Copy the weights of a running server into a folder of safetensors files.
 
-    Every byte is verified, and the folder appears only when it is complete. It holds tensors under
-    the names that the server's model has; for vLLM these are not those of the checkpoint, so serve
-    the folder with `netloader serve` rather than loading it as a checkpoint.
+    Sources are tried in order. Every byte is verified, and the folder appears only when it is
+    complete. It holds tensors under the names that the server's model has; for vLLM these are not
+    those of the checkpoint, so serve the folder with `netloader serve` rather than loading it as a
+    checkpoint.
 
     For example:
 
         netloader pull 10.0.0.1:19374 --out ./weights
 
-        netloader pull 10.0.0.1:19374 10.0.0.2:19374 --out ./draft --role draft
+        netloader pull redis://registry.example/llm --out ./draft --role draft
     """
+    from netloader.cli import pull as pulled
 
-    def run() -> Answer:
-        from netloader.cli import pull as command
-        from netloader.cli import sources
-
-        options = sources.asking(timeout, sources.token_of(token_file))
-        return command.run(source, out, role, options)
-
-    _finish(run, _form(json=json))
+    return pulled.run(source, out, role, link.client)
 
 
 @app.command()
+@command
 def check(
-    source: Source,
+    source: Server,
     *,
     model: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the model here.")],
     engine: Annotated[
         str,
         typer.Option(metavar="JSON", help="Arguments of vLLM's engine, as one JSON object."),
     ] = "{}",
-    timeout: Seconds = WAIT_S,
-    token_file: TokenFile = None,
-    json: Json = False,
-) -> None:
+    link: Link,
+) -> Answer:
     """Say whether a source would accept an instance that starts here, without building a model.
 
     Needs vLLM, which reads the folder as it would at a start. Exit status 1: it would refuse, and
-    the table names each field with both values and what to do.
+    the table names each field with both values and what to do. Of several servers that are found,
+    the one with the fewest differences counts.
 
     For example:
 
         netloader check 10.0.0.1:19374 --model ./llama
 
-        netloader check 10.0.0.1:19374 --model ./llama --engine '{"dtype": "bfloat16"}'
+        netloader check redis://registry.example/llm --model ./llama --engine '{"dtype": "half"}'
     """
+    from netloader.cli import check as compared
+    from netloader.cli import configuration
 
-    def run() -> Answer:
-        from netloader.cli import check as command
-        from netloader.cli import configuration, sources
-
-        options = sources.asking(timeout, sources.token_of(token_file))
-        return command.run(source, model, dict(configuration.object_of(engine)), options)
-
-    _finish(run, _form(json=json))
+    return compared.run(source, model, dict(configuration.object_of(engine)), link.client)
 
 
 @app.command()
+@command
 def top(
-    source: Annotated[list[str], typer.Argument(metavar="HOST:PORT", help="Servers to watch.")],
+    source: Servers,
     *,
     interval: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="How long between two looks.")
@@ -277,50 +225,38 @@ def top(
     times: Annotated[
         int, typer.Option(min=0, metavar="N", help="How many looks; 0: until Ctrl-C.")
     ] = 0,
-    timeout: Seconds = WAIT_S,
-    token_file: TokenFile = None,
-    json: Json = False,
-) -> None:
+    link: Link,
+    form: Form,
+) -> Answer:
     """Watch many servers: state, clients, bytes sent and the rate since the last look.
 
-    A server counts bytes when a client has all that it asked for, so the rate comes in steps.
+    Servers that are looked up are looked up each time, so the table follows the fleet. A server
+    counts bytes when a client has all that it asked for, so the rate comes in steps.
 
     For example:
 
-        netloader top 10.0.0.1:19374 10.0.0.2:19374 --interval 5
+        netloader top redis://registry.example/llm
 
-        netloader top 10.0.0.1:19374 --times 1 --json
+        netloader top 10.0.0.1:19374 10.0.0.2:19374 --times 1 --json
     """
-    form = _form(json=json)
+    from netloader.cli import top as watched
 
-    def run() -> Answer:
-        from netloader.cli import sources
-        from netloader.cli import top as command
-
-        options = sources.asking(timeout, sources.token_of(token_file))
-        watch = command.Watch([sources.endpoint_of(text) for text in source], options)
-        shown = command.as_data(form) if json else command.on_screen()
-        with shown as show:
-            return command.run(watch, interval, times, show)
-
-    _finish(run, form)
+    return watched.run(watched.Watch(source, link.client), interval, times, form)
 
 
 @app.command()
+@command
 def bench(
     source: Annotated[
-        str | None,
-        typer.Argument(metavar="[HOST:PORT]", help="A server; without it, this process itself."),
+        str | None, source("[SOURCE]", "A server; without it, this process itself.")
     ] = None,
     *,
     size: Annotated[
         int, typer.Option(min=1, max=65536, metavar="MIB", help="MiB, without a server.")
     ] = 256,
     times: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many times.")] = 3,
-    timeout: Seconds = WAIT_S,
-    token_file: TokenFile = None,
-    json: Json = False,
-) -> None:
+    link: Link,
+) -> Answer:
     """Measure how fast verified bytes arrive in the memory of this host.
 
     From a server it receives all weights and drops them: that takes one of its places, and as much
@@ -332,18 +268,13 @@ def bench(
 
         netloader bench 10.0.0.1:19374 --times 5
     """
+    from netloader.cli import bench as measured
 
-    def run() -> Answer:
-        from netloader.cli import bench as command
-        from netloader.cli import sources
-
-        options = sources.asking(timeout, sources.token_of(token_file))
-        return command.run(source, size, times, options)
-
-    _finish(run, _form(json=json))
+    return measured.run(source, size, times, link.client)
 
 
 @config.command("check")
+@command
 def config_check(
     configuration: Annotated[
         str,
@@ -351,12 +282,10 @@ def config_check(
             metavar="JSON|@FILE", help="What --model-loader-extra-config gets; -: standard input."
         ),
     ],
-    *,
-    json: Json = False,
-) -> None:
+) -> Answer:
     """Name all that is wrong with a configuration, before an engine starts with it.
 
-    Files that it names (CONFIG_FILE, AUTH_TOKEN_FILE) are read on this host.
+    Files that it names (CONFIG_FILE, AUTH_TOKEN_FILE, TLS_CERT ...) are read on this host.
 
     For example:
 
@@ -364,24 +293,20 @@ def config_check(
 
         netloader config check @netloader.json
     """
+    from netloader.cli import configuration as checked
 
-    def run() -> Answer:
-        from netloader.cli import configuration as command
-
-        return command.run(configuration)
-
-    _finish(run, _form(json=json))
+    return checked.run(configuration)
 
 
 @app.command()
+@command
 def diagram(
     machine: Annotated[Machine, typer.Argument(help="Which machine.")] = Machine.CLIENT,
     *,
-    form: Annotated[
+    written: Annotated[
         Format, typer.Option("--format", help="As what it is written.")
     ] = Format.MERMAID,
-    json: Json = False,
-) -> None:
+) -> Answer:
     """Draw a state machine, from the table that it runs by.
 
     client and server are the two ends of a session, source is one source of a client that has
@@ -391,10 +316,6 @@ def diagram(
 
         netloader diagram server > server.mmd
     """
+    from netloader.cli import diagram as drawn
 
-    def run() -> Answer:
-        from netloader.cli import diagram as command
-
-        return command.run(machine, form)
-
-    _finish(run, _form(json=json))
+    return drawn.run(machine, written)

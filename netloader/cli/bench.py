@@ -9,9 +9,11 @@ import torch
 from rich.text import Text
 
 from netloader.cli.answers import Answer, CommandError
+from netloader.cli.bars import bar
 from netloader.cli.codes import Code
-from netloader.cli.pull import LAYOUTS, bar
-from netloader.cli.sources import ask, endpoint_of, failure
+from netloader.cli.places import places_of
+from netloader.cli.pull import LAYOUTS
+from netloader.cli.sources import ask_first, failure
 from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
@@ -45,10 +47,10 @@ def run(source: str | None, size_mib: int, times: int, options: ClientOptions) -
         CommandError: they cannot be received.
     """
     if source is not None:
-        told = ask(endpoint_of(source), None, options)
+        told = ask_first(places_of([source], options), None, options)
         return _measured(Target(told.source, told.identity, told.manifest), times, options)
     with _loopback(size_mib) as target:
-        return _measured(target, times, options)
+        return _measured(target, times, replace(options, tls=None))
 
 
 @contextmanager

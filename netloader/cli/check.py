@@ -13,10 +13,13 @@ from rich.text import Text
 
 from netloader.cli.answers import Answer, CommandError, plain
 from netloader.cli.codes import Code
-from netloader.cli.sources import ask, endpoint_of
+from netloader.cli.places import places_of
+from netloader.cli.sources import Told, ask
 from netloader.fsm.identity import Difference
 from netloader.io.options import ClientOptions
 
+MOST: Final = 16
+"""Servers that are compared, of those that are found."""
 UNCOMPARED: Final = (
     "Not compared, because it takes a built model: names, shapes and layouts of the tensors, and "
     "what loading leaves behind. Not compared either: ranks other than 0, and options that only "
@@ -32,8 +35,34 @@ def run(source: str, folder: Path, engine: dict[str, Any], options: ClientOption
     Raises:
         CommandError: the source does not answer, or vLLM cannot read the model.
     """
-    told = ask(endpoint_of(source), None, options)
+    asked = _answers(source, options)
     local = read(folder, engine)
+    compared = [(compare_with(told, local), told) for told in asked]
+    found, told = min(compared, key=lambda each: len(each[0]))
+    ready = told.status.state == "offered"
+    return _answer(str(told.source), found, "" if ready else f"it is {told.status.state} now")
+
+
+def _answers(source: str, options: ClientOptions) -> list[Told]:
+    """What the servers say that a text names, as many as answer.
+
+    Raises:
+        CommandError: none does; why the first one does not.
+    """
+    told: list[Told] = []
+    problems: list[CommandError] = []
+    for place in places_of([source], options)[:MOST]:
+        try:
+            told.append(ask(place, None, options))
+        except CommandError as error:
+            problems.append(error)
+    if not told:
+        raise problems[0]
+    return told
+
+
+def compare_with(told: Told, local: Any) -> tuple[Difference, ...]:
+    """In what a server and a `LocalModel` differ, as far as that is known before it is built."""
     from netloader.vllm_plugin.identity import compare
     from netloader.vllm_plugin.identity.identity import RAW
     from netloader.vllm_plugin.load import load_state
@@ -41,9 +70,7 @@ def run(source: str, folder: Path, engine: dict[str, Any], options: ClientOption
     said = compare.parse(told.facts.get(compare.ANSWERS, ""))
     files = compare.files_for(local.files, told.identity, said)
     mine = local.identity(RAW, load_state.digest(load_state.NOTHING), files)
-    found = compare.differences(mine, told.identity, local.overridden, said)
-    ready = told.status.state == "offered"
-    return _answer(source, found, "" if ready else f"it is {told.status.state} now")
+    return compare.differences(mine, told.identity, local.overridden, said)
 
 
 def read(folder: Path, engine: dict[str, Any]) -> Any:
@@ -73,7 +100,8 @@ def _answer(source: str, found: tuple[Difference, ...], now: str) -> Answer:
     rows = [
         {"field": d.field, "mine": d.mine, "theirs": d.theirs, "remedy": d.remedy} for d in found
     ]
-    data = {"accepted": accepted, "differences": rows, "now": now, "uncompared": UNCOMPARED}
+    data = {"source": source, "accepted": accepted, "differences": rows, "now": now}
+    data["uncompared"] = UNCOMPARED
     note = Text(UNCOMPARED, style="dim")
     if accepted:
         line = f"{source} would accept this client, as far as it was compared{now and f'; {now}'}"

@@ -21,7 +21,7 @@ def main() -> int:
     from netloader.cli.app import app
 
     try:
-        app()
+        app(prog_name="netloader")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else Code.OK
     return Code.OK

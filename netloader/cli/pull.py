@@ -1,26 +1,18 @@
 """`netloader pull`: weights of a server into a folder of safetensors files."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.text import Text
 
 from netloader.cli.answers import Answer, CommandError
+from netloader.cli.bars import bar
 from netloader.cli.codes import Code
 from netloader.cli.folders import CARD, card_of
 from netloader.cli.interrupts import interrupted
-from netloader.cli.sources import ask_first, endpoint_of, failure
+from netloader.cli.places import places_of
+from netloader.cli.sources import ask_first, failure
 from netloader.errors import WeightsError
 from netloader.fsm.reasons import Reason
 from netloader.io.client import fill
@@ -39,7 +31,7 @@ def run(sources: Sequence[str], out: Path, role: str | None, options: ClientOpti
     Raises:
         CommandError: nothing was written.
     """
-    places = [endpoint_of(text) for text in sources]
+    places = places_of(sources, options)
     told = ask_first(places, role, options)
     try:
         store = FileStore.create(out, told.manifest, beside={CARD: card_of(told)})
@@ -82,24 +74,3 @@ def _failed(outcome: Outcome, out: Path) -> CommandError:
     told = failure(outcome.attempts[-1])
     began = any(attempt.nbytes for attempt in outcome.attempts)
     return CommandError(Code.FAILED if began else told.code, f"{told}; {nothing}")
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error with rate and time left; none where that is no terminal.
-
-    Yields what to call with the bytes that are done and those in all, from any thread.
-    """
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with progress:
-        task = progress.add_task(title, total=None, markup=False)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

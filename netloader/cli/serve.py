@@ -1,26 +1,31 @@
 """`netloader serve`: a folder of safetensors files as a source, without an engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.text import Text
 
 from netloader.cli.answers import Answer, CommandError, Form, plain
+from netloader.cli.bars import bar
 from netloader.cli.codes import Code
 from netloader.cli.folders import card_in
 from netloader.cli.interrupts import interrupted
+from netloader.cli.options import Access
 from netloader.config import Secret
 from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import Segment
+from netloader.fsm.messages import Description
 from netloader.io.publishing import ServerOptions
 from netloader.io.server import Server, serve
 from netloader.io.snapshot import SessionRecord
 from netloader.io.store.files import FileStore
 from netloader.log_text import size
-from netloader.secure.tokens import MIN_CHARS, TokenFile
+from netloader.secure.tokens import MIN_CHARS
 
-POLL_S = 0.5
+POLL_S = 0.1
+"""How often the bar moves, and how long after a signal the end begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Wanted:
     port: int
     identity: Sequence[str]
     max_clients: int
-    token: Secret | TokenFile | None
+    access: Access
 
 
 def run(wanted: Wanted, form: Form) -> Answer:
@@ -41,11 +46,17 @@ def run(wanted: Wanted, form: Form) -> Answer:
     Raises:
         CommandError: it cannot be served.
     """
-    if isinstance(wanted.token, Secret) and len(wanted.token.reveal()) < MIN_CHARS:
+    token = wanted.access.token
+    if isinstance(token, Secret) and len(token.reveal()) < MIN_CHARS:
         raise CommandError(Code.USAGE, f"the token has less than {MIN_CHARS} characters")
-    with interrupted() as stop, _begun(wanted, form) as server:
-        while not server.wait_ready(POLL_S) and not stop.is_set():
-            pass
+    card = card_in(wanted.folder)
+    identity = _identity(card.identity if card else None, wanted)
+    store = _opened(wanted.folder, card)
+    options = _options(wanted.access, wanted.max_clients, card, form)
+    with interrupted() as stop, _begun(wanted, identity, store, options) as server:
+        with bar(f"hashing {wanted.folder}") as report:
+            while not server.wait_ready(POLL_S) and not stop.is_set():
+                report(store.read_bytes, store.manifest.nbytes)
         (model,) = server.snapshot().models
         if model.withdrawn:
             raise CommandError(Code.FAILED, f"{wanted.folder} is not served: {model.withdrawn}")
@@ -59,18 +70,43 @@ def run(wanted: Wanted, form: Form) -> Answer:
     return Answer(data, (Text(f"Ended: {sent}"),))
 
 
-def _begun(wanted: Wanted, form: Form) -> Server:
-    card = card_in(wanted.folder)
-    identity = _identity(card.identity if card else None, wanted)
+class Counted(FileStore):
+    """Files, and how many bytes of them were read: at first, to be hashed."""
+
+    read_bytes = 0
+
+    def views(self, segment: Segment) -> Iterator[memoryview]:
+        """The bytes of a segment: as `Store.views`."""
+        for view in super().views(segment):
+            yield view
+            self.read_bytes += view.nbytes  # threads may lose a count: it is for a bar
+
+
+def _opened(folder: Path, card: Description | None) -> Counted:
     try:
-        store = FileStore.open(wanted.folder, card.manifest if card else None)
-        options = ServerOptions(
+        return Counted.open(folder, card.manifest if card else None)
+    except (WeightsError, OSError) as error:
+        raise CommandError(Code.FAILED, str(error)) from error
+
+
+def _options(
+    access: Access, max_clients: int, card: Description | None, form: Form
+) -> ServerOptions:
+    try:
+        return ServerOptions(
             layouts=card.status.layouts[:1] if card and card.status else ("raw",),
-            max_clients=wanted.max_clients,
+            max_clients=max_clients,
             facts=dict(card.facts) if card else {},
-            token=wanted.token,
+            token=access.token,
+            tls=access.tls,
             on_session=lambda record: form.tell(_session(record)),
         )
+    except (TypeError, ValueError) as error:
+        raise CommandError(Code.USAGE, str(error)) from error
+
+
+def _begun(wanted: Wanted, identity: Identity, store: Counted, options: ServerOptions) -> Server:
+    try:
         return serve(store, identity, wanted.host, wanted.port, options)
     except (TypeError, ValueError) as error:
         raise CommandError(Code.USAGE, str(error)) from error

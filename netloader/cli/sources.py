@@ -17,6 +17,7 @@ from netloader.io.describe import ask_status
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Attempt
 from netloader.log_text import ADVICE
+from netloader.secure.tls import Tls
 from netloader.secure.tokens import TokenFile
 
 TOKEN_VARIABLE: Final = "NETLOADER_TOKEN"  # noqa: S105 - the name of a variable
@@ -40,18 +41,6 @@ class Told:
         return self.identity.role or ""
 
 
-def endpoint_of(text: str) -> Endpoint:
-    """A place as it is written on a command line.
-
-    Raises:
-        CommandError: it is none.
-    """
-    try:
-        return Endpoint.parse(text)
-    except ValueError as error:
-        raise CommandError(Code.USAGE, str(error)) from error
-
-
 def token_of(file: Path | None) -> Secret | TokenFile | None:
     """The token: in a file, or in the environment; never an argument, which others can see.
 
@@ -68,16 +57,15 @@ def token_of(file: Path | None) -> Secret | TokenFile | None:
         raise CommandError(Code.USAGE, f"--token-file cannot be used: {why}") from error
 
 
-def asking(timeout_s: float, token: Secret | TokenFile | None) -> ClientOptions:
+def asking(timeout_s: float, token: Secret | TokenFile | None, tls: Tls | None) -> ClientOptions:
     """How a question is put.
 
     Raises:
         CommandError: the time cannot be used.
     """
     try:
-        return ClientOptions(
-            token=token, timeout_s=timeout_s, deadlines=Deadlines(connect_s=max(timeout_s, 0.001))
-        )
+        deadlines = Deadlines(connect_s=max(timeout_s, 0.001))
+        return ClientOptions(token=token, tls=tls, timeout_s=timeout_s, deadlines=deadlines)
     except ValueError as error:
         raise CommandError(Code.USAGE, f"--timeout: {error}") from error
 
@@ -112,7 +100,7 @@ def ask_first(sources: Sequence[Endpoint], role: str | None, options: ClientOpti
     Raises:
         CommandError: none does; why the last one does not.
     """
-    problem = CommandError(Code.USAGE, "no source is named; give host:port")
+    problem = CommandError(Code.UNREACHABLE, "no server was found")
     for source in sources:
         try:
             return ask(source, role, options)
@@ -137,4 +125,6 @@ def failure(attempt: Attempt) -> CommandError:
     advice = ADVICE.get(reason.value, "")
     if reason in (Reason.AUTH_REQUIRED, Reason.AUTH_FAILED):
         advice = f"give the server's token in --token-file, or in {TOKEN_VARIABLE}"
+    if reason is Reason.TLS_REQUIRED:
+        advice = "give --tls-ca, and --tls-cert and --tls-key where the server asks for them"
     return CommandError(code, f"{why}{f'; {advice}' if advice else ''}")

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from netloader.cli.answers import Answer, CommandError, grid, plain
 from netloader.cli.codes import Code
-from netloader.cli.sources import Told, ask_all, endpoint_of
+from netloader.cli.places import places_of
+from netloader.cli.sources import Told, ask_all
 from netloader.io.options import ClientOptions
 from netloader.log_text import size
 
@@ -31,18 +32,28 @@ def run(where: str, options: ClientOptions) -> Answer:
     """
     if where.startswith(("http://", "https://")):
         return _of_page(where, options.timeout_s or 10.0)
-    told = ask_all(endpoint_of(where), options)
+    told: list[Told] = []
     shown: list[RenderableType] = []
-    for model in told:
-        shown += [_shown(model), Text()]
-    return Answer(
-        {"source": where, "models": [data_of(model) for model in told]}, tuple(shown[:-1])
-    )
+    silent: list[CommandError] = []
+    for place in places_of([where], options):
+        try:
+            models = ask_all(place, options)
+        except CommandError as error:
+            silent.append(error)
+            shown += [plain(error), Text()]
+        else:
+            told += models
+            shown += [part for model in models for part in (_shown(model), Text())]
+    if not told:
+        raise silent[0]
+    data = {"source": where, "models": [data_of(model) for model in told]}
+    return Answer({**data, "problems": [*map(str, silent)]}, tuple(shown[:-1]))
 
 
 def data_of(told: Told) -> dict[str, object]:
     """One model for programs."""
     return {
+        "server": str(told.source),
         "role": told.role,
         **asdict(told.status),
         "tensors": len(told.manifest.tensors),

@@ -10,9 +10,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from netloader.cli.answers import Answer, CommandError, Form, plain
+from netloader.cli.answers import Answer, CommandError, Form, Programs, plain
 from netloader.cli.codes import Code
 from netloader.cli.interrupts import interrupted
+from netloader.cli.places import places_of
 from netloader.cli.sources import Told, ask_all
 from netloader.cli.status import COLORS
 from netloader.config import Endpoint
@@ -29,7 +30,8 @@ COLUMNS = ("server", "role", "state", "weights", "clients", "sessions", "sent", 
 class Line:
     """One model of one server, or why there is none."""
 
-    source: Endpoint
+    source: Endpoint | str
+    """A server; or what was written, where it cannot be looked up."""
     told: Told | None
     problem: str
     bytes_per_s: float = 0.0
@@ -60,16 +62,30 @@ Show: TypeAlias = Callable[[Sequence[Line]], None]
 class Watch:
     """Servers, and what they said before, for the rate between. One owner."""
 
-    def __init__(self, sources: Sequence[Endpoint], options: ClientOptions) -> None:
+    def __init__(self, sources: Sequence[str], options: ClientOptions) -> None:
         self._sources = sources
         self._options = options
-        self._before: dict[tuple[Endpoint, str], tuple[float, int]] = {}
+        self._before: dict[tuple[Endpoint | str, str], tuple[float, int]] = {}
 
     def look(self) -> list[Line]:
-        """Ask all of them, in the order given."""
+        """Ask all of them, in the order given; look them up before.
+
+        Raises:
+            CommandError: a source cannot be used.
+        """
         with ThreadPoolExecutor(AT_ONCE, "netloader-top") as pool:
-            answers = [*pool.map(self._ask, self._sources)]
+            answers = [lines for text in self._sources for lines in self._of(text, pool)]
         return [self._timed(line) for lines in answers for line in lines]
+
+    def _of(self, text: str, pool: ThreadPoolExecutor) -> list[list[Line]]:
+        """The lines of one source; one line with the problem if it cannot be looked up now."""
+        try:
+            places = places_of([text], self._options)
+        except CommandError as error:
+            if error.code is Code.USAGE:
+                raise
+            return [[Line(text, None, str(error))]]
+        return [*pool.map(self._ask, places)]
 
     def _ask(self, source: Endpoint) -> list[Line]:
         try:
@@ -89,11 +105,16 @@ class Watch:
         return Line(line.source, line.told, "", speed)
 
 
-def run(watch: Watch, interval_s: float, times: int, show: Show) -> Answer:
-    """Show all servers every `interval_s` seconds, `times` times; 0: until interrupted."""
+def run(watch: Watch, interval_s: float, times: int, form: Form) -> Answer:
+    """Show all servers every `interval_s` seconds, `times` times; 0: until interrupted.
+
+    Raises:
+        CommandError: a source cannot be used.
+    """
     lines: list[Line] = []
     looks = 0
-    with interrupted() as stop:
+    shown = as_data(form) if isinstance(form, Programs) else on_screen()
+    with interrupted() as stop, shown as show:
         while not stop.is_set():
             lines = watch.look()
             show(lines)

@@ -7,7 +7,9 @@ from rich.text import Text
 
 from netloader.cli.answers import Answer, plain
 from netloader.cli.codes import Code
-from netloader.cli.sources import Told, ask_all, endpoint_of
+from netloader.cli.places import places_of
+from netloader.cli.sources import Told, ask_all, ask_first
+from netloader.config import Endpoint
 from netloader.fsm.identity import Difference
 from netloader.io.options import ClientOptions
 
@@ -33,7 +35,7 @@ def run(first: str, second: str, options: ClientOptions) -> Answer:
         CommandError: one of them does not answer.
     """
     mine, theirs = (
-        {told.role: told for told in ask_all(endpoint_of(text), options)}
+        {told.role: told for told in ask_all(_answering(text, options), options)}
         for text in (first, second)
     )
     found = [compared(mine[role], theirs[role]) for role in mine if role in theirs]
@@ -57,6 +59,12 @@ def run(first: str, second: str, options: ClientOptions) -> Answer:
     }
     shown = tuple(part for each in found for part in _shown(each, first, second))
     return Answer(data, shown, Code.OK if same else Code.NO)
+
+
+def _answering(text: str, options: ClientOptions) -> Endpoint:
+    """The server that a text names; of several the first that answers."""
+    places = places_of([text], options)
+    return places[0] if len(places) == 1 else ask_first(places, None, options).source
 
 
 def compared(mine: Told, theirs: Told) -> Comparison:

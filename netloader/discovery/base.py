@@ -81,6 +81,13 @@ class Finder(Protocol):
 class Registry(Finder, Protocol):
     """A finder whose entries are put there by the servers themselves, and expire."""
 
+    def every(self, timeout_s: float) -> Found:
+        """The servers of all models and ranks, for whoever looks at a fleet. Blocks.
+
+        Raises:
+            DiscoveryError, OSError: there was no answer.
+        """
+
     def put(self, key: Key, candidate: Candidate, lease_s: int, timeout_s: float) -> None:
         """Put a server there for `lease_s` seconds, or renew its lease. Blocks.
 

@@ -33,7 +33,13 @@ class EtcdRegistry:
 
     def find(self, key: Key, timeout_s: float) -> Found:
         """The servers whose keys were written last."""
-        begin = self._path(key)
+        return self._range(self._path(key), timeout_s)
+
+    def every(self, timeout_s: float) -> Found:
+        """Those of all models, in the same order."""
+        return self._range(f"{self._prefix}/", timeout_s)
+
+    def _range(self, begin: str, timeout_s: float) -> Found:
         document = {
             "key": _text(begin),
             "range_end": _text(begin[:-1] + "0"),  # what follows "/": all that begins like this

@@ -6,6 +6,10 @@ both in one step, and never send more than they may. A lease that has ended is n
 next `put` removes it, so nothing has to be cleaned up after a server that was killed.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Final
 from urllib.parse import SplitResult, unquote
 
@@ -23,6 +27,10 @@ from netloader.discovery.base import (
 PORT: Final = 6379
 KEPT_S: Final = 3600
 """After so long without a `put` Redis forgets a key. No lease is longer."""
+MOST_KEYS: Final = 64
+"""Models and ranks that `every` looks at."""
+GLOB: Final = r"[*?\[\]\\]"
+"""What has a meaning in a pattern of Redis."""
 
 FIND: Final = """
 local now = tonumber(redis.call('TIME')[1])
@@ -65,8 +73,25 @@ class RedisRegistry:
 
     def find(self, key: Key, timeout_s: float) -> Found:
         """The servers with the newest leases."""
+        with self._client(timeout_s) as client:
+            return self._found(client, self._base(key))
+
+    def every(self, timeout_s: float) -> Found:
+        """Those of all models, one after the other."""
+        escaped = re.sub(GLOB, r"\\\g<0>", self._prefix)
+        pattern = f"{escaped}:{{*}}:leases"
+        with self._client(timeout_s) as client:
+            keys = [*islice(client.scan_iter(pattern, count=1000), MOST_KEYS)]
+            bases = [key.decode(errors="replace").removesuffix(":leases") for key in keys]
+            parts = [self._found(client, base) for base in bases]
+        candidates = [candidate for part in parts for candidate in part.candidates]
+        unreadable = sum(part.unreadable for part in parts)
+        return Found(tuple(candidates[:MOST_CANDIDATES]), unreadable)
+
+    @staticmethod
+    def _found(client: Any, base: str) -> Found:
         most = (MOST_CANDIDATES, MOST_ENTRY_BYTES, KEPT_S)
-        answer = self._call(FIND, key, most, timeout_s)
+        answer = client.eval(FIND, 2, f"{base}:leases", f"{base}:entries", *most)
         if not isinstance(answer, list):
             raise DiscoveryError("what it answers is no list")
         found = [entries.parse(item) if isinstance(item, bytes) else None for item in answer]
@@ -76,16 +101,25 @@ class RedisRegistry:
     def put(self, key: Key, candidate: Candidate, lease_s: int, timeout_s: float) -> None:
         """Put a server there, or renew its lease."""
         said = (str(candidate.endpoint), entries.render(candidate), lease_s, KEPT_S)
-        self._call(PUT, key, said, timeout_s)
+        self._run(PUT, key, said, timeout_s)
 
     def remove(self, key: Key, endpoint: Endpoint, timeout_s: float) -> None:
         """Take a server away."""
-        self._call(REMOVE, key, (str(endpoint),), timeout_s)
+        self._run(REMOVE, key, (str(endpoint),), timeout_s)
 
-    def _call(
+    def _base(self, key: Key) -> str:
+        return f"{self._prefix}:{{{key.model}:{key.digest}}}"  # braces: one slot of a cluster
+
+    def _run(
         self, script: str, key: Key, said: tuple[str | bytes | int, ...], timeout_s: float
-    ) -> Any:
-        """What a script returns.
+    ) -> None:
+        base = self._base(key)
+        with self._client(timeout_s) as client:
+            client.eval(script, 2, f"{base}:leases", f"{base}:entries", *said)
+
+    @contextmanager
+    def _client(self, timeout_s: float) -> Iterator[Any]:
+        """A connection of its own, for the block.
 
         Raises:
             DiscoveryError: Redis cannot be reached, or refuses.
@@ -106,9 +140,8 @@ class RedisRegistry:
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
         )
-        base = f"{self._prefix}:{{{key.model}:{key.digest}}}"  # braces: one slot of a cluster
         try:
-            return client.eval(script, 2, f"{base}:leases", f"{base}:entries", *said)
+            yield client
         except redis.RedisError as error:
             raise DiscoveryError(str(error)) from error
         finally:

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_client_that_fits_is_told_so_and_one_that_does_not_what_to_do(folder: Path) -> None:
     local: LocalModel = check.read(folder, ENGINE)
     with serving({"w": torch.ones(4)}, local.identity()) as server:
-        where, options = str(sealed(server).endpoint), asking(60.0, None)
+        where, options = str(sealed(server).endpoint), asking(60.0, None, None)
         fits = check.run(where, folder, ENGINE, options)
         other = check.run(where, folder, {**ENGINE, "dtype": "float16"}, options)
 

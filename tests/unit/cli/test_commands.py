@@ -204,7 +204,7 @@ def test_top_watches_many_and_says_who_does_not_answer() -> None:
 def test_top_shows_the_rate_between_two_looks() -> None:
     wanted = {name: torch.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
     with serving(WEIGHTS, {"model": "a"}) as server:
-        watch = Watch([sealed(server).endpoint], asking())
+        watch = Watch([str(sealed(server).endpoint)], asking())
         (before,) = watch.look()
         assert fill(wanted, server.endpoint, {"model": "a"}, asking()).ok
         assert eventually(lambda: server.snapshot().models[0].sent_bytes > 0)

@@ -1,0 +1,191 @@
+"""Servers that are looked up, TLS, and bars on a terminal: by the command as a user runs it."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from netloader.cli.codes import Code
+from netloader.discovery.base import Candidate, Key
+from netloader.discovery.urls import registry_of
+from netloader.io.clock import monotonic
+from tests.support.pki import Authority
+from tests.support.registries import etcd_server, redis_server
+from tests.unit.cli.helpers import COMMAND, LONG_S, Ran, environment, inside
+from tests.unit.io.helpers import FAST, SOON_S, closed_port, sealed, serving
+
+WEIGHTS = {"w": torch.arange(1000.0)}
+LEASE_S = 60
+
+
+@pytest.fixture(params=["redis", "etcd"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty registry."""
+    real = redis_server() if request.param == "redis" else etcd_server(tmp_path)
+    with real as (where, _):
+        yield f"{request.param}://{where}/fl[ee]t"
+
+
+def test_a_registry_names_the_servers_of_all_models(registry: str) -> None:
+    with serving(WEIGHTS, {"model": "a"}) as one, serving(WEIGHTS, {"model": "b"}) as other:
+        known = registry_of(registry)
+        for server, model in ((one, "a"), (other, "b")):
+            place = sealed(server).endpoint
+            known.put(Key(f"org/{model}", "0123"), Candidate(place), LEASE_S, SOON_S)
+        gone = closed_port()
+        known.put(Key("org/a", "0123"), Candidate(gone), LEASE_S, SOON_S)
+        status = inside("status", registry, "--json")
+        top = inside("top", registry, "--times", "1", "--json")
+        verify = inside("verify", registry, str(other.endpoint), "--json")
+    assert {model["identity"]["model"] for model in status.data["models"]} == {"a", "b"}
+    assert [str(gone) in problem for problem in status.data["problems"]] == [True]
+    assert f'"source": "{gone}", "error"' in top.out
+    assert top.out.count('"state": "offered"') == 2
+    assert (verify.code, verify.data["same"]) == (0, True)
+
+
+def test_top_follows_a_fleet_that_grows(registry: str) -> None:
+    top = subprocess.Popen(
+        [*COMMAND, "top", registry, "--interval", "0.2", "--json"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with top, serving(WEIGHTS) as server:
+        assert top.stdout is not None
+        assert "names no server now" in top.stdout.readline()
+        place = Candidate(sealed(server).endpoint)
+        registry_of(registry).put(Key("m", "0"), place, LEASE_S, SOON_S)
+        seen = next(line for line in top.stdout if "offered" in line)
+        top.send_signal(signal.SIGINT)
+        top.stdout.read()
+    assert str(server.endpoint) in seen
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "says"),
+    [
+        ("redis://127.0.0.1:{free}/x", Code.UNREACHABLE, "cannot be looked up"),
+        ("redis://u:secret@127.0.0.1:{free}/x", Code.UNREACHABLE, "cannot be looked up"),
+        ("redis://host:99999/secret", Code.USAGE, "the host or the port cannot be used"),
+        ("amqp://host/secret", Code.USAGE, "there is no such kind of source"),
+        ("file:/nowhere/*", Code.UNREACHABLE, "names no server now"),
+        ("k8s://a/b", Code.UNREACHABLE, "in no pod"),
+        ("10.0.0.1", Code.USAGE, "write host:port"),
+    ],
+)
+def test_what_cannot_be_looked_up_is_named_without_a_secret(
+    source: str, code: Code, says: str
+) -> None:
+    ran = inside("status", source.replace("{free}", str(closed_port().port)), "--timeout", "2")
+    assert ran.code == code, ran
+    assert says in ran.err
+    assert "secret" not in ran.err
+
+
+def test_a_file_and_a_name_are_sources(tmp_path: Path) -> None:
+    with serving(WEIGHTS) as server:
+        (tmp_path / "rank0").write_text(f"{sealed(server).endpoint}\n")
+        by_file = inside("status", f"file:{tmp_path}/rank*", "--json")
+        by_name = inside("status", f"localhost:{server.endpoint.port}", "--json")
+    assert (by_file.code, by_name.code) == (0, 0)
+
+
+# -- TLS -------------------------------------------------------------------------------------------
+
+
+def test_tls_by_option_and_by_variable_and_what_a_stranger_is_told(tmp_path: Path) -> None:
+    authority = Authority(tmp_path).make()
+    pem, key = map(str, authority.issue("here"))
+    given = ("--tls-cert", pem, "--tls-key", key, "--tls-ca", str(authority.pem))
+    names = ("NETLOADER_TLS_CERT", "NETLOADER_TLS_KEY", "NETLOADER_TLS_CA")
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_file(WEIGHTS, folder / "model.safetensors")
+    serve = subprocess.Popen(
+        [*COMMAND, "serve", str(folder), *given, "--json"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with serve:
+        assert serve.stdout is not None
+        where = re.findall(r"127.0.0.1:\d+", serve.stdout.readline())[0]
+        by_option = inside("status", where, *given, "--json")
+        by_variable = inside("status", where, env=dict(zip(names, given[1::2], strict=True)))
+        pulled = inside("pull", where, "--out", str(tmp_path / "out"), *given)
+        plain = inside("status", where)
+        unknown = inside("status", where, "--tls-ca", str(authority.pem))
+        serve.send_signal(signal.SIGINT)
+        serve.stdout.read()
+    assert (by_option.code, by_variable.code, pulled.code) == (0, 0, 0), pulled
+    assert (plain.code, unknown.code) == (Code.REFUSED, Code.UNREACHABLE)
+    assert "--tls-ca" in plain.err
+    missing = inside("status", where, "--tls-ca", str(tmp_path / "nothing.pem"))
+    assert (missing.code, "--tls-ca" in missing.err) == (Code.USAGE, True)
+    lonely = inside("serve", str(folder), "--tls-ca", str(authority.pem))
+    assert (lonely.code, "certificate" in lonely.err) == (Code.USAGE, True)
+
+
+# -- a terminal ------------------------------------------------------------------------------------
+
+
+def on_terminal(*words: str, until: str = "") -> Ran:
+    """Run a command on a terminal of its own; interrupt it when it has written `until`."""
+    ours, theirs = pty.openpty()
+    env = environment(TERM="xterm-256color", COLUMNS="100")
+    process = subprocess.Popen([*COMMAND, *words], env=env, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    written, end = b"", monotonic() + LONG_S
+    while monotonic() < end:
+        try:
+            written += os.read(ours, 1 << 16)
+        except OSError:  # the other end was closed
+            break
+        if until and until.encode() in written:
+            process.send_signal(signal.SIGINT)
+    os.close(ours)
+    return Ran(process.wait(LONG_S), written.decode(errors="replace"), "")
+
+
+SHOWN = re.compile(r"\d+(\.\d+)?/\d+(\.\d+)? [kMG]?B.*\d [kMG]?B/s.*\d:\d\d:\d\d")
+"""Bytes of all bytes, the rate, and the time that is left."""
+
+
+def test_pull_and_serve_show_rate_and_time_left(tmp_path: Path) -> None:
+    weights = {f"w{i}": torch.full((1 << 20,), i, dtype=torch.uint8) for i in range(24)}
+    out = tmp_path / "out"
+    slow = {"max_bandwidth": "16MB/s", "deadlines": replace(FAST, min_rate_bytes_per_s=1 << 20)}
+    with serving(weights, {"model": "a"}, **slow) as server:
+        pulled = on_terminal("pull", str(sealed(server).endpoint), "--out", str(out))
+    served = on_terminal("serve", str(out), until="stop with Ctrl-C")
+
+    assert (pulled.code, served.code) == (0, 0), pulled
+    for ran in (pulled, served):
+        assert SHOWN.search(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", ran.out)), ran.out
+    assert "hashing" in served.out
+
+
+def test_a_shell_completes_the_kinds_of_sources() -> None:
+    ran = subprocess.run(
+        COMMAND,
+        env=environment(
+            _NETLOADER_COMPLETE="complete_bash",
+            COMP_WORDS="netloader status red",
+            COMP_CWORD="2",
+            _TYPER_COMPLETE_ARGS="netloader status red",
+        ),
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+        check=False,
+    )
+    assert ran.stdout.split() == ["redis://", "rediss://"], ran
