@@ -12,6 +12,10 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
+
+TITLE, BAR = 24, 16
+"""Columns of a title and of a bar: numbers of any size then fit beside them into 80."""
 
 
 @contextmanager
@@ -22,11 +26,11 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """
     console = Console(stderr=True)
     progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=Column(max_width=TITLE, no_wrap=True)),
+        BarColumn(BAR),
+        DownloadColumn(table_column=Column(no_wrap=True)),
+        TransferSpeedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         console=console,
         disable=not console.is_terminal,
     )

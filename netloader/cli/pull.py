@@ -38,7 +38,7 @@ def run(sources: Sequence[str], out: Path, role: str | None, options: ClientOpti
     except WeightsError as error:
         raise CommandError(Code.FAILED, str(error)) from error
     begun = monotonic()
-    with interrupted() as cancel, bar(str(out)) as report:
+    with interrupted() as cancel, bar(f"pulling {out.name}") as report:
         chosen = replace(options, layouts=LAYOUTS, report=report, cancel=cancel, timeout_s=None)
         try:
             outcome = fill(store, places, told.identity, chosen)

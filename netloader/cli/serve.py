@@ -54,7 +54,7 @@ def run(wanted: Wanted, form: Form) -> Answer:
     store = _opened(wanted.folder, card)
     options = _options(wanted.access, wanted.max_clients, card, form)
     with interrupted() as stop, _begun(wanted, identity, store, options) as server:
-        with bar(f"hashing {wanted.folder}") as report:
+        with bar(f"hashing {wanted.folder.name}") as report:
             while not server.wait_ready(POLL_S) and not stop.is_set():
                 report(store.read_bytes, store.manifest.nbytes)
         (model,) = server.snapshot().models

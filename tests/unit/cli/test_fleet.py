@@ -1,5 +1,6 @@
 """Servers that are looked up, TLS, and bars on a terminal: by the command as a user runs it."""
 
+import json
 import os
 import pty
 import re
@@ -141,7 +142,7 @@ def test_tls_by_option_and_by_variable_and_what_a_stranger_is_told(tmp_path: Pat
 def on_terminal(*words: str, until: str = "") -> Ran:
     """Run a command on a terminal of its own; interrupt it when it has written `until`."""
     ours, theirs = pty.openpty()
-    env = environment(TERM="xterm-256color", COLUMNS="100")
+    env = environment(TERM="xterm-256color", COLUMNS="80")
     process = subprocess.Popen([*COMMAND, *words], env=env, stdout=theirs, stderr=theirs)
     os.close(theirs)
     written, end = b"", monotonic() + LONG_S
@@ -152,6 +153,7 @@ def on_terminal(*words: str, until: str = "") -> Ran:
             break
         if until and until.encode() in written:
             process.send_signal(signal.SIGINT)
+            until = ""
     os.close(ours)
     return Ran(process.wait(LONG_S), written.decode(errors="replace"), "")
 
@@ -160,18 +162,30 @@ SHOWN = re.compile(r"\d+(\.\d+)?/\d+(\.\d+)? [kMG]?B.*\d [kMG]?B/s.*\d:\d\d:\d\d
 """Bytes of all bytes, the rate, and the time that is left."""
 
 
+def sparse(folder: Path, nbytes: int) -> Path:
+    """A folder with one tensor of zeros, which takes no space on the disk."""
+    entry = {"w": {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]}}
+    header = json.dumps(entry).encode()
+    folder.mkdir()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(file.tell() + nbytes)
+    return folder
+
+
 def test_pull_and_serve_show_rate_and_time_left(tmp_path: Path) -> None:
     weights = {f"w{i}": torch.full((1 << 20,), i, dtype=torch.uint8) for i in range(24)}
-    out = tmp_path / "out"
-    slow = {"max_bandwidth": "16MB/s", "deadlines": replace(FAST, min_rate_bytes_per_s=1 << 20)}
-    with serving(weights, {"model": "a"}, **slow) as server:
-        pulled = on_terminal("pull", str(sealed(server).endpoint), "--out", str(out))
-    served = on_terminal("serve", str(out), until="stop with Ctrl-C")
+    slow = replace(FAST, min_rate_bytes_per_s=1 << 20)
+    out = str(tmp_path / "out")
+    with serving(weights, {"model": "a"}, max_bandwidth="16MB/s", deadlines=slow) as server:
+        pulled = on_terminal("pull", str(sealed(server).endpoint), "--out", out)
+    large = sparse(tmp_path / "large", 4 << 30)
+    served = on_terminal("serve", str(large), until="stop with Ctrl-C")
 
     assert (pulled.code, served.code) == (0, 0), pulled
-    for ran in (pulled, served):
-        assert SHOWN.search(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", ran.out)), ran.out
-    assert "hashing" in served.out
+    for ran, title in ((pulled, "pulling out"), (served, "hashing large")):
+        lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", ran.out).split("\r")
+        assert any(title in line and SHOWN.search(line) for line in lines), ran.out
 
 
 def test_a_shell_completes_the_kinds_of_sources() -> None:
