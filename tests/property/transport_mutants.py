@@ -26,6 +26,12 @@ TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
     "under Yama a client may read the server after its session": Mutant(
         TRANSPORTS, SHM, r" +self\._tracer\.end\(self\)\n", ""
     ),
+    "the last word of a client waits for an acknowledgement": Mutant(
+        TRANSPORTS,
+        "netloader/io/transports/lanes.py",
+        r"lane\.setsockopt\(socket\.IPPROTO_TCP, socket\.TCP_NODELAY, 1\)",
+        "pass",
+    ),
     "a sender does not wait for its turn": Mutant(
         TRANSPORTS, "netloader/io/transports/tcp.py", r"self\._pace\.take\(.*\)", "pass"
     ),

@@ -27,7 +27,7 @@ from netloader.io.failure import TransferError
 from netloader.io.host import unmapped
 from netloader.io.store.base import Store
 from netloader.io.transports.base import Capabilities, ReceiverSetup, SenderSetup
-from netloader.io.transports.lanes import Lanes, lane_error, set_stall
+from netloader.io.transports.lanes import Lanes, lane_error, send_at_once, set_stall
 from netloader.io.transports.tcp import (
     as_transfer_error,
     batches,
@@ -151,6 +151,7 @@ class OneSidedSender:
     def attach(self, index: int, lane: socket.socket) -> None:
         """Take the lane that says which slots are filled and which are free."""
         set_stall(lane, self._stall_s)
+        send_at_once(lane)
         self._lanes.attach(index, lane)
 
     def run(self, segments: Sequence[Segment], lanes: int) -> int:
@@ -230,6 +231,7 @@ class OneSidedReceiver:
         except OSError as error:
             raise lane_error(error, "could not be opened") from error
         set_stall(lane, self._setup.stall_s)
+        send_at_once(lane)
         self._lanes.attach(0, lane)
         self._engine = self._library.engine(_address_of(lane))
         self._ring = Ring()

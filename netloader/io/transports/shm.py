@@ -31,7 +31,7 @@ from netloader.io.memory import address_of
 from netloader.io.store.base import Store
 from netloader.io.store.ledger import SegmentWriter
 from netloader.io.transports.base import Capabilities, Direction, ReceiverSetup, SenderSetup
-from netloader.io.transports.lanes import Lanes, lane_error, set_stall
+from netloader.io.transports.lanes import Lanes, lane_error, send_at_once, set_stall
 from netloader.io.transports.remote_memory import Spans, Tracer, read_some, started, this_host
 from netloader.io.transports.tcp import (
     after,
@@ -117,6 +117,7 @@ class ShmSender:
     def attach(self, index: int, lane: socket.socket) -> None:
         """Take a lane."""
         set_stall(lane, self._stall_s)
+        send_at_once(lane)
         self._lanes.attach(index, lane)
 
     def run(self, segments: Sequence[Segment], lanes: int) -> int:
@@ -196,6 +197,7 @@ class ShmReceiver:
             except OSError as error:
                 raise lane_error(error, "could not be opened") from error
             set_stall(lane, self._setup.stall_s)
+            send_at_once(lane)
             self._lanes.attach(index, lane)
         return {"pid": str(os.getpid()), "proof": proof}
 

@@ -49,6 +49,16 @@ def moved(ends: Ends) -> None:
     assert sent.result == received.result == [ends.ledger.total]
 
 
+def test_no_word_waits_for_the_one_before_it_to_be_acknowledged(join: Join) -> None:
+    """A client's last word would take 40 ms: the server has nothing more to say."""
+    ends = join("shm", zoo(1), zoo(100), lanes=2)
+    moved(ends)
+
+    lanes = [*ends.near, *ends.far]
+    assert len(lanes) == 4
+    assert all(lane.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for lane in lanes)
+
+
 @pytest.mark.parametrize("segment_bytes", [64 << 10, 16 * MIB])
 def test_every_kind_of_tensor_arrives_in_place(join: Join, segment_bytes: int) -> None:
     source, target = zoo(1), zoo(100)
