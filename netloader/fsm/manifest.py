@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from netloader.fsm.canonical import canonical
+from netloader.fsm.canonical import canonical, canonical_text
 from netloader.fsm.identity import ABSENT, Difference
 
 MIB = 1 << 20
@@ -63,14 +63,15 @@ class Manifest:
             encoded = kinds.get(kind)
             if encoded is None:
                 encoded = kinds[kind] = b"".join(map(canonical, kind))
-            hasher.update(b"l%b%be" % (canonical(spec.name), encoded))
+            hasher.update(b"l%b%be" % (canonical_text(spec.name), encoded))
         hasher.update(b"e" + canonical(self.values))
         return hasher.hexdigest()
 
     @cached_property
     def payload(self) -> tuple[int, ...]:
         """Indices of the tensors whose bytes travel: not empty, and not a tied twin."""
-        return tuple(i for i, spec in enumerate(self.tensors) if spec.nbytes and not self._twin(i))
+        rows = enumerate(self.tensors)
+        return tuple(i for i, t in rows if t.nbytes and (t.shares < 0 or not self._twin(i)))
 
     @cached_property
     def nbytes(self) -> int:

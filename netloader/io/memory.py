@@ -100,10 +100,15 @@ def unwritable(extents: Iterable[tuple[str, int, int]]) -> list[str]:
     """
     begins, ends = mappings(lambda rights, inode: "w" in rights)  # noqa: ARG005 - files too
     found: list[str] = []
+    first = last = 0
     for name, begin, end in extents if begins else ():
+        if first <= begin and end <= last:  # in the mapping of the one before it, as most are
+            continue
         place = bisect.bisect_right(begins, begin) - 1
         if place < 0 or end > ends[place]:
             found.append(name)
+        else:
+            first, last = begins[place], ends[place]
     return found
 
 

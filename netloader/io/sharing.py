@@ -5,12 +5,11 @@ one buffer, or each in its own. Only the bytes decide, so the storage object is 
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import TypeAlias
 
-from torch import Tensor, device
+from torch import Tensor
 
 MAX_PAIRS_OF = 64
 """Among more strided tensors that lie within each other than this, pairs are not compared; all of
@@ -30,16 +29,14 @@ def address_range_of(number: int, tensor: Tensor, nbytes: int, *, dense: bool) -
     return begin, begin + (reach + 1) * tensor.element_size(), number
 
 
-def first_of(ranges: Sequence[AddressRange], tensors: Sequence[Tensor]) -> dict[int, int]:
+def first_of(rows: Iterable[Sequence[AddressRange]], tensors: Sequence[Tensor]) -> dict[int, int]:
     """For each tensor that shares bytes: the lowest number among those that it is tied to by them.
 
-    Sharing counts through others: a whole and two halves of it are one group. Takes O(n log n).
+    Each row has the ranges of one device. Sharing counts through others: a whole and two halves of
+    it are one group. Takes O(n log n).
     """
-    by_device: dict[device, list[AddressRange]] = defaultdict(list)
-    for address_range in ranges:
-        by_device[tensors[address_range[2]].device].append(address_range)
     first: dict[int, int] = {}
-    for row in by_device.values():
+    for row in rows:
         for cluster in _clusters(sorted(row)):
             for group in _groups(cluster, tensors):
                 first.update(dict.fromkeys(group, min(group)))

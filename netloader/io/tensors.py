@@ -1,7 +1,8 @@
 """Tensors as the wire names them. One that cannot be sent is refused by name."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from netloader.wire.frames import sendable
 
 Named = tuple[str, Tensor]
 ORDINARY = (Tensor, nn.Parameter)
+ON_HOST: Final = (None, "")
+"""The device and the storage format of all tensors of the host."""
 
 
 def named_tensors(module: nn.Module) -> list[Named]:
@@ -35,8 +38,25 @@ def _walk(module: nn.Module) -> Iterator[Named]:
                 yield dot + name, buffer
 
 
-def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()) -> Manifest:
-    """Describe tensors, and plain values beside them, as the wire does.
+class Description(NamedTuple):
+    """Tensors as the wire names them, and how they lie in memory."""
+
+    manifest: Manifest
+    flat: list[bool]
+    """Whether the memory of a tensor is its elements, in one block (see `is_dense`)."""
+
+
+class _Kind(NamedTuple):
+    """What tensors of one dtype, geometry and format have in common, so it is found once."""
+
+    fields: tuple[object, ...]
+    """Those of a `TensorSpec` after the name."""
+    nbytes: int
+    flat: bool
+
+
+def describe(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()) -> Description:
+    """Describe tensors, and plain values beside them.
 
     Raises:
         WeightsError: a tensor's memory is not its elements (it is on the meta device, not strided,
@@ -44,60 +64,62 @@ def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()
             in a storage format that cannot travel.
     """
     specs: list[TensorSpec] = []
-    ranges: list[AddressRange] = []
+    flat: list[bool] = []
+    rows: dict[torch.device | None, list[AddressRange]] = defaultdict(list)
     kinds: dict[Any, _Kind] = {}
     for index, (name, tensor) in enumerate(named):
-        stored = _checked(name, tensor)
-        seen = (tensor.dtype, tensor.shape, tensor.stride())
+        place, stored = _checked(name, tensor)
+        seen = (tensor.dtype, tensor.shape, tensor.stride(), stored)
         kind = kinds.get(seen)
         if kind is None:
-            kind = kinds[seen] = _kind_of(tensor)
+            kind = kinds[seen] = _kind_of(tensor, stored)
+        fields, nbytes, is_flat = kind
         sent = name if name.isascii() else sendable(name)
-        specs.append(TensorSpec(sent, *kind.fields, -1, 0, stored))
-        if kind.dense and kind.nbytes:
+        specs.append(TensorSpec._make((sent, *fields)))
+        flat.append(is_flat)
+        if is_flat and nbytes:
             begin = tensor.data_ptr()
-            ranges.append((begin, begin + kind.nbytes, index))
-        elif kind.nbytes:
-            ranges.append(address_range_of(index, tensor, kind.nbytes, dense=bool(stored)))
+            rows[place].append((begin, begin + nbytes, index))
+        elif nbytes:
+            rows[place].append(address_range_of(index, tensor, nbytes, dense=bool(stored)))
     tensors = [tensor for _, tensor in named]
-    for index, first in first_of(ranges, tensors).items():
+    for index, first in first_of(rows.values(), tensors).items():
         if index != first:
             offset = tensors[index].data_ptr() - tensors[first].data_ptr()
             specs[index] = specs[index]._replace(shares=first, offset=offset)
-    return Manifest(tuple(specs), values)
+    return Description(Manifest(tuple(specs), values), flat)
 
 
-class _Kind(NamedTuple):
-    """What tensors of one dtype, shape and stride have in common, so it is found once."""
-
-    fields: tuple[str, tuple[int, ...], tuple[int, ...], int]
-    """`TensorSpec.dtype` to `TensorSpec.nbytes`."""
-    nbytes: int
-    dense: bool
+def manifest_of(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()) -> Manifest:
+    """The manifest alone: as `describe`."""
+    return describe(named, values).manifest
 
 
-def _kind_of(tensor: Tensor) -> _Kind:
+def _kind_of(tensor: Tensor, stored: str) -> _Kind:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    fields = (dtype, tuple(tensor.shape), tensor.stride(), tensor.nbytes)
-    return _Kind(fields, tensor.nbytes, is_dense(tensor))
+    geometry = (tuple(tensor.shape), tensor.stride(), tensor.nbytes)
+    return _Kind((dtype, *geometry, -1, 0, stored), tensor.nbytes, not stored and is_dense(tensor))
 
 
-def _checked(name: str, tensor: Tensor) -> str:
-    """The storage format of a tensor that can travel."""
-    if odd := _oddity(tensor):
+def _checked(name: str, tensor: Tensor) -> tuple[torch.device | None, str]:
+    """The device (None: the CPU) and the storage format of a tensor that can travel."""
+    on_host = tensor.is_cpu
+    if odd := _oddity(tensor, on_host=on_host):
         raise WeightsError(f"{name} has no plain memory: it is {odd}")
-    stored = "" if tensor.is_cpu else format_of(tensor)
+    if on_host:
+        return ON_HOST
+    stored = format_of(tensor)
     if stored and not can_travel(tensor, stored):
         remedy = "cast it to ND with torch_npu.npu_format_cast"
         raise WeightsError(f"{name} is stored as {stored}, which cannot travel; {remedy}")
-    return stored
+    return tensor.device, stored
 
 
-def _oddity(tensor: Tensor) -> str:
+def _oddity(tensor: Tensor, *, on_host: bool) -> str:
     """What keeps a tensor's memory from being its elements; empty for nearly all tensors."""
     if type(tensor) not in ORDINARY and (odd := _odd_class(tensor)):
         return odd
-    if tensor.is_meta:
+    if not on_host and tensor.is_meta:
         return "on the meta device"
     if tensor.layout != torch.strided:
         return f"of layout {tensor.layout}"

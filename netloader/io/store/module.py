@@ -24,7 +24,7 @@ from netloader.io.sharing import address_range_of
 from netloader.io.store.base import Store, Values
 from netloader.io.store.copies import check_taken, fetched
 from netloader.io.store.staging import Staging
-from netloader.io.tensors import Named, is_dense, manifest_of, named_tensors
+from netloader.io.tensors import Named, describe, manifest_of, named_tensors
 
 __all__ = ["ModuleStore", "Named", "WeightsError", "manifest_of", "named_tensors"]
 
@@ -57,11 +57,9 @@ class ModuleStore:
 
     def __init__(self, named: Iterable[Named], state: ModuleState | None = None) -> None:
         pairs = [*named]
-        self.manifest = manifest_of(pairs, state.values if state else ())
+        self.manifest, self._flat = describe(pairs, state.values if state else ())
         self.state = state
         """What the walk of the module found; None for tensors without a module."""
-        described = zip(self.manifest.tensors, pairs, strict=True)
-        self._flat = [not spec.format and is_dense(tensor) for spec, (_, tensor) in described]
         in_place = [flat and t.is_cpu for flat, (_, t) in zip(self._flat, pairs, strict=True)]
         self._memory = HostMemory((i, t) for i, (_, t) in enumerate(pairs) if in_place[i])
         self._tensors = {i: t.detach() for i, (_, t) in enumerate(pairs) if not in_place[i]}
