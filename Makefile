@@ -86,6 +86,9 @@ MEDIA        := .cache/media
 ENGINES      := .cache/engines
 # Beside it as well, see requirements/bench.txt.
 BENCH        := .cache/bench
+# Beside it as well, see requirements/docs.txt.
+DOCS         := .cache/docs
+MERMAID      := mermaid@11.17.2
 # In front of the environment, see its list: the vLLM of which there is no build for the CPU.
 NEWEST       := 0.33
 SOURCES      := .cache/vllm-$(NEWEST)
@@ -316,6 +319,23 @@ fuzz-keep: $(READY)  ## add to the fuzzer's corpus what it found that is new
 .PHONY: docs
 docs: $(READY)  ## write the diagrams and tables in docs/ that come from the code
 	@$(PY) docs/generate.py
+
+.PHONY: docs-site
+docs-site: $(DOCS)/.installed  ## the documentation as a site in .cache/site; a link that leads nowhere fails
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR)/$(DOCS) $(PY) -m mkdocs build --strict
+	echo "open .cache/site/index.html"
+
+$(DOCS)/.installed: requirements/docs.txt $(READY)
+	@$(SHELL_TOOLS)
+	command -v npm >/dev/null || die "npm is needed for the script that draws diagrams ($(MERMAID))"
+	say "mkdocs-material and $(MERMAID), in $(DOCS) (60 MB)"
+	rm -rf $(DOCS)
+	$(PIP_INSTALL) --target $(DOCS) -r $<
+	mkdir -p $(DOCS)/mermaid
+	cd $(DOCS)/mermaid
+	tar -xzf "$$(npm pack --silent $(MERMAID))" --strip-components 2 package/dist/mermaid.min.js
+	rm -f mermaid-*.tgz
+	touch $(CURDIR)/$@
 
 .PHONY: wheel
 wheel: $(READY)  ## build the wheel into dist/

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from netloader.fsm.reasons import Reason
+from netloader.log_text import ADVICE
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 LOOSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -151,3 +154,21 @@ def spelled(word: str) -> dict[str, int]:
 @pytest.mark.parametrize("word", REPLACED)
 def test_a_word_that_was_replaced_is_gone(word: str) -> None:
     assert spelled(word) == {}
+
+
+@pytest.mark.parametrize("reason", [reason.value for reason in Reason])
+def test_every_reason_has_an_entry_of_the_runbook(reason: str) -> None:
+    page = (DOCS / "operate" / "runbook.md").read_text()
+    _, found, rest = page.partition(f"\n### {reason}\n")
+    assert found
+    entry = " ".join(re.split(r"\n##", rest)[0].split())
+
+    assert [entry.count(f"* **{part}:** ") for part in ("See", "Means", "Do")] == [1, 1, 1]
+    assert ADVICE.get(reason, "") in entry, "the line that the log shows"
+
+
+def test_the_site_has_every_page_once() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    named = re.findall(r"([\w/-]+\.md)", nav)
+
+    assert sorted(named) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
