@@ -84,7 +84,7 @@ def _huge(figures: Figures) -> Iterator[Goal]:
 
 
 def _engines(figures: Figures) -> Iterator[Goal]:
-    loads = {load.way: sorted(load.seconds)[len(load.seconds) // 2] for load in figures.engines}
+    loads = {load.way: statistics.median(load.seconds) for load in figures.engines}
     warm, cold = loads.get("ordinary, warm"), loads.get("ordinary, cold")
     why = figures.skipped.get("engines", "no engine was started")
     for way, most in (("netloader shm", 1.2), ("netloader tcp", 1.6)):
