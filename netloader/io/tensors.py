@@ -17,6 +17,7 @@ from netloader.wire.frames import sendable
 
 Named = tuple[str, Tensor]
 ORDINARY = (Tensor, nn.Parameter)
+STRIDED: Final = torch.strided
 ON_HOST: Final = (None, "")
 """The device and the storage format of all tensors of the host."""
 
@@ -68,7 +69,7 @@ def describe(named: Sequence[Named], values: tuple[tuple[str, str], ...] = ()) -
     rows: dict[torch.device | None, list[AddressRange]] = defaultdict(list)
     kinds: dict[Any, _Kind] = {}
     for index, (name, tensor) in enumerate(named):
-        place, stored = _checked(name, tensor)
+        place, stored = ON_HOST if _is_plain(tensor) else _checked(name, tensor)
         seen = (tensor.dtype, tensor.shape, tensor.stride(), stored)
         kind = kinds.get(seen)
         if kind is None:
@@ -101,12 +102,21 @@ def _kind_of(tensor: Tensor, stored: str) -> _Kind:
     return _Kind((dtype, *geometry, -1, 0, stored), tensor.nbytes, not stored and is_dense(tensor))
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is a tensor of the host without any oddity, as most are: the quick look."""
+    return (
+        type(tensor) in ORDINARY
+        and tensor.is_cpu
+        and tensor.layout is STRIDED
+        and not (tensor.is_quantized or tensor.is_neg() or tensor.is_conj())
+    )
+
+
 def _checked(name: str, tensor: Tensor) -> tuple[torch.device | None, str]:
     """The device (None: the CPU) and the storage format of a tensor that can travel."""
-    on_host = tensor.is_cpu
-    if odd := _oddity(tensor, on_host=on_host):
+    if odd := _oddity(tensor):
         raise WeightsError(f"{name} has no plain memory: it is {odd}")
-    if on_host:
+    if tensor.is_cpu:
         return ON_HOST
     stored = format_of(tensor)
     if stored and not can_travel(tensor, stored):
@@ -115,13 +125,13 @@ def _checked(name: str, tensor: Tensor) -> tuple[torch.device | None, str]:
     return tensor.device, stored
 
 
-def _oddity(tensor: Tensor, *, on_host: bool) -> str:
+def _oddity(tensor: Tensor) -> str:
     """What keeps a tensor's memory from being its elements; empty for nearly all tensors."""
     if type(tensor) not in ORDINARY and (odd := _odd_class(tensor)):
         return odd
-    if not on_host and tensor.is_meta:
+    if tensor.is_meta:
         return "on the meta device"
-    if tensor.layout != torch.strided:
+    if tensor.layout is not STRIDED:
         return f"of layout {tensor.layout}"
     if tensor.is_quantized:
         return f"of dtype {tensor.dtype}, with scales beside its elements"
