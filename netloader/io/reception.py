@@ -35,6 +35,7 @@ from netloader.io.securing import Lingering, SecureArrival
 from netloader.io.seldom import Seldom
 from netloader.io.snapshot import SessionRecord
 from netloader.io.standing import entries_as_of_now
+from netloader.io.strangers import Strangers, is_failure
 from netloader.io.transports.refusal import refuse
 from netloader.io.worker import ServerWorker
 from netloader.secure.tokens import TokenFile, current
@@ -73,6 +74,7 @@ class Reception:
         self._insecure = Seldom(options.logger, "netloader.listener.insecure")
         self._lingering = Lingering(loop)
         self._allowed = Allowed(options.allow, options.logger)
+        self._strangers = Strangers(options.logger)
         self._rails = options.rails
         self._bandwidth = Bandwidth(options.rates) if options.rates.limited else None
         self._meter = Meter(options.logger, "server")
@@ -136,7 +138,8 @@ class Reception:
             self._find_room(error)
             return
         peer = Endpoint(unmapped(address[0]), address[1])
-        if not self._allowed.permits(peer, self._loop.now()):
+        now = self._loop.now()
+        if not (self._allowed.permits(peer, now) and self._strangers.permits(peer, now)):
             INHERITANCE.close(sock)
             return
         if self._connections >= MAX_LINKS:
@@ -192,6 +195,7 @@ class Reception:
         if arrival.began:
             detail = "no TLS in time" if isinstance(event, DeadlinePassed) else event.detail
             remedy = "the log of the client has its side of it"
+            self._strangers.failed(peer, self._loop.now())
             self._insecure.tell(peer, detail, remedy, self._loop.now())
 
     def _admit(
@@ -222,7 +226,10 @@ class Reception:
         worker = self._links.pop(link, None)
         self._workers.pop(name, None)
         published = worker.published if worker is not None else None
-        verdict = link.connection.session.verdict
+        session = link.connection.session
+        if isinstance(session, ServerSession) and is_failure(session):
+            self._strangers.failed(peer, self._loop.now())
+        verdict = session.verdict
         if worker is None or published is None or verdict is None:
             return
         if verdict.reason is Reason.CONNECTION_LOST:
