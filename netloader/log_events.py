@@ -36,7 +36,9 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             "The port cannot be opened; the reason, and the process that has the port."
         ),
         "netloader.listener.exhausted": _warning("No connection can be accepted, and why."),
-        "netloader.listener.refused": _warning("Peers outside the allowed networks were closed."),
+        "netloader.listener.refused": _warning(
+            "Peers that may not connect, or that failed too often, were closed unread."
+        ),
         "netloader.listener.insecure": _warning("Clients with which there is no TLS, and why."),
         "netloader.secret.reloaded": _info("A file of tokens or certificates was read again."),
         "netloader.secret.unreadable": _warning(

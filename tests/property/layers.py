@@ -53,6 +53,14 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/transports/test_shm.py",
         "tests/unit/io/test_client_transports.py",
     ),
+    "L4 operating a fleet": (
+        "tests/unit/discovery/test_lookup.py",
+        "tests/unit/discovery/test_registries.py",
+        "tests/unit/io/test_tls.py",
+        "tests/unit/io/test_tokens.py",
+        "tests/unit/io/test_strangers_flood.py",
+        "tests/unit/metrics/test_metrics.py",
+    ),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/serve/test_usage_record.py",
         "tests/unit/vllm_plugin/serve/test_first_use.py",
@@ -65,7 +73,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/load/test_relays.py",
     ),
 }
-L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, L5, STARTS = LAYERS
+L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, L5, STARTS = LAYERS
 
 
 class Mutant(NamedTuple):

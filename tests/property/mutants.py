@@ -20,6 +20,7 @@ from tests.property.digest_mutants import DIGEST_MUTANTS
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.opening_mutants import OPENING_MUTANTS
+from tests.property.operating_mutants import OPERATING_MUTANTS
 from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.relay_mutants import RELAY_MUTANTS
 from tests.property.request_mutants import REQUEST_MUTANTS
@@ -66,6 +67,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **REQUEST_MUTANTS,
     **STORE_MUTANTS,
     **PUBLISHED_MUTANTS,
+    **OPERATING_MUTANTS,
     **RELAY_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
@@ -337,7 +339,9 @@ COPIED: Final = (
     "tests/unit/fsm",
     "tests/unit/wire",
     "tests/unit/aio",
+    "tests/unit/discovery",
     "tests/unit/io",
+    "tests/unit/metrics",
     "tests/unit/vllm_plugin",
 )
 

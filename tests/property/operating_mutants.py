@@ -1,0 +1,107 @@
+"""Seeded bugs of what a fleet is operated with: registries, TLS, tokens, metrics, strangers."""
+
+from typing import Final
+
+from tests.property.layers import OPERATING, Mutant
+
+ANNOUNCE: Final = "netloader/discovery/announce.py"
+LOOKUP: Final = "netloader/discovery/lookup.py"
+REDIS: Final = "netloader/discovery/redis_registry.py"
+ETCD: Final = "netloader/discovery/etcd.py"
+TLS: Final = "netloader/secure/tls.py"
+FILES: Final = "netloader/secure/files.py"
+SECURING: Final = "netloader/io/securing.py"
+RECEPTION: Final = "netloader/io/reception.py"
+RECORDS: Final = "netloader/metrics/records.py"
+STRANGERS: Final = "netloader/io/strangers.py"
+
+OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
+    # registries
+    "a lease is not renewed": Mutant(
+        OPERATING, ANNOUNCE, r"monotonic\(\) \+ RENEW_S", "monotonic() + 1e9"
+    ),
+    "a server stays in the registry when its weights are withdrawn": Mutant(
+        OPERATING,
+        ANNOUNCE,
+        r"self\._listed if candidate is None or .* else None",
+        "self._listed if candidate and candidate.endpoint != self._listed else None",
+    ),
+    "a server stays in the registry when it ends": Mutant(
+        OPERATING, ANNOUNCE, r"        self\._step\(None\)\n", ""
+    ),
+    "a registry that fails ends the announcement": Mutant(
+        OPERATING, ANNOUNCE, r"except Exception as error:", "except ZeroDivisionError as error:"
+    ),
+    "an entry of Redis whose lease has ended is handed out": Mutant(
+        OPERATING,
+        REDIS,
+        r"KEYS\[1\], now \+ ARGV\[3\], now, 'LIMIT'",
+        "KEYS[1], '+inf', 0, 'LIMIT'",
+    ),
+    "a key of etcd has no lease": Mutant(OPERATING, ETCD, r', "lease": lease\}', "}"),
+    "sources that accept no connection are handed out": Mutant(
+        OPERATING, LOOKUP, r"if place in written or place in open_\)", ")"
+    ),
+    "an instance finds itself": Mutant(OPERATING, LOOKUP, r" if place not in own\]", "]"),
+    # TLS and tokens
+    "a server with TLS takes plain peers": Mutant(
+        OPERATING,
+        SECURING,
+        r"plain and decision is not None and not isinstance\(decision, Refusal\)",
+        "False",
+    ),
+    "the host in a certificate does not matter": Mutant(
+        OPERATING,
+        TLS,
+        r"client = self\._context\(ssl\.PROTOCOL_TLS_CLIENT\)",
+        "client = self._context(ssl.PROTOCOL_TLS_CLIENT)\n        client.check_hostname = False",
+    ),
+    "any certificate is taken for the server's": Mutant(
+        OPERATING,
+        TLS,
+        r"client = self\._context\(ssl\.PROTOCOL_TLS_CLIENT\)",
+        "client = self._context(ssl.PROTOCOL_TLS_CLIENT)\n        client.check_hostname = False\n"
+        "        client.verify_mode = ssl.CERT_NONE",
+    ),
+    "a client needs no certificate": Mutant(
+        OPERATING, TLS, r"ssl\.CERT_REQUIRED", "ssl.CERT_OPTIONAL"
+    ),
+    "an older TLS is taken": Mutant(
+        OPERATING, TLS, r"ssl\.TLSVersion\.TLSv1_3", "ssl.TLSVersion.TLSv1_2"
+    ),
+    "files are read only once": Mutant(
+        OPERATING, FILES, r"if versions == self\._seen:", "if True:"
+    ),
+    "a file that cannot be used takes away what held before": Mutant(
+        OPERATING,
+        FILES,
+        r"except \(OSError, ValueError\) as error:",
+        "except ZeroDivisionError as error:",
+    ),
+    "a server goes on with the tokens of its start": Mutant(
+        OPERATING,
+        RECEPTION,
+        r"return replace\(entry, tokens=current\(self\._token\)\)",
+        "return entry",
+    ),
+    "a server takes the first of its tokens only": Mutant(
+        OPERATING,
+        "netloader/fsm/auth.py",
+        r"for token in tokens if proves\(",
+        "for token in tokens[:1] if proves(",
+    ),
+    # metrics
+    "every source has a label": Mutant(
+        OPERATING, RECORDS, r" or len\(self\._known\) < MOST_SOURCES", " or True"
+    ),
+    # strangers
+    "a host may fail as often as it likes": Mutant(
+        OPERATING, STRANGERS, r"self\._level\(host, now\) - 1\.0", "self._level(host, now)"
+    ),
+    "a client that is told to wait is a stranger": Mutant(
+        OPERATING,
+        STRANGERS,
+        r"session\.hello is None and verdict is not None and verdict\.reason in FAILURES",
+        "verdict is not None and verdict.reason is not Reason.VERIFIED",
+    ),
+}
