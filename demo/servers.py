@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from demo.paths import CACHE, shown
@@ -103,8 +104,15 @@ class Server:
         )
 
 
-def start_server(name: str, command: list[str], port: int, log: Path, cpus: str | None) -> Server:
-    """Start `command`; all it prints goes to `log`."""
+def start_server(
+    name: str,
+    command: list[str],
+    port: int,
+    log: Path,
+    cpus: str | None,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Server:
+    """Start `command`, with `more` in its environment; all it prints goes to `log`."""
     with log.open("wb") as sink:
         sink.write(f"$ {shlex.join(command)}\n".encode())
         sink.flush()
@@ -113,7 +121,7 @@ def start_server(name: str, command: list[str], port: int, log: Path, cpus: str 
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env=environment(cpus),
+            env={**environment(cpus), **more},
             start_new_session=True,
         )
     return Server(name, command, port, log, process)

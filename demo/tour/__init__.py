@@ -1,0 +1,1 @@
+"""A tour of a small fleet, what its operator sees of each situation, and a check that it is seen."""
