@@ -129,6 +129,11 @@ demo: $(READY)  ## two real vLLM servers: the second starts from the weights of 
 	@$(PY) -m demo.prepare_model
 	$(PY) -m demo.demo
 
+.PHONY: tour
+tour: $(READY)  ## what an operator sees of a fleet in trouble; writes docs/operate/tour.md
+	@$(PY) -m demo.prepare_model
+	$(PY) -m demo.tour
+
 .PHONY: test
 test: lint $(MEDIA)/.installed $(ENGINES)/.installed  ## all checks, then all tests with their coverage
 	@$(SHELL_TOOLS)

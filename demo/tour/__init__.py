@@ -1,1 +1,1 @@
-"""A tour of a small fleet, what its operator sees of each situation, and a check that it is seen."""
+"""A tour of a small fleet: what its operator sees of each situation, and a check of that."""

@@ -7,7 +7,6 @@ if everything that the page says was seen.
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,6 @@ from demo.paths import CACHE, CHECKOUT, MODEL, MODEL_NAME
 from demo.servers import (
     DemoError,
     Server,
-    free_ports,
     signal_group,
     start_server,
     stop_server,
@@ -35,7 +33,7 @@ from demo.tour import views
 from demo.tour.board import draw
 from demo.tour.page import Page
 from demo.tour.pictures import table_picture
-from demo.tour.services import Authority, prometheus, redis, running
+from demo.tour.services import Authority, prometheus, quiet_ports, redis, running
 
 RUN: Final = CACHE / "tour"
 OPERATE: Final = CHECKOUT / "docs" / "operate"
@@ -62,7 +60,7 @@ class Fleet:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.names = views.Names(RUN)
-        ports = free_ports(2 + 3 * len(INSTANCES))
+        ports = quiet_ports(2 + 3 * len(INSTANCES))
         self.registry, self.prometheus = ports[:2]
         self._api = dict(zip(INSTANCES, ports[2:], strict=False))
         self.pages = dict(zip(INSTANCES, ports[2 + len(INSTANCES) :], strict=False))
@@ -78,6 +76,8 @@ class Fleet:
             file.write_text(os.urandom(32).hex())
             file.chmod(0o600)
         self.engines: list[Server] = []
+        self.unseen: list[str] = []
+        """What should have been seen, and where."""
 
     @property
     def prometheus_url(self) -> str:
@@ -140,8 +140,12 @@ def main() -> int:
         RUN.mkdir(parents=True)
         with ended(Fleet(page)) as fleet:
             tour(fleet)
+            page.write(RUN / "tour.md")
     except DemoError as error:
         print(f"\ntour: {error}", file=sys.stderr)
+        return 1
+    if fleet.unseen:
+        print("\ntour: not seen:", *fleet.unseen, sep="\n    ", file=sys.stderr)
         return 1
     page.write(OPERATE / "tour.md")
     print("the tour: all was seen")
@@ -186,11 +190,10 @@ def first(fleet: Fleet) -> Instance:
         r"INFO Serving 269 MB \(raw layout\) at server:19374",
         r"INFO This rank, server:19374, .* at redis://",
     )
-    lines = see(lambda: views.sentences(server.log, fleet.names), patterns)
-    fleet.page.view("The server's log", lines)
+    see(fleet, s.SERVER_LOG, lambda: views.sentences(server.log, fleet.names), patterns)
     shared = views.series_of(f"{server.server.url}/metrics")
     if not shared.get('netloader_offered{role="target"}'):
-        raise views.UnseenError(f"netloader_offered on vLLM's own page: {shared}")
+        fleet.unseen.append("netloader_offered on vLLM's own page of metrics")
     fleet.page.view("On vLLM's own `/metrics` (`PROMETHEUS_MULTIPROC_DIR` is set)",
                     views.changed({}, shared, fleet.names))  # fmt: skip
     fleet.page.view("`netloader status server:19374`",
@@ -202,15 +205,15 @@ def _at(fleet: Fleet, name: str) -> str:
     return f"127.0.0.1:{fleet.serving[name]}"
 
 
-def see(look: Callable[[], list[str]], patterns: Sequence[str]) -> list[str]:
-    """What is seen, once every pattern is."""
+def see(fleet: Fleet, view: str, look: Callable[[], list[str]], patterns: Sequence[str]) -> None:
+    """Show a view once every pattern is in it, or note what is not there in time."""
     until = time.monotonic() + views.PATIENCE_S
     while missing := views.lacking(lines := look(), patterns):
         if time.monotonic() > until:
-            seen = "\n    ".join(lines)
-            raise views.UnseenError(f"not seen: {missing}\nseen:\n    {seen}")
+            fleet.unseen += [f"{view}: {pattern}" for pattern in missing]
+            break
         time.sleep(views.POLL_S)
-    return lines
+    fleet.page.view(view, lines)
 
 
 def meet(fleet: Fleet, server: Instance, situation: s.Situation) -> None:
@@ -236,7 +239,7 @@ def meet(fleet: Fleet, server: Instance, situation: s.Situation) -> None:
         s.ALERTS: lambda: sorted(set(views.firing(fleet.prometheus_url)) - alerts),
     }
     for view in s.VIEWS:
-        fleet.page.view(view, see(looks[view], situation.expected.get(view, ())))
+        see(fleet, view, looks[view], situation.expected.get(view, ()))
     if situation.healthy:
         top(fleet)
     fleet.page.meaning(situation.meaning)
@@ -248,7 +251,7 @@ def top(fleet: Fleet) -> None:
     places = [_at(fleet, name) for name in ("server", "good", "killed")]
     lines = fleet.command("top", *places, "--times", "1")
     if views.lacking(lines, (r"server:19374.*offered", r"good:19375.*offered", r"no answer")):
-        raise views.UnseenError(f"netloader top: {lines}")
+        fleet.unseen.append("netloader top: three servers, two of them offered")
     fleet.page.view("`netloader top server:19374 good:19375 killed:19376`", lines)
     table_picture(lines, OPERATE / "images" / "top.svg")
 

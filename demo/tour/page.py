@@ -7,12 +7,21 @@ from demo.tour.situations import Situation
 
 HEAD = """# A tour of what an operator sees
 
-Real vLLM engines (SmolLM2-135M-Instruct on a CPU), a real Redis and a real Prometheus with the rules of
-[alerts.yml](prometheus/alerts.yml). `make tour` runs it, writes this page from what it sees, and fails if
-anything that the page says is not seen. Addresses and paths are replaced by names; nothing else is.
+Real vLLM engines (SmolLM2-135M-Instruct on a CPU), a real Redis and a real Prometheus with the
+rules of [alerts.yml](prometheus/alerts.yml). `make tour` runs it, writes this page from what it
+sees, and fails if anything that the page says is not seen. Addresses and paths are replaced by
+names; nothing else is.
 
-Every instance has these settings, with its own ports and certificate. Prometheus scrapes and evaluates every
-second here, so alerts fire within seconds; with usual intervals it is a minute or so.
+Every instance has these settings, with its own ports and certificate. Prometheus scrapes and
+evaluates every second here, so alerts fire within seconds; with usual intervals it is a minute or
+so.
+"""
+
+
+DRAWN = """## The dashboard
+
+The panels of [dashboard.json](prometheus/dashboard.json), drawn by `demo/tour/board.py` with the
+answers of this Prometheus to their own queries; Grafana is in no package index and was not run.
 """
 
 
@@ -45,10 +54,7 @@ class Page:
         without = "".join(f"* {query}\n" for query in empty)
         note = f"\nQueries that had nothing to show in this run:\n\n{without}" if empty else ""
         self._parts.append(
-            "## The dashboard\n\nThe panels of [dashboard.json](prometheus/dashboard.json), drawn by "
-            "`demo/tour/board.py`\nwith the answers of this Prometheus to their own queries; Grafana "
-            "is in no package index and was not run.\n\n"
-            f"![The dashboard during the tour](images/dashboard.png)\n{note}"
+            f"{DRAWN}\n![The dashboard during the tour](images/dashboard.png)\n{note}"
         )
 
     def write(self, path: Path) -> None:

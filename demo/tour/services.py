@@ -15,6 +15,8 @@ from demo.paths import CHECKOUT
 from demo.servers import DemoError
 
 RULES: Final = CHECKOUT / "docs" / "operate" / "prometheus" / "alerts.yml"
+FIRST_PORT: Final = 23000
+LAST_PORT: Final = 32000
 START_S: Final = 60.0
 STOP_S: Final = 30.0
 KEY: Final = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
@@ -98,6 +100,18 @@ class Authority:
         signed = ("-CA", self.pem, "-CAkey", self._key, "-CAcreateserial", "-extfile", more)
         openssl("x509", "-req", "-in", request, *signed, "-days", str(days), "-out", pem)
         return {"TLS_CERT": str(pem), "TLS_KEY": str(key), "TLS_CA": str(self.pem)}
+
+
+def quiet_ports(count: int) -> list[int]:
+    """Ports that are free, and that the system gives to no outgoing connection."""
+    found: list[int] = []
+    for port in range(FIRST_PORT, LAST_PORT):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise DemoError(f"less than {count} ports are free from {FIRST_PORT} to {LAST_PORT}")
 
 
 def openssl(*arguments: str | Path) -> None:

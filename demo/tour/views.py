@@ -17,7 +17,7 @@ COLOR: Final = re.compile(r"\x1b\[[\d;]*m")
 SAMPLE: Final = re.compile(r"(netloader_\w+(?:\{.*\})?) ([-+.\deE]+)")
 LEFT_OUT: Final = re.compile(r"_(bucket|count|sum|created)\b")
 """Of a histogram, and the times at which counters were made."""
-PATIENCE_S: Final = 180.0
+PATIENCE_S: Final = 90.0
 POLL_S: Final = 0.3
 
 Series = Mapping[str, float]

@@ -19,6 +19,7 @@ from torch import nn
 from netloader.log import Logger
 from netloader.metrics.page import open_page
 from netloader.metrics.recorder import record
+from netloader.tracing import trace_sessions
 from netloader.vllm_plugin.serve.activity import Activity
 from netloader.vllm_plugin.serve.after_reload import AfterReload
 from netloader.vllm_plugin.serve.announcing import Place
@@ -69,13 +70,14 @@ class Worker:
         return tuple(live for server in self._servers for live in server.models)
 
     def open_metrics(self, first_port: int | None, rank: int, logger: Logger) -> None:
-        """Make metrics of this process's records, and serve them, until the process ends.
+        """Make metrics and spans of this process's records, until the process ends.
 
         The page is at `first_port + rank`; there is none without a port. One that cannot be opened
         is logged once and costs nothing else.
         """
         with harmless():
             record()
+            trace_sessions()
             port = first_port + rank if first_port else 0
             if port and port not in self._metrics:
                 self._metrics.add(port)
