@@ -126,7 +126,9 @@ class Fleet:
         )  # fmt: skip
         if done.returncode:
             raise views.UnseenError(f"netloader {words[0]}: {done.stdout}{done.stderr}")
-        return [self.names(line.rstrip()) for line in done.stdout.splitlines()]
+        return [
+            self.names(self.names.in_columns(line)).rstrip() for line in done.stdout.splitlines()
+        ]
 
 
 def main() -> int:

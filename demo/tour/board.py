@@ -20,6 +20,7 @@ STEPS: Final = 240
 RATE_S: Final = 10
 """Grafana has four scrapes at least in `$__rate_interval`."""
 COLUMNS: Final = 24
+GAP_S: Final = 15.0
 MOST_LINES: Final = 10
 
 
@@ -87,8 +88,15 @@ def _plot(axes: Any, lines: Any, panel: Any) -> None:
     unit = panel["fieldConfig"]["defaults"].get("unit", "")
     shown = sorted(lines, key=lambda line: -max(value for _, value in line[1]))
     for name, points in shown[:MOST_LINES]:
-        values = [value / scale.get(unit, 1.0) for _, value in points]
-        axes.plot([at for at, _ in points], values, label=name, linewidth=1.3)
+        at: list[float] = []
+        values: list[float] = []
+        for moment, value in points:
+            if at and moment - at[-1] > GAP_S:
+                at.append(moment)
+                values.append(float("nan"))  # nothing was scraped meanwhile
+            at.append(moment)
+            values.append(value / scale.get(unit, 1.0))
+        axes.plot(at, values, label=name, linewidth=1.3, drawstyle="steps-post")
     if lines:
         axes.legend(fontsize=7, loc="upper left", framealpha=0.7)
     axes.set_ylabel("MB/s" if unit == "Bps" else "MB" if unit in scale else "", fontsize=8)

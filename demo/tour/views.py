@@ -47,6 +47,12 @@ class Names:
         """Call an address of this host by name."""
         self._words[f"127.0.0.1:{port}"] = name
 
+    def in_columns(self, text: str) -> str:
+        """As a call, for a line of a table: what follows stays where it is."""
+        for word, name in self._words.items():
+            text = text.replace(word, name.ljust(len(word)) if ":" in word else name)
+        return text
+
     def __call__(self, text: str) -> str:
         for word in sorted(self._words, key=len, reverse=True):
             text = re.sub(rf"{re.escape(word)}(?!\d)", self._words[word], text)

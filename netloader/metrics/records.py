@@ -137,7 +137,8 @@ def _moved(fields: Fields) -> Iterator[Update]:
 
 
 def _differs(fields: Fields) -> Iterator[Update]:
-    yield Update(c.DIFFERENCES, ("client", _field(str(fields.get("netloader.field", "")))))
+    name = str(fields.get("netloader.field", "")).strip("'\"")  # as people read it: quoted
+    yield Update(c.DIFFERENCES, ("client", _field(name)))
 
 
 def _fell_back(fields: Fields) -> Iterator[Update]:

@@ -19,9 +19,14 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from netloader import log
-from netloader.fsm.identity import Identity
+from netloader.config import Endpoint
+from netloader.fsm.identity import Difference, Identity
+from netloader.fsm.manifest import Progress
+from netloader.fsm.reasons import Reason
+from netloader.fsm.states import State
 from netloader.io import fill
 from netloader.io.describe import describe
+from netloader.io.outcome import Attempt, Outcome
 from netloader.log import capture, emit, get_logger
 from netloader.log_events import EVENTS
 from netloader.metrics.catalogue import CATALOGUE
@@ -34,6 +39,7 @@ from netloader.metrics.records import (
     MOST_SOURCES,
     PROBLEM_EVENTS,
 )
+from netloader.vllm_plugin.load.display import tell_differences
 from tests.unit.io.helpers import FAST, asking, closed_port, eventually, sealed, serving
 
 ROOT = Path(__file__).parents[3]
@@ -110,6 +116,17 @@ def test_peers_that_are_closed_before_they_say_anything_are_counted(
     told("listener.refused", connections=1)
     refused = partial(value, registry, "netloader_connections_refused_total")
     assert (refused(why="tls"), refused(why="network")) == (3, 1)
+
+
+def test_a_difference_that_a_client_finds_is_counted_by_its_field(
+    registry: CollectorRegistry,
+) -> None:
+    found = (Difference("config.rope_theta", "1", "2"), Difference("dtype", "a", "b"))
+    attempt = Attempt(Endpoint("h", 1), Reason.IDENTITY_MISMATCH, "", 0, {}, found)
+    refused = Outcome(State.FALLBACK, Reason.NO_SOURCE, (attempt,), 0, False, Progress())
+    tell_differences(refused, get_logger("test"))
+    for field in ("config", "dtype"):
+        assert value(registry, "netloader_differences_total", side="client", field=field) == 1
 
 
 def test_the_source_in_use_is_one(registry: CollectorRegistry) -> None:
