@@ -52,6 +52,9 @@ STORE_MUTANTS: Final[dict[str, Mutant]] = {
     "a tensor in another memory order is written to a file as it is": Mutant(
         L4, HEADERS, r"return like\.is_contiguous\(\) or not is_dense\(like\)", "return True"
     ),
+    "memory beside a writable mapping counts as in it": Mutant(
+        SERVED, "netloader/io/memory.py", r"if first <= begin and end <= last:", "if last:"
+    ),
     "a change of a state dict is not noticed": Mutant(
         SERVED, WATCH, r"None if isinstance\(weights, Store\) else TensorUsage\(weights\)", "None"
     ),
