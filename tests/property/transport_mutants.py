@@ -38,6 +38,12 @@ TRANSPORT_MUTANTS: Final[dict[str, Mutant]] = {
     "each lane of a session takes a turn": Mutant(
         TRANSPORTS, "netloader/io/pacing.py", r"with self\._turn:", "if True:"
     ),
+    "a busy engine limits nothing": Mutant(
+        TRANSPORTS,
+        "netloader/io/pacing.py",
+        r"return self\.lowest if self\.busy is not None and self\.is_busy\(\) else self\.always",
+        "return self.always",
+    ),
     "a transport that keeps to no limit is offered": Mutant(
         TRANSPORTS, "netloader/io/worker.py", r"if self\._setup\.pace\.limited and .*:", "if False:"
     ),
