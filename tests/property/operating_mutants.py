@@ -1,4 +1,4 @@
-"""Seeded bugs of what a fleet is operated with: registries, TLS, tokens, metrics, strangers."""
+"""Seeded bugs of what a fleet is operated with: registries, TLS, tokens, strangers."""
 
 from typing import Final
 
@@ -12,7 +12,6 @@ TLS: Final = "netloader/secure/tls.py"
 FILES: Final = "netloader/secure/files.py"
 SECURING: Final = "netloader/io/securing.py"
 RECEPTION: Final = "netloader/io/reception.py"
-RECORDS: Final = "netloader/metrics/records.py"
 STRANGERS: Final = "netloader/io/strangers.py"
 
 OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
@@ -89,10 +88,6 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
         "netloader/fsm/auth.py",
         r"for token in tokens if proves\(",
         "for token in tokens[:1] if proves(",
-    ),
-    # metrics
-    "every source has a label": Mutant(
-        OPERATING, RECORDS, r" or len\(self\._known\) < MOST_SOURCES", " or True"
     ),
     # strangers
     "a host may fail as often as it likes": Mutant(
