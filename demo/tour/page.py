@@ -21,7 +21,7 @@ so.
 DRAWN = """## The dashboard
 
 The panels of [dashboard.json](prometheus/dashboard.json), drawn by `demo/tour/board.py` with the
-answers of this Prometheus to their own queries; Grafana is in no package index and was not run.
+answers of this Prometheus to their own queries; Grafana itself was not run.
 """
 
 
