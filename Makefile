@@ -297,7 +297,8 @@ test-newest: $(SOURCES)/.installed
 
 .PHONY: bench
 bench: $(READY) $(BENCH)/.installed $(ENGINES)/.installed  ## measure all, and write docs/benchmarks (under 20 minutes)
-	@PYTHONPATH=$(CURDIR)/$(BENCH):$(CURDIR)/$(ENGINES) $(PY) -m benchmarks $(if $(ONLY),--only $(ONLY))
+	@$(PY) -m demo.prepare_model
+	PYTHONPATH=$(CURDIR)/$(BENCH):$(CURDIR)/$(ENGINES) $(PY) -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 .PHONY: bench-quick
 bench-quick: $(READY)  ## tcp and shm beside what they use, without a report (under 3 minutes)
