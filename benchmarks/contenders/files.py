@@ -24,6 +24,8 @@ class File:
 
     def __init__(self, what: str, package: str, load: Loader, warmth: str) -> None:
         self.name = f"{what}, {warmth}"
+        if package != "safetensors":  # what they are good at are large tensors
+            self.workloads = ("large", "tiny")
         self._package = package
         self._load = load
         self._ready = {"warm": _warm, "cold": _cold}[warmth]
