@@ -1,7 +1,7 @@
 """Draw the dashboard's panels with the answers of a Prometheus, each by its own queries.
 
-`python -m demo.tour.board http://HOST:PORT OUT.png [SECONDS]`: not by Grafana. What is drawn is what
-the queries of dashboard.json return for the last SECONDS.
+`python -m demo.tour.board http://HOST:PORT OUT.png [SECONDS]`: not by Grafana. What is drawn is
+what the queries of dashboard.json return for the last SECONDS.
 """
 
 import json
