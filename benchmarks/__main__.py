@@ -27,8 +27,8 @@ from benchmarks.report import FOLDER, RESULTS, write
 from benchmarks.target import Memory
 from benchmarks.workload import LARGE, SMALL, WORKLOADS, Workload
 
-FULL_ROUNDS, QUICK_ROUNDS = 3, 3
-BESIDE_ROUNDS, BESIDE_TOKENS, BESIDE_RATE = 2, 120, "200MB"
+FULL_ROUNDS, SMALL_ROUNDS, QUICK_ROUNDS = 3, 2, 3
+BESIDE_ROUNDS, BESIDE_TOKENS, BESIDE_RATE = 2, 80, "200MB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def fleets(figures: Figures) -> None:
 
 FULL: Sequence[Part] = (
     Part("large", lambda figures: rates(figures, LARGE, figures.rounds)),
-    Part("small", lambda figures: rates(figures, SMALL, figures.rounds)),
+    Part("small", lambda figures: rates(figures, SMALL, min(figures.rounds, SMALL_ROUNDS))),
     Part("huge", huge),
     Part("handshake", handshakes),
     Part("rails", links),

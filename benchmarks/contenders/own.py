@@ -13,6 +13,7 @@ from netloader.io.transports import TRANSPORTS
 SEALED_S: Final = 120.0
 NETWORK: Final = ("tcp", "gloo", "nixl", "mooncake")
 ACCELERATORS: Final = ("hccl", "nccl")
+ENGINES: Final = ("nixl", "mooncake")
 
 
 def algorithms() -> tuple[str, ...]:
@@ -77,8 +78,8 @@ def _serve(stage: Stage, algorithm: str) -> Server:
 
 
 def all_own() -> Iterator[Netloader]:
-    """Every transport for host memory, with every algorithm."""
+    """Every transport for host memory; our own with every algorithm, engines with the fastest."""
     for transport in TRANSPORTS.known():
         if transport not in ACCELERATORS:
-            for algorithm in algorithms():
+            for algorithm in algorithms()[-1:] if transport in ENGINES else algorithms():
                 yield Netloader(transport, algorithm)

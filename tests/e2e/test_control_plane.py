@@ -118,15 +118,17 @@ WORDS: dict[str, Attack] = {
     "random bytes": says(NOISE),
     "random bytes in a frame": says(frame(NOISE[:60_000])),
     "zeros in a frame": says(frame(bytes(60_000))),
-    "not utf-8": says(frame(b'{"kind": "hello", "body": {"nonce": "' + b"\xff\xfe" * 9 + b'"}}')),
+    "not utf-8": says(
+        frame(b'{"kind": "hello", "body": {"serves_at": "' + b"\xff\xfe" * 9 + b'"}}')
+    ),
     "not utf-8 and no frame": says(b"\xff\xfe" + MARK.encode() + b"\n"),
     "a text for an integer": says(hello_with(versions=[MARK])),
     "a fraction for an integer": says(hello_with(versions=[1.5])),
     "true for an integer": says(hello_with(versions=[True])),
     "an integer of 400 bits": says(hello_with(versions=[2**400])),
-    "an integer for a text": says(hello_with(nonce=7, layouts=[MARK])),
-    "an integer for a list": says(hello_with(versions=1, nonce=MARK)),
-    "nothing for an object": says(hello_with(identity=None, nonce=MARK)),
+    "an integer for a text": says(hello_with(serves_at=7, layouts=[MARK])),
+    "an integer for a list": says(hello_with(versions=1, serves_at=MARK)),
+    "nothing for an object": says(hello_with(identity=None, serves_at=MARK)),
     "an unknown purpose": says(hello_with(purpose=MARK)),
     "an unknown kind": says(frame(json.dumps({"kind": MARK, "body": {}}).encode())),
     "a lane of a text": says(
