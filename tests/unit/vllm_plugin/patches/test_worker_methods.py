@@ -10,7 +10,7 @@ from torch import nn
 from netloader.log import capture
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.patches import worker_methods
-from netloader.vllm_plugin.serve import activity, live_model, served_model
+from netloader.vllm_plugin.serve import live_model, served_model
 from netloader.vllm_plugin.serve.live_model import LiveModel
 from netloader.vllm_plugin.serve.usage_record import UsageRecord
 from netloader.vllm_plugin.serve.worker import this_worker
@@ -318,33 +318,6 @@ def test_an_end_without_a_begin_leaves_the_offer_alone() -> None:
     worker.update_weights({})
     worker.finish_weight_update()
     assert receive(Model(9)).ok
-
-
-# -- steps ---------------------------------------------------------------------------------------
-
-
-def test_an_engine_is_busy_during_a_step_and_for_a_moment_after_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr(activity, "monotonic", lambda: now[0])
-    worker, seen = worker_of("execute_model"), list[bool]()
-    busy = worker_methods.worker_of(worker).activity.busy
-    worker.act = lambda: seen.append(busy())
-    assert not busy()
-
-    assert worker.execute_model(1) == "execute_model is done"
-    now[0] += activity.BUSY_S / 2
-    seen.append(busy())
-    now[0] += activity.BUSY_S
-    seen.append(busy())
-    worker.act = fail
-    with pytest.raises(ZeroDivisionError):
-        worker.execute_model(2)
-    now[0] += 2 * activity.BUSY_S
-    seen.append(busy())
-
-    assert seen == [True, True, False, False]
 
 
 # -- any change ----------------------------------------------------------------------------------
