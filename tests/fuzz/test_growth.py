@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import pytest
 
+from netloader.fsm.manifest import TensorSpec
 from netloader.fsm.messages import Message
 from tests.fuzz.conversation import Conversation
 from tests.support.messages import MANIFEST, OFFER, SECURED, hello
@@ -57,9 +58,9 @@ def offer(**other: object) -> list[tuple[str, Any]]:
     return [("offer", fields(OFFER, **other))]
 
 
-def tensors(n: int, **other: object) -> list[dict[str, Any]]:
-    first = json.loads(msgspec.json.encode(MANIFEST.tensors[0]))
-    return [{**first, "name": f"t{i}", "shares": i - 1, **other} for i in range(n)]
+def tensors(n: int, **other: Any) -> list[TensorSpec]:
+    first = MANIFEST.tensors[0]
+    return [first._replace(**{"name": f"t{i}", "shares": i - 1, **other}) for i in range(n)]
 
 
 def names(n: int) -> dict[str, str]:
