@@ -109,9 +109,7 @@ def _built(hint: Any, value: Any) -> Any:
         if Ellipsis not in kinds and len(kinds) != len(value):
             raise _MisfitError(f"{len(value)} values, not {len(kinds)}")
         return tuple(_built(kinds[0], item) for item in value)
-    if hint is TensorSpec and isinstance(
-        value, list
-    ):  # its fields in order, the last ones optional
+    if hint is TensorSpec and isinstance(value, list):  # fields in order, the last ones optional
         if len(value) > len(HINTS[hint]):
             raise _MisfitError(f"{len(value)} values, not {len(HINTS[hint])}")
         return _filled(hint, dict(zip(HINTS[hint], value, strict=False)))
