@@ -11,7 +11,7 @@ from benchmarks.sender import Sender, samples, sending
 from benchmarks.target import Memory, Target
 from benchmarks.workload import GIB, Workload
 
-SLOW_S: Final = 2.5
+SLOW_S: Final = 1.5
 """Whoever takes longer than this in the round that is not counted is measured twice only."""
 
 
