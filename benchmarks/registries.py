@@ -30,6 +30,7 @@ from netloader.io import ClientOptions, ServerOptions, fill, serve
 from netloader.io.clock import monotonic
 from netloader.log import get_logger
 from tests.support.registries import Program, etcd_server, mute, redis_server
+from tests.unit.io.helpers import closed_port
 
 TIMEOUT_S: Final = 5.0
 STATED_S: Final = TIMEOUT_S + PROBE_S
@@ -121,26 +122,20 @@ def late(where: Endpoint) -> Iterator[Endpoint]:
         yield Endpoint(*listener.getsockname()[:2])
 
 
-def closed() -> Endpoint:
-    """A place where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return Endpoint(*listener.getsockname()[:2])
-
-
 def costs(registry: Registry, seed: Endpoint) -> Iterator[Cost]:
     """Every case; the registry is dead afterwards."""
     own = registry_of(registry.url())
-    yield start("nobody there", registry.url())
+    yield start("no server published", registry.url())
     own.put(KEY, Candidate(seed), LEASE_S, READY_S)
     yield start("one source", registry.url())
-    yield start("down at the start", registry.url(closed()))
+    yield start("down at the start", registry.url(closed_port()))
     with mute() as silent:
         yield start("accepts, never answers", registry.url(silent))
     with late(registry.where) as slow:
         yield start(f"answers after {LATE_S:g} s", registry.url(slow))
     registry.put(200, b"\xff garbage \x00" * 20)
     yield start("200 entries of garbage, one source", registry.url())
-    registry.put(STALE, render(Candidate(closed())))
+    registry.put(STALE, render(Candidate(closed_port())))
     own.put(KEY, Candidate(seed), LEASE_S + 5, READY_S)
     yield start(f"{STALE:,} stale entries, one source", registry.url())
     yield start("killed in the middle of the transfer", registry.url(), registry.program.kill)

@@ -121,8 +121,8 @@ def _beside(figures: Figures) -> Iterator[str]:
         return
     yield "## The engine beside\n"
     yield (
-        "A real engine (SmolLM2, eager, one process) decodes on one core. The lanes of its server\n"
-        "share that core, whoever loads from it back to back has the other one\n"
+        "A real engine (SmolLM2, eager, one process) decodes on one core, which it shares with\n"
+        "the lanes of its server. The process that loads from it back to back has the other core\n"
         "(`python -m benchmarks.beside`).\n"
     )
     idle = figures.beside[0]

@@ -21,7 +21,7 @@ def places_of(texts: Iterable[str], options: ClientOptions) -> tuple[Endpoint, .
     A registry is asked for the servers of all models. Of other kinds the ports of rank 0 are meant.
 
     Raises:
-        CommandError: a text cannot be used, a look-up fails, or one finds nobody.
+        CommandError: a text cannot be used, or a look-up fails or finds no server.
     """
     timeout_s = options.timeout_s or WAIT_S
     found = [place for text in texts for place in _places(text, timeout_s)]

@@ -82,7 +82,7 @@ class Registry(Finder, Protocol):
     """A finder whose entries are put there by the servers themselves, and expire."""
 
     def every(self, timeout_s: float) -> Found:
-        """The servers of all models and ranks, for whoever looks at a fleet. Blocks.
+        """The servers of all models and ranks, as `netloader top` shows them. Blocks.
 
         Raises:
             DiscoveryError, OSError: there was no answer.
