@@ -2,10 +2,12 @@
 
 import os
 import queue
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -22,12 +24,13 @@ def killers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killers]:
     """What the layer of each mutant finds, as many mutants at a time as there are cores."""
     cores = os.cpu_count() or 1
     templates = queue.SimpleQueue[Template]()
+    # Not by the factory: it serves one thread at a time, and makes its own folder at its first call.
+    folders = tmp_path_factory.mktemp("mutants")
 
     def run(name: str) -> tuple[str, str]:
         template = templates.get()
         try:
-            folder = tmp_path_factory.mktemp("mutant")
-            return planted_in(folder, name, template, MUTANTS[name].layer)
+            return planted_in(Path(tempfile.mkdtemp(dir=folders)), name, template, MUTANTS[name].layer)
         finally:
             templates.put(template)
 
