@@ -280,7 +280,8 @@ def test_every_alert_has_an_entry_of_the_runbook() -> None:
     rules = yaml.safe_load((RULES / "alerts.yml").read_text())["groups"][0]["rules"]
     for rule in rules:
         assert f"### {rule['alert']}\n" in page
-        assert rule["annotations"]["runbook"] == f"metrics.md#{rule['alert'].lower()}"
+        entry = f"https://docs.example/operate/metrics.html#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook_url"] == entry
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool here")
