@@ -24,13 +24,14 @@ def killers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killers]:
     """What the layer of each mutant finds, as many mutants at a time as there are cores."""
     cores = os.cpu_count() or 1
     templates = queue.SimpleQueue[Template]()
-    # Not by the factory: it serves one thread at a time, and makes its own folder at its first call.
+    # Not by the factory: it serves one thread at a time, and makes its folder at its first call.
     folders = tmp_path_factory.mktemp("mutants")
 
     def run(name: str) -> tuple[str, str]:
         template = templates.get()
         try:
-            return planted_in(Path(tempfile.mkdtemp(dir=folders)), name, template, MUTANTS[name].layer)
+            folder = Path(tempfile.mkdtemp(dir=folders))
+            return planted_in(folder, name, template, MUTANTS[name].layer)
         finally:
             templates.put(template)
 
