@@ -309,6 +309,12 @@ def _ordinary(fields: Fields) -> str:
     return f"No source is named for this rank, or none fits; {_next(fields)}"
 
 
+def _filled(fields: Fields) -> str:
+    moved = size(_number(fields, "netloader.transfer.bytes"))
+    took = duration(_number(fields, "netloader.duration_s"))
+    return f"Filled in place in {took}: {moved}, verified; this rank may answer"
+
+
 def _fallback(fields: Fields) -> str:
     overwritten = (
         "; what has arrived is overwritten" if fields.get("netloader.weights_dirty") else ""
@@ -364,6 +370,11 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.report.failed": _telling(
             "A progress callback raised an exception, and the transfer goes on"
         ),
+        "netloader.standby.waiting": lambda _: (
+            "On standby: all but the weights is there. Fill this instance with `netloader fill`"
+        ),
+        "netloader.standby.filled": _filled,
+        "netloader.standby.failed": _telling("Not filled; this rank stays on standby"),
         "netloader.loader.ordinary": _ordinary,
         "netloader.fallback.engaged": _fallback,
         "netloader.weights.doubted": _doubted,

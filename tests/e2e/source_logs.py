@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from netloader.vllm_plugin.inspect.parity.engine import EngineError
+from netloader.vllm_plugin.inspect.parity.rows import Held
 from netloader.vllm_plugin.inspect.parity.run import PROMPTS
 from tests.e2e.engines import ENVIRONMENT, Engine, ForkServer, _arguments
 from tests.support.zoo.checkpoint import Config, Recipe, write
 
+RELOAD = frozenset({"_do_torchao_reload", "_original_do_torchao_reload"})
 ONLY_SOURCES = {"FALLBACK": "never"}
 INSIDE = "tests.e2e.worker_extension.Inside"
 """What to give as `worker_extension_cls`, so that an engine knows what is in `inside`."""
@@ -111,6 +113,19 @@ def latest_log(fork_server: ForkServer) -> str:
 def inventory(engine: Engine) -> Any:
     """By rank and role: digests of every tensor that can be reached, and plain values."""
     return engine.tell(do="inventory")
+
+
+def held(engine: Engine) -> list[dict[str, Held]]:
+    """What an engine holds, without the flags with which vLLM remembers a reload in place.
+
+    vLLM sets them on the root module when the reload begins, to False unless torchao quantizes;
+    a server that was never reloaded has none.
+    """
+    return [{role: _unmarked(of) for role, of in rank.items()} for rank in engine.held()]
+
+
+def _unmarked(of: Held) -> Held:
+    return replace(of, scalars={k: v for k, v in of.scalars.items() if k not in RELOAD})
 
 
 def accepted(engine: Engine) -> tuple[int, int]:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 
 from netloader.vllm_plugin.inspect.parity.engine import EngineError
-from netloader.vllm_plugin.inspect.parity.rows import Held
-from tests.e2e.engines import Engine, ForkServer
+from tests.e2e.engines import ForkServer
+from tests.e2e.source_logs import held
 from tests.support import zoo
 from tests.support.ports import free_port
 from tests.support.zoo import dense
@@ -24,7 +22,6 @@ from tests.support.zoo import dense
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PROMPTS = ((5, 6, 7, 8), (9, 10, 11))
-RELOAD = frozenset({"_do_torchao_reload", "_original_do_torchao_reload"})
 POOLING: dict[str, Any] = {"runner": "pooling", "skip_tokenizer_init": False}
 """vLLM's pooling engines want a tokenizer, whatever they are given."""
 
@@ -82,22 +79,6 @@ def embed(worker: Any) -> list[list[float]]:
     llm = next(thing for thing in gc.get_objects() if isinstance(thing, LLM))
     given = [{"prompt_token_ids": list(prompt)} for prompt in PROMPTS]
     return [list(out.outputs.embedding) for out in llm.embed(given, use_tqdm=False)]
-
-
-def held(engine: Engine) -> list[dict[str, Held]]:
-    """What an engine holds, without the flags with which vLLM remembers a reload in place.
-
-    vLLM sets them on the root module when the reload begins, to False unless torchao quantizes;
-    a server that was never reloaded has none.
-    """
-    return [
-        {role: replace(of, scalars=_without(of.scalars, RELOAD)) for role, of in rank.items()}
-        for rank in engine.held()
-    ]
-
-
-def _without(scalars: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {path: value for path, value in scalars.items() if path not in names}
 
 
 def test_a_layer_that_vllm_reads_by_itself_is_its_servers(

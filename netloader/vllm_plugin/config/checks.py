@@ -69,6 +69,11 @@ def _problems(load_config: LoadConfig, options: Mapping[str, Any]) -> Iterator[s
             )
     if options["relay"]:
         yield from _relay_problems(transport, options["layout"])
+    if options["standby"] and options["layout"] is LayoutChoice.PROCESSED:
+        yield (
+            "STANDBY: true, but a model is filled in place from the raw layout only, and LAYOUT is "
+            "'processed'; set LAYOUT to auto or raw, or STANDBY to false"
+        )
     yield from _rate_problems(options)
     if options["rails"] and options["listen_host"] != EVERY:
         yield f"RAILS: a rank listens at one address; set LISTEN_HOST to {EVERY!r}, every address"

@@ -106,6 +106,7 @@ class Settings:
     discovery_timeout_s: float
     agree_timeout_s: float
     fallback: Fallback | None
+    standby: bool
     max_clients: int
     max_bandwidth: int | None
     max_bandwidth_busy: int | None
@@ -276,6 +277,10 @@ FIELDS: Final = (
     Field("FALLBACK", fallback, "string or object", "auto",
           "load format when no source works, or `never`, or "
           '`{"load_format": "...", "model_loader_extra_config": {...}}`'),
+    Field("STANDBY", switch, "boolean", False,
+          "do everything but the weights, wait, and be filled in place: by `netloader fill`, or "
+          "when a source that is looked up appears; `FALLBACK` is not used, see "
+          "[standby](standby.md)"),
     Field("MAX_CLIENTS", whole(1, 2**31 - 1), "integer", 2,
           "clients served at once; others are told when to come back"),
     Field("MAX_BANDWIDTH", bytes_per_s, "string or integer", None,

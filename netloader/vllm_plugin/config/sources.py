@@ -1,6 +1,6 @@
 """How `SOURCE` is read: which rank asks which sources, or where it looks them up."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
 from netloader.config import Endpoint, Place, Secret, each, text_line, whole
@@ -13,6 +13,7 @@ from netloader.discovery.urls import (
     located,
     registry_of,
 )
+from netloader.errors import ConfigError
 from netloader.vllm_plugin.config.readers import HIDDEN
 
 EVERY_RANK: Final = -1
@@ -76,6 +77,33 @@ def sources(at: Place, value: object) -> dict[int, tuple[Source, ...]]:
     for rank, places in each(_source)(at, value):
         found[rank] = found.get(rank, ()) + places
     return {rank: places for rank, places in found.items() if places}
+
+
+def dealt(texts: Sequence[str], ranks: int) -> dict[int, tuple[Source, ...]]:
+    """Sources that are named to a running instance, each as in `SOURCE`.
+
+    One where servers are looked up is for every rank. Others are dealt to the ranks in turn: with
+    two ranks the first and third are for rank 0, the second and fourth for rank 1.
+
+    Raises:
+        ConfigError: one cannot be used, or a rank would have none, or fewer than another.
+    """
+    problems: list[str] = []
+    at = Place("source", problems)
+    if len(texts) == 1 and is_looked_up(texts[0]):
+        found = sources(at, texts[0])
+    else:
+        read = [_item(at.inside(f"[{i}]"), text) for i, text in enumerate(texts)]
+        named = tuple(source for source in read if source is not None)
+        found = {rank: named[rank::ranks] for rank in range(ranks)}
+        if len(texts) % ranks:
+            problems.append(
+                f"source: {len(texts)} given, and this instance has {ranks} ranks; give each rank "
+                "as many as the others, in the order of the ranks"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def publish(at: Place, value: object) -> FinderSpec | None:

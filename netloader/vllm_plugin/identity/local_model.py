@@ -39,6 +39,8 @@ class Checkpoint:
 
     def __init__(self, model_config: ModelConfig) -> None:
         self._config = model_config
+        self.built = False
+        """Whether the model is built: what it was built by stays."""
 
     @property
     def tied(self) -> bool:
@@ -57,7 +59,7 @@ class Checkpoint:
         (`ModelConfig.maybe_untie_word_embeddings`). A client with files of its own has decided
         already; one without would build other parameters than its server.
         """
-        if facts.get(UNTIED) != "True" or not self.tied:
+        if self.built or facts.get(UNTIED) != "True" or not self.tied:
             return False
         return not self.has_weight_files() and compat.untie(self._config)
 

@@ -52,8 +52,18 @@ def all_received(
     Raises:
         DisagreementError: a rank said nothing for `timeout_s` seconds, or has given up itself.
     """
+    return all_of(received, f"{role}/{this_worker().next_agreement(role)}", ranks, timeout_s)
+
+
+def all_of(
+    received: bool,  # noqa: FBT001 - as above
+    name: str,
+    ranks: Sequence[int],
+    timeout_s: float,
+) -> bool:
+    """As `all_received`, under a name that all ranks give to this agreement and to no other."""
     mine = torch.distributed.get_rank()
-    store = _store(f"netloader/{role}/{this_worker().next_agreement(role)}")
+    store = _store(f"netloader/{name}")
     heard = {mine: RECEIVED if received else MISSING}
     _say(store, mine, heard[mine])
     for rank in ranks:

@@ -8,7 +8,7 @@ never changed.
 
 import gc
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -19,13 +19,9 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-from netloader.config import Endpoint
-from netloader.errors import ConfigError, NetloaderError, UnsafeError
-from netloader.fsm.identity import Identity
-from netloader.io.client import fill
-from netloader.io.describe import Described, describe
+from netloader.errors import ConfigError, NetloaderError
 from netloader.io.outcome import Outcome
-from netloader.io.store.module import ModuleStore, Named, WeightsError
+from netloader.io.store.module import WeightsError
 from netloader.log import configure_json, emit, get_logger
 from netloader.vllm_plugin.config.checks import loader_of, settings_of
 from netloader.vllm_plugin.identity import ranks
@@ -39,26 +35,26 @@ from netloader.vllm_plugin.load import (
     processed,
     provenance,
     receiving,
+    standby,
 )
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
 from netloader.vllm_plugin.load.offer import identity_of, offer
 from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again, plan_load
 from netloader.vllm_plugin.load.raw import Backup
+from netloader.vllm_plugin.load.receiving import Receiver
 from netloader.vllm_plugin.load.reload import (
     HandOver,
     Reloadable,
-    beside,
     obstacle,
     remember,
     remembered,
     unreadable,
 )
-from netloader.vllm_plugin.load.standby import offer_received
+from netloader.vllm_plugin.load.standby import StandbyRank, fill_ends, receive_beside
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.patches.registries import Traces
 from netloader.vllm_plugin.serve import port
-from netloader.vllm_plugin.serve.relay import RankRelay
 from netloader.vllm_plugin.serve.worker import this_worker
 
 AUTO = "auto"
@@ -83,6 +79,7 @@ class NetLoader(BaseModelLoader):
         super().__init__(load_config)
         self._settings = settings_of(load_config)
         self._logger = get_logger("client", LOG_BASE)
+        self._receiver = Receiver(self._settings, self._logger, bool(load_config.use_tqdm_on_load))
         self._plan: LoadPlan | None = None
         self._loaded: Loaded | None = None
 
@@ -96,12 +93,16 @@ class NetLoader(BaseModelLoader):
         """Create, load and post-process as vLLM does, then serve what was loaded."""
         local = read_config(vllm_config, model_config, self._settings.model)
         self._logger = self._logger.bind(**ranks.named(local.rank))
+        self._receiver = replace(self._receiver, logger=self._logger)
         self._start_logging()
+        standby.check(vllm_config, local, self._settings)
         this_worker().open_metrics(self._settings.metrics_port, local.rank, self._logger)
         worker_methods.expect_warm_up(local.worker_classes)
-        plan = plan_load(local, self._settings, self._ask, self._logger)
+        plan = plan_load(local, self._settings, self._receiver.ask, self._logger)
+        if self._settings.standby:
+            plan = standby.in_place(plan)
         receiving.tell_not_relayed(plan, self._settings, self._logger)
-        if plan.refused and not plan.sources:
+        if plan.refused and not plan.sources and not self._settings.standby:
             self._ordinary(plan.refused)  # FALLBACK `never` raises before a model is built
         if plan.role == TARGET:
             port.forget_address(port.PortChoice.of(self._settings, plan.rank))
@@ -112,9 +113,12 @@ class NetLoader(BaseModelLoader):
             loaded, self._plan, self._loaded = self._loaded, None, None
             if loaded is not None and reloadable(loaded, model):
                 known = (loaded.manifest, loaded.constructed, loaded.placeholders)
-                later = replace(plan, silent=())  # by then a source may answer again
+                later = standby.in_place(plan) if loaded.placeholders else plan
+                later = replace(later, silent=())  # by then a source may answer again
                 remember(model, Reloadable(later, *known))
-            if loaded is not None and plan.serves and offer(model, plan, loaded, self._settings):
+            if self._settings.standby:
+                this_worker().standby = StandbyRank(model, local, plan, self._receiver)
+            elif loaded is not None and plan.serves and offer(model, plan, loaded, self._settings):
                 unless_offered.pop_all()
             return model
 
@@ -149,12 +153,18 @@ class NetLoader(BaseModelLoader):
         Raises:
             NoWeightsError: no source delivered and FALLBACK is `never`.
             DisagreementError: the ranks could not agree on the loader in time.
+            StandbyError: the model cannot be filled later, in place.
         """
         plan = self._plan
         if plan is None:  # in place: vLLM or a framework calls a loader that built no model
             self._ordinary().load_weights(model, model_config)
             return
         plan.files.built()
+        if self._settings.standby:
+            standby.refuse(model)
+            dummy = self._loader(placeholders.DUMMY, {})
+            self._loaded = read(dummy, plan, model, model_config, None)
+            return
         if plan.layout == PROCESSED:
             self._prepare_processed(model, model_config, plan)
             return
@@ -184,24 +194,23 @@ class NetLoader(BaseModelLoader):
         outcome = None
         elsewhere = before is not None and before.plan.path != model_config.model
         if before and before.plan.sources and not elsewhere:
-            handed, outcome = self._receive_beside(model, before)
-            if handed is not None:
-                return handed
+            named, outcome = receive_beside(before, self._receiver, next(model.parameters()).device)
+            if self._all_received(outcome, before.plan):
+                if before.placeholders:
+                    fill_ends(model, before, named, self._settings)
+                return HandOver(model, named)
             unfound = before.plan.unfound
             display.tell_fallback(outcome, self._settings.fallback, self._logger, unfound)
         if problem := unreadable(model):
             raise NotImplementedError(f"{problem}; restart this instance instead")
-        named = elsewhere and self._settings.fallback is None
-        ordinary = self._loader(AUTO, {}) if named else self._ordinary(outcome)
+        asked_for = elsewhere and self._settings.fallback is None
+        ordinary = self._loader(AUTO, {}) if asked_for else self._ordinary(outcome)
         if not hasattr(ordinary, "get_all_weights"):
             raise NotImplementedError(f"{type(ordinary).__name__} cannot reload weights")
         weights: Iterable[tuple[str, Tensor]] = ordinary.get_all_weights(model_config, model)
         return weights
 
     # -- from a source ---------------------------------------------------------------------------
-
-    def _ask(self, sources: Sequence[Endpoint], known: Identity) -> Described:
-        return describe(sources, known, receiving.options_of(self._settings, RAW, self._logger))
 
     def _fill_raw(
         self, model: nn.Module, model_config: ModelConfig, plan: LoadPlan
@@ -224,7 +233,7 @@ class NetLoader(BaseModelLoader):
         with receiving.relaying(plan, constructed, self._settings) as relay:
             if self._fits(plan, model, constructed):
                 identity = partial(identity_of, plan, RAW, plan.state, constructed)
-                got = self._receive(named, plan, identity, relay)
+                got = self._receiver.receive(named, plan, identity, relay)
                 outcome = self._adopted(plan, model, got)
             received = self._all_received(outcome, plan)
         if not received and online:
@@ -284,7 +293,7 @@ class NetLoader(BaseModelLoader):
         try:
             named = processed.collect(model)
             kernels = processed.kernel_state(model)
-            outcome = self._receive(
+            outcome = self._receiver.receive(
                 named, plan, lambda: processed.sharpened(plan.identity, kernels)
             )
             if outcome is not None and outcome.ok:
@@ -295,66 +304,6 @@ class NetLoader(BaseModelLoader):
         if not self._all_received(outcome, plan):
             raise RebuildError(outcome)
         self._loaded = Loaded(plan.state)
-
-    def _receive_beside(
-        self, model: nn.Module, before: Reloadable
-    ) -> tuple[HandOver | None, Outcome | None]:
-        """Receive raw weights beside a running model, to be reloaded in place."""
-        plan = before.plan
-        device = next(model.parameters()).device
-        named = beside(before.manifest, device)
-        identity = partial(identity_of, plan, RAW, plan.state, before.constructed)
-        outcome = self._receive(named, plan, identity)
-        if not self._all_received(outcome, plan):
-            return None, outcome
-        if before.placeholders and plan.serves:
-            loaded = Loaded(plan.state, filled=plan.filled, constructed=before.constructed)
-            job = partial(offer_received, model, plan, loaded, self._settings, named)
-            this_worker().after_reload.add(job)
-            remember(model, replace(before, placeholders=False))
-        return HandOver(model, named), outcome
-
-    def _receive(
-        self,
-        named: Sequence[Named],
-        plan: LoadPlan,
-        identity: Callable[[], Identity],
-        relay: RankRelay | None = None,
-    ) -> Outcome | None:
-        """Fill tensors from the sources; None when that raised an error.
-
-        Raises:
-            UnsafeError: an aborted transfer may still write, so no loader may fill this model.
-        """
-        try:
-            weights = ModuleStore(named)
-            with display.bar(weights.manifest.nbytes, self._shows_progress(plan.rank)) as report:
-                layout = self._plan.layout if self._plan else RAW
-                options = receiving.options_of(
-                    *(self._settings, layout, self._logger, report, plan.silent, relay, plan.lookup)
-                )
-                outcome = fill(weights, plan.sources, identity(), options)
-        except UnsafeError:
-            raise
-        except WeightsError as error:
-            emit(self._logger, "netloader.source.odd", {"netloader.detail": str(error)})
-            return None
-        except Exception as error:  # noqa: BLE001 - a bug in netloader costs a source, not an engine
-            emit(self._logger, "netloader.driver.error", exc_info=error)
-            return None
-        display.tell_differences(outcome, self._logger)
-        if outcome.ok:
-            fields = {
-                "netloader.source": str(outcome.source),
-                "netloader.source.attempt": len(outcome.attempts),
-                "netloader.rank": plan.rank,
-                "netloader.role": plan.role,
-                "netloader.layout": plan.layout,
-                "netloader.transfer.bytes": outcome.nbytes,
-                "netloader.warnings": ", ".join(plan.warned) or "none",
-            }
-            emit(self._logger, "netloader.loader.received", fields)
-        return outcome
 
     def _all_received(self, outcome: Outcome | None, plan: LoadPlan) -> bool:
         """Whether this rank has its weights, and need not load them along with others."""
@@ -394,7 +343,3 @@ class NetLoader(BaseModelLoader):
             except OSError as error:
                 raise ConfigError([f"LOG_JSON: cannot be written: {error.strerror}"]) from error
         emit(self._logger, "netloader.config.loaded", display.settings_shown(settings))
-
-    def _shows_progress(self, rank: int) -> bool:
-        """As vLLM's own loaders: rank 0, unless the operator does not want it."""
-        return bool(self.load_config.use_tqdm_on_load) and rank == 0

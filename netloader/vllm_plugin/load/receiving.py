@@ -1,15 +1,23 @@
-"""How a rank receives: the options of a fill, and the relay that serves what it has received."""
+"""How a rank receives: what it asks, how it is filled, and the relay that serves what it has."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
+from netloader.config import Endpoint
+from netloader.errors import UnsafeError
+from netloader.fsm.identity import Identity
+from netloader.io.client import fill
 from netloader.io.cores import default_lanes
+from netloader.io.describe import Described, describe
 from netloader.io.options import ClientOptions, SourceFeed
-from netloader.io.outcome import Attempt
+from netloader.io.outcome import Attempt, Outcome
+from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.log import Logger, emit
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity.identity import RAW
+from netloader.vllm_plugin.load import display
 from netloader.vllm_plugin.load.loaded import Loaded
 from netloader.vllm_plugin.load.offer import new_server, raw_facts
 from netloader.vllm_plugin.load.plan import LoadPlan
@@ -75,3 +83,58 @@ def options_of(
         silent=silent,
         logger=logger,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Asks the sources of a rank, and fills tensors from them, as the operator wants it."""
+
+    settings: Settings
+    logger: Logger
+    shows_progress: bool
+    """Whether rank 0 shows a bar."""
+
+    def ask(self, sources: Sequence[Endpoint], known: Identity) -> Described:
+        """Ask sources what they resolved when they loaded the model."""
+        return describe(sources, known, options_of(self.settings, RAW, self.logger))
+
+    def receive(
+        self,
+        named: Sequence[Named],
+        plan: LoadPlan,
+        identity: Callable[[], Identity],
+        relay: RankRelay | None = None,
+    ) -> Outcome | None:
+        """Fill tensors from the sources; None when that raised an error.
+
+        Raises:
+            UnsafeError: an aborted transfer may still write, so no loader may fill this model.
+        """
+        try:
+            weights = ModuleStore(named)
+            shown = self.shows_progress and plan.rank == 0  # as vLLM's own loaders
+            with display.bar(weights.manifest.nbytes, shown) as report:
+                given = (plan.layout, self.logger, report, plan.silent, relay, plan.lookup)
+                options = options_of(self.settings, *given)
+                outcome = fill(weights, plan.sources, identity(), options)
+        except UnsafeError:
+            raise
+        except WeightsError as error:
+            emit(self.logger, "netloader.source.odd", {"netloader.detail": str(error)})
+            return None
+        except Exception as error:  # noqa: BLE001 - a bug in netloader costs a source, not an engine
+            emit(self.logger, "netloader.driver.error", exc_info=error)
+            return None
+        display.tell_differences(outcome, self.logger)
+        if outcome.ok:
+            fields = {
+                "netloader.source": str(outcome.source),
+                "netloader.source.attempt": len(outcome.attempts),
+                "netloader.rank": plan.rank,
+                "netloader.role": plan.role,
+                "netloader.layout": plan.layout,
+                "netloader.transfer.bytes": outcome.nbytes,
+                "netloader.warnings": ", ".join(plan.warned) or "none",
+            }
+            emit(self.logger, "netloader.loader.received", fields)
+        return outcome

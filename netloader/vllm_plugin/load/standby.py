@@ -1,23 +1,123 @@
-"""An instance that starts with placeholders, is filled in place, and then offered.
+"""An instance that starts with placeholders, waits, is filled in place, and then offered.
 
-It starts with `FALLBACK: "dummy"` while no source is up, and offers nothing. When a source is up,
-vLLM's `reload_weights` fills it: the raw weights are received beside the model, and when the reload
-is over they are offered: the model's own tensors where those are bytewise what was received, the
-received ones where post-processing has made others of them.
+With `STANDBY` an engine does everything but the weights and waits for `fill`; with
+`FALLBACK: "dummy"` one that found no source is filled by vLLM's `reload_weights`. Both take the
+same road: the raw weights are received and verified beside the model, vLLM's reload puts them where
+the placeholders are, and then they are offered: the model's own tensors where those are bytewise
+what was received, the received ones where post-processing has made others of them.
 """
 
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from vllm.config import VllmConfig
 
+from netloader.errors import ConfigError, NetloaderError
+from netloader.io.clock import monotonic
+from netloader.io.outcome import Outcome
 from netloader.io.store.module import Named, WeightsError
+from netloader.log import emit
 from netloader.vllm_plugin.config.settings import Settings
+from netloader.vllm_plugin.config.sources import dealt
+from netloader.vllm_plugin.identity.identity import RAW, TARGET
+from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.inspect import inventory
+from netloader.vllm_plugin.load import agree, load_state
 from netloader.vllm_plugin.load.loaded import Loaded
-from netloader.vllm_plugin.load.offer import offer
-from netloader.vllm_plugin.load.plan import LoadPlan
+from netloader.vllm_plugin.load.offer import identity_of, offer
+from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
 from netloader.vllm_plugin.load.raw import RawSnapshot
+from netloader.vllm_plugin.load.receiving import Receiver
+from netloader.vllm_plugin.load.reload import (
+    HandOver,
+    Reloadable,
+    beside,
+    obstacle,
+    remember,
+    remembered,
+)
+from netloader.vllm_plugin.serve.standing import Report, Standing
+from netloader.vllm_plugin.serve.worker import this_worker
+
+Done = TypeVar("Done")
+
+START = "start this instance without STANDBY"
+OTHER_RANK = "another rank of this instance was not filled, so none is; its reason is beside"
+
+
+class StandbyError(NetloaderError):
+    """A model cannot be filled in place, or was not."""
+
+
+def check(vllm_config: VllmConfig, local: LocalModel, settings: Settings) -> None:
+    """Refuse a standby instance that could never be filled, before a model is built.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if not settings.standby:
+        return
+    if local.role != TARGET:
+        raise ConfigError(
+            [f"STANDBY: vLLM's reload in place does not reach a draft model; {START}, or no draft"]
+        )
+    replicas = vllm_config.parallel_config.data_parallel_size
+    if replicas > 1:
+        problem = f"one instance holds {replicas} replicas (--data-parallel-size), and only the"
+        remedy = f"first answers for all; start {replicas} standby instances of one replica"
+        raise ConfigError([f"STANDBY: {problem} {remedy}"])
+
+
+def refuse(model: nn.Module) -> None:
+    """Refuse a model that cannot be filled in place, before anything is put into it.
+
+    Raises:
+        StandbyError: it is one.
+    """
+    problem = obstacle(model)
+    if not problem and any(map(load_state.quantizes_while_loading, model.modules())):
+        problem = "this model quantizes its weights while it loads them"
+    if problem:
+        raise StandbyError(f"STANDBY: {problem}; {START}")
+
+
+def in_place(plan: LoadPlan) -> LoadPlan:
+    """The plan of a model that holds placeholders: raw weights, and no state beside them.
+
+    A reload in place would pass over a state, so a source that has one is to refuse.
+    """
+    return replace(plan, layout=RAW, state=load_state.NOTHING, filled=frozenset())
+
+
+def receive_beside(
+    before: Reloadable, receiver: Receiver, device: torch.device
+) -> tuple[list[Named], Outcome | None]:
+    """Receive raw weights beside a model, to be reloaded in place."""
+    plan = replace(before.plan, layout=RAW)
+    named = beside(before.manifest, device)
+    identity = partial(identity_of, plan, RAW, plan.state, before.constructed)
+    return named, receiver.receive(named, plan, identity)
+
+
+def fill_ends(model: nn.Module, before: Reloadable, named: list[Named], settings: Settings) -> None:
+    """When the reload under way has ended well, the model holds weights and is offered.
+
+    Not earlier: a reload that fails leaves placeholders, or something between.
+    """
+    plan = before.plan
+
+    def filled() -> None:
+        remember(model, replace(before, placeholders=False))
+        if plan.serves:
+            loaded = Loaded(plan.state, filled=plan.filled, constructed=before.constructed)
+            offer_received(model, plan, loaded, settings, named)
+
+    this_worker().after_reload.add(filled)
 
 
 def offer_received(
@@ -44,3 +144,148 @@ def _live(live: Tensor | None, received: Tensor) -> Tensor:
         return received
     mine, theirs = (tensor.detach().contiguous().reshape(-1) for tensor in (live, received))
     return live if torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8)) else received
+
+
+class StandbyRank(Standing):
+    """One rank of an instance on standby. Used by vLLM's worker, from its one thread.
+
+    All ranks are to make the same calls in the same order, as `collective_rpc` does.
+
+    Raises:
+        StandbyError: the model cannot be filled in place.
+    """
+
+    def __init__(
+        self, model: nn.Module, local: LocalModel, plan: LoadPlan, receiver: Receiver
+    ) -> None:
+        if remembered(model) is None:
+            raise StandbyError(f"STANDBY: the tensors of this model cannot be described; {START}")
+        local.checkpoint.built = True
+        self._model = weakref.ref(model)
+        self._local = local
+        self._plan = plan
+        self._receiver = receiver
+        self._fills = 0
+        emit(receiver.logger, "netloader.standby.waiting", {"netloader.rank": plan.rank})
+
+    def status(self) -> Report:
+        """Whether this rank holds weights."""
+        model = self._model()
+        load = None if model is None else remembered(model)
+        return Report(rank=self._plan.rank, filled=load is not None and not load.placeholders)
+
+    def finds_sources(self) -> bool:
+        """Whether sources are looked up, and there is one now. Blocks as `Lookup.look`."""
+        lookup = self._plan.lookup
+        return lookup is not None and bool(lookup.look().sources)
+
+    def fill(self, reload: Callable[..., Any], sources: Sequence[str] = ()) -> Report:
+        """Receive weights, verify them, and have vLLM's `reload` write them in place.
+
+        `sources` are as in `config.sources.dealt`; without any, those of the settings are asked.
+        Blocks until all ranks have done each step, or one has failed.
+
+        Returns:
+            What this rank holds now, and why it was not filled.
+        """
+        self._fills += 1
+        begun = monotonic()
+        try:
+            with this_worker().after_reload.reloading():
+                named = self._in_step("received", partial(self._receive, sources))
+                received = monotonic()
+                self._in_step("written", partial(self._write, reload, named))
+                written = monotonic()
+        except StandbyError as error:
+            fields = {"netloader.rank": self._plan.rank, "netloader.detail": str(error)}
+            emit(self._receiver.logger, "netloader.standby.failed", fields)
+            return {**self.status(), "why": str(error)}
+        report = self.status()
+        report["receive_s"] = round(received - begun, 4)
+        report["write_s"] = round(written - received, 4)
+        report["offer_s"] = round(monotonic() - written, 4)
+        report["bytes"] = sum(tensor.nbytes for _, tensor in named)
+        emit(self._receiver.logger, "netloader.standby.filled", _fields(report))
+        return report
+
+    def _receive(self, sources: Sequence[str]) -> list[Named]:
+        """Verified weights beside the model; none where it has its weights already."""
+        model, before = self._held()
+        if not before.placeholders:
+            return []
+        plan = in_place(self._planned(sources))
+        before = replace(before, plan=plan)
+        if not plan.sources:
+            raise StandbyError(_no_source(plan))
+        device = next(model.parameters()).device
+        named, outcome = receive_beside(before, self._receiver, device)
+        if outcome is None or not outcome.ok:
+            why = outcome.history() if outcome else "an error of netloader, see the log"
+            raise StandbyError(f"no source delivered: {why}")
+        fill_ends(model, before, named, self._receiver.settings)
+        return named
+
+    def _planned(self, sources: Sequence[str]) -> LoadPlan:
+        """The plan with the sources of now, and what they say of themselves."""
+        settings = self._receiver.settings
+        if sources:
+            try:
+                settings = replace(settings, sources=dealt(sources, len(self._plan.ranks)))
+            except ConfigError as error:
+                raise StandbyError(str(error)) from error
+        return plan_load(self._local, settings, self._receiver.ask, self._receiver.logger)
+
+    def _write(self, reload: Callable[..., Any], named: list[Named]) -> None:
+        if named:
+            reload(weights_iterator=HandOver(self._held()[0], named))
+
+    def _held(self) -> tuple[nn.Module, Reloadable]:
+        model = self._model()
+        before = None if model is None else remembered(model)
+        if model is None or before is None:
+            raise StandbyError("the model is gone")
+        return model, before
+
+    def _in_step(self, step: str, work: Callable[[], Done]) -> Done:
+        """Do the part of this rank in a step; return when all ranks have done theirs.
+
+        Raises:
+            StandbyError: one has not, or not in time.
+        """
+        done: list[Done] = []
+        why = ""
+        try:
+            done.append(work())
+        except NetloaderError as error:
+            why = str(error)
+        except Exception as error:  # noqa: BLE001 - vLLM raises what it likes; placeholders stay
+            emit(self._receiver.logger, "netloader.driver.error", exc_info=error)
+            why = f"{step} failed here: {type(error).__name__}: {error}"
+        together = self._agree(f"standby/{self._fills}/{step}", why)
+        if why or not together:
+            raise StandbyError(why or OTHER_RANK)
+        return done[0]
+
+    def _agree(self, name: str, why: str) -> bool:
+        ranks = self._plan.ranks
+        if len(ranks) == 1:
+            return not why
+        timeout_s = self._receiver.settings.agree_timeout_s
+        try:
+            return agree.all_of(not why, name, ranks, timeout_s)
+        except agree.DisagreementError as late:
+            raise StandbyError(why or str(late)) from late
+
+
+def _no_source(plan: LoadPlan) -> str:
+    if plan.refused is not None:
+        return f"no source delivered: {plan.refused.history()}"
+    return plan.unfound or "no source is named for this rank: name one, or set SOURCE"
+
+
+def _fields(report: Report) -> dict[str, object]:
+    return {
+        "netloader.rank": report["rank"],
+        "netloader.transfer.bytes": report["bytes"],
+        "netloader.duration_s": round(report["receive_s"] + report["write_s"], 3),
+    }

@@ -60,6 +60,11 @@ def reset_weights(worker: Any) -> bool:
     return True
 
 
+def reload_of(worker: Any) -> Any:
+    """The reload in place of a worker, or of its runner where it has none (vllm-ascend 0.23)."""
+    return getattr(worker, "reload_weights", None) or worker.model_runner.reload_weights
+
+
 def pooling_task(llm: Any) -> str | None:
     """The task of a pooling engine, where this vLLM names it."""
     task: str | None = getattr(llm, "pooling_task", None)

@@ -12,7 +12,7 @@ The same wrappers say for which of vLLM's workers a thread runs (`worker_of`).
 
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -22,7 +22,9 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.worker.worker_base import WorkerBase
 
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
+from netloader.vllm_plugin.patches import compat
 from netloader.vllm_plugin.serve.harmless import harmless
+from netloader.vllm_plugin.serve.standing import Report
 from netloader.vllm_plugin.serve.worker import Worker, current_worker, running_for, this_worker
 
 Method = Callable[..., Any]
@@ -135,6 +137,43 @@ def install(worker_class: type) -> None:
         EXECUTES: _executing,
     }
     _wrap(worker_class, wrappers)
+    _add(worker_class)
+
+
+def _fill(worker: Any, sources: Sequence[str] = ()) -> Report:
+    """Fill this rank, if it is on standby; see `Standing.fill`. All ranks are to be called."""
+    with _running(worker) as ours:
+        if ours.standby is None:
+            why = "this instance was not started with STANDBY"
+            return Report(rank=worker.rank, filled=True, why=why)
+        return ours.standby.fill(compat.reload_of(worker), sources)
+
+
+def _standing(worker: Any) -> Report:
+    """Whether this rank holds weights."""
+    with _running(worker) as ours:
+        standby = ours.standby
+        return standby.status() if standby else Report(rank=worker.rank, filled=True)
+
+
+def _finds_sources(worker: Any) -> bool:
+    """Whether this rank, on standby, looks its sources up, and there is one now."""
+    with _running(worker) as ours:
+        return ours.standby is not None and ours.standby.finds_sources()
+
+
+ADDED: Mapping[str, Method] = {
+    "netloader_fill": _fill,
+    "netloader_standing": _standing,
+    "netloader_finds_sources": _finds_sources,
+}
+"""Methods for `collective_rpc` that vLLM's workers have from us."""
+
+
+def _add(worker_class: type) -> None:
+    with _WRAPPING:
+        for name, method in ADDED.items():
+            setattr(worker_class, name, method)
 
 
 def install_on_runner(runner: Any, ours: Worker) -> None:

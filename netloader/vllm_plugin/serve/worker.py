@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 
@@ -31,6 +31,9 @@ from netloader.vllm_plugin.serve.relay import RankRelay
 from netloader.vllm_plugin.serve.served_model import ServedModel
 from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.warm_up import WarmUp
+
+if TYPE_CHECKING:
+    from netloader.vllm_plugin.serve.standing import Standing
 
 NewServer: TypeAlias = Callable[[int], RankServer]
 """Makes the server of a rank."""
@@ -52,6 +55,8 @@ class Worker:
         self.after_reload = AfterReload()
         self.loads: ByModel[object] = ByModel()
         """The records of `load.reload` for each model: vLLM makes a new loader to reload."""
+        self.standby: Standing | None = None
+        """The rank as it waits for its weights, of an instance that started with `STANDBY`."""
         self._servers: list[RankServer] = []
         self._metrics: set[int] = set()
         """Ports at which a page of metrics was opened, or could not be."""

@@ -31,7 +31,7 @@ def start(source: object, **settings: Any) -> tuple[Lines, str]:
     loader = NetLoader(load_config(SOURCE=source, FALLBACK="never", **settings))
     local = read_config(vllm_config(), model_config(), None)
     with capture() as lines:
-        found = plan_load(local, loader._settings, loader._ask, loader._logger)
+        found = plan_load(local, loader._settings, loader._receiver.ask, loader._logger)
         loader._plan = replace(found, identify=lambda layout, _: identity(layout=layout))
         with pytest.raises(NoWeightsError) as raised:
             loader.load_weights(nn.Linear(4, 4), SimpleNamespace())

@@ -37,7 +37,7 @@ def test_a_source_silent_in_describe_is_not_asked_again_and_is_named(tmp_path: P
         )
         begun = monotonic()
         local = read_config(vllm_config(), model_config(), None)
-        found = plan_load(local, loader._settings, loader._ask, loader._logger)
+        found = plan_load(local, loader._settings, loader._receiver.ask, loader._logger)
         loader._plan = replace(found, identify=lambda layout, _: identity(layout=layout))
         with capture() as lines, pytest.raises(NoWeightsError) as raised:
             loader.load_weights(nn.Linear(4, 4), config.model_config)

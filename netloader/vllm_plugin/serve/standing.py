@@ -1,0 +1,36 @@
+"""What a rank on standby answers to the process that has the instance's clients."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypedDict
+
+
+class _Rank(TypedDict):
+    rank: int
+    filled: bool
+
+
+class Report(_Rank, total=False):
+    """What a rank holds, and how its last fill went: plain values, which vLLM's calls carry."""
+
+    why: str
+    """Why it was not filled."""
+    bytes: int
+    receive_s: float
+    """Seconds until all ranks had verified weights beside the model."""
+    write_s: float
+    """Seconds in which vLLM's reload wrote them in place."""
+    offer_s: float
+    """Seconds until they were offered to others."""
+
+
+class Standing(Protocol):
+    """A rank that waits for its weights, or has waited for them."""
+
+    def status(self) -> Report:
+        """Whether it holds weights."""
+
+    def finds_sources(self) -> bool:
+        """Whether sources are looked up, and there is one now."""
+
+    def fill(self, reload: Callable[..., Any], sources: Sequence[str]) -> Report:
+        """Be filled by vLLM's `reload`; never raises for a source that fails."""

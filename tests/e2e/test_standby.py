@@ -1,0 +1,106 @@
+"""Standby: an engine that has done everything but the weights, and is filled in place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netloader.config import Endpoint
+from tests.e2e.engines import Engine, ForkServer
+from tests.e2e.source_logs import Model, failing, held, made, only, said, serving
+from tests.support.relay import Fault, Relay
+from tests.support.zoo import dense, experts
+from tests.unit.io.helpers import closed_port
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+STANDBY = {"STANDBY": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A small model."""
+    return made(tmp_path_factory.mktemp("standby") / "llama", dense.llama(), 1)
+
+
+@pytest.fixture
+def source(
+    fork_server: ForkServer, model: Model, tmp_path: Path
+) -> Iterator[tuple[Engine, list[str]]]:
+    """A server of it."""
+    with serving(fork_server, model.full, tmp_path) as pair:
+        yield pair
+
+
+def fill(engine: Engine, *sources: str) -> list[dict[str, Any]]:
+    """What every rank says of a fill."""
+    reports: list[dict[str, Any]] = engine.rpc("netloader_fill", sources)
+    return reports
+
+
+def test_a_filled_instance_answers_as_its_source_and_is_a_source_itself(
+    fork_server: ForkServer, model: Model, source: tuple[Engine, list[str]], tmp_path: Path
+) -> None:
+    server, at = source
+    extra = {**STANDBY, "OUTPUT_PREFIX": f"{tmp_path}/standby-"}
+    address = tmp_path / "standby-0.txt"
+    with fork_server.engine(model.bare, extra) as standby:
+        assert said(standby, "netloader.standby.waiting")
+        assert not address.exists()
+        assert standby.rpc("netloader_standing") == [{"rank": 0, "filled": False}]
+
+        (gone,) = fill(standby, str(closed_port()))
+        assert not gone["filled"]
+        assert "unreachable" in gone["why"]
+
+        (report,) = fill(standby, *at)
+        assert report["filled"], report
+        assert standby.generate() == server.generate()
+        assert held(standby) == held(server)
+        with fork_server.engine(model.bare, only([address.read_text()])) as client:
+            assert client.generate() == server.generate()
+
+
+def test_a_source_that_dies_leaves_an_instance_on_standby_and_the_next_one_fills_it(
+    fork_server: ForkServer, model: Model, source: tuple[Engine, list[str]]
+) -> None:
+    server, at = source
+    extra = {**STANDBY, "TRANSPORT": "tcp", "STALL_TIMEOUT_S": 2}
+    with (
+        Relay(Endpoint.parse(at[0]), Fault.HOLD, at=1 << 20) as dying,
+        fork_server.engine(model.bare, extra) as standby,
+    ):
+        (report,) = fill(standby, str(dying.endpoint))
+        assert not report["filled"]
+        assert "no source delivered" in report["why"]
+        assert not standby.rpc("netloader_standing")[0]["filled"]
+        (report,) = fill(standby, *at)
+        assert report["filled"], report
+        assert standby.generate() == server.generate()
+
+
+def test_a_model_that_cannot_be_filled_in_place_is_refused_by_name(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    mixtral = made(tmp_path / "mixtral", experts.mixtral())
+    log = failing(fork_server, mixtral.bare, STANDBY)
+    assert "STANDBY: vLLM cannot reload" in log
+    assert "start this instance without STANDBY" in log
+
+
+def test_two_ranks_are_filled_both_or_neither(
+    fork_server: ForkServer, model: Model, tmp_path: Path
+) -> None:
+    with (
+        serving(fork_server, model.full, tmp_path, ranks=2) as (server, at),
+        fork_server.engine(model.bare, {**STANDBY, "AGREE_TIMEOUT_S": 60}, ranks=2) as standby,
+    ):
+        reports = fill(standby, at[0], str(closed_port()))
+        assert [report["filled"] for report in reports] == [False, False]
+        assert "another rank" in reports[0]["why"]
+        assert "unreachable" in reports[1]["why"]
+
+        reports = fill(standby, *at)
+        assert [report["filled"] for report in reports] == [True, True], reports
+        assert standby.generate() == server.generate()

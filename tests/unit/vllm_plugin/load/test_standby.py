@@ -1,0 +1,189 @@
+"""A rank on standby: what it needs, what it refuses, and what a fill that fails leaves behind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from netloader.config import Endpoint
+from netloader.errors import ConfigError
+from netloader.io.store.module import manifest_of, named_tensors
+from netloader.log import capture, get_logger
+from netloader.vllm_plugin.config.sources import EVERY_RANK, dealt
+from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
+from netloader.vllm_plugin.load import agree, standby
+from netloader.vllm_plugin.load.receiving import Receiver
+from netloader.vllm_plugin.load.reload import Reloadable, remember
+from netloader.vllm_plugin.load.standby import StandbyError, StandbyRank
+from netloader.vllm_plugin.log_base import LOG_BASE
+from netloader.vllm_plugin.serve.standing import Report
+from tests.unit.io.helpers import closed_port, contents, module_of, random, serving
+from tests.unit.vllm_plugin.helpers import events, identity, plan, receive, settings
+
+pytestmark = pytest.mark.usefixtures("worker_process")
+
+LOGGER = get_logger("client", LOG_BASE)
+
+
+def placeholders() -> nn.Module:
+    model = module_of(a=random(40, 50, seed=8), b=random(7, seed=9))
+    known = Reloadable(plan(), manifest_of(named_tensors(model)), placeholders=True)
+    remember(model, known)
+    return model
+
+
+def weights() -> nn.Module:
+    return module_of(a=random(40, 50, seed=1), b=random(7, seed=2))
+
+
+class Standby:
+    """A rank on standby, whose sources a test names."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ranks: tuple[int, ...] = (0,)) -> None:
+        self.model = placeholders()
+        self.plan = plan(ranks=ranks)
+        local: Any = SimpleNamespace(checkpoint=SimpleNamespace(built=False))
+        self.rank = StandbyRank(self.model, local, self.plan, Receiver(settings(), LOGGER, False))
+        self.at: tuple[Endpoint, ...] = ()
+        monkeypatch.setattr(standby, "plan_load", lambda *_: plan(ranks=ranks, sources=self.at))
+
+    def fill(self, reload: Any = None) -> Report:
+        return self.rank.fill(reload or self.reload)
+
+    def reload(self, weights_iterator: Any) -> None:
+        self.model.load_weights(weights_iterator)  # type: ignore[operator]
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Standby:
+    return Standby(monkeypatch)
+
+
+@contextmanager
+def source(model: nn.Module) -> Iterator[Endpoint]:
+    with serving(model, identity()) as server:
+        yield server.endpoint
+
+
+def test_a_filled_rank_holds_what_its_source_holds_and_offers_it(waiting: Standby) -> None:
+    real = weights()
+    with source(real) as at, capture() as lines:
+        waiting.at = (at,)
+        assert not waiting.rank.status()["filled"]
+        report = waiting.fill()
+    assert report["filled"]
+    assert report["bytes"] == 40 * 50 * 4 + 7 * 4
+    assert contents(waiting.model) == contents(real)
+    assert "netloader.standby.filled" in events(lines)
+    client = module_of(a=random(40, 50), b=random(7))
+    assert receive(client).ok
+    assert contents(client) == contents(real)
+
+
+def test_a_reload_that_fails_leaves_it_on_standby_and_the_next_fill_succeeds(
+    waiting: Standby,
+) -> None:
+    def fails(weights_iterator: Any) -> None:
+        raise RuntimeError("no kernel")
+
+    real = weights()
+    with source(real) as at:
+        waiting.at = (at,)
+        report = waiting.fill(fails)
+        assert not report["filled"]
+        assert "RuntimeError: no kernel" in report["why"]
+        assert not waiting.rank.status()["filled"]
+        assert waiting.fill()["filled"]
+    assert contents(waiting.model) == contents(real)
+
+
+def test_without_a_source_that_delivers_the_reason_is_told(waiting: Standby) -> None:
+    with capture() as lines:
+        assert "name one, or set SOURCE" in waiting.fill()["why"]
+        waiting.at = (gone := closed_port(),)
+        report = waiting.fill()
+    assert f"{gone}: unreachable" in report["why"]
+    assert events(lines).count("netloader.standby.failed") == 2
+
+
+def test_a_rank_that_has_its_weights_already_only_agrees(waiting: Standby) -> None:
+    with source(weights()) as at:
+        waiting.at = (at,)
+        assert waiting.fill()["filled"]
+        waiting.at = ()
+        report = waiting.fill(lambda **_: pytest.fail("nothing is to be written"))
+    assert report["filled"]
+    assert report["bytes"] == 0
+
+
+def test_it_is_not_filled_when_another_rank_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only(step: str) -> Any:
+        return lambda good, name, *_: good and not name.endswith(step)
+
+    waiting = Standby(monkeypatch, ranks=(0, 1))
+    with source(weights()) as at:
+        waiting.at = (at,)
+        for step in ("received", "written"):
+            monkeypatch.setattr(agree, "all_of", only(step))
+            report = waiting.fill()
+            assert not report["filled"]
+            assert "another rank" in report["why"]
+            assert not waiting.rank.status()["filled"]
+
+
+def test_a_rank_that_says_nothing_in_time_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object) -> bool:
+        raise agree.DisagreementError("rank 1 has not said")
+
+    waiting = Standby(monkeypatch, ranks=(0, 1))
+    monkeypatch.setattr(agree, "all_of", silent)
+    with source(weights()) as at:
+        waiting.at = (at,)
+        assert waiting.fill()["why"] == "rank 1 has not said"
+
+
+def test_what_was_built_does_not_change_with_a_source(waiting: Standby) -> None:
+    assert waiting.rank._local.checkpoint.built
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+def instance(replicas: int = 1) -> Any:
+    return SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=replicas))
+
+
+@pytest.mark.parametrize(
+    ("replicas", "role", "said"), [(1, DRAFT, "draft"), (2, TARGET, "start 2 standby instances")]
+)
+def test_an_instance_that_could_never_be_filled_is_refused(
+    replicas: int, role: str, said: str
+) -> None:
+    local: Any = SimpleNamespace(role=role)
+    with pytest.raises(ConfigError, match=said):
+        standby.check(instance(replicas), local, settings(standby=True))
+    standby.check(instance(replicas), local, settings())
+
+
+def test_a_model_whose_tensors_are_not_known_is_refused() -> None:
+    local: Any = SimpleNamespace(checkpoint=SimpleNamespace(built=False))
+    with pytest.raises(StandbyError, match="cannot be described"):
+        StandbyRank(nn.Linear(1, 1), local, plan(), Receiver(settings(), LOGGER, False))
+
+
+# -- sources that are named ----------------------------------------------------------------------
+
+
+def test_sources_are_dealt_to_the_ranks(tmp_path: Path) -> None:
+    a, b, c, d = (Endpoint("10.0.0.1", port) for port in range(7001, 7005))
+    assert dealt([str(a), str(b)], 1) == {0: (a, b)}
+    assert dealt([str(a), str(b), str(c), str(d)], 2) == {0: (a, c), 1: (b, d)}
+    assert set(dealt([f"file:{tmp_path}/*-{{RANK}}.txt"], 2)) == {EVERY_RANK}
+    with pytest.raises(ConfigError, match="1 given, and this instance has 2 ranks"):
+        dealt([str(a)], 2)
+    with pytest.raises(ConfigError, match="source"):
+        dealt(["nonsense"], 1)
