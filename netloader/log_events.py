@@ -53,6 +53,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.relay.failed": _warning("Weights are received, but not served meanwhile: why."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
         "netloader.discovery.looked": _info_or_debug("Sources were looked up (debug: once more)."),
+        "netloader.discovery.waiting": _info("Another instance loads first, and is waited for."),
         "netloader.discovery.failed": _warning("A place to look sources up gave no answer: why."),
         "netloader.discovery.odd": _warning("Entries that cannot be read are left out."),
         "netloader.publish.changed": _info("A registry names this server to clients, or no more."),

@@ -214,6 +214,11 @@ def _looked(fields: Fields) -> str:
     return f"Sources at {finder}: {f'{found:.0f}; {then}' if found else 'none yet'}"
 
 
+def _waiting_for_first(fields: Fields) -> str:
+    holder, left = _text(fields, "netloader.finder"), _detail(fields)
+    return f"Instance {holder} loads this model; waiting until it serves, {left} at the longest"
+
+
 def _looking(what: str) -> Sentence:
     def sentence(fields: Fields) -> str:
         where = _text(fields, "netloader.finder")
@@ -354,6 +359,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.relay.failed": _telling("What is received is not served meanwhile"),
         "netloader.server.withdrawn": _withdrawn,
         "netloader.discovery.looked": _looked,
+        "netloader.discovery.waiting": _waiting_for_first,
         "netloader.discovery.failed": _looking("gave no answer"),
         "netloader.discovery.odd": _looking("holds something else"),
         "netloader.publish.changed": _published,

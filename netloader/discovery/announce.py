@@ -30,7 +30,7 @@ class Announcement:
     """One server in one registry, from the construction to `end`. Safe to use from any thread.
 
     `offered` says what to put there now, or None while nothing is offered. It is called often, on
-    the thread of this announcement.
+    the thread of this announcement, as is `listed` when the registry has begun to name the server.
     """
 
     def __init__(
@@ -39,11 +39,13 @@ class Announcement:
         key: Key,
         offered: Callable[[], Candidate | None],
         logger: Logger,
+        listed: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry = registry
         self._key = key
         self._offered = offered
         self._logger = logger
+        self._on_listed = listed
         self._ending = threading.Event()
         self._listed: Endpoint | None = None
         self._renew_at = 0.0
@@ -81,6 +83,7 @@ class Announcement:
         self._renew_at = monotonic() + RENEW_S
         if self._try(lambda: self._put(candidate)) and self._listed is None:
             self._listed = candidate.endpoint
+            self._on_listed()
             self._tell(candidate.endpoint, "is named to clients")
 
     def _put(self, candidate: Candidate) -> None:

@@ -15,6 +15,8 @@ MOST_CANDIDATES: Final = 256
 """The most that one finder returns: a client needs a few, and a registry may keep thousands."""
 MOST_ENTRY_BYTES: Final = 1024
 """The most that an entry may have; ours have about 150."""
+MOST_OWNER_CHARS: Final = 64
+"""The most of an owner of a claim that is read."""
 
 
 def is_address(endpoint: Endpoint) -> bool:
@@ -100,4 +102,21 @@ class Registry(Finder, Protocol):
 
         Raises:
             DiscoveryError, OSError: it may still be there, until its lease ends.
+        """
+
+    def claim(self, key: Key, owner: str, lease_s: int, timeout_s: float) -> str:
+        """Take a claim for `lease_s` seconds unless another owner holds it, or renew it. Blocks.
+
+        Returns:
+            Who holds it now, at most MOST_OWNER_CHARS characters.
+
+        Raises:
+            DiscoveryError, OSError: it is not known who does.
+        """
+
+    def release(self, key: Key, owner: str, timeout_s: float) -> None:
+        """Give a claim back, if this owner holds it. Blocks.
+
+        Raises:
+            DiscoveryError, OSError: it may still be held, until its lease ends.
         """

@@ -14,7 +14,14 @@ from urllib.parse import SplitResult, unquote
 
 from netloader.config import Endpoint, Secret
 from netloader.discovery import entries
-from netloader.discovery.base import MOST_CANDIDATES, Candidate, DiscoveryError, Found, Key
+from netloader.discovery.base import (
+    MOST_CANDIDATES,
+    MOST_OWNER_CHARS,
+    Candidate,
+    DiscoveryError,
+    Found,
+    Key,
+)
 from netloader.discovery.http import ask
 
 PORT: Final = 2379
@@ -56,9 +63,7 @@ class EtcdRegistry:
 
     def put(self, key: Key, candidate: Candidate, lease_s: int, timeout_s: float) -> None:
         """Put a server there with a new lease."""
-        lease = self._ask("lease/grant", {"TTL": lease_s}, timeout_s).get("ID")
-        if not isinstance(lease, str):
-            raise DiscoveryError("it gives no lease")
+        lease = self._lease(lease_s, timeout_s)
         place = _text(self._path(key) + str(candidate.endpoint))
         value = base64.b64encode(entries.render(candidate)).decode()
         self._ask("kv/put", {"key": place, "value": value, "lease": lease}, timeout_s)
@@ -67,6 +72,39 @@ class EtcdRegistry:
         """Take a server away."""
         place = _text(self._path(key) + str(endpoint))
         self._ask("kv/deleterange", {"key": place}, timeout_s)
+
+    def claim(self, key: Key, owner: str, lease_s: int, timeout_s: float) -> str:
+        """Take a claim with a new lease, or say who holds it."""
+        place = self._claimed(key)
+        lease = self._lease(lease_s, timeout_s)
+        put = {"requestPut": {"key": place, "value": _text(owner), "lease": lease}}
+        same = _holds(place, owner)
+        taken = {
+            "compare": [{"key": place, "target": "CREATE", "createRevision": "0"}],
+            "success": [put],
+            "failure": [
+                {"requestTxn": {"compare": [same], "success": [put]}},
+                {"requestRange": {"key": place}},
+            ],
+        }
+        answer = self._ask("kv/txn", taken, timeout_s)
+        return owner if answer.get("succeeded") is True else _owner(answer)
+
+    def release(self, key: Key, owner: str, timeout_s: float) -> None:
+        """Give a claim back."""
+        place = self._claimed(key)
+        gone = {"requestDeleteRange": {"key": place}}
+        self._ask("kv/txn", {"compare": [_holds(place, owner)], "success": [gone]}, timeout_s)
+
+    def _claimed(self, key: Key) -> str:
+        """The key of a claim: not below the prefix, where servers are."""
+        return _text(f"{self._prefix}.claims/{key.model}/{key.digest}")
+
+    def _lease(self, lease_s: int, timeout_s: float) -> str:
+        lease = self._ask("lease/grant", {"TTL": lease_s}, timeout_s).get("ID")
+        if not isinstance(lease, str):
+            raise DiscoveryError("it gives no lease")
+        return lease
 
     def _path(self, key: Key) -> str:
         return f"{self._prefix}/{key.model}/{key.digest}/"
@@ -87,6 +125,20 @@ class EtcdRegistry:
 
 def _text(plain: str) -> str:
     return base64.b64encode(plain.encode()).decode()
+
+
+def _holds(place: str, owner: str) -> dict[str, str]:
+    """The condition that an owner holds a claim."""
+    return {"key": place, "target": "VALUE", "value": _text(owner)}
+
+
+def _owner(answer: Mapping[str, Any]) -> str:
+    """Who holds a claim, in the answer to a transaction."""
+    try:
+        (row,) = answer["responses"][-1]["response_range"]["kvs"]
+        return base64.b64decode(row["value"]).decode(errors="replace")[:MOST_OWNER_CHARS]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DiscoveryError("it does not say who holds a claim") from error
 
 
 def _candidate(row: object) -> Candidate | None:

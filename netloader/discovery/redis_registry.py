@@ -18,6 +18,7 @@ from netloader.discovery import entries
 from netloader.discovery.base import (
     MOST_CANDIDATES,
     MOST_ENTRY_BYTES,
+    MOST_OWNER_CHARS,
     Candidate,
     DiscoveryError,
     Found,
@@ -57,6 +58,17 @@ redis.call('EXPIRE', KEYS[2], ARGV[4])
 REMOVE: Final = """
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
+"""
+CLAIM: Final = """
+local holder = redis.call('GETRANGE', KEYS[1], 0, ARGV[3])
+if holder == '' or holder == ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+  return ARGV[1]
+end
+return holder
+"""
+RELEASE: Final = """
+if redis.call('GETRANGE', KEYS[1], 0, ARGV[2]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 
@@ -106,6 +118,21 @@ class RedisRegistry:
     def remove(self, key: Key, endpoint: Endpoint, timeout_s: float) -> None:
         """Take a server away."""
         self._run(REMOVE, key, (str(endpoint),), timeout_s)
+
+    def claim(self, key: Key, owner: str, lease_s: int, timeout_s: float) -> str:
+        """Take a claim, or say who holds it."""
+        with self._client(timeout_s) as client:
+            given = (owner, lease_s, MOST_OWNER_CHARS - 1)
+            holder = client.eval(CLAIM, 1, f"{self._base(key)}:claim", *given)
+        if not isinstance(holder, bytes):
+            raise DiscoveryError("the owner of a claim is no text")
+        return holder.decode(errors="replace")
+
+    def release(self, key: Key, owner: str, timeout_s: float) -> None:
+        """Give a claim back."""
+        with self._client(timeout_s) as client:
+            given = (owner, MOST_OWNER_CHARS - 1)
+            client.eval(RELEASE, 1, f"{self._base(key)}:claim", *given)
 
     def _base(self, key: Key) -> str:
         return f"{self._prefix}:{{{key.model}:{key.digest}}}"  # braces: one slot of a cluster

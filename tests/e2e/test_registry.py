@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import redis
 import torch
 
-from tests.e2e.engines import ForkServer
+from tests.e2e.engines import Engine, ForkServer
 from tests.support import zoo
 from tests.support.registries import redis_server
 from tests.unit.io.helpers import eventually
@@ -24,6 +26,27 @@ def logged(log: Path, event: str) -> list[dict[str, Any]]:
     """The records of one event that are written by now."""
     lines = log.read_text().splitlines() if log.exists() else []
     return [json.loads(line) for line in lines if f'"{event}"' in line]
+
+
+@pytest.mark.parametrize(("engines", "ranks"), [(3, 1), (2, 2)])
+def test_of_engines_that_start_at_once_one_loads_and_the_others_fill_from_it(
+    fork_server: ForkServer, tmp_path: Path, engines: int, ranks: int
+) -> None:
+    model = zoo.write(tmp_path / "m", zoo.llama_config(), zoo.llama_tensors(1, torch.bfloat16))
+    logs = [tmp_path / f"{i}.json" for i in range(engines)]
+    with redis_server() as (where, _), ExitStack() as stack, ThreadPoolExecutor() as threads:
+
+        def start(log: Path) -> Engine:
+            extra = {"SOURCE": f"redis://{where}/fleet", "LOG_JSON": str(log)}
+            return stack.enter_context(fork_server.engine(model, extra, ranks))
+
+        answers = [engine.generate() for engine in threads.map(start, logs)]
+
+    assert answers == [answers[0]] * engines
+    loads = [logged(log, "netloader.loader.ordinary") for log in logs]
+    assert sorted(map(len, loads)) == [0] * (engines - 1) + [ranks], "all ranks of one of them"
+    received = [logged(log, "netloader.loader.received") for log in logs]
+    assert sorted(map(len, received)) == [0] + [ranks] * (engines - 1)
 
 
 def test_the_first_loads_the_second_finds_it_and_who_is_killed_is_forgotten(

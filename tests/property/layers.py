@@ -55,6 +55,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "L4 operating a fleet": (
         "tests/unit/discovery/test_lookup.py",
+        "tests/unit/discovery/test_claim.py",
         "tests/unit/discovery/test_registries.py",
         "tests/unit/io/test_tls.py",
         "tests/unit/io/test_tokens.py",

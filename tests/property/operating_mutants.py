@@ -5,6 +5,7 @@ from typing import Final
 from tests.property.layers import OPERATING, Mutant
 
 ANNOUNCE: Final = "netloader/discovery/announce.py"
+CLAIM: Final = "netloader/discovery/claim.py"
 LOOKUP: Final = "netloader/discovery/lookup.py"
 REDIS: Final = "netloader/discovery/redis_registry.py"
 ETCD: Final = "netloader/discovery/etcd.py"
@@ -42,6 +43,21 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
         OPERATING, LOOKUP, r"if place in written or place in open_\)", ")"
     ),
     "an instance finds itself": Mutant(OPERATING, LOOKUP, r" if place not in own\]", "]"),
+    # claims
+    "all that start together are the first": Mutant(OPERATING, CLAIM, r"holder == owner:", "True:"),
+    "a claim is not renewed": Mutant(OPERATING, CLAIM, r"self\._registry\.claim\(.*\)", "pass"),
+    "a first that serves nothing keeps the others waiting": Mutant(
+        OPERATING, CLAIM, r"self\._registry\.release\(.*\)", "pass"
+    ),
+    "who has waited waits for the next one": Mutant(
+        OPERATING, CLAIM, r" or \(first and holder != first\)", ""
+    ),
+    "anyone gives back a claim of Redis": Mutant(
+        OPERATING, REDIS, r" == ARGV\[1\] then redis\.call\('DEL'", " then redis.call('DEL'"
+    ),
+    "a claim of etcd is taken from its owner": Mutant(
+        OPERATING, ETCD, r'"createRevision": "0"', '"createRevision": "0", "result": "NOT_EQUAL"'
+    ),
     # TLS and tokens
     "a server with TLS takes plain peers": Mutant(
         OPERATING,

@@ -104,6 +104,7 @@ class Settings:
     layout: LayoutChoice
     publish: FinderSpec | None
     discovery_timeout_s: float
+    first_timeout_s: float
     agree_timeout_s: float
     fallback: Fallback | None
     standby: bool
@@ -327,6 +328,9 @@ FIELDS: Final = (
           "`etcd://host:port/prefix`, or `no`; absent: the registry that is the whole `SOURCE`"),
     Field("DISCOVERY_TIMEOUT_S", number(0.1, 600, 1.0), "number", 5,
           "seconds that a start waits for an answer where it looks sources up"),
+    Field("FIRST_TIMEOUT_S", number(0, 86400, 1.0), "number", 300,
+          "where none serves the model and another instance with the same registry has begun to "
+          "load it: seconds to wait until it serves; 0: load at once"),
     Field("AGREE_TIMEOUT_S", number(1, 86400, 1.0), "number", 600,
           "seconds the ranks of an instance wait for each other before a `FALLBACK` that uses "
           "collectives"),

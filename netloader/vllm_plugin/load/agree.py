@@ -27,6 +27,9 @@ a third party's above all, may use collectives."""
 SLICE_S = 1.0
 """The wait is in C++, where signals are not handled: a rank may take so long to obey one."""
 
+FIRST_S = 10.0
+"""How long the first rank may take between two calls of the store."""
+
 RECEIVED, MISSING, GIVEN_UP = "received", "missing", "given up"
 
 
@@ -76,6 +79,22 @@ def all_of(
                 "its log says why. AGREE_TIMEOUT_S is how long the ranks wait for each other"
             )
     return all(answer == RECEIVED for answer in heard.values())
+
+
+def first_said(what: str, mine: str) -> str:
+    """The same text on every rank: what the first one said that came here.
+
+    Where it cannot be had within FIRST_S, and without a process group, that is `mine`.
+    """
+    if not torch.distributed.is_initialized():
+        return mine
+    store = _store(f"netloader/{what}")
+    with suppress(RuntimeError):  # DistStoreError, DistNetworkError
+        if store.add("first", 1) == 1:
+            store.set("said", mine)
+        store.wait(["said"], timedelta(seconds=FIRST_S))
+        return store.get("said").decode()
+    return mine
 
 
 def _store(prefix: str) -> Store:

@@ -108,7 +108,7 @@ class NetLoader(BaseModelLoader):
             port.forget_address(port.PortChoice.of(self._settings, plan.rank))
         build = partial(super().load_model, vllm_config, model_config, prefix)
         with ExitStack() as unless_offered:
-            unless_offered.callback(this_worker().abandon, plan.role)
+            unless_offered.callback(plan.abandon)
             model = self._build(plan, build, Traces(vllm_config))
             loaded, self._plan, self._loaded = self._loaded, None, None
             if loaded is not None and reloadable(loaded, model):

@@ -1,11 +1,14 @@
 """Look up the sources of one model, where the operator does not name them by address."""
 
 import hashlib
+import os
+import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from netloader.config import Endpoint
 from netloader.discovery.base import Key
+from netloader.discovery.claim import wait_for_first
 from netloader.discovery.lookup import Looked, Lookup
 from netloader.discovery.names import Address
 from netloader.discovery.urls import registry_of
@@ -17,11 +20,15 @@ from netloader.log import Logger
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import finders_of
 from netloader.vllm_plugin.identity.local_model import LocalModel
+from netloader.vllm_plugin.load import agree
 from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.worker import this_worker
 
 NAMED = 8
 """Sources without a connection that the history of a load names."""
+COMMON = ("model", "role", "dtype", "architecture", "quantization", "device")
+PARTITIONED = ("tensor_parallel", "pipeline_parallel", "data_parallel")
+"""Fields of the identity with a number of this rank, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +41,43 @@ class Sources:
     """Sources that were found, where none accepts a connection."""
     unfound: str = ""
     """Why a finder gave no answer."""
-
-
-def place_of(model: LocalModel, settings: Settings) -> Place | None:
+    place: Place | None = None
     """Where a registry is to name this rank once it serves the model."""
+
+
+def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool) -> Sources:
+    """The sources of a model, which this rank is to serve itself, or not; never raises.
+
+    Blocks for DISCOVERY_TIMEOUT_S and a second, and where another instance loads the model, until
+    it serves, FIRST_TIMEOUT_S at the longest.
+    """
+    place = _place_of(model, settings) if serves else None
+    finders = finders_of(settings.sources, model.rank)
+    written = [finder.endpoint for finder in finders if isinstance(finder, Address)]
+    if len(written) == len(finders):
+        return Sources(tuple(written), place=place)
+    given = (key_of(model), boot_id(), settings.discovery_timeout_s, logger)
+    lookup = Lookup(finders, *given, own=lambda: frozenset(_own_places()))
+    looked = lookup.look()
+    alone = not (looked.sources or looked.problems) and settings.fallback is not None
+    if place is not None and alone and place.registry.name in {f.name for f in finders}:
+        claimed = (place.registry, whole_key_of(model), _instance())
+        given_up = (settings.first_timeout_s, logger)
+        looked, claim = wait_for_first(lookup.look, *claimed, *given_up)
+        place = replace(place, claim=claim)
+    problems = "; ".join(looked.problems)
+    return Sources(looked.sources, lookup, _attempts(looked), problems, place)
+
+
+def _place_of(model: LocalModel, settings: Settings) -> Place | None:
     registry = settings.registry
     return None if registry is None else Place(registry_of(registry.text.reveal()), key_of(model))
 
 
-def look(model: LocalModel, settings: Settings, logger: Logger) -> Sources:
-    """The sources of a model. Blocks for DISCOVERY_TIMEOUT_S and a second; never raises."""
-    finders = finders_of(settings.sources, model.rank)
-    written = [finder.endpoint for finder in finders if isinstance(finder, Address)]
-    if len(written) == len(finders):
-        return Sources(tuple(written))
-    given = (key_of(model), boot_id(), settings.discovery_timeout_s, logger)
-    lookup = Lookup(finders, *given, own=lambda: frozenset(_own_places()))
-    looked = lookup.look()
-    return Sources(looked.sources, lookup, _attempts(looked), "; ".join(looked.problems))
+def _instance() -> str:
+    """A name that all ranks of this instance have in common, and no other instance has."""
+    mine = f"{socket.gethostname()[:40]}:{os.getpid()}:{os.urandom(4).hex()}"
+    return agree.first_said("instance", mine)
 
 
 def key_of(model: LocalModel) -> Key:
@@ -63,6 +89,15 @@ def key_of(model: LocalModel) -> Key:
     plain = {name: value for name, value in model.early.hard.items() if "." not in name}
     digest = hashlib.sha256(canonical(plain)).hexdigest()[:16]
     return Key(model.early.hard["model"], digest)
+
+
+def whole_key_of(model: LocalModel) -> Key:
+    """What is the same for all ranks of instances of one model that are partitioned alike."""
+    hard = model.early.hard
+    plain = {name: hard[name] for name in COMMON} | {
+        name: hard[name].rpartition(" of ")[2] for name in PARTITIONED
+    }
+    return Key(hard["model"], hashlib.sha256(canonical(plain)).hexdigest()[:16])
 
 
 def _own_places() -> Iterator[Endpoint]:

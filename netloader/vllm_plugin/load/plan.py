@@ -29,11 +29,12 @@ from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, processed, provenance
 from netloader.vllm_plugin.load.display import tell_differences, tell_warnings
-from netloader.vllm_plugin.load.looking import Sources, look, place_of
+from netloader.vllm_plugin.load.looking import Sources, look
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve import port
 from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.refusal import refuse
+from netloader.vllm_plugin.serve.worker import this_worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,15 @@ class LoadPlan:
     unfound: str = ""
     """Why sources could not be looked up; empty where they could."""
     place: Place | None = None
-    """Where a registry names this rank once it serves the model."""
+    """Where a registry names this rank once it serves the model, and what waits for that."""
     warned: tuple[str, ...] = ()
     """Names of what makes the first source answer the same request otherwise."""
+
+    def abandon(self) -> None:
+        """Nothing is going to be served of this model, if it is not by now."""
+        this_worker().abandon(self.role)
+        if self.place is not None and self.place.claim is not None:
+            self.place.claim.release()
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -109,7 +116,8 @@ def plan_load(
 ) -> LoadPlan:
     """Ask the sources what they resolved, and have vLLM build the same parameters here."""
     side = _Side(model, logger)
-    found = look(model, settings, logger)
+    serves = port.wanted(settings.listen_port, model.rank) and _steady(model)
+    found = look(model, settings, logger, serves=serves)
     describe, refused = side.describe(found, ask)
     facts = describe.description.facts if describe.description else {}
     model.checkpoint.adopt(facts)
@@ -123,7 +131,7 @@ def plan_load(
         state=_state(facts, logger),
         unfilled=_names(identities.UNFILLED, facts, logger) if draft else frozenset(),
         identify=partial(side.identity, describe.description),
-        serves=port.wanted(settings.listen_port, model.rank) and _steady(model),
+        serves=serves,
         path=model.path,
         silent=describe.silent,
         filled=_names(identities.FILLED, facts, logger),
@@ -134,7 +142,7 @@ def plan_load(
         refused=refused,
         lookup=found.lookup,
         unfound=found.unfound,
-        place=place_of(model, settings),
+        place=found.place,
         warned=side.warn(describe),
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from netloader.config import Endpoint
 from netloader.discovery.announce import Announcement
 from netloader.discovery.base import Candidate, Key, Registry
+from netloader.discovery.claim import Claim
 from netloader.fsm.published_events import ModelState
 from netloader.fsm.states import State
 from netloader.io.host import boot_id
@@ -20,6 +21,13 @@ class Place:
 
     registry: Registry
     key: Key
+    claim: Claim | None = None
+    """Where other instances wait for this one to serve."""
+
+    def listed(self) -> None:
+        """The registry names this rank: nobody needs to wait for it any more."""
+        if self.claim is not None:
+            self.claim.lapse()
 
 
 class Announcements:
@@ -40,7 +48,7 @@ class Announcements:
     def begin(self, role: str, place: Place, offered: Callable[[], Candidate | None]) -> None:
         """Announce a role as long as something is offered, unless that is done already."""
         if role not in self._running:
-            given = (place.registry, place.key, offered, self._logger)
+            given = (place.registry, place.key, offered, self._logger, place.listed)
             self._running[role] = Announcement(*given)
 
     def end(self, role: str) -> None:

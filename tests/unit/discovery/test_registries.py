@@ -15,7 +15,15 @@ import redis
 from netloader.config import Endpoint
 from netloader.discovery import announce
 from netloader.discovery.announce import Announcement
-from netloader.discovery.base import MOST_CANDIDATES, Candidate, DiscoveryError, Key, Registry
+from netloader.discovery.base import (
+    MOST_CANDIDATES,
+    MOST_OWNER_CHARS,
+    Candidate,
+    DiscoveryError,
+    Found,
+    Key,
+    Registry,
+)
 from netloader.discovery.entries import parse, render
 from netloader.discovery.http import ask
 from netloader.discovery.lookup import Lookup
@@ -199,6 +207,39 @@ def test_what_is_no_entry_cannot_be_read(entry: bytes) -> None:
 def test_an_entry_is_read_as_it_was_written() -> None:
     assert parse(render(A)) == A
     assert json.loads(render(B))["endpoint"] == "[fd00::2]:2"
+
+
+# -- claims --------------------------------------------------------------------------------------
+
+OTHER = Key("org/tiny", "4567")
+
+
+def claimed(place: Place, owner: str, key: Key = KEY) -> str:
+    return place.registry.claim(key, owner, LONG_S, SOON_S)
+
+
+def test_a_claim_has_one_owner_until_that_one_gives_it_back(place: Place) -> None:
+    assert [claimed(place, "a"), claimed(place, "b"), claimed(place, "a")] == ["a", "a", "a"]
+    assert claimed(place, "b", OTHER) == "b"
+
+    place.registry.release(KEY, "b", SOON_S)
+    assert claimed(place, "b") == "a", "it is not b's to give back"
+    place.registry.release(KEY, "a", SOON_S)
+    assert claimed(place, "b") == "b"
+    assert place.found() == []
+    assert place.registry.every(SOON_S) == Found(), "a claim is no server"
+
+
+def test_a_claim_that_is_not_renewed_ends_with_its_lease(place: Place) -> None:
+    place.registry.claim(KEY, "killed", 1, SOON_S)
+    begun = monotonic()
+    assert eventually(lambda: claimed(place, "next") == "next")
+    assert monotonic() - begun > 0.5
+
+
+def test_an_owner_of_any_length_is_read_in_part(place: Place) -> None:
+    claimed(place, "x" * 1000)
+    assert claimed(place, "b") == "x" * MOST_OWNER_CHARS
 
 
 # -- keeping a server there ----------------------------------------------------------------------

@@ -51,6 +51,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         layout=LayoutChoice.AUTO,
         publish=None,
         discovery_timeout_s=5.0,
+        first_timeout_s=300.0,
         agree_timeout_s=600.0,
         fallback=Fallback("auto"),
         standby=False,
