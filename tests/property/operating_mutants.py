@@ -9,6 +9,7 @@ CLAIM: Final = "netloader/discovery/claim.py"
 LOOKUP: Final = "netloader/discovery/lookup.py"
 REDIS: Final = "netloader/discovery/redis_registry.py"
 ETCD: Final = "netloader/discovery/etcd.py"
+RECORDS: Final = "netloader/metrics/records.py"
 TLS: Final = "netloader/secure/tls.py"
 FILES: Final = "netloader/secure/files.py"
 SECURING: Final = "netloader/io/securing.py"
@@ -43,6 +44,34 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
         OPERATING, LOOKUP, r"if place in written or place in open_\)", ")"
     ),
     "an instance finds itself": Mutant(OPERATING, LOOKUP, r" if place not in own\]", "]"),
+    "the idle server is not preferred": Mutant(
+        OPERATING, LOOKUP, r"!= self\._host, c\.load,", "!= self._host,"
+    ),
+    # metrics
+    "what a peer says becomes a label": Mutant(
+        OPERATING, RECORDS, r"return value if value in known else c\.OTHER", "return value"
+    ),
+    "a rate stays when nothing moves": Mutant(
+        OPERATING, RECORDS, r"if not self\._open\[side\]:", "if False:"
+    ),
+    "a source that was left is still in use": Mutant(
+        OPERATING,
+        "netloader/metrics/recorder.py",
+        r"family\.labels\(\*before\)\.set\(0\.0\)",
+        "pass",
+    ),
+    "a client whose turn has come is still queued": Mutant(
+        OPERATING, RECORDS, r"(def _tried.*\n)    yield NOT_QUEUED\n", r"\1"
+    ),
+    "weights that were withdrawn count as offered": Mutant(
+        OPERATING, RECORDS, r"\(_role\(f\),\), 0\.0,", "(_role(f),), 1.0,"
+    ),
+    "a session stays in every phase that it has been in": Mutant(
+        OPERATING,
+        RECORDS,
+        r'    yield from _in_phase\(fields, "netloader\.state\.from", -1\.0\)\n',
+        "",
+    ),
     # claims
     "all that start together are the first": Mutant(OPERATING, CLAIM, r"holder == owner:", "True:"),
     "a claim is not renewed": Mutant(OPERATING, CLAIM, r"self\._registry\.claim\(.*\)", "pass"),

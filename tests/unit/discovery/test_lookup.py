@@ -61,7 +61,7 @@ def looking(*finders: Finder, timeout_s: float = SOON_S, own: Sequence[Endpoint]
 def test_the_same_host_comes_first_then_the_idle_one_then_the_fast_one() -> None:
     with open_ports(4) as (busy, slow, fast, here):
         finder = Names(
-            Candidate(busy, "there", 1.0),
+            Candidate(busy, "there", 1.0, 2e9),
             Candidate(slow, "there", 0.5, 1e6),
             Candidate(fast, "there", 0.5, 1e9),
             Candidate(here, "here", 2.0),
