@@ -9,6 +9,7 @@ CLAIM: Final = "netloader/discovery/claim.py"
 LOOKUP: Final = "netloader/discovery/lookup.py"
 REDIS: Final = "netloader/discovery/redis_registry.py"
 ETCD: Final = "netloader/discovery/etcd.py"
+KUBERNETES: Final = "netloader/discovery/kubernetes.py"
 RECORDS: Final = "netloader/metrics/records.py"
 TLS: Final = "netloader/secure/tls.py"
 FILES: Final = "netloader/secure/files.py"
@@ -40,6 +41,9 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
         "KEYS[1], '+inf', 0, 'LIMIT'",
     ),
     "a key of etcd has no lease": Mutant(OPERATING, ETCD, r', "lease": lease\}', "}"),
+    "a pod that is not ready is a source": Mutant(
+        OPERATING, KUBERNETES, r'if \(endpoint.get\("conditions"\).* is not False:', "if True:"
+    ),
     "sources that accept no connection are handed out": Mutant(
         OPERATING, LOOKUP, r"if place in written or place in open_\)", ")"
     ),

@@ -1,19 +1,26 @@
-"""A server that answers as the Kubernetes API does to a list of EndpointSlices, over TLS."""
+"""A server that answers as the Kubernetes API does to a list of EndpointSlices, over TLS.
+
+Each answer is checked against the schema that Kubernetes publishes.
+"""
 
 import contextlib
 import json
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-TOKEN = "token-of-the-pod"
+from tests.support import kubernetes_schema
+
+TOKEN: Final = "token-of-the-pod"
+LABEL: Final = "kubernetes.io/service-name"
+SLICES_OF: Final = "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices"
 
 
 def endpoint_slice(
@@ -24,7 +31,7 @@ def endpoint_slice(
         "metadata": {
             "name": f"{service}-x",
             "namespace": "fleet",
-            "labels": {"kubernetes.io/service-name": service},
+            "labels": {LABEL: service},
         },
         "addressType": family,
         "endpoints": endpoints,
@@ -37,27 +44,36 @@ def endpoint_slice(
 
 @contextlib.contextmanager
 def kubernetes(
-    account: Path, slices: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    account: Path,
+    slices: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    check: Callable[[Mapping[str, Any]], None] = kubernetes_schema.check,
 ) -> Iterator[None]:
-    """The API of a cluster with these slices; `account` becomes the folder of a service account."""
+    """The API of a cluster with these slices; `account` becomes the folder of a service account.
+
+    Raises:
+        jsonschema.ValidationError: it gave an answer that `check` does not take.
+    """
+    faults: list[Exception] = []
 
     class Api(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
-            wanted = parse_qs(url.query).get("labelSelector", [""])[0].partition("=")[2]
-            label = "kubernetes.io/service-name"
             if self.headers["Authorization"] != f"Bearer {TOKEN}":
-                self._answer(401, {"kind": "Status", "status": "Failure", "code": 401})
-            elif url.path != "/apis/discovery.k8s.io/v1/namespaces/fleet/endpointslices":
-                self._answer(403, {"kind": "Status", "status": "Failure", "code": 403})
+                self._answer(status(401, "Unauthorized", "Unauthorized"))
+            elif url.path != SLICES_OF.format("fleet"):
+                message = f"endpointslices.discovery.k8s.io is forbidden: {url.path}"
+                self._answer(status(403, "Forbidden", message))
             else:
-                items = [s for s in slices if s["metadata"]["labels"][label] == wanted]
-                kind = {"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1"}
-                self._answer(200, {**kind, "metadata": {"resourceVersion": "1"}, "items": items})
+                self._answer(chosen(slices, parse_qs(url.query)))
 
-        def _answer(self, code: int, document: object) -> None:
+        def _answer(self, document: dict[str, Any]) -> None:
+            try:
+                check(document)
+            except Exception as error:
+                faults.append(error)
             data = json.dumps(document).encode()
-            self.send_response(code)
+            self.send_response(document.get("code", 200))
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -80,6 +96,26 @@ def kubernetes(
         finally:
             server.shutdown()
             thread.join()
+    for fault in faults:
+        raise fault
+
+
+def chosen(slices: list[dict[str, Any]], query: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The EndpointSliceList that the API answers to these parameters: the first page of it."""
+    service = query["labelSelector"][0].removeprefix(f"{LABEL}=")
+    found = [each for each in slices if each["metadata"]["labels"][LABEL] == service]
+    page = found[: int(query["limit"][0])]
+    metadata: dict[str, Any] = {"resourceVersion": "1"}
+    if len(page) < len(found):
+        metadata |= {"continue": "page-2", "remainingItemCount": len(found) - len(page)}
+    kind = {"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1"}
+    return {**kind, "metadata": metadata, "items": page}
+
+
+def status(code: int, reason: str, message: str) -> dict[str, Any]:
+    """What the API answers to a request that it refuses."""
+    kind = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+    return {**kind, "message": message, "reason": reason, "code": code}
 
 
 def _credentials(account: Path) -> None:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from jsonschema import ValidationError
 
 from netloader.discovery.base import DiscoveryError, Key
-from netloader.discovery.kubernetes import KubernetesService
+from netloader.discovery.kubernetes import MOST_SLICES, KubernetesService
 from netloader.discovery.urls import finder_of
 from tests.support.kubernetes_api import endpoint_slice, kubernetes
 from tests.unit.io.helpers import SOON_S
@@ -24,6 +25,7 @@ SLICES = [
     endpoint_slice("servers", [{"addresses": ["pod.example"]}], 20000, "FQDN"),
     endpoint_slice("others", [{"addresses": ["10.0.0.9"]}], 20000),
 ]
+ODD = {**SLICES[0], "endpoints": [{"addresses": 7}]}
 
 
 def found(account: Path, service: str = "servers", rank: int = 0) -> tuple[list[str], int]:
@@ -42,9 +44,29 @@ def test_the_ready_endpoints_of_the_service_are_sources_at_the_port_of_the_rank(
 
 
 def test_what_is_no_slice_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    odd = {**SLICES[0], "endpoints": [{"addresses": 7}]}
-    with kubernetes(tmp_path, [odd, SLICES[1]], monkeypatch):
+    with kubernetes(tmp_path, [ODD, SLICES[1]], monkeypatch, lambda _: None):
         assert found(tmp_path) == (["[fd00::1]:20000"], 1)
+
+
+def test_the_api_here_gives_nothing_that_the_published_schema_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = kubernetes(tmp_path, [ODD], monkeypatch)
+    with pytest.raises(ValidationError, match="7 is not of type 'array'"), served:
+        found(tmp_path)
+
+
+def test_the_first_page_of_a_long_list_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [
+        endpoint_slice("servers", [{"addresses": [f"10.0.0.{number}"]}], 20000)
+        for number in range(1, MOST_SLICES + 3)
+    ]
+    with kubernetes(tmp_path, many, monkeypatch):
+        places, unreadable = found(tmp_path)
+    assert places == [f"10.0.0.{number}:20000" for number in range(1, MOST_SLICES + 1)]
+    assert unreadable == 0
 
 
 def test_a_refusal_is_told_without_the_token(
