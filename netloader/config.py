@@ -278,7 +278,13 @@ class Place:
 
     def refuse(self, value: object, remedy: str) -> None:
         """Note that `value` (None: nothing) cannot stand here, and what to do about it."""
-        what = " is missing" if value is None else f": {shown(value)} cannot be used"
+        match value:
+            case None:
+                what = " is missing"
+            case Secret():
+                what = ": the value, which is not shown, cannot be used"
+            case _:
+                what = f": {shown(value)} cannot be used"
         self.problems.append(f"{self.path}{what}; {remedy}")
 
     def refuse_unknown(self, keys: Collection[object], names: Collection[str]) -> None:

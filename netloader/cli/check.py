@@ -35,6 +35,8 @@ def run(source: str, folder: Path, engine: dict[str, Any], options: ClientOption
     Raises:
         CommandError: the source does not answer, or vLLM cannot read the model.
     """
+    if not folder.is_dir():
+        raise CommandError(Code.USAGE, f"--model: {folder} is no folder")
     asked = _answers(source, options)
     local = read(folder, engine)
     compared = [(compare_with(told, local), told) for told in asked]

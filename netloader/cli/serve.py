@@ -12,7 +12,6 @@ from netloader.cli.codes import Code
 from netloader.cli.folders import card_in
 from netloader.cli.interrupts import interrupted
 from netloader.cli.options import Access
-from netloader.config import Secret
 from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Segment
@@ -22,7 +21,6 @@ from netloader.io.server import Server, serve
 from netloader.io.snapshot import SessionRecord
 from netloader.io.store.files import FileStore
 from netloader.log_text import size
-from netloader.secure.tokens import MIN_CHARS
 
 POLL_S = 0.1
 """How often the bar moves, and how long after a signal the end begins."""
@@ -46,9 +44,6 @@ def run(wanted: Wanted, form: Form) -> Answer:
     Raises:
         CommandError: it cannot be served.
     """
-    token = wanted.access.token
-    if isinstance(token, Secret) and len(token.reveal()) < MIN_CHARS:
-        raise CommandError(Code.USAGE, f"the token has less than {MIN_CHARS} characters")
     card = card_in(wanted.folder)
     identity = _identity(card.identity if card else None, wanted)
     store = _opened(wanted.folder, card)

@@ -18,7 +18,7 @@ from netloader.io.options import ClientOptions
 from netloader.io.outcome import Attempt
 from netloader.log_text import ADVICE
 from netloader.secure.tls import Tls
-from netloader.secure.tokens import TokenFile
+from netloader.secure.tokens import MIN_CHARS, TokenFile
 
 TOKEN_VARIABLE: Final = "NETLOADER_TOKEN"  # noqa: S105 - the name of a variable
 NOTHING: Final = Manifest(())
@@ -49,6 +49,9 @@ def token_of(file: Path | None) -> Secret | TokenFile | None:
     """
     if file is None:
         text = os.environ.get(TOKEN_VARIABLE, "").strip()
+        if text and len(text) < MIN_CHARS:
+            problem = f"{TOKEN_VARIABLE} is too short; a token has {MIN_CHARS} characters or more"
+            raise CommandError(Code.USAGE, problem)
         return Secret(text) if text else None
     try:
         return TokenFile(file)

@@ -108,7 +108,9 @@ def page(url: str, timeout_s: float) -> dict[str, float]:
             text = answer.read(MOST_PAGE_BYTES).decode(errors="replace")
     except (OSError, ValueError) as error:
         code = Code.REFUSED if isinstance(error, urllib.error.HTTPError) else Code.UNREACHABLE
-        raise CommandError(code, f"{url} cannot be read: {error}") from error
+        why = getattr(error, "reason", None) or error  # of a URLError: the error below it
+        why = getattr(why, "strerror", None) or why
+        raise CommandError(code, f"{url} cannot be read: {why}") from error
     found: dict[str, float] = {}
     for line in text.splitlines():
         if matched := SERIES.fullmatch(line):

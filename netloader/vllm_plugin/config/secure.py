@@ -38,6 +38,8 @@ def key_path(at: Place, value: object) -> str | None:
 
 def tls(at: Place, certificate: str | None, key: str | None, ca: str | None) -> Tls | None:
     """What TLS_CERT, TLS_KEY and TLS_CA make together; None where none of them is given."""
+    if any(problem.startswith("TLS_") for problem in at.problems):
+        return None  # what is missing may be what was refused
     if certificate is None:
         if key is not None or ca is not None:
             at.refuse(None, "every instance serves, so it needs a certificate: give TLS_CERT, too")

@@ -20,6 +20,10 @@ EVERY_RANK: Final = -1
 """In the place of a rank, for a `SOURCE` that is one text."""
 NOWHERE: Final = FinderSpec(Secret(""))
 """The registry of a server that does not publish itself."""
+SOURCES: Final = (
+    'give a text such as "redis://host/prefix" or "host:port", '
+    'or a list such as [{"device_id": 0, "sources": ["host:port"]}]'
+)
 Source: TypeAlias = Endpoint | FinderSpec
 
 
@@ -73,6 +77,9 @@ def sources(at: Place, value: object) -> dict[int, tuple[Source, ...]]:
     if isinstance(value, str):
         spec = _looked_up(at, value)
         return {EVERY_RANK: (spec,)} if spec else {}
+    if not isinstance(value, list | tuple):
+        at.refuse(value, SOURCES)
+        return {}
     found: dict[int, tuple[Source, ...]] = {}
     for rank, places in each(_source)(at, value):
         found[rank] = found.get(rank, ()) + places

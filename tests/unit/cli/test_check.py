@@ -43,7 +43,9 @@ def test_a_client_that_fits_is_told_so_and_one_that_does_not_what_to_do(folder: 
 def test_what_cannot_be_checked_says_why(folder: Path, tmp_path: Path) -> None:
     nobody = inside("check", str(closed_port()), "--model", str(folder))
     assert nobody.code == 3
+    gone = inside("check", str(closed_port()), "--model", str(tmp_path / "gone"))
+    assert (gone.code, "gone is no folder" in gone.err) == (2, True), "before anybody is asked"
     with serving({"w": torch.ones(4)}) as server:
-        ran = inside("check", str(sealed(server).endpoint), "--model", str(tmp_path / "gone"))
+        ran = inside("check", str(sealed(server).endpoint), "--model", str(tmp_path))
     assert ran.code == 5
     assert "vLLM cannot read" in ran.err

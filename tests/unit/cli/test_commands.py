@@ -64,6 +64,19 @@ def test_who_cannot_be_reached_or_asks_for_a_token_has_an_exit_status_of_its_own
     assert "not the right one" not in wrong.out + wrong.err
 
 
+def test_a_token_that_no_server_could_have_is_refused_and_not_shown() -> None:
+    ran = inside("status", str(closed_port()), env={"NETLOADER_TOKEN": "hunter2"})
+    assert ran.code == 2
+    assert "NETLOADER_TOKEN is too short" in ran.err
+    assert "hunter2" not in ran.out + ran.err
+
+
+def test_a_page_that_cannot_be_read_says_why() -> None:
+    ran = inside("status", f"http://{closed_port()}/metrics")
+    assert ran.code == 3
+    assert ran.err.endswith("/metrics cannot be read: Connection refused\n")
+
+
 def test_verify_tells_the_same_weights_from_others() -> None:
     with (
         serving(WEIGHTS) as one,

@@ -261,9 +261,9 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
 @pytest.mark.parametrize(
     ("extra", "problem"),
     [
-        ({"SOURCE": {"a": 1}}, "SOURCE: an object with 1 fields cannot be used; give a list"),
+        ({"SOURCE": {"a": 1}}, "SOURCE: an object with 1 fields cannot be used; give a text"),
         ({"SOURCE": "h:x"}, "SOURCE: endpoint 'h:x': write host:port or [IPv6]:port"),
-        ({"SOURCE": 7}, "SOURCE: 7 cannot be used; give a list, even of one"),
+        ({"SOURCE": 7}, "SOURCE: 7 cannot be used; give a text such as"),
         ({"DISCOVERY_TIMEOUT_S": 0}, "DISCOVERY_TIMEOUT_S: 0 cannot be used; give a number from"),
         ({"SOURCE": [5]}, "SOURCE[0]: 5 cannot be used" + SOURCE_ENTRY),
         ({"SOURCE": [{"device_id": 0}]}, "SOURCE[0].sources is missing; give a list"),
@@ -315,7 +315,7 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
         ),
         (
             {"FALLBACK": {"load_format": "auto", "model_loader_extra_config": PLANTED}},
-            "FALLBACK.model_loader_extra_config: Secret(***) cannot be used; give a JSON object",
+            "FALLBACK.model_loader_extra_config: the value, which is not shown, cannot be used; ",
         ),
         (
             {"FALLBACK": {"load_format": "auto", "config": {}}},
@@ -352,6 +352,7 @@ SOURCE_ENTRY = '; give {"device_id": 0, "sources": ["host:port"]}'
         ({"zzz": 1}, "model_loader_extra_config: there is no field 'zzz'; known: SOURCE, MODEL, "),
         ({7: 1}, "model_loader_extra_config: there is no field 7; known: SOURCE, MODEL, "),
         ({"TLS_CERT": 1}, "TLS_CERT: 1 cannot be used; give one line of text"),
+        ({"TLS_CA": 5}, "TLS_CA: 5 cannot be used; give one line of text"),
         ({"TLS_CA": "/ca.pem"}, "TLS_CERT is missing; every instance serves, so it needs a"),
         ({"TLS_CERT": "/none.pem"}, "TLS_CERT: the certificate /none.pem with its key cannot be"),
         (
