@@ -84,6 +84,8 @@ VIRTUALENV   := virtualenv==21.15.8
 MEDIA        := .cache/media
 # Beside it as well, see requirements/engines.txt.
 ENGINES      := .cache/engines
+# Beside it as well, see requirements/ray.txt.
+RAY          := .cache/ray
 # Beside it as well, see requirements/bench.txt.
 BENCH        := .cache/bench
 # Beside it as well, see requirements/docs.txt.
@@ -135,7 +137,7 @@ tour: $(READY)  ## what an operator sees of a fleet in trouble; writes docs/oper
 	$(PY) -m demo.tour
 
 .PHONY: test
-test: lint $(MEDIA)/.installed $(ENGINES)/.installed  ## all checks, then all tests with their coverage
+test: lint $(MEDIA)/.installed $(ENGINES)/.installed $(RAY)/.installed  ## all checks, then all tests with their coverage
 	@$(SHELL_TOOLS)
 	$(WHY_NO_NPU)
 	rm -f .coverage .coverage.*
@@ -165,6 +167,14 @@ $(ENGINES)/.installed: requirements/engines.txt $(READY)
 	rm -rf $(ENGINES)
 	patiently $(PIP_INSTALL) --no-compile --target $(ENGINES) -r $< || say "They cannot be had here"
 	mkdir -p $(ENGINES)
+	touch $@
+
+$(RAY)/.installed: requirements/ray.txt $(READY)
+	@$(SHELL_TOOLS)
+	say "Ray for tests, in $(RAY) (a download of 130 MB, 370 MB on disk)"
+	rm -rf $(RAY)
+	patiently $(PIP_INSTALL) --no-compile --target $(RAY) -r $< || say "It cannot be had here"
+	mkdir -p $(RAY)
 	touch $@
 
 $(SOURCES)/.installed: requirements/vllm-$(NEWEST).txt $(READY)

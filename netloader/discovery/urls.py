@@ -12,6 +12,7 @@ from netloader.discovery.etcd import EtcdRegistry
 from netloader.discovery.files import Files
 from netloader.discovery.kubernetes import KubernetesService
 from netloader.discovery.names import Address, HostName, ServiceName
+from netloader.discovery.ray_registry import RayRegistry
 from netloader.discovery.redis_registry import RedisRegistry
 
 RANK: Final = "{RANK}"
@@ -72,9 +73,9 @@ def registry_of(text: str) -> Registry:
     """
     for scheme, make in REGISTRIES.items():
         if text.startswith(scheme):
-            return make(_split(text))
-    kinds = ", ".join(f"{scheme}host:port/prefix" for scheme in REGISTRIES)
-    raise ValueError(f"write {kinds}")
+            return make(text)
+    kinds = ", ".join(f"{scheme}host:port/prefix" for scheme in SERVERS)
+    raise ValueError(f"write {kinds}, {RAY}")
 
 
 def _files(text: str, rank: int) -> Finder:
@@ -97,8 +98,20 @@ def _registry(text: str, rank: int) -> Finder:
     return registry_of(text)
 
 
+def _ray(text: str) -> Registry:
+    found = _ACTOR.fullmatch(text)
+    if not found:
+        raise ValueError(f"write {RAY}: two names of letters, digits, dots, dashes, underscores")
+    return RayRegistry(found["namespace"], found["actor"])
+
+
+def _server(text: str) -> Registry:
+    url = _split(text)
+    return SERVERS[f"{url.scheme}://"](url)
+
+
 def _split(text: str) -> SplitResult:
-    """The parts of a URL of a registry.
+    """The parts of a URL of a registry that is a server.
 
     Raises:
         ValueError: it has other parts, or its host or port cannot be used.
@@ -115,13 +128,20 @@ def _split(text: str) -> SplitResult:
 
 
 _SERVICE: Final = re.compile("k8s://(?P<namespace>[a-z0-9-]{1,63})/(?P<service>[a-z0-9-]{1,63})")
-REGISTRIES: Final[Mapping[str, Callable[[SplitResult], Registry]]] = {
+_ACTOR: Final = re.compile(r"ray://(?P<namespace>[\w.-]{1,64})/(?P<actor>[\w.-]{1,64})", re.ASCII)
+RAY: Final = "ray://namespace/actor"
+SERVERS: Final[Mapping[str, Callable[[SplitResult], Registry]]] = {
     "redis://": RedisRegistry,
     "rediss://": RedisRegistry,
     "etcd://": EtcdRegistry,
     "etcds://": EtcdRegistry,
 }
-"""Where servers may publish themselves, over TLS where the name ends with s."""
+"""Registries at a host and a port, over TLS where the name ends with s."""
+REGISTRIES: Final[Mapping[str, Callable[[str], Registry]]] = {
+    **dict.fromkeys(SERVERS, _server),
+    "ray://": _ray,
+}
+"""Where servers may publish themselves."""
 SCHEMES: Final[Mapping[str, Callable[[str, int], Finder]]] = {
     "srv+": _service_name,
     "file:": _files,

@@ -11,6 +11,7 @@ REDIS: Final = "netloader/discovery/redis_registry.py"
 ETCD: Final = "netloader/discovery/etcd.py"
 KUBERNETES: Final = "netloader/discovery/kubernetes.py"
 RECORDS: Final = "netloader/metrics/records.py"
+DIRECTORY: Final = "netloader/discovery/ray_directory.py"
 TLS: Final = "netloader/secure/tls.py"
 FILES: Final = "netloader/secure/files.py"
 SECURING: Final = "netloader/io/securing.py"
@@ -43,6 +44,9 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
     "a key of etcd has no lease": Mutant(OPERATING, ETCD, r', "lease": lease\}', "}"),
     "a pod that is not ready is a source": Mutant(
         OPERATING, KUBERNETES, r'if \(endpoint.get\("conditions"\).* is not False:', "if True:"
+    ),
+    "an entry of Ray's actor whose lease has ended is handed out": Mutant(
+        OPERATING, DIRECTORY, r" if entry\.until > now\]", "]"
     ),
     "sources that accept no connection are handed out": Mutant(
         OPERATING, LOOKUP, r"if place in written or place in open_\)", ")"

@@ -325,7 +325,8 @@ FIELDS: Final = (
     _deadline("QUEUE_TIMEOUT_S", "queue_s", "seconds to wait for busy sources; 0: do not wait"),
     Field("PUBLISH", publish, "string", None,
           "registry where a rank publishes itself while it serves: `redis://host:port/prefix`, "
-          "`etcd://host:port/prefix`, or `no`; absent: the registry that is the whole `SOURCE`"),
+          "`etcd://host:port/prefix`, `ray://namespace/actor`, or `no`; absent: the registry that "
+          "is the whole `SOURCE`"),
     Field("DISCOVERY_TIMEOUT_S", number(0.1, 600, 1.0), "number", 5,
           "seconds that a start waits for an answer where it looks sources up"),
     Field("FIRST_TIMEOUT_S", number(0, 86400, 1.0), "number", 300,

@@ -1,4 +1,4 @@
-"""Redis and etcd: what servers put there, clients find; leases end, and garbage costs a line."""
+"""Redis, etcd, Ray: what servers put there, clients find; leases end, and garbage costs a line."""
 
 import base64
 import json
@@ -30,6 +30,7 @@ from netloader.discovery.lookup import Lookup
 from netloader.discovery.urls import registry_of
 from netloader.io.clock import monotonic
 from netloader.log import capture, get_logger
+from tests.support.ray_cluster import ray_cluster
 from tests.support.registries import Program, etcd_server, mute, redis_server
 from tests.unit.io.helpers import SOON_S, closed_port, eventually
 
@@ -38,15 +39,17 @@ A = Candidate(Endpoint("10.0.0.1", 1), "here", 0.5, 2e9)
 B = Candidate(Endpoint("fd00::2", 2))
 PASSWORD = "hunter2/?#:@"
 LONG_S = 60
+RAY = "ray://fleet/servers"
 
 
 @dataclass
 class Place:
-    """A registry, its server, and how to put bytes there that are no entry."""
+    """A registry, and how to put bytes there that are no entry."""
 
     registry: Registry
-    program: Program
     litter: Callable[[int, bytes], None]
+    program: "Program | None" = None
+    """Its server; None for Ray, whose cluster other tests use as well."""
 
     def found(self) -> list[Candidate]:
         answer = self.registry.find(KEY, SOON_S)
@@ -56,15 +59,38 @@ class Place:
         return {candidate.endpoint for candidate in self.found()}
 
 
-@pytest.fixture(params=["redis", "etcd"])
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Ray, in a cluster where the actor of RAY is there: to start its process takes seconds."""
+    with ray_cluster() as ray:
+        registry_of(RAY).put(Key("another", ""), A, LONG_S, LONG_S)
+        yield ray
+
+
+@pytest.fixture(params=["redis", "etcd", "ray"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    if request.param == "ray":
+        ray = request.getfixturevalue("cluster")
+        actor = ray.get_actor("servers", "fleet")
+        ray.get(actor.__ray_call__.remote(lambda directory: directory.__init__(directory._now)))
+        yield Place(registry_of(RAY), in_ray(ray, actor))
+        return
     with ExitStack() as stack:
         if request.param == "redis":
             where, program = stack.enter_context(redis_server())
         else:
             where, program = stack.enter_context(etcd_server(tmp_path))
         litter = in_redis(where) if request.param == "redis" else in_etcd(where)
-        yield Place(registry_of(f"{request.param}://{where}/fleet"), program, litter)
+        registry = registry_of(f"{request.param}://{where}/fleet")
+        yield Place(registry, litter, program)
+
+
+def in_ray(ray: Any, actor: Any) -> Callable[[int, bytes], None]:
+    def litter(count: int, data: bytes) -> None:
+        key = f"{KEY.model}:{KEY.digest}"
+        ray.get([actor.put.remote(key, f"n{i}", data, LONG_S) for i in range(count)])
+
+    return litter
 
 
 def in_redis(where: Endpoint) -> Callable[[int, bytes], None]:
@@ -140,9 +166,11 @@ def test_of_thousands_the_newest_are_returned(place: Place) -> None:
     assert A in answer.candidates
 
 
+@pytest.mark.parametrize("place", ["redis", "etcd"], indirect=True)
 def test_a_registry_that_dies_is_told_and_costs_no_more_than_the_time_out(place: Place) -> None:
     lookup = Lookup([place.registry], KEY, "here", SOON_S, get_logger("client"))
     assert not lookup.look().problems
+    assert place.program is not None
     place.program.kill()
     place.program.wait()
 
@@ -150,6 +178,17 @@ def test_a_registry_that_dies_is_told_and_costs_no_more_than_the_time_out(place:
     (problem,) = lookup.look().problems
     assert problem.startswith(f"{place.registry.name}: ")
     assert monotonic() - begun < 2 * SOON_S
+
+
+def test_an_actor_that_is_gone_for_good_is_created_again(cluster: Any) -> None:
+    registry = registry_of("ray://fleet/others")
+    assert registry.find(KEY, SOON_S).candidates == ()
+    registry.remove(KEY, A.endpoint, SOON_S)
+    for _ in range(2):
+        registry.put(KEY, A, LONG_S, LONG_S)
+        assert registry.find(KEY, SOON_S).candidates == (A,)
+        cluster.kill(cluster.get_actor("others", "fleet"))
+        assert eventually(lambda: registry.find(KEY, SOON_S).candidates == ())
 
 
 @pytest.mark.parametrize("scheme", ["redis", "etcd"])
