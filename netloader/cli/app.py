@@ -129,6 +129,13 @@ def serve(
         ),
     ] = None,
     max_clients: Annotated[int, typer.Option(min=1, help="Clients served at once.")] = 2,
+    publish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A registry that is to name this server: redis://host/prefix, etcd://host/prefix.",
+        ),
+    ] = None,
     access: Access,
     form: Form,
 ) -> Answer:
@@ -144,12 +151,15 @@ def serve(
 
         NETLOADER_TOKEN=$(cat token) netloader serve ./weights --identity model=llama
 
+        netloader serve ./weights --host 10.0.0.1 --publish redis://registry.example/fleet
+
         netloader serve ./weights --tls-cert host.pem --tls-key host.key --tls-ca ca.pem
     """
     from netloader.cli import serve as served
 
     pairs = tuple(identity or ())
-    return served.run(served.Wanted(folder, host, port, pairs, max_clients, access), form)
+    wanted = served.Wanted(folder, host, port, pairs, max_clients, publish, access)
+    return served.run(wanted, form)
 
 
 @app.command()

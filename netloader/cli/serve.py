@@ -1,6 +1,7 @@
 """`netloader serve`: a folder of safetensors files as a source, without an engine."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,21 @@ from netloader.cli.codes import Code
 from netloader.cli.folders import card_in
 from netloader.cli.interrupts import interrupted
 from netloader.cli.options import Access
+from netloader.discovery.announce import Announcement
+from netloader.discovery.base import Candidate, Key, Registry
+from netloader.discovery.keys import key_of
+from netloader.discovery.urls import registry_of
 from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Segment
 from netloader.fsm.messages import Description
+from netloader.io.host import boot_id
+from netloader.io.listener import ANYWHERE
 from netloader.io.publishing import ServerOptions
 from netloader.io.server import Server, serve
 from netloader.io.snapshot import SessionRecord
 from netloader.io.store.files import FileStore
+from netloader.log import get_logger
 from netloader.log_text import size
 
 POLL_S = 0.1
@@ -35,6 +43,8 @@ class Wanted:
     port: int
     identity: Sequence[str]
     max_clients: int
+    publish: str | None
+    """The registry that names this server to clients."""
     access: Access
 
 
@@ -48,6 +58,7 @@ def run(wanted: Wanted, form: Form) -> Answer:
     identity = _identity(card.identity if card else None, wanted)
     store = _opened(wanted.folder, card)
     options = _options(wanted.access, wanted.max_clients, card, form)
+    registry = _registry(wanted)
     with interrupted() as stop, _begun(wanted, identity, store, options) as server:
         with bar(f"hashing {wanted.folder.name}") as report:
             while not server.wait_ready(POLL_S) and not stop.is_set():
@@ -57,12 +68,43 @@ def run(wanted: Wanted, form: Form) -> Answer:
             raise CommandError(Code.FAILED, f"{wanted.folder} is not served: {model.withdrawn}")
         if not stop.is_set():
             form.tell(_ready(server, wanted.folder, model.nbytes))
-        while not stop.wait(POLL_S):
-            pass
+        with _announced(registry, key_of(identity), server, wanted.max_clients):
+            while not stop.wait(POLL_S):
+                pass
         (model,) = server.snapshot().models
     data = {"event": "ended", "sessions": model.sessions, "sent_bytes": model.sent_bytes}
     sent = f"{model.sessions} sessions, {size(model.sent_bytes)} sent"
     return Answer(data, (Text(f"Ended: {sent}"),))
+
+
+def _registry(wanted: Wanted) -> Registry | None:
+    if wanted.publish is None:
+        return None
+    if wanted.host in ANYWHERE:
+        raise CommandError(Code.USAGE, "--publish: give --host the address that clients reach")
+    try:
+        return registry_of(wanted.publish)
+    except ValueError as error:
+        raise CommandError(Code.USAGE, f"--publish: {error}") from error
+
+
+@contextmanager
+def _announced(registry: Registry | None, key: Key, server: Server, most: int) -> Iterator[None]:
+    """Have the registry name the server inside the block, as long as it offers."""
+    if registry is None:
+        yield
+        return
+
+    def offered() -> Candidate | None:
+        (model,) = server.snapshot().models
+        load = model.clients / most
+        return Candidate(server.endpoint, boot_id(), load) if not model.withdrawn else None
+
+    announcement = Announcement(registry, key, offered, get_logger("server"))
+    try:
+        yield
+    finally:
+        announcement.end()
 
 
 class Counted(FileStore):

@@ -1,18 +1,16 @@
 """Look up the sources of one model, where the operator does not name them by address."""
 
-import hashlib
 import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from netloader.config import Endpoint
-from netloader.discovery.base import Key
 from netloader.discovery.claim import wait_for_first
+from netloader.discovery.keys import instance_key_of, key_of
 from netloader.discovery.lookup import Looked, Lookup
 from netloader.discovery.names import Address
 from netloader.discovery.urls import registry_of
-from netloader.fsm.canonical import canonical
 from netloader.fsm.reasons import Reason
 from netloader.io.host import boot_id
 from netloader.io.outcome import Attempt
@@ -26,9 +24,6 @@ from netloader.vllm_plugin.serve.worker import this_worker
 
 NAMED = 8
 """Sources without a connection that the history of a load names."""
-COMMON = ("model", "role", "dtype", "architecture", "quantization", "device")
-PARTITIONED = ("tensor_parallel", "pipeline_parallel", "data_parallel")
-"""Fields of the identity with a number of this rank, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +51,12 @@ def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool)
     written = [finder.endpoint for finder in finders if isinstance(finder, Address)]
     if len(written) == len(finders):
         return Sources(tuple(written), place=place)
-    given = (key_of(model), boot_id(), settings.discovery_timeout_s, logger)
+    given = (key_of(model.early), boot_id(), settings.discovery_timeout_s, logger)
     lookup = Lookup(finders, *given, own=lambda: frozenset(_own_places()))
     looked = lookup.look()
     alone = not (looked.sources or looked.problems) and settings.fallback is not None
     if place is not None and alone and place.registry.name in {f.name for f in finders}:
-        claimed = (place.registry, whole_key_of(model), _instance())
+        claimed = (place.registry, instance_key_of(model.early), _instance())
         given_up = (settings.first_timeout_s, logger)
         looked, claim = wait_for_first(lookup.look, *claimed, *given_up)
         place = replace(place, claim=claim)
@@ -71,33 +66,15 @@ def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool)
 
 def _place_of(model: LocalModel, settings: Settings) -> Place | None:
     registry = settings.registry
-    return None if registry is None else Place(registry_of(registry.text.reveal()), key_of(model))
+    if registry is None:
+        return None
+    return Place(registry_of(registry.text.reveal()), key_of(model.early))
 
 
 def _instance() -> str:
     """A name that all ranks of this instance have in common, and no other instance has."""
     mine = f"{socket.gethostname()[:40]}:{os.getpid()}:{os.urandom(4).hex()}"
     return agree.first_said("instance", mine)
-
-
-def key_of(model: LocalModel) -> Key:
-    """What a server is looked up by: the fields that say which part of which model a rank has.
-
-    Those of the config and of files are left to the comparison with the source, which names the
-    field that differs.
-    """
-    plain = {name: value for name, value in model.early.hard.items() if "." not in name}
-    digest = hashlib.sha256(canonical(plain)).hexdigest()[:16]
-    return Key(model.early.hard["model"], digest)
-
-
-def whole_key_of(model: LocalModel) -> Key:
-    """What is the same for all ranks of instances of one model that are partitioned alike."""
-    hard = model.early.hard
-    plain = {name: hard[name] for name in COMMON} | {
-        name: hard[name].rpartition(" of ")[2] for name in PARTITIONED
-    }
-    return Key(hard["model"], hashlib.sha256(canonical(plain)).hexdigest()[:16])
 
 
 def _own_places() -> Iterator[Endpoint]:

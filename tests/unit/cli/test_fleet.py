@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 
 from netloader.cli.codes import Code
 from netloader.discovery.base import Candidate, Key
+from netloader.discovery.keys import key_of
 from netloader.discovery.urls import registry_of
+from netloader.fsm.identity import Identity
 from netloader.io.clock import monotonic
 from tests.support.pki import Authority
 from tests.support.registries import etcd_server, redis_server
 from tests.unit.cli.helpers import COMMAND, LONG_S, Ran, environment, inside
-from tests.unit.io.helpers import FAST, SOON_S, closed_port, sealed, serving
+from tests.unit.io.helpers import FAST, SOON_S, closed_port, eventually, sealed, serving
 
 WEIGHTS = {"w": torch.arange(1000.0)}
 LEASE_S = 60
@@ -51,6 +53,46 @@ def test_a_registry_names_the_servers_of_all_models(registry: str) -> None:
     assert f'"source": "{gone}", "error"' in top.out
     assert top.out.count('"state": "offered"') == 2
     assert (verify.code, verify.data["same"]) == (0, True)
+
+
+def test_a_served_folder_is_named_until_it_ends(registry: str, tmp_path: Path) -> None:
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    save_file(WEIGHTS, folder / "model.safetensors")
+    words = ("serve", str(folder), "--publish", registry, "--json")
+    serve = subprocess.Popen(
+        [*COMMAND, *words], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    key, known = key_of(Identity({"model": "llama"})), registry_of(registry)
+    try:
+        assert serve.stdout is not None
+        endpoint = json.loads(serve.stdout.readline())["endpoint"]
+
+        def named() -> list[str]:
+            return [str(each.endpoint) for each in known.find(key, SOON_S).candidates]
+
+        assert eventually(lambda: named() == [endpoint])
+        serve.send_signal(signal.SIGTERM)
+        assert serve.wait(LONG_S) == Code.INTERRUPTED or serve.returncode == 0
+        assert named() == []
+    finally:
+        serve.kill()
+        serve.communicate()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--publish", "redis://h", "--host", ""), "give --host the address"),
+        (("--publish", "http://h"), "--publish: write redis://"),
+    ],
+)
+def test_a_folder_that_cannot_be_named_is_not_served(
+    tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    ran = inside("serve", str(tmp_path), *words)
+    assert (ran.code, says in ran.err) == (2, True)
 
 
 def test_top_follows_a_fleet_that_grows(registry: str) -> None:

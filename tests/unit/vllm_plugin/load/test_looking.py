@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from torch import nn
 
+from netloader.discovery.keys import KEYED, instance_key_of, key_of
+from netloader.fsm.identity import Identity
 from netloader.log import capture
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.load.loader import NetLoader, NoWeightsError
-from netloader.vllm_plugin.load.looking import key_of
 from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again, plan_load
 from tests.unit.io.helpers import closed_port
 from tests.unit.vllm_plugin.helpers import Lines, events, identity, line_of
@@ -99,7 +100,7 @@ def test_a_reload_looks_again_at_who_is_there(tmp_path: Path) -> None:
 
 def test_servers_are_looked_up_by_what_makes_their_weights_interchangeable() -> None:
     def key(model: Any = None, **changes: Any) -> str:
-        return key_of(read_config(vllm_config(**changes), model or model_config(), None)).digest
+        return key_of(early(model, **changes)).digest
 
     same = model_config()
     same.hf_config.to_dict = lambda: {"hidden_size": 9}
@@ -108,3 +109,19 @@ def test_servers_are_looked_up_by_what_makes_their_weights_interchangeable() -> 
     other.quantization = "w8a8"
     assert len({key(), key(other), key(data_parallel_size=2)}) == 3
     assert parallel().data_parallel_size == 1
+    plain = {name for name in early().hard if "." not in name}
+    assert plain == set(KEYED), "a field that says which part it is belongs to the key"
+
+
+def early(model: Any = None, **changes: Any) -> Identity:
+    return read_config(vllm_config(**changes), model or model_config(), None).early
+
+
+def test_ranks_of_an_instance_have_one_key_in_common_and_keys_of_their_own() -> None:
+    ranks = [
+        Identity({**early().hard, "tensor_parallel": f"{rank} of 2", "expert_parallel": str(rank)})
+        for rank in range(2)
+    ]
+    other = Identity({**early().hard, "tensor_parallel": "0 of 4"})
+    assert len({key_of(each).digest for each in (*ranks, other)}) == 3
+    assert instance_key_of(ranks[0]) == instance_key_of(ranks[1]) != instance_key_of(other)
