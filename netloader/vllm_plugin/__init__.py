@@ -19,10 +19,12 @@ def register() -> None:
     from vllm.model_executor.model_loader import register_model_loader
 
     from netloader.vllm_plugin.load.loader import NetLoader
+    from netloader.vllm_plugin.patches import front
     from netloader.vllm_plugin.patches.worker_methods import install_when_made
 
     register_model_loader("netloader")(NetLoader)
     install_when_made()
+    front.install()
     logger = get_logger("plugin", LOG_BASE)
     if problem := mixed():
         emit(logger, "netloader.plugin.mixed", {"netloader.detail": problem})

@@ -41,17 +41,13 @@ from netloader.vllm_plugin.load.reload import (
     remember,
     remembered,
 )
-from netloader.vllm_plugin.serve.standing import Report, Standing
+from netloader.vllm_plugin.serve.standing import Report, StandbyError, Standing
 from netloader.vllm_plugin.serve.worker import this_worker
 
 Done = TypeVar("Done")
 
 START = "start this instance without STANDBY"
 OTHER_RANK = "another rank of this instance was not filled, so none is; its reason is beside"
-
-
-class StandbyError(NetloaderError):
-    """A model cannot be filled in place, or was not."""
 
 
 def check(vllm_config: VllmConfig, local: LocalModel, settings: Settings) -> None:

@@ -3,6 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypedDict
 
+from netloader.errors import NetloaderError
+
+
+class StandbyError(NetloaderError):
+    """An instance on standby cannot be filled in place, was not, or has no weights yet."""
+
 
 class _Rank(TypedDict):
     rank: int

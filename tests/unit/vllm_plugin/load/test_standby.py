@@ -18,9 +18,9 @@ from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.load import agree, standby
 from netloader.vllm_plugin.load.receiving import Receiver
 from netloader.vllm_plugin.load.reload import Reloadable, remember
-from netloader.vllm_plugin.load.standby import StandbyError, StandbyRank
+from netloader.vllm_plugin.load.standby import StandbyRank
 from netloader.vllm_plugin.log_base import LOG_BASE
-from netloader.vllm_plugin.serve.standing import Report
+from netloader.vllm_plugin.serve.standing import Report, StandbyError
 from tests.unit.io.helpers import closed_port, contents, module_of, random, serving
 from tests.unit.vllm_plugin.helpers import events, identity, plan, receive, settings
 

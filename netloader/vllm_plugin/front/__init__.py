@@ -1,0 +1,1 @@
+"""Keep clients from an instance that has no weights yet, and let it be filled."""

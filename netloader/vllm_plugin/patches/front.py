@@ -1,0 +1,124 @@
+"""Where vLLM takes requests: its engines for programs and for servers, and its HTTP API.
+
+They are wrapped when the configuration of an instance on standby is made, which vLLM does in each
+process that takes requests, before it makes the engine. So other instances, and processes that only
+compute, import and wrap nothing.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from typing import Any, Final
+
+from vllm.engine.arg_utils import EngineArgs
+
+from netloader.config import Secret
+from netloader.errors import ConfigError
+from netloader.vllm_plugin.config.checks import settings_of
+from netloader.vllm_plugin.config.settings import Settings
+from netloader.vllm_plugin.front.gate import Gate
+from netloader.vllm_plugin.front.instance import Instance, ServedInstance
+from netloader.vllm_plugin.patches.worker_methods import LOAD_FORMAT
+
+HELD: Final = "_netloader_instance"
+"""The attribute of vLLM's engines that holds an `Instance`, or None."""
+GUARDED: Final = "netloader_gate"
+"""The attribute by which a wrapped function is known."""
+BUILD: Final = "build_app"
+"""The function that makes the HTTP API. Up to 0.31 it is in `openai.api_server`."""
+
+
+def install() -> None:
+    """Watch for instances on standby; a second call changes nothing."""
+    _wrap(EngineArgs, "create_engine_config", _watching)
+
+
+def _watching(create: Any) -> Any:
+    @wraps(create)
+    def created(*args: Any, **kwargs: Any) -> Any:
+        config = create(*args, **kwargs)
+        if _on_standby(config) is not None:
+            _guard()
+        return config
+
+    return created
+
+
+def _on_standby(config: Any) -> Settings | None:
+    """The settings of an instance that starts on standby. Bad ones are refused by its workers."""
+    with suppress(ConfigError):
+        if config.load_config.load_format == LOAD_FORMAT:
+            settings = settings_of(config.load_config)
+            return settings if settings.standby else None
+    return None
+
+
+def _guard() -> None:
+    """Wrap what takes requests in this process."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    _wrap(AsyncLLM, "add_request", _required)
+    _wrap(LLMEngine, "add_request", _checked)
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("vllm.entrypoints.") and BUILD in vars(module):
+            _wrap(module, BUILD, _gated)
+
+
+def _wrap(holder: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+    function = getattr(holder, name)
+    if not hasattr(function, GUARDED):
+        guarded = wrap(function)
+        setattr(guarded, GUARDED, True)
+        setattr(holder, name, guarded)
+
+
+def _known(engine: Any, make: Callable[[Settings], Instance]) -> Any:
+    """What is known of an engine; None for one that does not start on standby."""
+    held = vars(engine)
+    if HELD not in held:
+        settings = _on_standby(engine.vllm_config)
+        held[HELD] = None if settings is None else make(settings)
+    return held[HELD]
+
+
+def served(engine: Any) -> ServedInstance | None:
+    """What is known of the engine of a server; None for one that does not start on standby."""
+    found: ServedInstance | None = _known(engine, lambda settings: ServedInstance(settings, engine))
+    return found
+
+
+def _required(add: Any) -> Any:
+    @wraps(add)
+    async def guarded(engine: Any, *args: Any, **kwargs: Any) -> Any:
+        if (instance := served(engine)) is not None:
+            await instance.require()
+        return await add(engine, *args, **kwargs)
+
+    return guarded
+
+
+def _checked(add: Any) -> Any:
+    @wraps(add)
+    def guarded(engine: Any, *args: Any, **kwargs: Any) -> Any:
+        if (instance := _known(engine, Instance)) is not None:
+            instance.check(engine)
+        return add(engine, *args, **kwargs)
+
+    return guarded
+
+
+def _gated(build: Any) -> Any:
+    @wraps(build)
+    def built(args: Any, *rest: Any, **kwargs: Any) -> Any:
+        app = build(args, *rest, **kwargs)
+        if getattr(args, "load_format", None) == LOAD_FORMAT:
+            from vllm import envs
+
+            keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+            inner = app.middleware_stack or app.build_middleware_stack()  # it may be built already
+            app.middleware_stack = Gate(inner, served, [Secret(key) for key in keys])
+        return app
+
+    return built
