@@ -44,7 +44,7 @@ def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool)
     """The sources of a model, which this rank is to serve itself, or not; never raises.
 
     Blocks for DISCOVERY_TIMEOUT_S and a second, and where another instance loads the model, until
-    it serves, FIRST_TIMEOUT_S at the longest.
+    it serves, FIRST_TIMEOUT_S at the longest; one on standby looks once, and waits after its start.
     """
     place = _place_of(model, settings) if serves else None
     finders = finders_of(settings.sources, model.rank)
@@ -54,7 +54,8 @@ def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool)
     given = (key_of(model.early), boot_id(), settings.discovery_timeout_s, logger)
     lookup = Lookup(finders, *given, own=lambda: frozenset(_own_places()))
     looked = lookup.look()
-    alone = not (looked.sources or looked.problems) and settings.fallback is not None
+    loads = settings.fallback is not None and not settings.standby  # by itself, as the first one
+    alone = loads and not (looked.sources or looked.problems)
     if place is not None and alone and place.registry.name in {f.name for f in finders}:
         claimed = (place.registry, instance_key_of(model.early), _instance())
         given_up = (settings.first_timeout_s, logger)

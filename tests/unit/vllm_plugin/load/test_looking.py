@@ -13,8 +13,11 @@ from netloader.fsm.identity import Identity
 from netloader.log import capture
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity.reading import read_config
+from netloader.vllm_plugin.load import looking
 from netloader.vllm_plugin.load.loader import NetLoader, NoWeightsError
+from netloader.vllm_plugin.load.looking import look
 from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again, plan_load
+from tests.support.registries import redis_server
 from tests.unit.io.helpers import closed_port
 from tests.unit.vllm_plugin.helpers import Lines, events, identity, line_of
 from tests.unit.vllm_plugin.load.test_loader import load_config
@@ -125,3 +128,21 @@ def test_ranks_of_an_instance_have_one_key_in_common_and_keys_of_their_own() -> 
     other = Identity({**early().hard, "tensor_parallel": "0 of 4"})
     assert len({key_of(each).digest for each in (*ranks, other)}) == 3
     assert instance_key_of(ranks[0]) == instance_key_of(ranks[1]) != instance_key_of(other)
+
+
+def test_an_instance_on_standby_neither_claims_the_first_load_nor_waits_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def claimed(*_: object) -> None:
+        pytest.fail("it waits")
+
+    monkeypatch.setattr(looking, "wait_for_first", claimed)
+    monkeypatch.setattr(looking, "_instance", lambda: "instance")
+    local = read_config(vllm_config(), model_config(), None)
+    with redis_server() as (at, _):
+        settings = Settings.parse({"SOURCE": f"redis://{at}/llm", "STANDBY": True})
+        found = look(local, settings, LOGGER, serves=True)
+        assert (found.now, found.place and found.place.claim) == ((), None)
+        assert found.place, "it is published once it is filled"
+        with pytest.raises(pytest.fail.Exception, match="it waits"):
+            look(local, replace(settings, standby=False), LOGGER, serves=True)
