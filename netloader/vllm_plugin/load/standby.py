@@ -20,7 +20,7 @@ from vllm.config import VllmConfig
 from netloader.errors import ConfigError, NetloaderError
 from netloader.io.clock import monotonic
 from netloader.io.outcome import Outcome
-from netloader.io.store.module import Named, WeightsError
+from netloader.io.store.module import Named, WeightsError, manifest_of
 from netloader.log import emit
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import dealt
@@ -200,7 +200,7 @@ class StandbyRank(Standing):
         report["receive_s"] = round(received - begun, 4)
         report["write_s"] = round(written - received, 4)
         report["offer_s"] = round(monotonic() - written, 4)
-        report["bytes"] = sum(tensor.nbytes for _, tensor in named)
+        report["bytes"] = manifest_of(named).nbytes
         emit(self._receiver.logger, "netloader.standby.filled", _fields(report))
         return report
 
