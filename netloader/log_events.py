@@ -45,6 +45,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             "Such a file has changed and cannot be used; what it held before stays in force."
         ),
         "netloader.metrics.failed": _warning("The page of metrics cannot be opened, and why."),
+        "netloader.instance.failed": _warning("Ranks of one host do not find each other: why."),
         "netloader.address.unknown": _warning("No address of this host can be named to others."),
         "netloader.address_file.failed": _warning("The address file cannot be written."),
         "netloader.background.failed": _error("Background work ended early, and what follows."),

@@ -41,8 +41,8 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
 )
 """What would help, by the value of `netloader.reason`."""
 
-_PASSING = ("busy", "not_ready")
-"""Refusals that end by themselves: `netloader.source.waiting` is the sentence about them."""
+_PASSING = ("busy", "not_ready", "referred")
+"""Refusals that are no end: a client waits (`netloader.source.waiting`), or asks another port."""
 
 
 def text_of(fields: Fields) -> str:
@@ -351,6 +351,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.secret.reloaded": lambda f: f"Read again: {_text(f, 'netloader.files')}",
         "netloader.secret.unreadable": _unreadable,
         "netloader.metrics.failed": _no_metrics,
+        "netloader.instance.failed": _telling("The ranks of this host do not find each other"),
         "netloader.address.unknown": _telling("No address can be named to clients"),
         "netloader.address_file.failed": _telling("The address file cannot be written"),
         "netloader.background.failed": _background,

@@ -44,6 +44,14 @@ class AsyncioListener:
             raise
         tell(logger, "netloader.listener.started", self.endpoint)
 
+    def add(self, sock: socket.socket) -> None:
+        """Accept at one more socket, until `remove` or `close`; from any thread."""
+        self._reactor.post(partial(self._reception.add, sock))
+
+    def remove(self, sock: socket.socket) -> None:
+        """Accept no more at a socket that was added; from any thread."""
+        self._reactor.post(partial(self._reception.remove, sock))
+
     def close(self) -> None:
         """Accept no more, and end every session; `wait_closed` waits until they are closed."""
         if os.getpid() == self._process:

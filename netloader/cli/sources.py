@@ -1,7 +1,7 @@
 """Sources as the commands ask them: who they are, with which token, and what they answer."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Status
 from netloader.fsm.reasons import Reason
+from netloader.fsm.terms import beside
 from netloader.io.describe import ask_status
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Attempt
@@ -22,6 +23,8 @@ from netloader.secure.tokens import MIN_CHARS, TokenFile
 
 TOKEN_VARIABLE: Final = "NETLOADER_TOKEN"  # noqa: S105 - the name of a variable
 NOTHING: Final = Manifest(())
+WHOLE: Final = (" 0 of 1", " decode 1", " off")
+"""How the fields of a partition end that is none."""
 NO_ANSWER: Final = (Reason.UNREACHABLE, Reason.CONNECTION_LOST, Reason.DEADLINE_PASSED)
 
 
@@ -39,6 +42,12 @@ class Told:
     def role(self) -> str:
         """What the model is for; empty without a role."""
         return self.identity.role or ""
+
+    @property
+    def name(self) -> str:
+        """The role, and the part of the model where an instance has several."""
+        several = (part for part in self.identity.part if not part.endswith(WHOLE))
+        return ", ".join(filter(None, (self.role, *several)))
 
 
 def token_of(file: Path | None) -> Secret | TokenFile | None:
@@ -95,6 +104,11 @@ def ask_all(source: Endpoint, options: ClientOptions) -> tuple[Told, ...]:
     first = ask(source, None, options)
     others = [role for role in dict.fromkeys(first.status.roles) if role and role != first.role]
     return first, *(ask(source, role, options) for role in others[:8])
+
+
+def ranks_beside(told: Told, known: Collection[Endpoint]) -> tuple[Endpoint, ...]:
+    """The other ranks of a server's instance on its host, as far as they are not known."""
+    return tuple(e for e in beside(told.source, told.status.ports) if e not in known)
 
 
 def ask_first(sources: Sequence[Endpoint], role: str | None, options: ClientOptions) -> Told:

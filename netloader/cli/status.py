@@ -13,7 +13,7 @@ from rich.text import Text
 from netloader.cli.answers import Answer, CommandError, grid, plain
 from netloader.cli.codes import Code
 from netloader.cli.places import places_of
-from netloader.cli.sources import Told, ask_all
+from netloader.cli.sources import Told, ask_all, ranks_beside
 from netloader.io.options import ClientOptions
 from netloader.log_text import size
 
@@ -35,13 +35,15 @@ def run(where: str, options: ClientOptions) -> Answer:
     told: list[Told] = []
     shown: list[RenderableType] = []
     silent: list[CommandError] = []
-    for place in places_of([where], options):
+    places = [*places_of([where], options)]
+    for place in places:  # which grows: a rank names the others of its instance
         try:
             models = ask_all(place, options)
         except CommandError as error:
             silent.append(error)
             shown += [plain(error), Text()]
         else:
+            places += ranks_beside(models[0], places)
             told += models
             shown += [part for model in models for part in (_shown(model), Text())]
     if not told:
@@ -65,7 +67,7 @@ def data_of(told: Told) -> dict[str, object]:
 
 def _shown(told: Told) -> RenderableType:
     status = told.status
-    whose = f", role {told.role}" if told.role else ""
+    whose = f", role {told.name}" if told.name else ""
     state = Text.assemble((status.state, COLORS.get(status.state, "yellow")))
     if status.withdrawn:
         state.append_text(plain(f": {status.withdrawn}"))

@@ -14,7 +14,7 @@ from netloader.cli.answers import Answer, CommandError, Form, Programs, plain
 from netloader.cli.codes import Code
 from netloader.cli.interrupts import interrupted
 from netloader.cli.places import places_of
-from netloader.cli.sources import Told, ask_all
+from netloader.cli.sources import Told, ask_all, ranks_beside
 from netloader.cli.status import COLORS
 from netloader.config import Endpoint
 from netloader.io.clock import monotonic
@@ -85,7 +85,11 @@ class Watch:
             if error.code is Code.USAGE:
                 raise
             return [[Line(text, None, str(error))]]
-        return [*pool.map(self._ask, places)]
+        lines = [*pool.map(self._ask, places)]
+        known = [*places]
+        for line in (line for of_one in tuple(lines) for line in of_one[:1]):
+            known += ranks_beside(line.told, known) if line.told else ()
+        return [*lines, *pool.map(self._ask, known[len(places) :])]
 
     def _ask(self, source: Endpoint) -> list[Line]:
         try:
@@ -149,7 +153,7 @@ def table_of(lines: Sequence[Line]) -> Table:
         status = told.status
         table.add_row(
             source,
-            plain(told.role),
+            plain(told.name),
             Text(status.state, style=COLORS.get(status.state, "yellow")),
             size(status.nbytes),
             f"{status.clients}/{status.max_clients}",

@@ -8,7 +8,7 @@ from rich.text import Text
 from netloader.cli.answers import Answer, plain
 from netloader.cli.codes import Code
 from netloader.cli.places import places_of
-from netloader.cli.sources import Told, ask_all, ask_first
+from netloader.cli.sources import Told, ask_all, ask_first, ranks_beside
 from netloader.config import Endpoint
 from netloader.fsm.identity import Difference
 from netloader.io.options import ClientOptions
@@ -19,7 +19,7 @@ SEALED = ("offered", "auditing", "receiving")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models of one role. `same` is None where that cannot be told."""
+    """Two models of one role and rank. `same` is None where that cannot be told."""
 
     role: str
     same: bool | None
@@ -29,18 +29,15 @@ class Comparison:
 
 
 def run(first: str, second: str, options: ClientOptions) -> Answer:
-    """Compare what two servers say of their weights, role by role.
+    """Compare what two instances say of their weights, rank by rank and role by role.
 
     Raises:
         CommandError: one of them does not answer.
     """
-    mine, theirs = (
-        {told.role: told for told in ask_all(_answering(text, options), options)}
-        for text in (first, second)
-    )
-    found = [compared(mine[role], theirs[role]) for role in mine if role in theirs]
-    alone = [role for role in {**mine, **theirs} if (role in mine) is not (role in theirs)]
-    found += [Comparison(role, None, "only one of the two serves this role") for role in alone]
+    mine, theirs = ({t.name: t for t in _models(text, options)} for text in (first, second))
+    found = [compared(mine[name], theirs[name]) for name in mine if name in theirs]
+    alone = [name for name in {**mine, **theirs} if (name in mine) is not (name in theirs)]
+    found += [Comparison(name, None, "only one of the two serves it") for name in alone]
     same = all(comparison.same for comparison in found)
     data = {
         "same": same,
@@ -61,6 +58,17 @@ def run(first: str, second: str, options: ClientOptions) -> Answer:
     return Answer(data, shown, Code.OK if same else Code.NO)
 
 
+def _models(text: str, options: ClientOptions) -> list[Told]:
+    """The models of the instance that a text names, of all its ranks on that host."""
+    places = [_answering(text, options)]
+    told: list[Told] = []
+    for place in places:  # which grows
+        models = ask_all(place, options)
+        places += ranks_beside(models[0], places)
+        told += models
+    return told
+
+
 def _answering(text: str, options: ClientOptions) -> Endpoint:
     """The server that a text names; of several the first that answers."""
     places = places_of([text], options)
@@ -72,17 +80,17 @@ def compared(mine: Told, theirs: Told) -> Comparison:
     unlike = mine.identity.differences(theirs.identity)
     a, b = mine.status, theirs.status
     if difference := mine.manifest.difference(theirs.manifest):
-        return Comparison(mine.role, False, f"the tensors differ: {difference}", unlike)
+        return Comparison(mine.name, False, f"the tensors differ: {difference}", unlike)
     for told in (mine, theirs):
         if told.status.state not in SEALED or not told.status.root:
             what = f"{told.source} is {told.status.state}"
-            return Comparison(mine.role, None, f"{what}, so its digests say nothing", unlike)
+            return Comparison(mine.name, None, f"{what}, so its digests say nothing", unlike)
     if (a.digest_algorithm, a.segment_bytes) != (b.digest_algorithm, b.segment_bytes):
         cut = " and ".join(f"{s.digest_algorithm} of {s.segment_bytes} bytes" for s in (a, b))
-        return Comparison(mine.role, None, f"the digests cannot be compared: {cut}", unlike)
+        return Comparison(mine.name, None, f"the digests cannot be compared: {cut}", unlike)
     if a.root != b.root:
-        return Comparison(mine.role, False, f"the bytes differ: root {a.root}, {b.root}", unlike)
-    return Comparison(mine.role, True, f"{a.nbytes} bytes, root {a.root}", unlike)
+        return Comparison(mine.name, False, f"the bytes differ: root {a.root}, {b.root}", unlike)
+    return Comparison(mine.name, True, f"{a.nbytes} bytes, root {a.root}", unlike)
 
 
 def _shown(found: Comparison, first: str, second: str) -> list[Text | Table]:

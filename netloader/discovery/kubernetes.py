@@ -36,11 +36,10 @@ PORT_NAME: Final = "netloader"
 
 @dataclass(frozen=True, slots=True)
 class KubernetesService:
-    """The endpoints of one service, whose ports are those of rank 0."""
+    """The endpoints of one service."""
 
     namespace: str
     service: str
-    rank: int
     account: Path = ACCOUNT
 
     @property
@@ -72,14 +71,14 @@ class KubernetesService:
         unreadable = 0
         for item in items[:MOST_SLICES]:
             try:
-                known |= dict.fromkeys(_ready(item, self.rank))
+                known |= dict.fromkeys(_ready(item))
             except (KeyError, TypeError, ValueError, AttributeError):
                 unreadable += 1
         candidates = tuple(Candidate(endpoint) for endpoint in [*known][:MOST_CANDIDATES])
         return Found(candidates, unreadable)
 
 
-def _ready(item: Any, rank: int) -> Iterator[Endpoint]:
+def _ready(item: Any) -> Iterator[Endpoint]:
     """The ready endpoints of a slice. A condition that is not there counts as true, as specified.
 
     Raises:
@@ -95,6 +94,6 @@ def _ready(item: Any, rank: int) -> Iterator[Endpoint]:
     for endpoint in item.get("endpoints") or []:
         if (endpoint.get("conditions") or {}).get("ready") is not False:
             for address in endpoint["addresses"][:1]:
-                place = Endpoint(address, port + rank)
+                place = Endpoint(address, port)
                 if is_address(place):
                     yield place

@@ -44,10 +44,9 @@ class HostName:
 
 @dataclass(frozen=True, slots=True)
 class ServiceName:
-    """The name of an SRV record, whose ports are those of rank 0. Needs `dnspython`."""
+    """The name of an SRV record. Needs `dnspython`."""
 
     record: str
-    rank: int
 
     @property
     def name(self) -> str:
@@ -73,7 +72,7 @@ class ServiceName:
         return _found(
             endpoint
             for host, port in targets[:MOST_CANDIDATES]
-            for endpoint in _addresses(host, port + self.rank)
+            for endpoint in _addresses(host, port)
         )
 
 

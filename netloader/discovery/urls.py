@@ -43,7 +43,7 @@ class FinderSpec:
 def finder_of(text: str, rank: int) -> Finder:
     """The finder that `text` describes, for a rank of a client.
 
-    Ports that are written, or that DNS names, are those of rank 0; rank 1 has the next one.
+    A port that is written, or that DNS names, is that of an instance: every rank asks there.
 
     Raises:
         ValueError: it cannot be used; the message says what to write.
@@ -56,8 +56,7 @@ def finder_of(text: str, rank: int) -> Finder:
             return make(text, rank)
     if is_looked_up(text):
         raise ValueError(f"there is no such kind of source; write host:port, or {KNOWN}")
-    endpoint = Endpoint.parse(text)
-    return located(Endpoint(endpoint.host, endpoint.port + rank))
+    return located(Endpoint.parse(text))
 
 
 def located(endpoint: Endpoint) -> Finder:
@@ -83,14 +82,16 @@ def _files(text: str, rank: int) -> Finder:
 
 
 def _service_name(text: str, rank: int) -> Finder:
-    return ServiceName(text.removeprefix("srv+"), rank)
+    del rank  # all ranks of an instance are found at its port
+    return ServiceName(text.removeprefix("srv+"))
 
 
 def _kubernetes(text: str, rank: int) -> Finder:
+    del rank  # as above
     found = _SERVICE.fullmatch(text)
     if not found:
         raise ValueError("write k8s://namespace/service")
-    return KubernetesService(found["namespace"], found["service"], rank)
+    return KubernetesService(found["namespace"], found["service"])
 
 
 def _registry(text: str, rank: int) -> Finder:

@@ -26,6 +26,8 @@ class Verdict:
     retry_after_s: float = 0.0
     other_sources: tuple[Endpoint, ...] = ()
     """Other sources that the peer named in its refusal, as `host:port`."""
+    ports: tuple[int, ...] = ()
+    """Other ports of the peer's host that it named in its refusal."""
 
 
 @dataclass(frozen=True, slots=True)

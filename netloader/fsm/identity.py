@@ -8,6 +8,14 @@ from itertools import chain, islice
 ABSENT = "(absent)"
 ROLE = "role"
 """The hard field that says which of a server's models a client wants."""
+PARTITION = (
+    "tensor_parallel",
+    "pipeline_parallel",
+    "data_parallel",
+    "context_parallel",
+    "expert_parallel",
+)
+"""The hard fields that say which part of a model a rank has."""
 MAX_DIFFERENCES = 32
 """The most that a refusal names, so that a peer with thousands of fields gets a short answer."""
 
@@ -61,6 +69,11 @@ class Identity:
         """
         return self.hard.get(ROLE)
 
+    @property
+    def part(self) -> tuple[str, ...]:
+        """What the fields of PARTITION say, as far as there are such fields."""
+        return tuple(f"{name} {self.hard[name]}" for name in PARTITION if name in self.hard)
+
     def differences(self, theirs: "Identity") -> tuple[Difference, ...]:
         """The first few fields in which the two differ, in the order of this identity."""
         names = chain(self.hard, (name for name in theirs.hard if name not in self.hard))
@@ -75,6 +88,7 @@ class Identity:
         return tuple(islice(unequal, MAX_DIFFERENCES))
 
 
+PARTS = "SOURCE must name an instance of an equal partition with this rank on its host, or the rank"
 REMEDIES: Mapping[str, str] = {  # a name with a dot belongs to the group before the dot
     "model": "start both with the same MODEL, or point SOURCE at a server of this model",
     "checkpoint": "the checkpoints are different revisions; use the same one on both sides",
@@ -90,10 +104,11 @@ REMEDIES: Mapping[str, str] = {  # a name with a dot belongs to the group before
     "multimodal.mm_processor_kwargs": "start both with the same --mm-processor-kwargs",
     "multimodal.media_io_kwargs": "start both with the same --media-io-kwargs",
     "file": "both need the same file in the model's folder; copy it from the source's folder",
-    "tensor_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
-    "pipeline_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
-    "data_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
-    "expert_parallel": "SOURCE must name, for each rank, the same rank of an equal partition",
+    "tensor_parallel": PARTS,
+    "pipeline_parallel": PARTS,
+    "data_parallel": PARTS,
+    "context_parallel": PARTS,
+    "expert_parallel": PARTS,
     "layout": "set LAYOUT so that both sides can do the same",
     "load_state": "the source told other things about its checkpoint before; start once more",
     "vllm": "as the kernels use them, weights fit one version of vLLM only; or set LAYOUT to raw",

@@ -95,6 +95,8 @@ class Status:
     root: str = ""
     withdrawn: str = ""
     """Why nothing is offered; empty while something is, or soon will be."""
+    ports: tuple[int, ...] = ()
+    """Of the other ranks of the instance on this host, as far as they serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,8 @@ class Reject:
     retry_after_s: float = 0.0
     other_sources: tuple[str, ...] = ()
     """As in an offer."""
+    ports: tuple[int, ...] = ()
+    """Other ports of the server's host at which the same is served, or what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ class Reason(Enum):
     AUTH_REQUIRED = "auth_required"
     AUTH_FAILED = "auth_failed"
     TLS_REQUIRED = "tls_required"
+    REFERRED = "referred"
     IDENTITY_MISMATCH = "identity_mismatch"
     MANIFEST_MISMATCH = "manifest_mismatch"
     NOTHING_IN_COMMON = "nothing_in_common"
@@ -61,6 +62,7 @@ SENTENCES: dict[Reason, str] = {
     Reason.AUTH_REQUIRED: "The server asks for a token and the client has none.",
     Reason.AUTH_FAILED: "The peer could not prove that it knows the token.",
     Reason.TLS_REQUIRED: "The server takes TLS connections only, and the client has no TLS.",
+    Reason.REFERRED: "Another port of the server's host has what was asked for; it is asked next.",
     Reason.IDENTITY_MISMATCH: "Model, partition or another identity field differs.",
     Reason.MANIFEST_MISMATCH: "The tensors of the two models are not the same.",
     Reason.NOTHING_IN_COMMON: "The two sides share no layout, transport or digest algorithm.",

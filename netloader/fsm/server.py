@@ -53,6 +53,9 @@ from netloader.fsm.states import LIVING, State
 from netloader.fsm.table import Limit, Program, Table, build, check, complete, every, row
 from netloader.fsm.terms import MAX_CANDIDATES, MAX_LANES, MAX_OTHER_SOURCES, places
 
+LOADING_S = 2.0
+"""When a client may come again that wants a model which is being loaded."""
+
 # -- guards --------------------------------------------------------------------------------------
 
 
@@ -83,6 +86,11 @@ def _wrong_proof(session: ServerSession, event: Hello) -> bool:
 
 def _differs(session: ServerSession, event: Hello) -> bool:
     return bool(_differences(session, event))
+
+
+def _meant_for_another(session: ServerSession, event: Hello) -> bool:
+    """Whether what the client asks for is not here, but at another port of this host."""
+    return _differs(session, event) and bool(session.elsewhere(event))
 
 
 def _curious(session: ServerSession, event: Hello) -> bool:
@@ -194,6 +202,21 @@ def _refuse_proof(session: ServerSession, event: Hello) -> Iterable[Effect]:
     return refuse(session, Reason.AUTH_FAILED, detail)
 
 
+def _refer(session: ServerSession, event: Hello) -> Iterable[Effect]:
+    """Name the ports that serve it; have the client come again while it is being loaded."""
+    if ports := _ports(session, event):
+        shown = ", ".join(map(str, ports))
+        return refuse(session, Reason.REFERRED, f"it is served at port {shown}", ports=ports)
+    detail = "another rank of this host is loading what was asked for"
+    return refuse(session, Reason.NOT_READY, detail, (), LOADING_S)
+
+
+def _ports(session: ServerSession, hello: Hello) -> tuple[int, ...]:
+    """Other ports of this host that serve what a hello asks for."""
+    known = sorted({each.port for each in session.elsewhere(hello)} - {0})
+    return tuple(known[:MAX_OTHER_SOURCES])
+
+
 def _refuse_identity(session: ServerSession, event: Hello) -> Iterable[Effect]:
     differences = _differences(session, event)
     names = ", ".join(d.field for d in differences)
@@ -284,7 +307,8 @@ def _refuse_early(session: ServerSession, event: Request) -> Iterable[Effect]:
 
 def _turn_away(session: ServerSession, event: OfferRefused) -> Iterable[Effect]:
     others = event.other_sources[:MAX_OTHER_SOURCES]
-    return refuse(session, event.reason, event.detail, (), event.retry_after_s, others)
+    ports = _ports(session, session.hello) if session.hello else ()
+    return refuse(session, event.reason, event.detail, (), event.retry_after_s, others, ports)
 
 
 def _begin(session: ServerSession, event: Request) -> Iterable[Effect]:
@@ -329,6 +353,7 @@ TABLE: Table[ServerSession] = complete(
         row(H, Hello,         F, _refuse_version,    when=_other_version),
         row(H, Hello,         F, _ask_for_token,     when=_without_proof),
         row(H, Hello,         F, _refuse_proof,      when=_wrong_proof),
+        row(H, Hello,         F, _refer,             when=_meant_for_another),
         row(H, Hello,         F, _refuse_identity,   when=_differs),
         row(H, Hello,         D, _describe,          when=_curious),
         row(H, Hello,         F, _refuse_abilities,  when=_nothing_shared),

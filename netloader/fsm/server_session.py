@@ -7,11 +7,11 @@ from netloader.fsm.manifest import segment_count
 from netloader.fsm.messages import Answer, Hello, Start
 from netloader.fsm.session import FRAME_BEFORE_TRUST, Session
 from netloader.fsm.states import State
-from netloader.fsm.terms import CatalogEntry
+from netloader.fsm.terms import CatalogEntry, Sibling
 
 
 class ServerSession(Session):
-    """The session with one client. The caller makes id and `nonce`.
+    """The session with one client. The caller makes id and `nonce`, and knows the `siblings`.
 
     `token` is the one that the client has proven, if the entry has tokens.
     """
@@ -28,6 +28,7 @@ class ServerSession(Session):
         "opened",
         "segment_digests",
         "session_id",
+        "siblings",
         "start",
         "token",
     )
@@ -41,8 +42,10 @@ class ServerSession(Session):
         session_id: str,
         nonce: str,
         now: float,
+        siblings: tuple[Sibling, ...] = (),
     ) -> None:
         self.entries = entries
+        self.siblings = siblings
         self.session_id = session_id
         self.nonce = nonce
         self.start: Start | None = None
@@ -71,6 +74,10 @@ class ServerSession(Session):
         """The index of the entry with the role of a hello; 0 if none has it, to refuse by role."""
         roles, wanted = [o.role for o in self.entries], hello.identity.role
         return roles.index(wanted) if wanted in roles else 0
+
+    def elsewhere(self, hello: Hello) -> tuple[Sibling, ...]:
+        """The models of other servers on this host that a hello asks for."""
+        return tuple(each for each in self.siblings if each.suits(hello.identity))
 
     @property
     def entry(self) -> CatalogEntry:

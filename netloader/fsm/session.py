@@ -26,7 +26,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.requests import Requests
 from netloader.fsm.states import INITIAL, TERMINAL, State
 from netloader.fsm.table import Limit, Program, Row, fire
-from netloader.fsm.terms import places
+from netloader.fsm.terms import MAX_OTHER_SOURCES, places
 
 FRAME_BEFORE_TRUST = 64 * 1024
 """Bytes of one frame from a peer that has proven nothing: a hello is below 4 KiB."""
@@ -196,10 +196,11 @@ def refuse(
     differences: tuple[Difference, ...] = (),
     retry_after_s: float = 0.0,
     other_sources: tuple[str, ...] = (),
+    ports: tuple[int, ...] = (),
 ) -> Iterable[Effect]:
     """End and tell the peer why."""
     theirs = tuple(d.swapped() for d in differences)
-    yield Send(Reject(reason.value, detail, theirs, retry_after_s, other_sources))
+    yield Send(Reject(reason.value, detail, theirs, retry_after_s, other_sources, ports))
     yield from part(session, failure(session, reason, detail, differences, retry_after_s))
 
 
@@ -259,6 +260,7 @@ def rejected(session: Session, event: Reject) -> Iterable[Effect]:
         differences=event.differences,
         retry_after_s=event.retry_after_s,
         other_sources=places(event.other_sources),
+        ports=event.ports[:MAX_OTHER_SOURCES],
     )
     return part(session, verdict)
 

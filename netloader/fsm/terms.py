@@ -100,6 +100,20 @@ class CatalogEntry:
         return self.identity.role
 
 
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """A model of another server on the same host, to which clients are sent on."""
+
+    fields: Mapping[str, str]
+    """Hard fields of its identity: a client that has all of them wants this model."""
+    port: int
+    """Where it is served; 0: nowhere yet, because it is being loaded."""
+
+    def suits(self, wanted: Identity) -> bool:
+        """Whether a client with this identity is meant for it."""
+        return self.fields.items() <= wanted.hard.items()
+
+
 def _flaw_of_candidates(candidates: tuple[Candidate, ...]) -> str:
     names = [candidate.transport for candidate in candidates]
     if not 1 <= len(names) <= MAX_CANDIDATES:
@@ -115,6 +129,18 @@ def is_rendezvous(texts: Mapping[str, str]) -> bool:
     """Whether what one end of a transport says to the other is of a size that is allowed."""
     sizes = (len(text.encode(errors="surrogatepass")) for pair in texts.items() for text in pair)
     return sum(sizes) <= MAX_RENDEZVOUS_BYTES
+
+
+def beside(source: Endpoint, ports: Iterable[int]) -> tuple[Endpoint, ...]:
+    """The places at other ports of a source, by the host that the client dials.
+
+    A name stays one, so that a certificate fits it. What is no port is left out.
+    """
+    found: dict[Endpoint, None] = {}
+    for port in islice(ports, MAX_OTHER_SOURCES):
+        with suppress(ValueError):
+            found[Endpoint(source.host, port)] = None
+    return tuple(found)
 
 
 def places(texts: Iterable[str]) -> tuple[Endpoint, ...]:

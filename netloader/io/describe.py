@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from netloader.config import Endpoint
-from netloader.fsm.identity import ROLE, Identity
+from netloader.fsm.identity import PARTITION, ROLE, Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.states import State
@@ -25,32 +25,53 @@ class Described:
     `sources` is the order in which to try them: the one that described itself, those not asked
     yet, those that did not answer well. `silent` are the attempts with those that let a deadline
     pass; give them to `fill` in `ClientOptions.silent`, so that none costs a second one.
+    `untried` are those not asked yet.
+
+    `other_parts` are the attempts with those that have another part of the model, which are not
+    among `sources`.
     """
 
     description: Description | None
     sources: tuple[Endpoint, ...]
     silent: tuple[Attempt, ...] = ()
+    untried: tuple[Endpoint, ...] = ()
+    other_parts: tuple[Attempt, ...] = ()
 
 
 def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOptions) -> Described:
     """Ask sources, in order, what they resolved when they loaded the model, until one answers.
 
-    Takes no place at the server. `identity` may name only what is known before a model is built.
+    A source that sends us on to another port of its host is followed, once. Takes no place at the
+    server. `identity` may name only what is known before a model is built.
     `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
     """
     stop = Stop(options.cancel, options.timeout_s)
     spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.first_token)
     silent: list[Attempt] = []
-    for number, endpoint in enumerate(sources):
-        fields = {"netloader.source.attempt": number + 1, "netloader.purpose": "describe"}
+    others: list[Attempt] = []
+    left, tried = [*sources], list[Endpoint]()
+    while left:
+        endpoint = left.pop(0)
+        fields = {
+            "netloader.source.attempt": len(tried) + len(others) + 1,
+            "netloader.purpose": "describe",
+        }
         said = _ask(endpoint, spec, options, stop, fields)
         if isinstance(said, Description):
-            tried, untried = sources[:number], sources[number + 1 :]
-            return Described(said, (endpoint, *untried, *tried), tuple(silent))
+            order = (endpoint, *left, *tried)
+            return Described(said, order, tuple(silent), tuple(left), tuple(others))
         if stop.request() is not None:  # which does not show that the source is silent
             break
+        if said.differences and all(d.field in PARTITION for d in said.differences):
+            others.append(said)
+            continue
+        tried.append(endpoint)
         silent += [said] if said.silent else []
-    return Described(None, tuple(sources), tuple(silent))
+        known = {*left, *tried}
+        left[:0] = [e for e in said.elsewhere if endpoint in sources and e not in known]
+    gone = {attempt.source for attempt in others}
+    order = tuple(source for source in sources if source not in gone)
+    return Described(None, order, tuple(silent), (), tuple(others))
 
 
 def ask_status(

@@ -352,6 +352,7 @@ class Filling:
         moved = session.worker.verified_bytes
         seconds = session.conversation.observer.seconds
         self._attempts.append(attempt_of(session.endpoint, verdict, moved, seconds))
+        self._take_up(self._attempts[-1].elsewhere)
         self._find(session.conversation.session)
         left = TCP.name in session.conversation.session.later_candidates
         if verdict.reason in RETRYABLE:

@@ -66,6 +66,14 @@ class Listener:
             undo.pop_all()
         tell(logger, "netloader.listener.started", self.endpoint)
 
+    def add(self, sock: socket.socket) -> None:
+        """Accept at one more socket, until `remove` or `close`; from any thread."""
+        self._loop.post(partial(self._reception.add, sock))
+
+    def remove(self, sock: socket.socket) -> None:
+        """Accept no more at a socket that was added; from any thread."""
+        self._loop.post(partial(self._reception.remove, sock))
+
     def close(self) -> None:
         """End every session and free the port, the threads and the catalog. Idempotent.
 

@@ -102,6 +102,8 @@ class Observer:
         for i, difference in enumerate(verdict.differences[:8]):
             fields[f"netloader.difference.{i}"] = str(difference)
         level: Level = "info" if verdict.state is State.DONE else "warning"
+        if verdict.reason is Reason.REFERRED:  # the client goes on at once
+            level = "debug"
         level = self._level or level
         emit(self._logger, "netloader.session.closed", self._with(session, fields), level=level)
 

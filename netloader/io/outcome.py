@@ -9,6 +9,7 @@ from netloader.fsm.identity import Difference
 from netloader.fsm.manifest import Progress
 from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
+from netloader.fsm.terms import beside
 
 SILENT_S = 1.0
 """A source that cost less, because it refuses connections, is asked again: it may be starting."""
@@ -24,6 +25,8 @@ class Attempt:
     nbytes: int
     seconds: Mapping[State, float]
     differences: tuple[Difference, ...] = ()
+    elsewhere: tuple[Endpoint, ...] = ()
+    """Where the source has sent this client, to other ports of its host."""
 
     @property
     def silent(self) -> bool:
@@ -36,8 +39,10 @@ def attempt_of(
     source: Endpoint, verdict: Verdict, nbytes: int, seconds: Mapping[State, float]
 ) -> Attempt:
     """The record of a session that is over."""
-    spent = dict(seconds)
-    return Attempt(source, verdict.reason, verdict.detail, nbytes, spent, verdict.differences)
+    spent, named = dict(seconds), beside(source, verdict.ports)
+    return Attempt(
+        source, verdict.reason, verdict.detail, nbytes, spent, verdict.differences, named
+    )
 
 
 @dataclass(frozen=True, slots=True)

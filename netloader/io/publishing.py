@@ -18,7 +18,7 @@ from netloader.fsm import digest_choice
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import MIN_SEGMENT_BYTES, suitable_segment_bytes
 from netloader.fsm.messages import Offer
-from netloader.fsm.terms import CatalogEntry
+from netloader.fsm.terms import CatalogEntry, Sibling
 from netloader.io.arguments import Weights, texts_by_name
 from netloader.io.catalog import Catalog
 from netloader.io.pacing import Rates
@@ -77,6 +77,9 @@ class ServerOptions:
     digest: str = digest_choice.AUTO
     """The algorithm of the segment digests: `blake3`, `xxh3_128`, or `auto`: with a token BLAKE3
     first, without one the faster; the other for clients that ask for it. See `digest_choice`."""
+    siblings: Callable[[], tuple[Sibling, ...]] = tuple
+    """What other servers on this host have at this moment: a client that wants such a model is
+    told at which port it is served. Called for each connection, so it must be quick."""
     on_session: OnSession | None = None
     """Called with the record of each session that has chosen a model and is over, on a thread of
     its own and without a lock. What it raises is logged, and affects no session."""
@@ -88,6 +91,7 @@ class ServerOptions:
             check_whole("segment_bytes", cut, MIN_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
         check_whole("max_clients", self.max_clients, 1, MOST_CLIENTS)
         check_type("busy", self.busy, Callable | None, "give a function without arguments")
+        check_type("siblings", self.siblings, Callable, "give a function without arguments")
         if (self.busy is None) != (self.busy_bandwidth is None):
             raise ValueError("busy_bandwidth and busy need each other; give both, or neither")
         slowest = self.rates.lowest

@@ -1,4 +1,4 @@
-"""Accepts the connections of one listening socket. A client can affect its own link only.
+"""Accepts the connections of a server's listening sockets. A client can affect its own link only.
 
 A connection gets a session when its first frame shows that it is a control connection. A client
 asks for a role, and gets the published model of that role that was in the catalog at that moment.
@@ -56,7 +56,7 @@ NOTHING_YET = StopRequested(Reason.NOT_READY, "nothing is served here yet")
 class Reception:
     """Accepts connections and has them served, in a loop that it does not own.
 
-    Everything is called on the loop's thread. The socket is closed by `stop`.
+    Everything is called on the loop's thread. The sockets are closed by `stop`.
 
     Raises:
         OSError: the process is out of file descriptors.
@@ -66,10 +66,11 @@ class Reception:
         self, loop: Reactor, sock: socket.socket, catalog: Catalog, options: ServerOptions
     ) -> None:
         self._loop = loop
-        self._sock = sock
+        self._socks: list[socket.socket] = []
         self._catalog = catalog
         self._deadlines = options.deadlines
         self._logger = options.logger
+        self._siblings = options.siblings
         self._token, self._tls = options.token, options.tls
         self._insecure = Seldom(options.logger, "netloader.listener.insecure")
         self._lingering = Lingering(loop)
@@ -84,9 +85,27 @@ class Reception:
         self._resume_at: float | None = None
         self._stopping = False
         self._reserve = Reserve(options.logger)
-        sock.setblocking(False)
-        loop.watch(sock, selectors.EVENT_READ, self._accept)
+        self.add(sock)
         loop.members.add(self)
+
+    def add(self, sock: socket.socket) -> None:
+        """Accept at one more socket, until `remove` or `stop` closes it."""
+        if self._stopping:
+            INHERITANCE.close(sock)
+            return
+        sock.setblocking(False)
+        self._socks.append(sock)
+        self._watch(sock, selectors.EVENT_READ)
+
+    def remove(self, sock: socket.socket) -> None:
+        """Close a listening socket. Sessions that came by it go on."""
+        if sock in self._socks:
+            self._socks.remove(sock)
+            self._watch(sock, 0)
+            INHERITANCE.close(sock)
+
+    def _watch(self, sock: socket.socket, mask: int) -> None:
+        self._loop.watch(sock, mask, partial(self._accept, sock))
 
     @property
     def over(self) -> bool:
@@ -97,8 +116,8 @@ class Reception:
         """Accept no more, and end every session. When it is `over`, call `close`."""
         self._stopping = True
         self._catalog.retire("the server is closing")
-        self._loop.watch(self._sock, 0, self._accept)
-        INHERITANCE.close(self._sock)
+        for sock in tuple(self._socks):
+            self.remove(sock)
         self._resume_at = self._loop.now() + CLOSE_S
         closing = StopRequested(Reason.NOT_SERVING, "the server is closing")
         for arrival in tuple(self._arrivals):
@@ -122,20 +141,20 @@ class Reception:
         """Accept again."""
         del now
         self._resume_at = None
-        if not self._stopping:
-            self._loop.watch(self._sock, selectors.EVENT_READ, self._accept)
+        for sock in self._socks:
+            self._watch(sock, selectors.EVENT_READ)
 
-    def _accept(self, ready: int) -> None:
+    def _accept(self, listening: socket.socket, ready: int) -> None:
         del ready
         try:
             with INHERITANCE.atomic():
-                sock, address = self._sock.accept()
+                sock, address = listening.accept()
                 INHERITANCE.note(sock)
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
             self._reserve.tell(error, self._connections)
-            self._find_room(error)
+            self._find_room(listening, error)
             return
         peer = Endpoint(unmapped(address[0]), address[1])
         now = self._loop.now()
@@ -204,8 +223,10 @@ class Reception:
         """Begin a session, as of when its connection was accepted."""
         peer = self._arrivals.pop(arrival)
         name, nonce = secrets.token_hex(16), secrets.token_hex(16)
-        entries = tuple(map(self._with_tokens, entries_as_of_now(published_models)))
-        session = ServerSession(entries, self._deadlines, name, nonce, arrival.since)
+        siblings = self._siblings()
+        entries = tuple(map(self._with_tokens, entries_as_of_now(published_models, siblings)))
+        given = (self._deadlines, name, nonce, arrival.since)
+        session = ServerSession(entries, *given, siblings)
         pace = self._meter.paced(self._bandwidth.session() if self._bandwidth else UNPACED)
         worker = ServerWorker(published_models, name, self._deadlines, pace=pace, rails=self._rails)
         observer = Observer(self._logger, peer, {})
@@ -261,16 +282,17 @@ class Reception:
                 return link.close
         return None
 
-    def _find_room(self, error: OSError) -> None:
+    def _find_room(self, listening: socket.socket, error: OSError) -> None:
         """Nothing can be accepted: free a descriptor, else refuse a waiting client, else pause."""
         if error.errno in EXHAUSTED:
             free = self._make_room()
             if free is not None:
                 free()  # at once: lingering would keep the descriptor
                 return
-            if self._reserve.turn_away(self._sock):
+            if self._reserve.turn_away(listening):
                 return
-        self._loop.watch(self._sock, 0, self._accept)
+        for sock in self._socks:
+            self._watch(sock, 0)
         self._resume_at = self._loop.now() + PAUSE_S
 
     def _route(self, lane: Lane, sock: socket.socket) -> None:

@@ -1,9 +1,11 @@
 """Serve a model's weights. Everything started here is gone after `close`."""
 
+import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -20,7 +22,7 @@ from netloader.io.arguments import (
 )
 from netloader.io.catalog import Catalog
 from netloader.io.clock import monotonic
-from netloader.io.listener import ANYWHERE, Listener, bind
+from netloader.io.listener import ANYWHERE, Listener, bind, tell
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import Home, ServerOptions, WatchedModel, publish_received
 from netloader.io.snapshot import ServerSnapshot
@@ -36,6 +38,12 @@ class Listening(Protocol):
     @property
     def endpoint(self) -> Endpoint:
         """What its socket is bound to."""
+
+    def add(self, sock: socket.socket) -> None:
+        """Accept at one more socket; from any thread."""
+
+    def remove(self, sock: socket.socket) -> None:
+        """Close a socket that was added; from any thread."""
 
     def close(self) -> None:
         """End every session and free the port."""
@@ -126,6 +134,22 @@ class Server:
         model.watch(published)
         with self._lock:
             self._models[published.entry.role] = model
+
+    def listen_also(self, port: int) -> Callable[[], None]:
+        """Accept clients at one more port of the same address.
+
+        Returns:
+            What frees that port; sessions that came by it go on.
+
+        Raises:
+            LocalProtocolError, OSError: the server is closed, or the port is busy.
+        """
+        listener, _ = self._opened()
+        host = self.endpoint.host
+        sock = bind("" if host in ANYWHERE else host, port)
+        listener.add(sock)
+        tell(self._options.logger, "netloader.listener.started", Endpoint(host, port))
+        return partial(listener.remove, sock)
 
     def withdraw(self, role: str | None, why: str) -> None:
         """Offer nothing in a role any more; clients are told `why`. Returns at once.

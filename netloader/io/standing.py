@@ -1,19 +1,25 @@
 """What a session that begins now knows of the published models of its server."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import Status
-from netloader.fsm.terms import CatalogEntry
+from netloader.fsm.terms import CatalogEntry, Sibling
 from netloader.io.published import PublishedModel
 
+MOST_PORTS = 256
+"""Of other ranks that a status names: more than a host has accelerators."""
 
-def entries_as_of_now(published_models: Sequence[PublishedModel]) -> tuple[CatalogEntry, ...]:
+
+def entries_as_of_now(
+    published_models: Sequence[PublishedModel], siblings: Iterable[Sibling] = ()
+) -> tuple[CatalogEntry, ...]:
     """The entry of each model, with its status."""
     roles = tuple(published.entry.role or "" for published in published_models)
+    ports = tuple(sorted({sibling.port for sibling in siblings} - {0})[:MOST_PORTS])
     return tuple(
-        replace(published.entry, status=status_of(published, roles))
+        replace(published.entry, status=replace(status_of(published, roles), ports=ports))
         for published in published_models
     )
 

@@ -16,6 +16,7 @@ import torch
 from tests.e2e.engines import START_S, ForkServer
 from tests.e2e.source_logs import (
     INSIDE,
+    ONLY_SOURCES,
     STAGES,
     Model,
     failing,
@@ -89,6 +90,20 @@ def two_free_ports() -> int:
         port = free_port()
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
             return port
+
+
+def test_one_port_is_the_source_of_both_ranks(
+    fork_server: ForkServer, llama: Model, tmp_path: Path
+) -> None:
+    port = two_free_ports()
+    at_one_port = {"LISTEN_PORT": port}
+    with serving(fork_server, llama.full, tmp_path, 2, at_one_port) as (server, at):
+        assert at == [f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"]
+        one = {"SOURCE": f"127.0.0.1:{port}", **ONLY_SOURCES}
+        with fork_server.engine(llama.bare, one, ranks=2) as client:
+            assert received(client, "netloader.rank=0") == received(client, "netloader.rank=1") == 1
+            assert inventory(client) == inventory(server)
+            assert client.generate() == server.generate()
 
 
 @pytest.mark.skipif(

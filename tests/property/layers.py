@@ -62,6 +62,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_tls.py",
         "tests/unit/io/test_tokens.py",
         "tests/unit/io/test_strangers_flood.py",
+        "tests/unit/io/test_host_notes.py",
         "tests/unit/metrics/test_metrics.py",
     ),
     "L5 weights in use": (

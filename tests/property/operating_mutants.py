@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tests.property.layers import OPERATING, Mutant
+from tests.property.layers import L4, OPERATING, Mutant
 
 ANNOUNCE: Final = "netloader/discovery/announce.py"
 CLAIM: Final = "netloader/discovery/claim.py"
@@ -15,6 +15,7 @@ DIRECTORY: Final = "netloader/discovery/ray_directory.py"
 TLS: Final = "netloader/secure/tls.py"
 FILES: Final = "netloader/secure/files.py"
 SECURING: Final = "netloader/io/securing.py"
+NOTES: Final = "netloader/io/host_notes.py"
 RECEPTION: Final = "netloader/io/reception.py"
 STRANGERS: Final = "netloader/io/strangers.py"
 
@@ -94,6 +95,28 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "a claim of etcd is taken from its owner": Mutant(
         OPERATING, ETCD, r'"createRevision": "0"', '"createRevision": "0", "result": "NOT_EQUAL"'
+    ),
+    # the ranks of a host
+    "a client of another rank of the host is refused": Mutant(
+        L4,
+        "netloader/fsm/server.py",
+        r"return _differs\(session, event\) and bool\(session\.elsewhere\(event\)\)",
+        "return False",
+    ),
+    "a client is sent on for what is served here": Mutant(
+        L4,
+        "netloader/fsm/server.py",
+        r"return _differs\(session, event\) and bool\(session",
+        "return bool(session",
+    ),
+    "the dead still speak for their port": Mutant(
+        OPERATING,
+        NOTES,
+        r"            path\.unlink\(\)\n        return None\n    finally:",
+        "            pass\n        return file.read(MOST_NOTE_BYTES)\n    finally:",
+    ),
+    "a folder that others can write to is used": Mutant(
+        OPERATING, NOTES, r"if not \(stat\.S_ISDIR\(about\.st_mode\) and ours\):", "if False:"
     ),
     # TLS and tokens
     "a server with TLS takes plain peers": Mutant(

@@ -53,7 +53,7 @@ from tests.property.samples import SAMPLES
 from tests.support.messages import PROVEN_DESCRIPTION, PROVEN_OFFER
 from tests.support.world import Choice, World
 
-CONSTANT: Final = {"spec", "entries", "nonce", "session_id"}
+CONSTANT: Final = {"spec", "entries", "siblings", "nonce", "session_id"}
 """What no event changes."""
 OF_TIME: Final = {"deadline", "deadlines", "entered"}
 OF_A_STEP: Final = {"_effects", "_row"}

@@ -17,7 +17,7 @@ from netloader.fsm.messages import Purpose
 from netloader.fsm.reasons import Reason
 from netloader.fsm.session import Session
 from netloader.fsm.states import State
-from netloader.fsm.terms import CatalogEntry, FetchSpec
+from netloader.fsm.terms import CatalogEntry, FetchSpec, Sibling
 from tests.property.search import search_alone, search_pair
 from tests.support.messages import (
     BOTH,
@@ -36,6 +36,7 @@ from tests.support.messages import (
     TOKEN,
     WISH,
     client,
+    one_of_a_host,
     server,
 )
 from tests.support.world import Choice, World
@@ -60,7 +61,14 @@ MAKERS: Final[dict[str, tuple[Any, tuple[Callable[[], Session], ...]]]] = {
     ),
     "server": (
         server_side.TABLE,
-        (server, lambda: server(GUARDED), lambda: server(*BOTH), lambda: server(*GUARDED_BOTH)),
+        (
+            server,
+            lambda: server(GUARDED),
+            lambda: server(*BOTH),
+            lambda: server(*GUARDED_BOTH),
+            lambda: one_of_a_host(Sibling(OTHER_IDENTITY.hard, 20001)),
+            lambda: one_of_a_host(Sibling(OTHER_IDENTITY.hard, 0)),
+        ),
     ),
 }
 OLD: Final = Secret("the token before this one")

@@ -32,7 +32,7 @@ from netloader.fsm.messages import (
 )
 from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Step
-from netloader.fsm.terms import CatalogEntry, FetchSpec
+from netloader.fsm.terms import CatalogEntry, FetchSpec, Sibling
 
 DEADLINES: Final = Deadlines()
 TOKEN: Final = Secret("correct horse battery staple")
@@ -103,6 +103,13 @@ def client(spec: FetchSpec = WISH, now: float = 0.0) -> ClientSession:
 def server(*entries: CatalogEntry) -> ServerSession:
     """A server that waits for its connection; it offers OFFERING unless told otherwise."""
     return ServerSession(entries or (OFFERING,), DEADLINES, "session-1", SERVER_NONCE, 0.0)
+
+
+def one_of_a_host(*siblings: Sibling) -> ServerSession:
+    """A server that knows what others on its host have."""
+    alone = server()
+    given = (DEADLINES, alone.session_id, SERVER_NONCE, 0.0, siblings)
+    return ServerSession(alone.entries, *given)
 
 
 def said(step: Step) -> list[Message]:

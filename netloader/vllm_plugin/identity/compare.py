@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from netloader.fsm.identity import ABSENT, MAX_DIFFERENCES, Difference, Identity
+from netloader.fsm.identity import ABSENT, MAX_DIFFERENCES, PARTITION, Difference, Identity
 from netloader.vllm_plugin.identity import resolved
 from netloader.vllm_plugin.identity.files import MAX_FILES, Files
 from netloader.vllm_plugin.identity.identity import DRAFT, FILE
@@ -19,9 +19,9 @@ from netloader.vllm_plugin.identity.local_model import LocalModel
 ANSWERS = "answers"
 """The fact that carries, as JSON, what changes answers but no number of the model."""
 
-ASKED = ("model", "role", "dtype")
-"""Fields that a source is asked to have before it describes itself; the others are compared here,
-where it is known what to do about them."""
+ASKED = ("model", "role", "dtype", *PARTITION)
+"""Fields that a source is asked to have before it describes itself, so that an instance sends us to
+the right rank; the others are compared here, where it is known what to do about them."""
 LATE = frozenset({"layout", "load_state", "tied_embeddings"})
 """Fields that a client knows only when its source has described itself."""
 GROUPS = (resolved.CONFIG, resolved.POOLING, resolved.MULTIMODAL, resolved.SETTING, FILE)

@@ -38,7 +38,7 @@ from netloader.vllm_plugin.load import (
     standby,
 )
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
-from netloader.vllm_plugin.load.offer import identity_of, offer
+from netloader.vllm_plugin.load.offer import expect, identity_of, offer
 from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again, plan_load
 from netloader.vllm_plugin.load.raw import Backup
 from netloader.vllm_plugin.load.receiving import Receiver
@@ -106,6 +106,7 @@ class NetLoader(BaseModelLoader):
             self._ordinary(plan.refused)  # FALLBACK `never` raises before a model is built
         if plan.role == TARGET:
             port.forget_address(port.PortChoice.of(self._settings, plan.rank))
+        expect(plan, self._settings)
         build = partial(super().load_model, vllm_config, model_config, prefix)
         with ExitStack() as unless_offered:
             unless_offered.callback(plan.abandon)

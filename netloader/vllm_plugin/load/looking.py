@@ -19,6 +19,7 @@ from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import finders_of
 from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.load import agree
+from netloader.vllm_plugin.serve import address
 from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.worker import this_worker
 
@@ -49,10 +50,11 @@ def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool)
     place = _place_of(model, settings) if serves else None
     finders = finders_of(settings.sources, model.rank)
     written = [finder.endpoint for finder in finders if isinstance(finder, Address)]
+    instance = frozenset(_own_instance(settings))
     if len(written) == len(finders):
-        return Sources(tuple(written), place=place)
+        return Sources(tuple(p for p in written if p not in instance), place=place)
     given = (key_of(model.early), boot_id(), settings.discovery_timeout_s, logger)
-    lookup = Lookup(finders, *given, own=lambda: frozenset(_own_places()))
+    lookup = Lookup(finders, *given, own=lambda: instance.union(_own_places()))
     looked = lookup.look()
     loads = settings.fallback is not None and not settings.standby  # by itself, as the first one
     alone = loads and not (looked.sources or looked.problems)
@@ -76,6 +78,13 @@ def _instance() -> str:
     """A name that all ranks of this instance have in common, and no other instance has."""
     mine = f"{socket.gethostname()[:40]}:{os.getpid()}:{os.urandom(4).hex()}"
     return agree.first_said("instance", mine)
+
+
+def _own_instance(settings: Settings) -> Iterator[Endpoint]:
+    """Where the instance of this rank is found: it has no weights for its own ranks."""
+    if settings.listen_port:
+        for host in address.of_this_host(settings.listen_host):
+            yield Endpoint(host, settings.listen_port)
 
 
 def _own_places() -> Iterator[Endpoint]:

@@ -42,6 +42,13 @@ from netloader.vllm_plugin.serve.usage_record import UsageRecord
 from netloader.vllm_plugin.serve.worker import this_worker
 
 
+def expect(plan: LoadPlan, settings: Settings) -> None:
+    """Have the other ranks of this host know what this one is going to serve."""
+    if plan.serves:
+        ours = this_worker()
+        ours.expect(plan.identity, plan.rank, partial(new_server, settings, ours.activity))
+
+
 def offer(
     model: nn.Module,
     plan: LoadPlan,

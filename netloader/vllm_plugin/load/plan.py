@@ -187,23 +187,24 @@ class _Side:
         """
         asked = Identity({name: self.model.early.hard[name] for name in compare.ASKED})
         refused: list[Attempt] = [*sources.unreachable]
-        left, silent = sources.now, sources.now[:0]
+        left, later = sources.now, sources.now[:0]
         describe = Described(None, ())
         try:
             while left:
                 describe = ask(left, asked)
+                refused += describe.other_parts
                 found = self._differences(describe.description) if describe.description else ()
                 if not found:
                     break
-                other = describe.sources[0]
+                other, *rest = describe.sources
                 refused.append(_refusal(other, found))
-                place = left.index(other)
-                silent, left = (*silent, *left[:place]), left[place + 1 :]
+                left = describe.untried
+                later += tuple(rest[len(left) :])
                 describe = Described(None, left)
         except Exception as error:  # noqa: BLE001 - a bug in netloader costs a source, not an engine
             emit(self.logger, "netloader.driver.error", exc_info=error)
             describe = Described(None, left)
-        describe = replace(describe, sources=(*describe.sources, *silent))
+        describe = replace(describe, sources=(*describe.sources, *later))
         if not refused:
             return describe, None
         none = Progress()

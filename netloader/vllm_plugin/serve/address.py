@@ -41,6 +41,13 @@ def listens_at(listen_host: str | None) -> str:
     return listen_host or _reachable() or ""
 
 
+def of_this_host(listen_host: str | None) -> tuple[str, ...]:
+    """The addresses at which others may reach a server with this LISTEN_HOST."""
+    host = listens_at(listen_host)
+    found = (host,) if host else (_reachable(), *_interfaces())
+    return tuple(dict.fromkeys(each for each in found if each))
+
+
 def _reachable() -> str | None:
     """An address of this host that other hosts reach, as far as can be seen from here."""
     found: str = get_ip()

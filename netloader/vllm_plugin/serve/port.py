@@ -4,11 +4,12 @@ import contextlib
 import errno
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from netloader.config import Endpoint
+from netloader.fsm.identity import Identity
 from netloader.io.listener import EVERY_ADDRESS
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions
@@ -19,6 +20,7 @@ from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve import address
+from netloader.vllm_plugin.serve.instance import LOOK_S, Instance, part_of
 from netloader.vllm_plugin.serve.port_owner import holder_of
 from netloader.vllm_plugin.serve.refusal import refuse
 
@@ -26,6 +28,8 @@ NOT_HERE = (
     f"let LISTEN_HOST or VLLM_HOST_IP name an address of this host, or set LISTEN_HOST to "
     f"{EVERY!r}, every address, where hosts are told one that is translated (NAT)"
 )
+LENT_S = 3 * LOOK_S
+"""How long rank 0 waits for the rank that has LISTEN_PORT in its place."""
 FIRST_PORT, LAST_PORT = 1024, 65535
 
 
@@ -38,6 +42,8 @@ class PortChoice:
     port: int
     """0: a free one."""
     file: Path | None
+    instance: int = 0
+    """LISTEN_PORT, at which any rank of the instance is found; 0: there is none."""
 
     @classmethod
     def of(cls, settings: Settings, rank: int) -> Self:
@@ -45,7 +51,8 @@ class PortChoice:
         port = 0 if settings.listen_port is None else settings.listen_port + rank
         prefix = settings.output_prefix
         file = None if prefix is None else Path(f"{prefix}{rank}.txt")
-        return cls(address.listens_at(settings.listen_host), port, file)
+        base = settings.listen_port or 0
+        return cls(address.listens_at(settings.listen_host), port, file, base)
 
 
 class RankPort:
@@ -56,6 +63,11 @@ class RankPort:
 
     def __init__(self, choice: PortChoice, options: ServerOptions) -> None:
         self._choice = choice
+        self._instance: Instance | None = None
+        if choice.instance:
+            where = (choice.instance, choice.host, choice.port - choice.instance)
+            self._instance = Instance(*where, options.logger)
+            options = replace(options, siblings=self._instance.siblings)
         self._options = options
         self.server: Server | None = None
         self.told = ""
@@ -64,12 +76,24 @@ class RankPort:
         """Whether the address file was written, or could not be."""
         self._file: Path | None = None
 
+    def expect(self, identity: Identity) -> None:
+        """Have the other ranks of this host know that a model is loaded here."""
+        if self._instance is not None:
+            self._instance.say(str(identity.role), part_of(identity))
+
+    def forget(self, role: str) -> None:
+        """Have the other ranks of this host know that a model is not here."""
+        if self._instance is not None:
+            self._instance.forget(role)
+
     def offer(self, published: PublishedModel) -> bool:
         """Offer a published model; False when the port cannot be had, which the log says."""
         server = self.open()
         if server is None:
+            self.forget(str(published.entry.role))
             return False
         server.offer(published)
+        self.expect(published.entry.identity)
         if not self._named:
             self._named = True
             self._write()
@@ -81,15 +105,32 @@ class RankPort:
             return self.server
         choice, options = self._choice, self._options
         try:
-            self.server = listen(choice.host, choice.port, options)
+            self.server = self._listen()
         except (OSError, RuntimeError) as error:
             _tell_failed(choice, error, options.logger)
             return None
+        if self._instance is not None:
+            self._instance.listens(self.server)
         endpoint = address.told(self.server.endpoint)
         if endpoint is None:
             address.tell_unknown(self.server.endpoint, options.logger)
         self.told = "" if endpoint is None else str(endpoint)
         return self.server
+
+    def _listen(self) -> Server:
+        """Listen; where another rank has LISTEN_PORT in the place of rank 0, it leaves it soon.
+
+        Raises:
+            OSError, RuntimeError: the port cannot be had.
+        """
+        choice, instance = self._choice, self._instance
+        try:
+            return listen(choice.host, choice.port, self._options)
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE and choice.port == choice.instance
+            if instance is None or not (taken and instance.left(LENT_S)):
+                raise
+        return listen(choice.host, choice.port, self._options)
 
     def _write(self) -> None:
         """Write the address file, if the operator wants one and there is an address."""
@@ -99,6 +140,7 @@ class RankPort:
 
     def remove(self, published: PublishedModel) -> None:
         """Know nothing any more of a published model that has ended."""
+        self.forget(str(published.entry.role))
         if self.server is not None:
             self.server.remove(published)
 
@@ -113,6 +155,8 @@ class RankPort:
             with contextlib.suppress(OSError):
                 if self._file.read_text() == self.told:  # else a later instance has it now
                     _take_away(self._file, self.told)
+        if self._instance is not None:
+            self._instance.close()
         if self.server is not None:
             threading.Thread(target=self.server.close, name="netloader-close", daemon=True).start()
         self.server = self._file = None

@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from netloader.discovery.base import Candidate
+from netloader.fsm.identity import Identity
 from netloader.io.forks import only_here
 from netloader.io.publishing import ServerOptions
 from netloader.log import get_logger
@@ -35,6 +36,8 @@ class RankServer:
         self.port = RankPort(choice, options)
         self._rank = Rank(rank, self.port, options, logger)
         self._live: dict[str, LiveModel] = {}
+        self._expected: set[str] = set()
+        """Of models that are being loaded."""
         self._relays: dict[str, RankRelay] = {}
         """Of models that are being received, or loaded, and are not served in full yet."""
 
@@ -46,12 +49,18 @@ class RankServer:
     @property
     def in_use(self) -> bool:
         """Whether anything is served, or is to be when it is received."""
-        return bool(self._live or self._relays)
+        return bool(self._live or self._relays or self._expected)
 
     @property
     def models(self) -> tuple[LiveModel, ...]:
         """The models of these roles."""
         return tuple(self._live.values())
+
+    def expect(self, identity: Identity) -> None:
+        """A model is going to be loaded: until it is opened or abandoned, its clients are told."""
+        with self._rank.guarded(), self._rank.lock:
+            self._expected.add(str(identity.role))
+            self.port.expect(identity)
 
     def open(self, served: ServedModel, model: nn.Module) -> bool:
         """Serve some weights until their model is gone.
@@ -68,6 +77,7 @@ class RankServer:
                 weakref.finalize(model, only_here(self._gone), live)
                 opened = live.offer(live.published)
                 self._relays.pop(served.role, None)
+                self._expected.discard(served.role)
         self.abandon(served.role)
         return opened
 
@@ -104,16 +114,20 @@ class RankServer:
         return None
 
     def abandon(self, role: str) -> None:
-        """A model of which a relay was made is not going to be served, if it is not by now."""
+        """A model that was expected, or relayed, is not going to be served if it is not by now."""
         with self._rank.lock:
-            relay = self._relays.pop(role, None)
-        if relay is None:
-            return
-        with self._rank.guarded():
-            relay.end()
+            relay, expected = self._relays.pop(role, None), role in self._expected
+            self._expected.discard(role)
+        if relay is not None:
+            with self._rank.guarded():
+                relay.end()
         with self._rank.guarded(), self._rank.lock:
-            relay.forget()
-            self._close_unused()
+            if relay is not None:
+                relay.forget()
+            if role not in self._live:
+                self.port.forget(role)
+            if relay is not None or expected:
+                self._close_unused()
 
     def close(self) -> None:
         """Serve nothing any more."""
@@ -143,6 +157,7 @@ class RankServer:
             live.retire()
             if self._live.get(live.served.role) is live:
                 del self._live[live.served.role]
+                self.port.forget(live.served.role)
             self._close_unused()
 
     def _close_unused(self) -> None:

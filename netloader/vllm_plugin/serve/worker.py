@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 
+from netloader.fsm.identity import Identity
 from netloader.log import Logger
 from netloader.metrics.page import open_page
 from netloader.metrics.recorder import record
@@ -91,6 +92,11 @@ class Worker:
     def next_agreement(self, role: str) -> int:
         """The number of this load of a role: ranks load in step, so it is the same on each."""
         return next(self._agreements[role])
+
+    def expect(self, identity: Identity, rank: int, new_server: NewServer) -> None:
+        """A model is going to be loaded, and served; it ends with `offer`, or with `abandon`."""
+        with harmless():
+            self._server_for(str(identity.role), rank, new_server).expect(identity)
 
     def offer(
         self, model: nn.Module, served: ServedModel, rank: int, new_server: NewServer

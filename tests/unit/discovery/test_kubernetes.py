@@ -28,18 +28,17 @@ SLICES = [
 ODD = {**SLICES[0], "endpoints": [{"addresses": 7}]}
 
 
-def found(account: Path, service: str = "servers", rank: int = 0) -> tuple[list[str], int]:
-    answer = KubernetesService("fleet", service, rank, account).find(KEY, SOON_S)
+def found(account: Path, service: str = "servers") -> tuple[list[str], int]:
+    answer = KubernetesService("fleet", service, account).find(KEY, SOON_S)
     return [str(candidate.endpoint) for candidate in answer.candidates], answer.unreadable
 
 
-def test_the_ready_endpoints_of_the_service_are_sources_at_the_port_of_the_rank(
+def test_the_ready_endpoints_of_the_service_are_sources_at_its_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with kubernetes(tmp_path, SLICES, monkeypatch):
         places = ["10.0.0.1:20000", "10.0.0.3:20000", "[fd00::1]:20000"]
         assert found(tmp_path) == (places, 0)
-        assert found(tmp_path, rank=1)[0][0] == "10.0.0.1:20001"
         assert found(tmp_path, "nobody") == ([], 0)
 
 
@@ -74,7 +73,7 @@ def test_a_refusal_is_told_without_the_token(
 ) -> None:
     with kubernetes(tmp_path, SLICES, monkeypatch):
         with pytest.raises(DiscoveryError, match="403"):
-            KubernetesService("elsewhere", "servers", 0, tmp_path).find(KEY, SOON_S)
+            KubernetesService("elsewhere", "servers", tmp_path).find(KEY, SOON_S)
         (tmp_path / "token").write_text("hunter2")
         with pytest.raises(DiscoveryError, match="401") as raised:
             found(tmp_path)

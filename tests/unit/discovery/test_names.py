@@ -26,7 +26,7 @@ def test_every_address_of_a_name_is_a_source_and_the_name_is_asked_again(tmp_pat
         hosts.write_text("10.0.0.1 servers.test\n10.0.0.2 servers.test\nfd00::3 servers.test\n")
         expected = ["10.0.0.1:7", "10.0.0.2:7", "[fd00::3]:7"]
         assert eventually(lambda: found("servers.test:7") == expected)
-        assert found("servers.test:7", rank=2) == ["10.0.0.1:9", "10.0.0.2:9", "[fd00::3]:9"]
+        assert found("servers.test:7", rank=2) == expected
         hosts.write_text("10.0.0.9 servers.test\n")
         assert eventually(lambda: "10.0.0.9:7" in found("servers.test:7"))
         assert found("nobody.test:7") == []
@@ -38,7 +38,7 @@ def test_the_targets_of_an_srv_record_are_sources(tmp_path: Path) -> None:
         record = "srv+_netloader._tcp.test"
         expected = ["10.0.0.1:100", "10.0.0.2:200"]
         assert eventually(lambda: found(record) == expected)
-        assert found(record, rank=1) == ["10.0.0.1:101", "10.0.0.2:201"]
+        assert found(record, rank=1) == expected
         assert found("srv+_nobody._tcp.test") == []
 
 

@@ -5,8 +5,9 @@ from typing import Final
 
 import pytest
 
+from netloader.config import Endpoint
 from netloader.fsm.effects import PrepareOffer, Send, Settle
-from netloader.fsm.events import Connected, Event, Transferred
+from netloader.fsm.events import Connected, Event, OfferRefused, Transferred
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import root_digest
 from netloader.fsm.messages import Challenge, Complete, Description, Offer, Reject, Verified
@@ -14,7 +15,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.server_session import ServerSession
 from netloader.fsm.session import Step
 from netloader.fsm.states import State
-from netloader.fsm.terms import CatalogEntry, FetchSpec
+from netloader.fsm.terms import MAX_OTHER_SOURCES, CatalogEntry, FetchSpec, Sibling, beside
 from tests.support.messages import (
     BOTH,
     CURIOUS,
@@ -22,6 +23,7 @@ from tests.support.messages import (
     DRAFT_DIGESTS,
     DRAFTING,
     OPEN_THERE,
+    OTHER_IDENTITY,
     READY,
     REQUEST,
     START,
@@ -30,6 +32,7 @@ from tests.support.messages import (
     TOKEN,
     WISH,
     hello,
+    one_of_a_host,
     said,
     server,
 )
@@ -37,6 +40,54 @@ from tests.support.messages import (
 GUARDED_BOTH: Final = tuple(replace(entry, tokens=(TOKEN,)) for entry in BOTH)
 LARGE_DRAFT: Final = replace(DRAFT, segment_bytes=1 << 26)
 VISION: Final = replace(WISH, identity=Identity({**TARGET.identity.hard, "role": "vision"}))
+
+
+def told(*siblings: Sibling, spec: FetchSpec = WISH) -> Reject | None:
+    """What a server refuses to a client, where others on its host have these models."""
+    session = one_of_a_host(*siblings)
+    session.step(Connected(), 0.0)
+    refused = [each for each in said(session.step(hello(spec), 0.0)) if isinstance(each, Reject)]
+    return refused[0] if refused else None
+
+
+ELSEWHERE: Final = replace(WISH, identity=OTHER_IDENTITY)
+
+
+def test_a_client_of_another_model_of_the_host_is_sent_on_to_its_ports() -> None:
+    siblings = (Sibling({"model": "mamba"}, 9), Sibling(OTHER_IDENTITY.hard, 7))
+    refused = told(*siblings, Sibling({"model": "other"}, 5), spec=ELSEWHERE)
+    assert refused is not None
+    assert (refused.reason, refused.ports) == ("referred", (7, 9))
+    curious = told(*siblings, spec=replace(CURIOUS, identity=OTHER_IDENTITY))
+    assert curious == refused
+
+
+def test_a_client_of_a_model_that_is_being_loaded_comes_again() -> None:
+    refused = told(Sibling(OTHER_IDENTITY.hard, 0), spec=ELSEWHERE)
+    assert refused is not None
+    assert (refused.reason, refused.ports) == ("not_ready", ())
+    assert refused.retry_after_s > 0
+
+
+def test_what_is_here_is_served_here_and_what_is_nowhere_is_refused_by_field() -> None:
+    assert told(Sibling(WISH.identity.hard, 7)) is None
+    refused = told(Sibling({**OTHER_IDENTITY.hard, "tp_size": "2"}, 7), spec=ELSEWHERE)
+    assert refused is not None
+    assert (refused.reason, refused.differences[0].field) == ("identity_mismatch", "model")
+
+
+def test_a_busy_server_names_the_ports_of_others_with_the_same_model() -> None:
+    session = one_of_a_host(Sibling(WISH.identity.hard, 7), Sibling(OTHER_IDENTITY.hard, 8))
+    session.step(Connected(), 0.0)
+    session.step(hello(), 0.0)
+    (refused,) = said(session.step(OfferRefused(Reason.BUSY, "full", 2.0), 0.0))
+    assert isinstance(refused, Reject)
+    assert refused.ports == (7,)
+
+
+def test_ports_are_those_of_the_host_that_was_dialled_and_few() -> None:
+    assert beside(Endpoint("a.test", 1), (0, 2, 70_000, 2, -1)) == (Endpoint("a.test", 2),)
+    assert len(beside(Endpoint("a.test", 1), range(1, 1000))) == MAX_OTHER_SOURCES
 
 
 def after(*events: Event, entries: tuple[CatalogEntry, ...] = BOTH) -> tuple[ServerSession, Step]:

@@ -162,12 +162,12 @@ def test_the_same_rank_twice_keeps_all_its_endpoints_in_order() -> None:
     assert [str(end) for end in settings.sources[0]] == ["node-b:2", "[::1]:1", "node-a:3"]
 
 
-def test_one_text_is_for_every_rank_with_ports_that_count_up() -> None:
+def test_one_text_is_for_every_rank_of_an_instance() -> None:
     settings = Settings.parse({"SOURCE": "10.0.0.1:20000"})
 
     assert [finders_of(settings.sources, rank)[0].name for rank in (0, 3)] == [
         "10.0.0.1:20000",
-        "10.0.0.1:20003",
+        "10.0.0.1:20000",
     ]
 
 

@@ -199,7 +199,8 @@ def asked_of(*configs: str | None, **facts: str) -> tuple[LoadPlan, list[dict[st
             if size is not None:
                 whole = Identity({**known.hard, "config.hidden_size": size})
                 tried, untried = asked[:number], asked[number + 1 :]
-                return Described(Description(whole, facts), (source, *untried, *tried))
+                order = (source, *untried, *tried)
+                return Described(Description(whole, facts), order, untried=tuple(untried))
         return Described(None, tuple(asked))
 
     with capture() as lines:
