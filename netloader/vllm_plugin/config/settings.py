@@ -242,12 +242,13 @@ FIELDS: Final = (
     Field("SOURCE", sources, "list or string", [],
           '`[{"device_id": 0, "sources": ["10.170.22.152:19374"]}, ...]`: each rank and its '
           "sources, tried in order: `host:port`, `[IPv6]:port`, or where to look them up, see "
-          "[discovery](discovery.md). One string: the same for every rank. Empty: the ordinary "
-          "loader", "sources"),
+          "[discovery](discovery.md). One string: the same for every rank, such as the "
+          "`host:LISTEN_PORT` of an instance. Empty: the ordinary loader", "sources"),
     Field("MODEL", text_line, "string", None,
           "model name compared between client and server; default: `--model`"),
     Field("LISTEN_PORT", port, "integer", None,
-          "the port is `LISTEN_PORT + RANK`; absent: a free one; outside 1024-65535: no listener"),
+          "the port is `LISTEN_PORT + RANK`, and all ranks of a host are found at `LISTEN_PORT`; "
+          "absent: a free one; outside 1024-65535: no listener"),
     Field("INT8_CACHE", choice(CachePolicy.HBM, CachePolicy.DRAM, CachePolicy.NO),
           "`hbm`, `dram`, `no`", "no",
           "keep the original int8 parameters of quantized models on the device, in DRAM, or not"),

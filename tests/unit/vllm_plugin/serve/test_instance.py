@@ -23,6 +23,7 @@ from netloader.io import Outcome, ServerOptions, fill
 from netloader.io.clock import monotonic
 from netloader.io.describe import describe
 from netloader.io.host_notes import MOST_NOTE_BYTES, HostNotes, users_folder
+from netloader.io.published import PublishedModel
 from netloader.io.publishing import publish
 from netloader.io.store.module import ModuleStore, named_tensors
 from netloader.log import capture
@@ -69,7 +70,7 @@ def identity(rank: int, ranks: int = 10, role: str = "target") -> Identity:
     return Identity({"model": "tiny", "role": role, "dtype": "float32", **parts})
 
 
-def module(rank: int) -> nn.Module:
+def module(rank: int) -> nn.Linear:
     found = nn.Linear(64, 64)
     found.weight = nn.Parameter(torch.full((64, 64), rank + 1.0), requires_grad=False)
     return found
@@ -78,7 +79,7 @@ def module(rank: int) -> nn.Module:
 OPTIONS = ServerOptions(transports=("tcp",), deadlines=FAST)
 
 
-def weights(rank: int, role: str = "target"):
+def weights(rank: int, role: str = "target") -> PublishedModel:
     store = ModuleStore(named_tensors(module(rank)))
     published = publish(store, identity(rank, role=role), OPTIONS)
     published.seal()
@@ -96,8 +97,8 @@ def ranks(listen_port: int, *numbers: int) -> Iterator[list[RankPort]]:
     try:
         for number, rank in zip(numbers, found, strict=True):
             assert rank.offer(weights(number))
-        for rank in found:
-            assert eventually(lambda r=rank: len(siblings(r)) == len(numbers) - 1, PATIENCE_S)
+        others = len(numbers) - 1
+        assert eventually(lambda: all(len(siblings(r)) == others for r in found), PATIENCE_S)
         yield found
     finally:
         for rank in found:
@@ -110,7 +111,7 @@ def siblings(rank: RankPort) -> list[int]:
     return sorted(each.port for each in rank._instance.siblings())
 
 
-def receive(port: int, rank: int, **options: object) -> tuple[Outcome, bool]:
+def receive(port: int, rank: int, **options: Any) -> tuple[Outcome, bool]:
     """Be a rank of a client; also whether it has the right bytes."""
     into = nn.Linear(64, 64)
     outcome = fill(into, [Endpoint(HOST, port)], identity(rank), asking(**options))
@@ -205,7 +206,9 @@ def test_the_commands_show_all_ranks(listen_port: int) -> None:
         assert [model["server"] for model in shown] == [at, f"{HOST}:{listen_port + 1}"]
         compared = verify(at, f"{HOST}:{listen_port + 1}", options).data
         assert compared["same"] is True
-        assert [model["role"] for model in compared["models"]] == [
+        models = compared["models"]
+        assert isinstance(models, list)
+        assert [model["role"] for model in models] == [
             "target, tensor_parallel 0 of 10",
             "target, tensor_parallel 1 of 10",
         ]
