@@ -310,6 +310,11 @@ bench: $(READY) $(BENCH)/.installed $(ENGINES)/.installed  ## measure all, and w
 	@$(PY) -m demo.prepare_model
 	PYTHONPATH=$(CURDIR)/$(BENCH):$(CURDIR)/$(ENGINES) $(PY) -m benchmarks $(if $(ONLY),--only $(ONLY))
 
+.PHONY: bench-start
+bench-start: $(READY) $(BENCH)/.installed  ## from start to first token: vLLM's loader, netloader, standby (10 minutes)
+	@$(PY) -m demo.prepare_model
+	PYTHONPATH=$(CURDIR)/$(BENCH) $(PY) -m benchmarks.start
+
 .PHONY: bench-quick
 bench-quick: $(READY)  ## tcp and shm beside what they use, without a report (under 3 minutes)
 	@$(PY) -m benchmarks --quick

@@ -65,7 +65,7 @@ def engine_loads(
 ) -> tuple[list[EngineLoad], dict[str, str]]:
     """Start every kind of engine `rounds` times, in turns; also why one could not be started."""
     os.environ.update(ENVIRONMENT)
-    model, bare = _model()
+    model, bare = dense_model()
     found: dict[str, list[float]] = {}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as servers:
@@ -173,8 +173,8 @@ def _engine(
         yield engine
 
 
-def _model() -> tuple[Path, Path]:
-    """The folder of the model, made once, and one that lacks only the weights."""
+def dense_model() -> tuple[Path, Path]:
+    """The folder of the dense model, made once, and one that lacks only the weights."""
     from safetensors.torch import save_file
 
     full, bare = FOLDER / "dense", FOLDER / "dense-bare"

@@ -17,12 +17,18 @@ def plots(figures: Figures, folder: Path) -> list[tuple[str, str]]:
         import matplotlib as mpl
     except ImportError:
         return []
-    mpl.use("svg")
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "netloader", "font.size": 9})
+    prepare(mpl)
     return [*_rates(figures, folder), *_fan_out(figures, folder), *_fleet(figures, folder)]
 
 
-def _new(width: float, height: float) -> tuple[Any, Any]:
+def prepare(mpl: Any) -> None:
+    """Have matplotlib draw files that differ only where what they show differs."""
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "netloader", "font.size": 9})
+
+
+def new(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes."""
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(width, height), layout="constrained")
@@ -31,7 +37,8 @@ def _new(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure without what changes from run to run."""
     figure.savefig(path, metadata={"Date": None})
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
@@ -42,7 +49,7 @@ def _rates(figures: Figures, folder: Path) -> Iterator[tuple[str, str]]:
     rows = groupby(figures.results, key=lambda result: (result.workload, result.memory))
     for (workload, memory), group in rows:
         results = sorted(group, key=lambda result: result.median)
-        figure, axes = _new(7.5, 0.9 + 0.24 * len(results))
+        figure, axes = new(7.5, 0.9 + 0.24 * len(results))
         names = [result.contender for result in results]
         medians = [result.median for result in results]
         colors = [OURS if name.startswith("netloader") else OTHERS for name in names]
@@ -52,14 +59,14 @@ def _rates(figures: Figures, folder: Path) -> Iterator[tuple[str, str]]:
         title = f"{WORKLOADS[workload].title}, {memory} memory"
         axes.set_xlabel(f"GiB/s (median; line: lowest to highest). {title}")
         name = f"rates-{workload}-{memory}.svg"
-        _save(figure, folder / name)
+        save(figure, folder / name)
         yield name, title
 
 
 def _fan_out(figures: Figures, folder: Path) -> Iterator[tuple[str, str]]:
     if not figures.fan_out:
         return
-    figure, axes = _new(6.5, 3.2)
+    figure, axes = new(6.5, 3.2)
     for shape, color in (("star", OTHERS), ("relay", OURS)):
         rows = [row for row in figures.fan_out if row.shape == shape]
         counts = [row.clients for row in rows]
@@ -73,14 +80,14 @@ def _fan_out(figures: Figures, folder: Path) -> Iterator[tuple[str, str]]:
     axes.set_yscale("log", base=2)
     axes.set_xlabel("clients that start together (dashed: simulated relay)")
     axes.set_ylabel("time of all, x the time of one")
-    _save(figure, folder / "fan-out.svg")
+    save(figure, folder / "fan-out.svg")
     yield "fan-out.svg", "Clients that start together, measured"
 
 
 def _fleet(figures: Figures, folder: Path) -> Iterator[tuple[str, str]]:
     if not figures.simulated:
         return
-    figure, axes = _new(6.5, 3.6)
+    figure, axes = new(6.5, 3.6)
     for way in dict.fromkeys(row.way for row in figures.simulated):
         rows = [row for row in figures.simulated if row.way == way]
         axes.plot([row.clients for row in rows], [row.times_one for row in rows], "o-", label=way)
@@ -88,5 +95,5 @@ def _fleet(figures: Figures, folder: Path) -> Iterator[tuple[str, str]]:
     axes.set_xlabel("instances that start together (simulated)")
     axes.set_ylabel("time of all, x the time of one")
     axes.legend(frameon=False)
-    _save(figure, folder / "fleet.svg")
+    save(figure, folder / "fleet.svg")
     yield "fleet.svg", "Fleets, simulated"
