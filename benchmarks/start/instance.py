@@ -16,9 +16,9 @@ LOOK_S: Final = 0.02
 """How often the log is read: the moments are exact to that."""
 START_S: Final = 600.0
 MARKS: Final = {
-    "imports": ("Initializing a V1 LLM engine", "Starting to load model"),
-    "load": ("Model loading took", "Loading model weights took"),
-    "warm-up": ("init engine (profile",),
+    "imports": "Starting to load model",
+    "load": "KV cache layout",
+    "warm-up": "init engine (profile",
 }
 """Phases, and what vLLM logs at the end of each."""
 PROMPT: Final = "word1 word2 word3"
@@ -109,8 +109,8 @@ class Instance:
         """Note which lines are there by now."""
         text = self._server.log.read_text(encoding="utf-8", errors="replace")
         new, self._read = text[self._read :], len(text)
-        for name, marks in MARKS.items():
-            if name not in self._moments and any(mark in new for mark in marks):
+        for name, mark in MARKS.items():
+            if name not in self._moments and mark in new:
                 self._moments[name] = self.now()
 
 
