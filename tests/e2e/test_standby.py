@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from netloader.config import Endpoint
+from netloader.vllm_plugin.inspect.parity.engine import EngineError
 from tests.e2e.engines import Engine, ForkServer
-from tests.e2e.source_logs import Model, failing, held, made, only, said, serving
+from tests.e2e.source_logs import Model, failing, held, made, only, said, serving, sources
+from tests.support.ports import free_port
 from tests.support.relay import Fault, Relay
 from tests.support.zoo import dense, experts
 from tests.unit.io.helpers import closed_port
@@ -49,6 +51,8 @@ def test_a_filled_instance_answers_as_its_source_and_is_a_source_itself(
         assert said(standby, "netloader.standby.waiting")
         assert not address.exists()
         assert standby.rpc("netloader_standing") == [{"rank": 0, "filled": False}]
+        with pytest.raises(EngineError, match="this instance is on standby"):
+            standby.generate()
 
         (gone,) = fill(standby, str(closed_port()))
         assert not gone["filled"]
@@ -78,6 +82,37 @@ def test_a_source_that_dies_leaves_an_instance_on_standby_and_the_next_one_fills
         (report,) = fill(standby, *at)
         assert report["filled"], report
         assert standby.generate() == server.generate()
+
+
+def test_a_reload_that_fails_is_no_fill_and_the_next_one_is_offered(
+    fork_server: ForkServer, model: Model, tmp_path: Path
+) -> None:
+    extra = {"FALLBACK": "dummy", "OUTPUT_PREFIX": f"{tmp_path}/dummy-"}
+    port = free_port()
+    with fork_server.engine(model.bare, {**sources([f"127.0.0.1:{port}"]), **extra}) as waiting:
+        with fork_server.engine(model.full, {"LISTEN_PORT": port}) as server:
+            waiting.rpc(break_the_reload)
+            with pytest.raises(EngineError, match="broken"):
+                waiting.rpc("reload_weights")
+            assert not said(waiting, "netloader.server.offered")
+            waiting.rpc("reload_weights")
+            assert waiting.generate() == server.generate()
+        address = (tmp_path / "dummy-0.txt").read_text()
+        with fork_server.engine(model.bare, only([address])) as client:
+            assert client.generate() == waiting.generate()
+
+
+def break_the_reload(worker: Any) -> None:
+    """Have the next reload in place fail where vLLM has begun to write."""
+    from vllm.model_executor.model_loader.reload import inplace
+
+    finish = inplace.finalize_layerwise_reload
+
+    def fail(*_: object) -> None:
+        inplace.finalize_layerwise_reload = finish
+        raise RuntimeError("broken")
+
+    inplace.finalize_layerwise_reload = fail
 
 
 def test_a_model_that_cannot_be_filled_in_place_is_refused_by_name(

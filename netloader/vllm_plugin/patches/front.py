@@ -117,8 +117,16 @@ def _gated(build: Any) -> Any:
             from vllm import envs
 
             keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
-            inner = app.middleware_stack or app.build_middleware_stack()  # it may be built already
-            app.middleware_stack = Gate(inner, served, [Secret(key) for key in keys])
+            _close(app, [Secret(key) for key in keys])
         return app
 
     return built
+
+
+def _close(app: Any, keys: list[Secret]) -> None:
+    """Put the gate before all that an application has, whether it is put together yet or not."""
+    if app.middleware_stack is not None:
+        app.middleware_stack = Gate(app.middleware_stack, served, keys)
+        return
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: Gate(build(), served, keys)
