@@ -76,8 +76,13 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/config/test_checks.py",
         "tests/unit/vllm_plugin/load/test_relays.py",
     ),
+    "L5 standby": (
+        "tests/unit/vllm_plugin/load/test_standby.py",
+        "tests/unit/vllm_plugin/front/test_gate.py",
+    ),
 }
-L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, L5, STARTS = LAYERS
+L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, *L5S = LAYERS
+L5, STARTS, STANDBY = L5S
 
 
 class Mutant(NamedTuple):

@@ -24,6 +24,7 @@ from tests.property.operating_mutants import OPERATING_MUTANTS
 from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.relay_mutants import RELAY_MUTANTS
 from tests.property.request_mutants import REQUEST_MUTANTS
+from tests.property.standby_mutants import STANDBY_MUTANTS
 from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
 from tests.property.transport_mutants import TRANSPORT_MUTANTS
@@ -69,6 +70,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **PUBLISHED_MUTANTS,
     **OPERATING_MUTANTS,
     **RELAY_MUTANTS,
+    **STANDBY_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
         L0, TABLE, r"for state in ENDS for", "for state in ENDS[:1] for"

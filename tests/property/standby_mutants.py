@@ -1,0 +1,34 @@
+"""Seeded bugs of instances on standby: answered too early, filled in part, filled by anybody."""
+
+from typing import Final
+
+from tests.property.layers import STANDBY, Mutant
+
+GATE: Final = "netloader/vllm_plugin/front/gate.py"
+INSTANCE: Final = "netloader/vllm_plugin/front/instance.py"
+RANK: Final = "netloader/vllm_plugin/load/standby.py"
+
+STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
+    "an instance on standby answers before it is filled": Mutant(
+        STANDBY, GATE, r"path in ALWAYS or await instance\.ask\(\)", "True"
+    ),
+    "an instance on standby takes a program's request before it is filled": Mutant(
+        STANDBY, INSTANCE, r"        if not self\.filled:\n            self\.refuse\(\)\n", ""
+    ),
+    "one rank's failure to be filled is reported as success": Mutant(
+        STANDBY, INSTANCE, r"all\(each\[\"filled\"\]", 'any(each["filled"]'
+    ),
+    "a rank is filled though another is not": Mutant(
+        STANDBY, RANK, r"if why or not together:", "if why:"
+    ),
+    "a fill whose reload fails counts": Mutant(
+        STANDBY, RANK, r"    def filled\(\) -> None:\n        (remember\(.*\))\n",
+        r"    \1\n\n    def filled() -> None:\n",
+    ),
+    "whoever asks may name the source of an instance on standby": Mutant(
+        STANDBY, GATE, r"if source and not proven:", "if False:"
+    ),
+    "an instance on standby fills itself when one rank has found a source": Mutant(
+        STANDBY, INSTANCE, r"if not all\(found\):", "if not any(found):"
+    ),
+}  # fmt: skip
