@@ -303,9 +303,9 @@ def fill(
 ) -> Answer:
     """Fill an instance on standby with the weights of a running server, and let it answer.
 
-    With several ranks give each as many sources as the others, in the order of the ranks. Naming a
-    source takes a token of the instance, or vLLM's API key, as NETLOADER_TOKEN or in --token-file.
-    Exit status 5: it stays on standby and can be filled again; the message says why.
+    One source is for every rank; of several each rank gets its share, in the order of the ranks.
+    Naming a source takes a token of the instance, or vLLM's API key, as NETLOADER_TOKEN or in
+    --token-file. Exit status 5: it stays on standby and can be filled again; the message says why.
 
     For example:
 

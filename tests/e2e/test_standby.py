@@ -127,8 +127,9 @@ def test_a_model_that_cannot_be_filled_in_place_is_refused_by_name(
 def test_two_ranks_are_filled_both_or_neither(
     fork_server: ForkServer, model: Model, tmp_path: Path
 ) -> None:
+    instance = {"LISTEN_PORT": (port := free_port())}
     with (
-        serving(fork_server, model.full, tmp_path, ranks=2) as (server, at),
+        serving(fork_server, model.full, tmp_path, 2, instance) as (server, at),
         fork_server.engine(model.bare, {**STANDBY, "AGREE_TIMEOUT_S": 60}, ranks=2) as standby,
     ):
         reports = fill(standby, at[0], str(closed_port()))
@@ -136,6 +137,6 @@ def test_two_ranks_are_filled_both_or_neither(
         assert "another rank" in reports[0]["why"]
         assert "unreachable" in reports[1]["why"]
 
-        reports = fill(standby, *at)
+        reports = fill(standby, f"127.0.0.1:{port}")
         assert [report["filled"] for report in reports] == [True, True], reports
         assert standby.generate() == server.generate()

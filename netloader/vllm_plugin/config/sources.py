@@ -89,15 +89,15 @@ def sources(at: Place, value: object) -> dict[int, tuple[Source, ...]]:
 def dealt(texts: Sequence[str], ranks: int) -> dict[int, tuple[Source, ...]]:
     """Sources that are named to a running instance, each as in `SOURCE`.
 
-    One where servers are looked up is for every rank. Others are dealt to the ranks in turn: with
-    two ranks the first and third are for rank 0, the second and fourth for rank 1.
+    One alone is for every rank. Several are dealt to the ranks in turn: with two ranks the first
+    and third are for rank 0, the second and fourth for rank 1.
 
     Raises:
         ConfigError: one cannot be used, or a rank would have none, or fewer than another.
     """
     problems: list[str] = []
     at = Place("source", problems)
-    if len(texts) == 1 and is_looked_up(texts[0]):
+    if len(texts) == 1 and (ranks > 1 or is_looked_up(texts[0])):
         found = sources(at, texts[0])
     else:
         read = [_item(at.inside(f"[{i}]"), text) for i, text in enumerate(texts)]
