@@ -50,6 +50,10 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.address_file.failed": _warning("The address file cannot be written."),
         "netloader.background.failed": _error("Background work ended early, and what follows."),
         "netloader.server.offered": _info("Weights are published, and what that costs."),
+        "netloader.files.offered": _info(
+            "Files of the model's folder are published: how many, and what they take in memory."
+        ),
+        "netloader.files.refused": _warning("Files of the model's folder are not served: why."),
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
         "netloader.relay.failed": _warning("Weights are received, but not served meanwhile: why."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),

@@ -202,6 +202,13 @@ def _offered(fields: Fields) -> str:
     return f"Serving {raw}{what} ({layout} layout) at {_text(fields, 'netloader.endpoint')}{cost}"
 
 
+def _files(fields: Fields) -> str:
+    count, nbytes = (_number(fields, f"netloader.files.{name}") for name in ("count", "bytes"))
+    without = _text(fields, "netloader.files.left_out", "")
+    but = f"; not among them: {without}" if without else ""
+    return f"Serving {count:.0f} files of the model's folder, {size(nbytes)} in memory{but}"
+
+
 def _withdrawn(fields: Fields) -> str:
     again = "clients are refused as `not_serving` until the weights are served again"
     return f"Weights are no longer served: {_detail(fields)}; {again}{_remedy(fields)}"
@@ -356,6 +363,10 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.address_file.failed": _telling("The address file cannot be written"),
         "netloader.background.failed": _background,
         "netloader.server.offered": _offered,
+        "netloader.files.offered": _files,
+        "netloader.files.refused": _telling(
+            "Instances with an empty folder cannot start from here"
+        ),
         "netloader.server.refused": _telling("This rank does not serve its weights"),
         "netloader.relay.failed": _telling("What is received is not served meanwhile"),
         "netloader.server.withdrawn": _withdrawn,

@@ -18,6 +18,8 @@ from netloader.discovery.base import Candidate, Key, Registry
 from netloader.discovery.keys import key_of
 from netloader.discovery.urls import registry_of
 from netloader.errors import WeightsError
+from netloader.files.folder import FolderFiles
+from netloader.files.rules import DATA, FilesError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Segment
 from netloader.fsm.messages import Description
@@ -63,15 +65,16 @@ def run(wanted: Wanted, form: Form) -> Answer:
         with bar(f"hashing {wanted.folder.name}") as report:
             while not server.wait_ready(POLL_S) and not stop.is_set():
                 report(store.read_bytes, store.manifest.nbytes)
-        (model,) = server.snapshot().models
+        model = server.snapshot().models[0]
         if model.withdrawn:
             raise CommandError(Code.FAILED, f"{wanted.folder} is not served: {model.withdrawn}")
         if not stop.is_set():
-            form.tell(_ready(server, wanted.folder, model.nbytes))
+            folder = _folder_offered(server, wanted.folder, identity, options)
+            form.tell(_ready(server, wanted.folder, model.nbytes, folder))
         with _announced(registry, key_of(identity), server, wanted.max_clients):
             while not stop.wait(POLL_S):
                 pass
-        (model,) = server.snapshot().models
+        model = server.snapshot().models[0]
     data = {"event": "ended", "sessions": model.sessions, "sent_bytes": model.sent_bytes}
     sent = f"{model.sessions} sessions, {size(model.sent_bytes)} sent"
     return Answer(data, (Text(f"Ended: {sent}"),))
@@ -96,7 +99,7 @@ def _announced(registry: Registry | None, key: Key, server: Server, most: int) -
         return
 
     def offered() -> Candidate | None:
-        (model,) = server.snapshot().models
+        model = server.snapshot().models[0]
         load = model.clients / most
         return Candidate(server.endpoint, boot_id(), load) if not model.withdrawn else None
 
@@ -164,9 +167,26 @@ def _identity(told: Identity | None, wanted: Wanted) -> Identity:
     return Identity({**known.hard, **{n: v for n, v in given.items() if n not in soft}}, soft)
 
 
-def _ready(server: Server, folder: Path, nbytes: int) -> Answer:
+def _folder_offered(
+    server: Server, folder: Path, identity: Identity, options: ServerOptions
+) -> FolderFiles | None:
+    """The other files of the folder, which are offered as well; None where it has none."""
+    name = identity.hard.get("model") or folder.resolve().name
+    try:
+        files = FolderFiles.read(folder, name, "", DATA)
+    except (FilesError, OSError):
+        return None
+    server.offer(files.publish(options))
+    return files
+
+
+def _ready(server: Server, folder: Path, nbytes: int, files: FolderFiles | None) -> Answer:
+    count = len(files.store.manifest.tensors) if files else 0
+    left_out = [*files.left_out] if files else []
     data = {"event": "ready", "endpoint": str(server.endpoint), "bytes": nbytes}
-    line = f"Serving {size(nbytes)} of {folder} at {server.endpoint}; stop with Ctrl-C"
+    data |= {"files": count, "files_left_out": left_out}
+    beside = f" and {count} files beside" if count else ""
+    line = f"Serving {size(nbytes)}{beside} of {folder} at {server.endpoint}; stop with Ctrl-C"
     return Answer(data, (Text(line),))
 
 

@@ -14,6 +14,7 @@ from netloader.cli.answers import Answer, CommandError, grid, plain
 from netloader.cli.codes import Code
 from netloader.cli.places import places_of
 from netloader.cli.sources import Told, ask_all, ranks_beside
+from netloader.fsm.identity import Role
 from netloader.io.options import ClientOptions
 from netloader.log_text import size
 
@@ -79,7 +80,7 @@ def _shown(told: Told) -> RenderableType:
     rows: dict[str, object] = {
         "source": f"{told.source}{whose}",
         "state": state,
-        "weights": f"{size(status.nbytes)} in {len(told.manifest.tensors)} tensors, {parts}{here}",
+        **_contents(told, f"{parts}{here}"),
         "clients": f"{status.clients} of {status.max_clients} places",
         "so far": f"{status.sessions} sessions, {size(status.sent_bytes)} sent",
         "root": f"{status.digest_algorithm} {status.root}" if status.root else "not known yet",
@@ -89,6 +90,12 @@ def _shown(told: Told) -> RenderableType:
     if more > 0:
         rows[""] = f"and {more} more fields; --json has all"
     return grid(rows)
+
+
+def _contents(told: Told, parts: str) -> dict[str, object]:
+    """How much there is, of weights or of the files beside them."""
+    what, unit = ("files", "files") if told.role == Role.FILES else ("weights", "tensors")
+    return {what: f"{size(told.status.nbytes)} in {len(told.manifest.tensors)} {unit}, {parts}"}
 
 
 def _of_page(url: str, timeout_s: float) -> Answer:

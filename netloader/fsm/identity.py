@@ -31,6 +31,8 @@ class Role(StrEnum):
     """The model that answers."""
     DRAFT = "draft"
     """The smaller model that proposes tokens for its target (speculative decoding)."""
+    FILES = "files"
+    """No model: the files of the target's folder beside its weights, see `netloader.files`."""
 
 
 @dataclass(frozen=True, slots=True)

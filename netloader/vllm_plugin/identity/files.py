@@ -21,9 +21,10 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from vllm.config import ModelConfig
 
+from netloader.files.folder import subfolders
 from netloader.fsm.digest_choice import STRONG
 from netloader.io.store.digests import digest_of
-from netloader.vllm_plugin.identity.fingerprint import is_weights, sample_of, subfolders
+from netloader.vllm_plugin.identity.fingerprint import is_weights, sample_of
 
 MAX_FILES = 256
 """As many files of a folder are looked at, in the order of their names."""
@@ -127,6 +128,11 @@ class Files:
         kinds = frozenset(kind for kind, needed in wanted.items() if needed)
         folder = folder_of(model_config.model, getattr(model_config, "revision", None))
         return cls(folder, kinds)
+
+    @property
+    def has_code(self) -> bool:
+        """Whether the engine runs code of the folder."""
+        return Kind.CODE in self._kinds
 
     @property
     def read(self) -> Mapping[str, str]:

@@ -16,13 +16,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
+from netloader.files.folder import subfolders
+
 FILE_SAMPLES, FILE_SAMPLE_BYTES = 16, 4096
 """Of each file, spread evenly."""
 TENSOR_SAMPLES, TENSOR_SAMPLE_BYTES = 4096, 256
 """Of a checkpoint, and how much of each: on network storage a read costs a millisecond."""
 MAX_HEADER_BYTES = 1 << 27
-MAX_FOLDERS = 32
-"""As many sub-folders as are looked into, in the order of their names."""
 
 SAFETENSORS = "safetensors"
 FORMATS = {
@@ -34,8 +34,6 @@ FORMATS = {
 """The formats of weights that vLLM reads, and their files."""
 LEFTOVERS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 """What training leaves behind beside weights."""
-OTHER_RUNTIMES = ("onnx", "openvino", "coreml", "runs", "checkpoint-*", ".*", "__pycache__")
-"""Sub-folders that hold nothing for vLLM."""
 
 
 def fingerprint(folder: Path) -> str:
@@ -62,12 +60,6 @@ def fingerprints(path: Path) -> dict[str, str]:
                 field = "checkpoint" if form == SAFETENSORS else f"checkpoint_{form}"
                 found[field + name] = sample
     return found
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The sub-folders that may hold something for vLLM, the first few of them."""
-    found = sorted(sub for sub in folder.iterdir() if sub.is_dir())
-    return [f for f in found if not _matches(f.name, OTHER_RUNTIMES)][:MAX_FOLDERS]
 
 
 def is_weights(name: str) -> bool:

@@ -42,8 +42,15 @@ def read_config(vllm_config: VllmConfig, model_config: ModelConfig, name: str | 
         unsteady=_unsteady(vllm_config),
         worker_classes=(parallel.worker_cls, parallel.worker_extension_cls),
         files=Files.of(model_config),
+        served_name=_served_name(model_config),
         checkpoint=Checkpoint(model_config),
     )
+
+
+def _served_name(model_config: ModelConfig) -> str:
+    """The first of the names that vLLM answers to."""
+    names = getattr(model_config, "served_model_name", None)
+    return str(names[0] if isinstance(names, list) and names else names or model_config.model)
 
 
 def _role_of(model_config: ModelConfig) -> str:

@@ -12,13 +12,15 @@ from functools import partial
 
 from torch import nn
 
+from netloader.files.folder import FolderFiles
+from netloader.files.rules import DATA, WITH_CODE, FilesError
 from netloader.fsm.identity import Identity
 from netloader.io.publishing import ServerOptions
 from netloader.io.store.module import ModuleStore, Named, WeightsError, named_tensors
-from netloader.log import emit, get_logger
+from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
 from netloader.vllm_plugin.identity import ranks
-from netloader.vllm_plugin.identity.identity import CONSTRUCTED, FILLED, PROCESSED, RAW
+from netloader.vllm_plugin.identity.identity import CONSTRUCTED, FILLED, PROCESSED, RAW, TARGET
 from netloader.vllm_plugin.identity.local_model import facts_of
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load import load_state, processed, provenance
@@ -75,10 +77,22 @@ def offer(
     else:
         ours = this_worker()
         worker_methods.install_on(model, ours)
-        served = replace(served, place=plan.place)
+        served = replace(served, place=plan.place, folder=_folder(plan, logger))
         ours.offer(model, served, plan.rank, partial(new_server, settings, ours.activity))
         return True
     return False
+
+
+def _folder(plan: LoadPlan, logger: Logger) -> FolderFiles | None:
+    """The files of the model's folder, of the rank that clients ask for them."""
+    if plan.rank or plan.role != TARGET or plan.files.folder is None:
+        return None
+    rules = WITH_CODE if plan.files.has_code else DATA
+    try:
+        return FolderFiles.read(plan.files.folder, *plan.names, rules)
+    except (FilesError, OSError) as error:
+        emit(logger, "netloader.files.refused", {"netloader.detail": str(error)})
+        return None
 
 
 def new_server(settings: Settings, activity: Activity, rank: int) -> RankServer:

@@ -66,6 +66,8 @@ class LoadPlan:
     """What the server says of how its model was constructed, see `provenance`."""
     files: Files = field(default_factory=lambda: Files(None))
     """Those of the model's folder."""
+    names: tuple[str, str] = ("", "")
+    """What instances call the model (`MODEL`), and what requests call it."""
     answers: Callable[[], Mapping[str, str]] = dict
     """The facts that change answers but no number of the model, for clients to be warned by."""
     untied: bool = False
@@ -137,6 +139,7 @@ def plan_load(
         filled=_names(identities.FILLED, facts, logger),
         constructed=facts.get(identities.CONSTRUCTED, ""),
         files=model.files,
+        names=(model.early.hard["model"], model.served_name),
         answers=side.answers,
         untied=model.checkpoint.untied,
         refused=refused,

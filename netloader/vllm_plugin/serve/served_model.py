@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from netloader.files.folder import FolderFiles
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
 from netloader.io.store.module import ModuleStore, Named, WeightsError
@@ -57,6 +58,8 @@ class ServedModel:
     digests: tuple[str, ...] = ()
     place: Place | None = None
     """Where a registry names it; None where there is none."""
+    folder: FolderFiles | None = None
+    """The files of the model's folder that clients need to start; None on ranks that offer none."""
 
 
 @dataclass(slots=True)

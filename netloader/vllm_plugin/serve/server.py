@@ -12,10 +12,11 @@ from functools import partial
 from torch import nn
 
 from netloader.discovery.base import Candidate
+from netloader.files.folder import FolderFiles
 from netloader.fsm.identity import Identity
 from netloader.io.forks import only_here
 from netloader.io.publishing import ServerOptions
-from netloader.log import get_logger
+from netloader.log import emit, get_logger
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.announcing import Announcements, Place
@@ -78,8 +79,19 @@ class RankServer:
                 opened = live.offer(live.published)
                 self._relays.pop(served.role, None)
                 self._expected.discard(served.role)
+        if opened and served.folder is not None:
+            self._offer(served.folder)
         self.abandon(served.role)
         return opened
+
+    def _offer(self, folder: FolderFiles) -> None:
+        """Offer the files of the model's folder as well, as long as the port is open."""
+        with self._rank.guarded():
+            published = folder.publish(self._rank.options)
+            with self._rank.lock:
+                offered = self.port.offer(published)
+        if offered:
+            emit(self._rank.logger, "netloader.files.offered", folder.fields)
 
     def announce(self, role: str, place: Place) -> None:
         """Have a registry name this rank whenever it serves a role, until that is not served."""

@@ -1,0 +1,99 @@
+"""The commands that start instances of vLLM, and fill those that wait."""
+
+from typing import Annotated
+
+import typer
+
+from netloader.cli.answers import Answer, Form
+from netloader.cli.options import Access, Link, command, source
+
+
+@command
+def run(
+    source: Annotated[str, source("SOURCE", "A server:")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="-- vllm serve...", help="vLLM's command; no model.")
+    ],
+    *,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Take code of the model too (*.py), and let it run.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Fetch, write vLLM's command, and do not run it.")
+    ] = False,
+    link: Link,
+    form: Form,
+) -> Answer:
+    """Start vLLM without a folder of its model: fetch its files from a running server, too.
+
+    Config, tokenizer, templates and the like are verified and kept in a cache (NETLOADER_CACHE,
+    else ~/.cache/netloader). Then vLLM's command runs in the place of this one, on that folder and
+    with this source; what else is in the command stays. Exit status, once vLLM runs: vLLM's.
+
+    For example:
+
+        netloader run 10.0.0.1:19374 -- vllm serve --port 8000
+
+        netloader run redis://registry.example/llm -- vllm serve --dtype bfloat16
+    """
+    from netloader.cli import run as started
+
+    return started.run(started.Wanted(source, words, trust, dry_run, link), form)
+
+
+@command
+def fill(
+    standby: Annotated[
+        str,
+        typer.Argument(
+            metavar="STANDBY", help="The HTTP API of an instance: *host:port*, or *https://...*."
+        ),
+    ],
+    source: Annotated[
+        list[str] | None, source("SOURCE", "Servers; none: those it was started with:")
+    ] = None,
+    *,
+    wait: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long it may take.")
+    ] = 600.0,
+    access: Access,
+) -> Answer:
+    """Fill an instance on standby with the weights of a running server, and let it answer.
+
+    One source is for every rank; of several each rank gets its share, in the order of the ranks.
+    Naming a source takes a token of the instance, or vLLM's API key, as NETLOADER_TOKEN or in
+    --token-file. Exit status 5: it stays on standby and can be filled again; the message says why.
+
+    For example:
+
+        netloader fill 10.0.0.7:8000
+
+        NETLOADER_TOKEN=$(cat token) netloader fill 10.0.0.7:8000 10.0.0.1:19374
+    """
+    from netloader.cli import fill as filled
+
+    return filled.run(standby, source or [], wait, access)
+
+
+@command
+def standby(
+    words: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND...", help="A command that starts vLLM.")
+    ],
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the command, and do not run it.")
+    ] = False,
+) -> Answer:
+    """Start vLLM so that it does everything but the weights, and waits for `netloader fill`.
+
+    The command is run in the place of this one, with the load format netloader and STANDBY in its
+    --model-loader-extra-config; what else is there stays.
+
+    For example:
+
+        netloader standby -- vllm serve ./llama --port 8000
+    """
+    from netloader.cli import standby as started
+
+    return started.run(words, dry_run)
