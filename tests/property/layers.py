@@ -65,6 +65,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_host_notes.py",
         "tests/unit/metrics/test_metrics.py",
     ),
+    "L4 files of a model's folder": ("tests/unit/files", "tests/unit/cli/test_run.py"),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/serve/test_usage_record.py",
         "tests/unit/vllm_plugin/serve/test_first_use.py",
@@ -81,8 +82,8 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/front/test_gate.py",
     ),
 }
-L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, *L5S = LAYERS
-L5, STARTS, STANDBY = L5S
+L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, *LATER = LAYERS
+FOLDERS, L5, STARTS, STANDBY = LATER
 
 
 class Mutant(NamedTuple):

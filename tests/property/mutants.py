@@ -18,6 +18,7 @@ from typing import Final
 
 from tests.property.digest_mutants import DIGEST_MUTANTS
 from tests.property.fetch_mutants import FETCH_MUTANTS
+from tests.property.files_mutants import FILES_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.opening_mutants import OPENING_MUTANTS
 from tests.property.operating_mutants import OPERATING_MUTANTS
@@ -69,6 +70,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **STORE_MUTANTS,
     **PUBLISHED_MUTANTS,
     **OPERATING_MUTANTS,
+    **FILES_MUTANTS,
     **RELAY_MUTANTS,
     **STANDBY_MUTANTS,
     # the tables
