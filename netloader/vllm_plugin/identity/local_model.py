@@ -115,9 +115,9 @@ class LocalModel:
     """Qualified names of the class of vLLM's worker and of its extension; may be empty."""
     files: Files
     """The files of the model's folder."""
-    served_name: str
-    """What requests call the model."""
     checkpoint: Checkpoint
+    served_name: str = ""
+    """What requests call the model."""
 
     def identity(
         self,
