@@ -63,11 +63,16 @@ def reloadable(loaded: Loaded, model: nn.Module) -> bool:
 
 def taken(plan: LoadPlan, model: nn.Module, keeping: Keeping | None, progress: Progress) -> Loaded:
     """Remember what was received and verified; never raises."""
-    wanted = (keeping.segment_bytes, algorithm_of(keeping)) if keeping is not None else None
-    same = (progress.segment_bytes, progress.digest_algorithm) == wanted
-    known = progress.segment_digests if same else ()
+    known = () if keeping is None else known_digests(progress, keeping)
     loaded = Loaded(plan.state, plan.unfilled, filled=plan.filled)
     return _safely(lambda: _remember(loaded, plan, model, keeping, inventory.take(model), known))
+
+
+def known_digests(progress: Progress, keeping: Keeping) -> tuple[str, ...]:
+    """The segment digests of what was received, where they are those that would be computed."""
+    wanted = (keeping.segment_bytes, algorithm_of(keeping))
+    same = (progress.segment_bytes, progress.digest_algorithm) == wanted
+    return progress.segment_digests if same else ()
 
 
 def read(

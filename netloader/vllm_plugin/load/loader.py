@@ -196,9 +196,9 @@ class NetLoader(BaseModelLoader):
         elsewhere = before is not None and before.plan.path != model_config.model
         if before and before.plan.sources and not elsewhere:
             named, outcome = receive_beside(before, self._receiver, next(model.parameters()).device)
-            if self._all_received(outcome, before.plan):
+            if self._all_received(outcome, before.plan) and outcome is not None:
                 if before.placeholders:
-                    fill_ends(model, before, named, self._settings)
+                    fill_ends(model, before, named, outcome.progress, self._settings)
                 return HandOver(model, named)
             unfound = before.plan.unfound
             display.tell_fallback(outcome, self._settings.fallback, self._logger, unfound)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 
 from netloader.errors import ConfigError, NetloaderError
+from netloader.fsm.manifest import Progress
 from netloader.io.clock import monotonic
 from netloader.io.outcome import Outcome
 from netloader.io.store.module import Named, WeightsError, manifest_of
@@ -28,7 +29,7 @@ from netloader.vllm_plugin.identity.identity import RAW, TARGET
 from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load import agree, load_state
-from netloader.vllm_plugin.load.loaded import Loaded
+from netloader.vllm_plugin.load.loaded import Loaded, known_digests
 from netloader.vllm_plugin.load.offer import identity_of, offer
 from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
 from netloader.vllm_plugin.load.raw import RawSnapshot
@@ -100,7 +101,13 @@ def receive_beside(
     return named, receiver.receive(named, plan, identity)
 
 
-def fill_ends(model: nn.Module, before: Reloadable, named: list[Named], settings: Settings) -> None:
+def fill_ends(
+    model: nn.Module,
+    before: Reloadable,
+    named: list[Named],
+    progress: Progress,
+    settings: Settings,
+) -> None:
     """When the reload under way has ended well, the model holds weights and is offered.
 
     Not earlier: a reload that fails leaves placeholders, or something between.
@@ -111,7 +118,8 @@ def fill_ends(model: nn.Module, before: Reloadable, named: list[Named], settings
         remember(model, replace(before, placeholders=False))
         if plan.serves:
             loaded = Loaded(plan.state, filled=plan.filled, constructed=before.constructed)
-            offer_received(model, plan, loaded, settings, named)
+            known = known_digests(progress, settings.keeping)
+            offer_received(model, plan, loaded, settings, named, known)
 
     this_worker().after_reload.add(filled)
 
@@ -122,12 +130,15 @@ def offer_received(
     loaded: Loaded,
     settings: Settings,
     named: list[Named],
+    known: tuple[str, ...],
 ) -> None:
-    """Offer a model that has been reloaded with the raw tensors `named`."""
+    """Offer a model that was reloaded with the raw tensors `named`, whose digests are `known`."""
     live = inventory.take(model).tensors
     chosen = [(name, _live(live.get(name), tensor)) for name, tensor in named]
+    if manifest_of(chosen) != manifest_of(named):  # segments are cut by what shares memory
+        known = ()
     try:
-        kept = replace(loaded, snapshot=RawSnapshot(chosen, settings.keeping))
+        kept = replace(loaded, snapshot=RawSnapshot(chosen, settings.keeping, known))
     except WeightsError as error:
         kept = replace(loaded, obstacle=str(error))
     offer(model, plan, kept, settings)
@@ -218,7 +229,7 @@ class StandbyRank(Standing):
         if outcome is None or not outcome.ok:
             why = outcome.history() if outcome else "an error of netloader, see the log"
             raise StandbyError(f"no source delivered: {why}")
-        fill_ends(model, before, named, self._receiver.settings)
+        fill_ends(model, before, named, outcome.progress, self._receiver.settings)
         return named
 
     def _planned(self, sources: Sequence[str]) -> LoadPlan:
