@@ -47,6 +47,7 @@ class Lookup:
     """The finders of one client. Safe to use from any thread.
 
     `host` is as in `Candidate`; `own` are places of this process, which are never handed out.
+    `ordered` may put those that failed last.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Lookup:
         timeout_s: float,
         logger: Logger,
         own: Callable[[], Collection[Endpoint]] = tuple,
+        ordered: Callable[[Sequence[Endpoint]], Sequence[Endpoint]] = tuple,
     ) -> None:
         self._finders = tuple({finder.name: finder for finder in finders}.values())
         self._key = key
         self._own = own
+        self._ordered = ordered
         self._lock = threading.Lock()
         self._looks = 0
         self._host = host
@@ -83,7 +86,7 @@ class Lookup:
         written = [finder.endpoint for finder in self._finders if isinstance(finder, Address)]
         candidates = [c for finder in self._finders for c in self._sorted(found.get(finder.name))]
         known = dict.fromkeys(c.endpoint for c in candidates)
-        places = [place for place in known if place not in own]
+        places = self._ordered([place for place in known if place not in own])
         new = [place for place in places if place not in written]
         open_ = reachable(new, ENOUGH, PROBE_S)
         sources = tuple(place for place in places if place in written or place in open_)

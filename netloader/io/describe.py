@@ -104,4 +104,6 @@ def _ask(
     verdict = verdict_of(session)
     if session.description is not None and verdict.state is State.DONE:
         return session.description
-    return attempt_of(endpoint, verdict, 0, observer.seconds)
+    attempt = attempt_of(endpoint, verdict, 0, observer.seconds)
+    options.over(attempt)
+    return attempt

@@ -351,8 +351,10 @@ class Filling:
         self._dirty |= verdict.weights_dirty
         moved = session.worker.verified_bytes
         seconds = session.conversation.observer.seconds
-        self._attempts.append(attempt_of(session.endpoint, verdict, moved, seconds))
-        self._take_up(self._attempts[-1].elsewhere)
+        attempt = attempt_of(session.endpoint, verdict, moved, seconds)
+        self._attempts.append(attempt)
+        self._options.over(attempt)
+        self._take_up(attempt.elsewhere)
         self._find(session.conversation.session)
         left = TCP.name in session.conversation.session.later_candidates
         if verdict.reason in RETRYABLE:

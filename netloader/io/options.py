@@ -23,7 +23,7 @@ from netloader.io.relay import RelayHost, dialled_at
 from netloader.io.securing import Securing
 from netloader.io.stopping import CancelToken
 from netloader.io.store.digests import ALGORITHMS, check_digest
-from netloader.log import Logger, get_logger
+from netloader.log import Logger, emit, get_logger
 from netloader.secure.tls import Tls
 from netloader.secure.tokens import Tokens, check_tokens, current
 
@@ -91,6 +91,9 @@ class ClientOptions:
     silent: tuple[Attempt, ...] = ()
     """What `describe` has just found out: these sources are not asked again, because one that does
     not answer would cost its deadline twice. The attempts begin the history of the outcome."""
+    on_attempt: Callable[[Attempt], None] | None = None
+    """Called with each attempt that is over, before the next one begins, and on the thread that
+    serves all of them, so it must be quick. What it raises is logged and ignored."""
     logger: Logger = field(default_factory=lambda: get_logger("client"))
 
     def __post_init__(self) -> None:
@@ -121,8 +124,18 @@ class ClientOptions:
         check_type("silent", self.silent, tuple | list, "give what `describe` returned")
         for i, attempt in enumerate(self.silent):
             check_type(f"silent[{i}]", attempt, Attempt, "give what `describe` returned")
+        remedy = "give a function of one attempt"
+        check_type("on_attempt", self.on_attempt, Callable | None, remedy)
         check_type("logger", self.logger, Logger, "give what netloader.log.get_logger returns")
         check_digest(self.digest)
+
+    def over(self, attempt: Attempt) -> None:
+        """Tell the caller of an attempt that is over."""
+        try:
+            if self.on_attempt is not None:
+                self.on_attempt(attempt)
+        except Exception as error:  # noqa: BLE001 - whatever the callback raises
+            emit(self.logger, "netloader.report.failed", exc_info=error)
 
     @property
     def securing(self) -> Securing | None:

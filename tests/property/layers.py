@@ -63,6 +63,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_tokens.py",
         "tests/unit/io/test_strangers_flood.py",
         "tests/unit/io/test_host_notes.py",
+        "tests/unit/io/test_failed_sources.py",
         "tests/unit/metrics/test_metrics.py",
     ),
     "L4 files of a model's folder": ("tests/unit/files", "tests/unit/cli/test_run.py"),

@@ -15,6 +15,7 @@ DIRECTORY: Final = "netloader/discovery/ray_directory.py"
 TLS: Final = "netloader/secure/tls.py"
 FILES: Final = "netloader/secure/files.py"
 SECURING: Final = "netloader/io/securing.py"
+FAILED: Final = "netloader/io/failed_sources.py"
 NOTES: Final = "netloader/io/host_notes.py"
 RECEPTION: Final = "netloader/io/reception.py"
 STRANGERS: Final = "netloader/io/strangers.py"
@@ -96,7 +97,19 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
     "a claim of etcd is taken from its owner": Mutant(
         OPERATING, ETCD, r'"createRevision": "0"', '"createRevision": "0", "result": "NOT_EQUAL"'
     ),
-    # the ranks of a host
+    # what ranks of a host know
+    "a source that failed is asked first again": Mutant(
+        OPERATING, FAILED, r"\(s in failed\) \+ \(s\.host in hosts\)", "0"
+    ),
+    "a source that failed is avoided for ever": Mutant(
+        OPERATING, FAILED, r" < AVOIDED_S:", " < 1e9:"
+    ),
+    "a source that is busy is avoided": Mutant(
+        OPERATING,
+        FAILED,
+        r"if attempt\.reason in FAILURES or attempt\.silent:",
+        "if attempt.reason is not Reason.VERIFIED:",
+    ),
     "a client of another rank of the host is refused": Mutant(
         L4,
         "netloader/fsm/server.py",

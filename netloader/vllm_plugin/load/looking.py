@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from netloader.config import Endpoint
@@ -12,6 +12,7 @@ from netloader.discovery.lookup import Looked, Lookup
 from netloader.discovery.names import Address
 from netloader.discovery.urls import registry_of
 from netloader.fsm.reasons import Reason
+from netloader.io.failed_sources import failed_last
 from netloader.io.host import boot_id
 from netloader.io.outcome import Attempt
 from netloader.log import Logger
@@ -52,9 +53,9 @@ def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool)
     written = [finder.endpoint for finder in finders if isinstance(finder, Address)]
     instance = frozenset(_own_instance(settings))
     if len(written) == len(finders):
-        return Sources(tuple(p for p in written if p not in instance), place=place)
+        return Sources(failed_last(p for p in written if p not in instance), place=place)
     given = (key_of(model.early), boot_id(), settings.discovery_timeout_s, logger)
-    lookup = Lookup(finders, *given, own=lambda: instance.union(_own_places()))
+    lookup = Lookup(finders, *given, own=_own_or(instance), ordered=failed_last)
     looked = lookup.look()
     loads = settings.fallback is not None and not settings.standby  # by itself, as the first one
     alone = loads and not (looked.sources or looked.problems)
@@ -85,6 +86,10 @@ def _own_instance(settings: Settings) -> Iterator[Endpoint]:
     if settings.listen_port:
         for host in address.of_this_host(settings.listen_host):
             yield Endpoint(host, settings.listen_port)
+
+
+def _own_or(instance: frozenset[Endpoint]) -> Callable[[], frozenset[Endpoint]]:
+    return lambda: instance.union(_own_places())
 
 
 def _own_places() -> Iterator[Endpoint]:

@@ -11,6 +11,7 @@ from netloader.fsm.identity import Identity
 from netloader.io.client import fill
 from netloader.io.cores import default_lanes
 from netloader.io.describe import Described, describe
+from netloader.io.failed_sources import heard
 from netloader.io.options import ClientOptions, SourceFeed
 from netloader.io.outcome import Attempt, Outcome
 from netloader.io.store.module import ModuleStore, Named, WeightsError
@@ -81,6 +82,7 @@ def options_of(
         serves_at=relay.told or None if relay else None,
         feed=feed,
         silent=silent,
+        on_attempt=heard,
         logger=logger,
     )
 

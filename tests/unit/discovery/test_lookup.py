@@ -83,6 +83,20 @@ def test_sources_that_were_written_stay_in_their_order_and_need_not_be_up() -> N
     assert looked.sources == (down, found, other)
 
 
+def test_sources_that_failed_go_last_whoever_named_them() -> None:
+    written = Endpoint("10.9.9.9", 1)
+    with open_ports(2) as (first, second):
+        candidates = (Candidate(first, "here"), Candidate(second, "there"))
+        finders = (Address(written), Names(*candidates))
+        failed = [written, first]
+        ordered = Lookup(
+            finders,
+            *(KEY, "here", SOON_S, LOGGER),
+            ordered=lambda sources: sorted(sources, key=failed.__contains__),
+        )
+        assert ordered.look().sources == (second, written, first)
+
+
 def test_an_instance_never_finds_itself() -> None:
     with open_ports(2) as (mine, theirs):
         finder = Names(Candidate(mine), Candidate(theirs))

@@ -1,5 +1,6 @@
 """A start whose sources are looked up: what it costs, and what the log says, when none works."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,8 +9,12 @@ from typing import Any
 import pytest
 from torch import nn
 
+from netloader.config import Endpoint
 from netloader.discovery.keys import KEYED, instance_key_of, key_of
 from netloader.fsm.identity import Identity
+from netloader.fsm.reasons import Reason
+from netloader.io.failed_sources import heard
+from netloader.io.outcome import Attempt
 from netloader.log import capture
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity.reading import read_config
@@ -146,3 +151,28 @@ def test_an_instance_on_standby_neither_claims_the_first_load_nor_waits_for_anot
         assert found.place, "it is published once it is filled"
         with pytest.raises(pytest.fail.Exception, match="it waits"):
             look(local, replace(settings, standby=False), LOGGER, serves=True)
+
+
+def asked(source: object, **settings: Any) -> tuple[str, ...]:
+    """The sources of a rank, in the order in which they are asked."""
+    chosen = Settings.parse({"SOURCE": source, **settings})
+    local = read_config(vllm_config(), model_config(), None)
+    return tuple(map(str, look(local, chosen, LOGGER, serves=False).now))
+
+
+def test_what_failed_for_another_rank_is_asked_last_and_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    written = ["10.0.0.1:1", "10.0.0.2:2", "10.0.0.1:3"]
+    by_rank = [{"device_id": 0, "sources": written}]
+    assert asked(by_rank) == tuple(written)
+    heard(Attempt(Endpoint("10.0.0.1", 1), Reason.DIGEST_MISMATCH, "", 0, {}))
+    assert asked(by_rank) == ("10.0.0.2:2", "10.0.0.1:3", "10.0.0.1:1")
+
+
+def test_a_rank_does_not_ask_its_own_instance() -> None:
+    at = {"LISTEN_HOST": "127.0.0.1", "LISTEN_PORT": 20000}
+    assert asked("127.0.0.1:20000", **at) == ()
+    assert asked("127.0.0.1:20001", **at) == ("127.0.0.1:20001",)
+    assert asked("127.0.0.1:20000") == ("127.0.0.1:20000",)
