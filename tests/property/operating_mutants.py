@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tests.property.layers import L4, OPERATING, Mutant
+from tests.property.layers import L2, L4, OPERATING, Mutant
 
 ANNOUNCE: Final = "netloader/discovery/announce.py"
 CLAIM: Final = "netloader/discovery/claim.py"
@@ -111,7 +111,7 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
         "if attempt.reason is not Reason.VERIFIED:",
     ),
     "a client of another rank of the host is refused": Mutant(
-        L4,
+        L2,
         "netloader/fsm/server.py",
         r"return _differs\(session, event\) and bool\(session\.elsewhere\(event\)\)",
         "return False",
