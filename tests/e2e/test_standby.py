@@ -102,6 +102,17 @@ def test_a_reload_that_fails_is_no_fill_and_the_next_one_is_offered(
             assert client.generate() == waiting.generate()
 
 
+def test_a_checkpoint_that_a_program_reloads_fills_it_too(
+    fork_server: ForkServer, model: Model
+) -> None:
+    with fork_server.engine(model.full, {}) as ordinary:
+        expected = ordinary.generate()
+    with fork_server.engine(model.bare, STANDBY) as standby:
+        standby.rpc("reload_weights", weights_path=str(model.full))
+        assert standby.rpc("netloader_standing") == [{"rank": 0, "filled": True}]
+        assert standby.generate() == expected
+
+
 def break_the_reload(worker: Any) -> None:
     """Have the next reload in place fail where vLLM has begun to write."""
     from vllm.model_executor.model_loader.reload import inplace

@@ -209,6 +209,9 @@ class NetLoader(BaseModelLoader):
         if not hasattr(ordinary, "get_all_weights"):
             raise NotImplementedError(f"{type(ordinary).__name__} cannot reload weights")
         weights: Iterable[tuple[str, Tensor]] = ordinary.get_all_weights(model_config, model)
+        if before and self._settings.standby:
+            filled = partial(remember, model, replace(before, placeholders=False))
+            this_worker().after_reload.add(filled)
         return weights
 
     # -- from a source ---------------------------------------------------------------------------

@@ -99,6 +99,12 @@ def test_a_relay_that_could_serve_nobody_is_refused_at_start(
     NetLoader(LoadConfig(load_format="netloader", model_loader_extra_config=extra))
 
 
+def test_an_instance_on_standby_that_could_not_be_filled_in_place_is_refused_at_start() -> None:
+    (problem,) = problems_of(STANDBY=True, LAYOUT="processed")
+    assert problem.startswith("STANDBY: true, but a model is filled in place from the raw layout")
+    assert problem.endswith("set LAYOUT to auto or raw, or STANDBY to false")
+
+
 def test_rails_of_a_server_that_listens_at_one_address_are_refused_at_start() -> None:
     (problem,) = problems_of(RAILS=["10.1.0.7"], LISTEN_HOST="10.1.0.7")
     assert problem.startswith("RAILS: a rank listens at one address; set LISTEN_HOST to '*'")
