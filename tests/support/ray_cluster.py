@@ -29,6 +29,7 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([*behind, str(ROOT), str(FOLDER)]),
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # by default 15: a busy machine would starve the actors
     }
 
 
