@@ -17,7 +17,7 @@ from netloader.cli.places import places_of
 from netloader.cli.sources import failure
 from netloader.cli.words import EXTRA, FORMAT, become, taken
 from netloader.errors import ConfigError
-from netloader.files.fetching import Fetched, UnansweredError, fetch
+from netloader.files.fetching import Fetched, NoFilesError, UnansweredError, fetch
 from netloader.files.rules import DATA, WITH_CODE, FilesError
 from netloader.log_text import size
 from netloader.vllm_plugin.config.settings import Settings
@@ -145,6 +145,8 @@ def _fetched(wanted: Wanted) -> Fetched:
             if cancel.is_set():
                 raise CommandError(Code.INTERRUPTED, "interrupted") from error
             raise failure(error.attempt) from error
+        except NoFilesError as error:
+            raise CommandError(Code.REFUSED, str(error)) from error
         except FilesError as error:
             raise CommandError(Code.FAILED, f"{error}; nothing was written") from error
 

@@ -13,6 +13,7 @@ from netloader.files.rules import DATA, FilesError, Rules
 from netloader.fsm.identity import Role
 from netloader.fsm.manifest import Extent, Manifest
 from netloader.fsm.messages import Description
+from netloader.fsm.reasons import Reason
 from netloader.io.client import fill
 from netloader.io.describe import ask_status
 from netloader.io.options import ClientOptions
@@ -22,6 +23,14 @@ from netloader.io.store.memory import HostStore
 NOTHING: Final = Manifest(())
 MOST_CHARS: Final = 512
 """Of the name of a model."""
+
+
+class NoFilesError(FilesError):
+    """A source answers, and offers no files."""
+
+    def __init__(self, source: Endpoint) -> None:
+        remedy = "start it with this version of netloader, from a folder that has them"
+        super().__init__(f"{source} offers no files of its model's folder; {remedy}")
 
 
 class UnansweredError(FilesError):
@@ -60,8 +69,8 @@ def fetch(
     memory until they are written.
 
     Raises:
-        FilesError: no source answers (UnansweredError), what one offers is not taken, or the cache
-            cannot be used. The cache has nothing new then.
+        FilesError: no source answers (UnansweredError) or has files (NoFilesError), what one offers
+            is not taken, or the cache cannot be used. The cache has nothing new then.
     """
     first, told, manifest = _description(sources, options)
     rules.check(manifest)
@@ -86,10 +95,10 @@ def _description(
     for source in sources:
         said = ask_status(source, Role.FILES, NOTHING, options)
         if isinstance(said, Attempt):
-            problem = UnansweredError(said)
+            other = said.reason is Reason.IDENTITY_MISMATCH  # only the role was asked for
+            problem = NoFilesError(source) if other else UnansweredError(said)
         elif said.identity.role != Role.FILES or said.manifest is None:
-            remedy = "start it with this version of netloader, from a folder that has them"
-            problem = FilesError(f"{source} offers no files of its model's folder; {remedy}")
+            problem = NoFilesError(source)
         else:
             return source, said, said.manifest
     raise problem

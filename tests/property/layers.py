@@ -66,7 +66,12 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/io/test_failed_sources.py",
         "tests/unit/metrics/test_metrics.py",
     ),
-    "L4 files of a model's folder": ("tests/unit/files", "tests/unit/cli/test_run.py"),
+    "L4 files of a model's folder": (
+        "tests/unit/files/test_rules.py",
+        "tests/unit/files/test_folder.py",
+        "tests/unit/files/test_fetching.py",
+        "tests/unit/cli/test_run.py",
+    ),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/serve/test_usage_record.py",
         "tests/unit/vllm_plugin/serve/test_first_use.py",

@@ -195,9 +195,10 @@ def test_who_has_no_token_gets_no_file(tmp_path: Path) -> None:
 
 
 def test_a_server_without_files_and_one_that_is_not_there_are_told_apart(tmp_path: Path) -> None:
-    with serving({"w": torch.ones(9)}) as server:
-        said = refused(tmp_path, server.endpoint)
-    assert f"{server.endpoint} offers no files of its model's folder; start it with" in said
+    for role in ({}, {"role": "target"}):
+        with serving({"w": torch.ones(9)}, {"model": "tiny", **role}) as server:
+            said = refused(tmp_path, server.endpoint)
+        assert f"{server.endpoint} offers no files of its model's folder; start it with" in said
     with pytest.raises(UnansweredError) as caught:
         fetched(tmp_path, closed_port())
     assert caught.value.attempt.reason is Reason.UNREACHABLE
