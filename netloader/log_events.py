@@ -50,8 +50,9 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.address_file.failed": _warning("The address file cannot be written."),
         "netloader.background.failed": _error("Background work ended early, and what follows."),
         "netloader.server.offered": _info("Weights are published, and what that costs."),
-        "netloader.files.offered": _info(
-            "Files of the model's folder are published: how many, and what they take in memory."
+        "netloader.files.offered": _info_or_debug(
+            "Files of the model's folder are published: how many, what they take in memory, and "
+            "which are left out (debug: none)."
         ),
         "netloader.files.refused": _warning("Files of the model's folder are not served: why."),
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),

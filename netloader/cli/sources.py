@@ -9,7 +9,7 @@ from typing import Final
 from netloader.cli.answers import CommandError
 from netloader.cli.codes import Code
 from netloader.config import Deadlines, Endpoint, Secret
-from netloader.fsm.identity import Identity
+from netloader.fsm.identity import Identity, Role
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Status
 from netloader.fsm.reasons import Reason
@@ -96,14 +96,25 @@ def ask(source: Endpoint, role: str | None, options: ClientOptions) -> Told:
 
 
 def ask_all(source: Endpoint, options: ClientOptions) -> tuple[Told, ...]:
-    """What a source says of each of its models.
+    """What a source says of each of its models; files are none, see `ask_for_files`.
 
     Raises:
         CommandError: it does not answer, or refuses.
     """
     first = ask(source, None, options)
-    others = [role for role in dict.fromkeys(first.status.roles) if role and role != first.role]
+    known = ("", first.role, Role.FILES)
+    others = [role for role in dict.fromkeys(first.status.roles) if role not in known]
     return first, *(ask(source, role, options) for role in others[:8])
+
+
+def ask_for_files(told: Told, options: ClientOptions) -> tuple[Told, ...]:
+    """What a source says of the files that it offers beside its models, if it does.
+
+    Raises:
+        CommandError: it does not answer, or refuses.
+    """
+    offered = Role.FILES in told.status.roles and told.role != Role.FILES
+    return (ask(told.source, Role.FILES, options),) if offered else ()
 
 
 def ranks_beside(told: Told, known: Collection[Endpoint]) -> tuple[Endpoint, ...]:

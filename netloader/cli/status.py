@@ -13,7 +13,7 @@ from rich.text import Text
 from netloader.cli.answers import Answer, CommandError, grid, plain
 from netloader.cli.codes import Code
 from netloader.cli.places import places_of
-from netloader.cli.sources import Told, ask_all, ranks_beside
+from netloader.cli.sources import Told, ask_all, ask_for_files, ranks_beside
 from netloader.fsm.identity import Role
 from netloader.io.options import ClientOptions
 from netloader.log_text import size
@@ -40,6 +40,7 @@ def run(where: str, options: ClientOptions) -> Answer:
     for place in places:  # which grows: a rank names the others of its instance
         try:
             models = ask_all(place, options)
+            models += ask_for_files(models[0], options)
         except CommandError as error:
             silent.append(error)
             shown += [plain(error), Text()]

@@ -10,7 +10,7 @@ from netloader.cli.codes import Code
 from netloader.cli.places import places_of
 from netloader.cli.sources import Told, ask_all, ask_first, ranks_beside
 from netloader.config import Endpoint
-from netloader.fsm.identity import Difference, Role
+from netloader.fsm.identity import Difference
 from netloader.io.options import ClientOptions
 
 SEALED = ("offered", "auditing", "receiving")
@@ -65,7 +65,7 @@ def _models(text: str, options: ClientOptions) -> list[Told]:
     for place in places:  # which grows
         models = ask_all(place, options)
         places += ranks_beside(models[0], places)
-        told += (model for model in models if model.role != Role.FILES)
+        told += models
     return told
 
 

@@ -18,6 +18,7 @@ from netloader.fsm.manifest import Extent, Manifest
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions, publish
 from netloader.io.store.memory import HostStore
+from netloader.log import Logger, emit
 
 OVER: Final = ("tcp",)
 """The transports of files, wherever weights are: a few MB of host memory."""
@@ -71,14 +72,14 @@ class FolderFiles:
         """What they take in memory."""
         return self.store.manifest.nbytes
 
-    @property
-    def fields(self) -> dict[str, object]:
-        """What the log says of them."""
-        return {
+    def tell(self, logger: Logger) -> None:
+        """Log that they are offered, as a person's concern where some are left out."""
+        fields = {
             "netloader.files.count": len(self.store.manifest.tensors),
             "netloader.files.bytes": self.nbytes,
             "netloader.files.left_out": "; ".join(f"{n} {why}" for n, why in self.left_out.items()),
         }
+        emit(logger, "netloader.files.offered", fields, level="info" if self.left_out else "debug")
 
     def publish(self, options: ServerOptions) -> PublishedModel:
         """Describe them for clients, for `Server.offer`; digests are computed in the background."""

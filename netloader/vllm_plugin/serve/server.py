@@ -16,7 +16,7 @@ from netloader.files.folder import FolderFiles
 from netloader.fsm.identity import Identity
 from netloader.io.forks import only_here
 from netloader.io.publishing import ServerOptions
-from netloader.log import emit, get_logger
+from netloader.log import get_logger
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.announcing import Announcements, Place
@@ -91,7 +91,7 @@ class RankServer:
             with self._rank.lock:
                 offered = self.port.offer(published)
         if offered:
-            emit(self._rank.logger, "netloader.files.offered", folder.fields)
+            folder.tell(self._rank.logger)
 
     def announce(self, role: str, place: Place) -> None:
         """Have a registry name this rank whenever it serves a role, until that is not served."""

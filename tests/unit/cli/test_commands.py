@@ -106,6 +106,7 @@ def test_pull_writes_every_byte_and_a_folder_that_can_be_served_again(tmp_path: 
     files = load_file(out / "model.safetensors")
     assert all(torch.equal(files[name], tensor) for name, tensor in WEIGHTS.items())
 
+    (out / "config.json").write_text("{}")
     serve = subprocess.Popen(
         [*COMMAND, "serve", str(out), "--json"],
         env=environment(),
@@ -119,10 +120,19 @@ def test_pull_writes_every_byte_and_a_folder_that_can_be_served_again(tmp_path: 
         identity = {"model": "tiny", "role": "target"}
         filled = fill(memory, ready["endpoint"], identity, asking())
         session = json.loads(serve.stdout.readline())
+        words = ("run", ready["endpoint"], "--dry-run", "--json", "--", "vllm", "serve")
+        started = inside(*words, env={"NETLOADER_CACHE": str(tmp_path / "cache")})
+        assert json.loads(serve.stdout.readline())["sent_bytes"] == 2
+        shown = inside("status", ready["endpoint"]).out
+        watched = inside("top", ready["endpoint"], "--times", "1", "--json").out
         serve.send_signal(signal.SIGTERM)
         ended = json.loads(serve.stdout.readline())
     assert filled.ok
     assert torch.equal(memory.tensors()["b.weight"], WEIGHTS["b.weight"])
+    assert (ready["files"], started.data["files"]) == (1, ["config.json"]), "no card, no weights"
+    assert started.data["model"] == "tiny"
+    assert "files     2 B in 1 files" in shown
+    assert '"role": "files"' not in watched
     assert (session["event"], session["reason"]) == ("session", "verified")
     assert (ended["event"], ended["sessions"]) == ("ended", 1)
     assert serve.returncode == 0

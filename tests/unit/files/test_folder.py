@@ -8,6 +8,7 @@ import pytest
 from netloader.files.folder import FolderFiles
 from netloader.files.rules import DATA, MIB, WITH_CODE, FilesError, Rules
 from netloader.fsm.manifest import Extent
+from netloader.log import capture, get_logger
 
 
 def read(folder: Path, rules: Rules = DATA) -> FolderFiles:
@@ -69,7 +70,10 @@ def test_what_does_not_fit_is_left_out_and_named(tmp_path: Path) -> None:
     files = read(tmp_path)
     assert [*contents(files)] == ["Config.json"]
     assert {*files.left_out} == {"a b.json", "config.json", "huge.json"}
-    assert "huge.json has 135266304 bytes" in str(files.fields["netloader.files.left_out"])
+    with capture() as lines:
+        files.tell(get_logger("server"))
+    assert "huge.json has 135266304 bytes" in lines[0]["netloader.files.left_out"]
+    assert lines[0]["severity"] == "INFO"
     few = read(tmp_path, Rules(most_files=0 + 1))
     assert len(few.store.manifest.tensors) == 1
 
