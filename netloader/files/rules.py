@@ -29,7 +29,8 @@ NOT_TO_START: Final = (
     *("*.index.json", "adapter_config.json", "netloader.json"),
     *("trainer_state.json", "*_results.json"),
 )
-"""Files that belong to weights, adapters or training: an instance starts without them."""
+"""Files that belong to weights, adapters or training: an instance starts without them. An index
+names files on the disk of whoever reads it, so nobody takes one from a source."""
 
 
 class FilesError(NetloaderError):
@@ -84,12 +85,15 @@ class Rules:
         if not self._known(parts[-1]):
             if parts[-1].endswith(CODE):
                 return "is code; give --trust if its source may run code here"
-            return f"is of no kind that is taken: {' '.join(sorted(self.suffixes))}"
+            kinds = " ".join(sorted(self.suffixes))
+            return f"is of no kind that is taken: {kinds}, but no index and no adapter"
         if not 0 <= nbytes <= self.most_file_bytes:
             return f"has {nbytes} bytes; at most {self.most_file_bytes} are taken"
         return ""
 
     def _known(self, last: str) -> bool:
+        if any(fnmatchcase(last, pattern) for pattern in NOT_TO_START):
+            return False
         return PurePosixPath(last).suffix in self.suffixes or bool(OF_A_VERSION.fullmatch(last))
 
     def chosen(self, found: Mapping[str, int]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -101,7 +105,7 @@ class Rules:
         left_out: dict[str, str] = {}
         for name in sorted(found):
             last = name.rpartition("/")[2]
-            if not self._known(last) or any(fnmatchcase(last, p) for p in NOT_TO_START):
+            if not self._known(last):
                 continue
             nbytes = found[name]
             flaw = self.flaw(name, nbytes) or clash_in((*chosen, name))

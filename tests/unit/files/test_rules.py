@@ -43,6 +43,7 @@ CLIMBING = (
     "a/b/c/d/e.json",
     "x" * 129 + ".json",
 )
+OTHER = ("model.safetensors.index.json", "sub/adapter_config.json", "netloader.json")
 RUN = ("modeling.so", "weights.pkl", "model.bin", "model.pt", "run.sh", "x.model.v3.so", "setup.PY")
 
 
@@ -72,8 +73,8 @@ def test_a_name_that_is_no_plain_path_inside_the_folder_is_refused(name: str) ->
     assert said.isprintable()
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_what_may_be_run_is_refused_by_name_also_with_trust(name: str) -> None:
+@pytest.mark.parametrize("name", [*RUN, *OTHER])
+def test_what_may_be_run_or_names_other_files_is_refused_by_name_also_with_trust(name: str) -> None:
     for rules in (DATA, WITH_CODE):
         assert f"'{name}' of the source is of no kind" in refusal(of("config.json", name), rules)
 
