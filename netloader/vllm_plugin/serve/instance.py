@@ -76,7 +76,10 @@ class Instance:
         if self._member is None:
             self._member = member = _Member(*self._given)
             thread = threading.Thread(target=member.run, name="netloader-instance", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process may have no more threads
+                member.fail(str(error))
         return self._member
 
     def forget(self, role: str) -> None:
@@ -93,6 +96,8 @@ class Instance:
     def left(self, timeout_s: float) -> bool:
         """Whether another rank, which had LISTEN_PORT in the place of rank 0, leaves it in time."""
         member, end, had = self._member, monotonic() + timeout_s, False
+        if member is not None:
+            member.looked.wait(timeout_s)
         while member is not None and member.is_lent and monotonic() < end:
             had = True
             threading.Event().wait(0.1)
@@ -100,12 +105,17 @@ class Instance:
 
 
 class _Member:
-    """What one rank knows and says. All but what the thread `run` is for is read by others."""
+    """What one rank knows and says, on the thread that calls `run`.
+
+    Other threads put calls into `inbox`, and read `siblings`, `looked` and `is_lent`.
+    """
 
     def __init__(self, port: int, host: str, rank: int, logger: Logger) -> None:
         self.inbox: queue.SimpleQueue[Callable[[_Member], None] | None] = queue.SimpleQueue()
         """What the thread is to do next; None: end."""
         self.siblings: tuple[Sibling, ...] = ()
+        self.looked = threading.Event()
+        """Set when it is known what the others say, or that this cannot be known."""
         self.is_lent = False
         """Whether another rank listens at LISTEN_PORT that leaves it to rank 0."""
         self._port = port
@@ -135,12 +145,12 @@ class _Member:
         try:
             notes = HostNotes(f"rank-{_network()}-{self._port}-")
         except OSError as error:
-            fields = {"netloader.detail": error.strerror or str(error)}
-            emit(self._logger, "netloader.instance.failed", fields)
+            self.fail(error.strerror or str(error))
             return
         while True:
             with harmless():
                 self._step(notes)
+            self.looked.set()
             try:
                 call = self.inbox.get(timeout=LOOK_S)
             except queue.Empty:
@@ -149,6 +159,11 @@ class _Member:
                 break
             call(self)
         notes.take_back()
+
+    def fail(self, why: str) -> None:
+        """Log why the others cannot be found."""
+        emit(self._logger, "netloader.instance.failed", {"netloader.detail": why})
+        self.looked.set()
 
     def _step(self, notes: HostNotes) -> None:
         found = [_parsed(data) for data in notes.others()]
