@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -42,8 +43,8 @@ def ray_module() -> Iterator[Any]:
     ):
         try:
             ray = importlib.import_module("ray")
-        except ImportError:
-            pytest.skip("ray cannot be imported: requirements/ray.txt was not installed")
+        except (ImportError, OSError) as error:  # OSError: it is installed for another Python
+            pytest.skip(f"ray of requirements/ray.txt cannot be imported: {error}")
         yield ray
 
 
@@ -57,6 +58,7 @@ def ray_cluster(cpus: int = 1) -> Iterator[Any]:
             prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
         ) as folder,
     ):
+        terminated = signal.getsignal(signal.SIGTERM)
         ray.init(
             num_cpus=cpus,
             include_dashboard=False,
@@ -68,3 +70,4 @@ def ray_cluster(cpus: int = 1) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+            signal.signal(signal.SIGTERM, terminated)  # Ray has one of its own, for good
