@@ -257,7 +257,8 @@ def test_a_port_that_a_stranger_has_costs_no_time(listen_port: int) -> None:
 
 def test_what_is_no_note_is_ignored(listen_port: int, own_folder: Path) -> None:
     with ranks(listen_port, 0) as (first,):
-        (note,) = users_folder().iterdir()
+        assert eventually(lambda: any(users_folder().glob("rank-*")), PATIENCE_S)
+        (note,) = users_folder().glob("rank-*")
         kind = note.name[: note.name.rindex("-") + 1]
         garbage = [HostNotes(kind) for _ in range(4)]
         for notes, data in zip(
