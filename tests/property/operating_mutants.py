@@ -43,7 +43,9 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
         r"KEYS\[1\], now \+ ARGV\[3\], now, 'LIMIT'",
         "KEYS[1], '+inf', 0, 'LIMIT'",
     ),
-    "a key of etcd has no lease": Mutant(OPERATING, ETCD, r', "lease": lease\}', "}"),
+    "a key of etcd has no lease": Mutant(
+        OPERATING, ETCD, r', "lease": lease\}, timeout_s', "}, timeout_s"
+    ),
     "a pod that is not ready is a source": Mutant(
         OPERATING, KUBERNETES, r'if \(endpoint.get\("conditions"\).* is not False:', "if True:"
     ),
