@@ -222,8 +222,8 @@ def _looked(fields: Fields) -> str:
 
 
 def _waiting_for_first(fields: Fields) -> str:
-    holder, left = _text(fields, "netloader.finder"), _detail(fields)
-    return f"Instance {holder} loads this model; waiting until it serves, {left} at the longest"
+    left = f"waiting until it serves, {_detail(fields)} at the longest"
+    return f"Instance {_text(fields, 'netloader.finder')} loads this model; {left}"
 
 
 def _looking(what: str) -> Sentence:
@@ -364,9 +364,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.background.failed": _background,
         "netloader.server.offered": _offered,
         "netloader.files.offered": _files,
-        "netloader.files.refused": _telling(
-            "Instances with an empty folder cannot start from here"
-        ),
+        "netloader.files.refused": _telling("No empty folder can start an instance from here"),
         "netloader.server.refused": _telling("This rank does not serve its weights"),
         "netloader.relay.failed": _telling("What is received is not served meanwhile"),
         "netloader.server.withdrawn": _withdrawn,

@@ -22,6 +22,7 @@ from tests.property.files_mutants import FILES_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.opening_mutants import OPENING_MUTANTS
 from tests.property.operating_mutants import OPERATING_MUTANTS
+from tests.property.proof_mutants import PROOF_MUTANTS
 from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.relay_mutants import RELAY_MUTANTS
 from tests.property.request_mutants import REQUEST_MUTANTS
@@ -38,7 +39,6 @@ SESSION: Final = "netloader/fsm/session.py"
 TABLE: Final = "netloader/fsm/table.py"
 MANIFEST: Final = "netloader/fsm/manifest.py"
 IDENTITY: Final = "netloader/fsm/identity.py"
-AUTH: Final = "netloader/fsm/auth.py"
 LEDGER: Final = "netloader/io/store/ledger.py"
 PUBLISHED: Final = "netloader/io/published.py"
 CATALOG: Final = "netloader/io/catalog.py"
@@ -68,6 +68,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **WIRE_MUTANTS,
     **REQUEST_MUTANTS,
     **STORE_MUTANTS,
+    **PROOF_MUTANTS,
     **PUBLISHED_MUTANTS,
     **OPERATING_MUTANTS,
     **FILES_MUTANTS,
@@ -113,52 +114,6 @@ MUTANTS: Final[dict[str, Mutant]] = {
         "netloader/fsm/server_session.py",
         r"return roles\.index\(wanted\) if wanted in roles else 0",
         "return 0",
-    ),
-    "any proof is good": Mutant(L2, AUTH, r"return hmac\.compare_digest\(.*\)", "return bool(mac)"),
-    "a client with a token introduces itself to whoever answers": Mutant(
-        L2,
-        CLIENT,
-        r"session\.hello if session\.spec\.token is None else session\.start",
-        "session.hello",
-    ),
-    "a client introduces itself to a server with another token": Mutant(
-        L1, CLIENT, r" +row\(H, Challenge, +F, _refuse_server, .*\n", ""
-    ),
-    "a hello with a wrong proof is taken": Mutant(
-        L1,
-        SERVER,
-        r"return bool\(session\.entry\.tokens\) and _known\(session, event\) is None",
-        "return False",
-    ),
-    "an offer's proof is not looked at": Mutant(
-        L1,
-        CLIENT,
-        r"return challenge is None or not auth\.proves\(.*\)",
-        "return challenge is None",
-    ),
-    "a proof covers neither the segment digests nor the root": Mutant(
-        L2,
-        AUTH,
-        r"if f\.name not in PROOFS\}",
-        'if f.name not in (*PROOFS, "segment_digests", "root")}',
-    ),
-    "a proof does not cover the segment digests": Mutant(
-        L4, AUTH, r"if f\.name not in PROOFS\}", 'if f.name not in (*PROOFS, "segment_digests")}'
-    ),
-    "a proof does not cover the identity": Mutant(
-        L2, AUTH, r"if f\.name not in PROOFS\}", 'if f.name not in (*PROOFS, "identity")}'
-    ),
-    "a proof does not cover the hello": Mutant(
-        L4,
-        AUTH,
-        r"canonical\(\(\*about, opening, nonce, content\)\)",
-        "canonical((*about, getattr(opening, 'nonce', ''), nonce, content))",
-    ),
-    "an offer of an earlier session is taken": Mutant(
-        L4,
-        AUTH,
-        r"canonical\(\(\*about, opening, nonce, content\)\)",
-        "canonical((*about, content))",
     ),
     "nobody looks at the weights when a client finds other bytes": Mutant(
         L1, SESSION, r" +yield AuditWeights\(\)\n", ""
