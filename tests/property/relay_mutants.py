@@ -49,7 +49,7 @@ RELAY_MUTANTS: Final[dict[str, Mutant]] = {
         STARTS, RANK_RELAY, r", transports=RELAYED_OVER\)", ")"
     ),
     "a relay stays when its model is not served after all": Mutant(
-        STARTS, "netloader/vllm_plugin/serve/server.py", r"            relay\.forget\(\)\n", ""
+        STARTS, "netloader/vllm_plugin/serve/server.py", r"relay\.forget\(\)", "pass"
     ),
     "a relay is offered with the processed layout": Mutant(
         STARTS,

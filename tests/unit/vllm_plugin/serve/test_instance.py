@@ -255,22 +255,34 @@ def test_a_port_that_a_stranger_has_costs_no_time(listen_port: int) -> None:
 # -- what is no note -----------------------------------------------------------------------------
 
 
+def note_of(listen_port: int) -> tuple[str, bytes]:
+    """Name and content of the only note, once it says where its rank listens."""
+    found: list[tuple[str, bytes]] = []
+
+    def says() -> bool:
+        with contextlib.suppress(FileNotFoundError):  # its rank has just written another one
+            found[:] = [(path.name, path.read_bytes()) for path in users_folder().glob("rank-*")]
+        return len(found) == 1 and b'"port":%d' % listen_port in found[0][1]
+
+    assert eventually(says, PATIENCE_S)
+    return found[0]
+
+
 def test_what_is_no_note_is_ignored(listen_port: int, own_folder: Path) -> None:
     with ranks(listen_port, 0) as (first,):
-        assert eventually(lambda: any(users_folder().glob("rank-*")), PATIENCE_S)
-        (note,) = users_folder().glob("rank-*")
-        kind = note.name[: note.name.rindex("-") + 1]
+        name, said = note_of(listen_port)
+        kind = name[: name.rindex("-") + 1]
         garbage = [HostNotes(kind) for _ in range(4)]
         for notes, data in zip(
             garbage, (b"\xff", b"{}", b'{"host": 1}', b"x" * MOST_NOTE_BYTES), strict=True
         ):
             notes.put(data)
-        elsewhere = note.read_bytes().replace(b"127.0.0.1", b"127.0.0.2")
+        elsewhere = said.replace(b"127.0.0.1", b"127.0.0.2")
         garbage.append(HostNotes(kind))
         garbage[-1].put(elsewhere)
         (users_folder() / f"{kind}folder").mkdir()
         stale = users_folder() / f"{kind}stale"
-        stale.write_bytes(note.read_bytes())
+        stale.write_bytes(said)
         assert eventually(lambda: not stale.exists(), PATIENCE_S), "it has no writer"
         assert siblings(first) == []
         assert receive(listen_port, 0)[1]
