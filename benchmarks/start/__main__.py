@@ -111,7 +111,7 @@ def say(what: str) -> None:
 def main() -> None:
     """Measure what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of each way, without compilation")
+    parser.add_argument("--rounds", type=int, default=2, help="of each way, without compilation")
     parser.add_argument("--eager", action="store_true", help="leave out what compiles")
     given = parser.parse_args()
     small, large = models()
