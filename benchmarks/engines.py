@@ -15,12 +15,13 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import torch
 
 from benchmarks.contenders.files import FOLDER
 from benchmarks.figures import EngineLoad
+from benchmarks.page_cache import cool, warm
 from netloader.vllm_plugin.inspect.parity.engine import (
     ARGUMENTS,
     Engine,
@@ -88,20 +89,16 @@ def engine_loads(
     return loads, {f"engine, {way}": why for way, why in failed.items()}
 
 
-def _warm(file: BinaryIO) -> None:
+def _warm(path: Path) -> None:
     """Have all of a file in the page cache.
 
     Raises:
         RuntimeError: the kernel does not keep it there.
     """
-    while file.read(1 << 20):
-        pass
-    size = os.fstat(file.fileno()).st_size
+    warm(path)
     began = time.perf_counter()
-    file.seek(0)
-    while file.read(1 << 20):
-        pass
-    if size / (time.perf_counter() - began) < LEAST_WARM:
+    warm(path)
+    if path.stat().st_size / (time.perf_counter() - began) < LEAST_WARM:
         raise RuntimeError("the page cache does not keep the file of the model")
 
 
@@ -118,11 +115,7 @@ def _ways(
 ) -> Mapping[str, Callable[[], float]]:
     def ordinary(*, cold: bool) -> float:
         for path in model.glob("*.safetensors"):
-            with path.open("rb") as file:
-                if cold:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                else:
-                    _warm(file)
+            (cool if cold else _warm)(path)
         with _engine(model, folder, {}, load_format="auto") as engine:
             took = TOOK.search(engine.log())
         if took is None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from benchmarks.page_cache import cool, warm
 from benchmarks.sender import Sender, Stage
 from benchmarks.target import Target
 from benchmarks.workload import named
@@ -28,7 +29,7 @@ class File:
             self.workloads = ("large", "tiny")
         self._package = package
         self._load = load
-        self._ready = {"warm": _warm, "cold": _cold}[warmth]
+        self._ready = {"warm": warm, "cold": cool}[warmth]
 
     def obstacle(self) -> str:
         """Why it cannot take part, or ''."""
@@ -57,18 +58,6 @@ def _write(stage: Stage) -> Path:
     with path.open("rb+") as file:
         os.fsync(file.fileno())  # the kernel drops no page that is not on the disk yet
     return path
-
-
-def _warm(path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
-        buffer = bytearray(1 << 20)
-        while file.readinto(buffer):
-            pass
-
-
-def _cold(path: Path) -> None:
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

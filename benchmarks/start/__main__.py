@@ -6,7 +6,6 @@ The ways take turns. `cold`: the file of the weights was put out of the page cac
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.facts import disturbance, facts
+from benchmarks.page_cache import cool, warm
 from benchmarks.start.instance import Instance, Start, netloader, serving
 from benchmarks.start.models import Model, models
 from benchmarks.start.report import Results, Row, write
@@ -39,11 +39,7 @@ class Starts:
     def ordinary(self, *, cold: bool) -> Start:
         """With vLLM's own loader, from the disk or from the page cache."""
         for path in self._model.full.glob("*.safetensors"):
-            with path.open("rb") as file:
-                while file.read(1 << 20):
-                    pass
-                if cold:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            (cool if cold else warm)(path)
         with self._serving("ordinary", self._model.full) as instance:
             instance.wait(instance.healthy)
             return instance.start()

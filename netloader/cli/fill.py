@@ -17,8 +17,8 @@ from netloader.config import Endpoint
 from netloader.io.clock import monotonic
 from netloader.log_text import duration, rate, size
 from netloader.secure.tokens import current
+from netloader.vllm_plugin.front.gate import FILL
 
-FILL: Final = "/netloader/fill"
 MOST_BYTES: Final = 1 << 20
 """Of an answer: a few hundred bytes for each rank."""
 PROVE: Final = "give its token in --token-file or NETLOADER_TOKEN, or vLLM's API key in the latter"

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from netloader.config import Endpoint
-from netloader.discovery.base import Candidate, Key, Registry
+from netloader.discovery.base import Candidate, Key, Registry, why
 from netloader.io.clock import monotonic
 from netloader.io.forks import only_here
 from netloader.log import Logger, emit
@@ -98,9 +98,7 @@ class Announcement:
             call()
         except Exception as error:  # noqa: BLE001 - libraries raise what they like
             if not self._silent:
-                why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                detail = " ".join(why.split())
-                fields = {"netloader.finder": self._registry.name, "netloader.detail": detail}
+                fields = {"netloader.finder": self._registry.name, "netloader.detail": why(error)}
                 emit(self._logger, "netloader.publish.failed", fields)
             self._silent = True
             return False

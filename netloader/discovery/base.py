@@ -32,6 +32,12 @@ class DiscoveryError(NetloaderError):
     """A finder got no answer, or none that it can read. The message holds no secret."""
 
 
+def why(error: Exception) -> str:
+    """What an error of a finder says, as one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """Whose servers are looked for: equal on a server and a client that can fill from it."""

@@ -1,29 +1,24 @@
 """Let one of the instances that start together load a model from disk, and the others wait for it.
 
 The instance that takes the claim of a model in the registry is the first. It renews its lease until
-the registry names it as a server. Who finds the claim taken looks again and again. A claim that
-ends, or passes to another owner, ends the wait: nobody waits for two instances in turn.
+the registry names it as a server. An instance that finds the claim taken looks again and again. It
+stops when the claim ends or passes to another owner, so it never waits for two instances in turn.
 """
 
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from netloader.discovery.base import Key, Registry
+from netloader.discovery.announce import ANSWER_S, LEASE_S, RENEW_S
+from netloader.discovery.base import Key, Registry, why
 from netloader.discovery.lookup import Looked
 from netloader.io.clock import monotonic
 from netloader.log import Logger, emit
 
-LEASE_S = 15
-"""How long others wait for a first instance that was killed."""
-RENEW_S = 5.0
-"""Seconds between two renewals: two may fail before the lease ends."""
 AGAIN_S = 1.0
 """Seconds between two looks while another instance loads."""
 TELL_S = 30.0
 """Seconds between two records of a wait."""
-ANSWER_S = 5.0
-"""How long the registry may take to answer."""
 
 
 class Claim:
@@ -71,7 +66,7 @@ def wait_for_first(
         try:
             holder = registry.claim(key, owner, LEASE_S, ANSWER_S)
         except Exception as error:  # noqa: BLE001 - libraries raise what they like
-            _tell(log, "netloader.discovery.failed", registry.name, _why(error))
+            _tell(log, "netloader.discovery.failed", registry.name, why(error))
             return look(), None
         looked = look()
         if holder == owner:
@@ -94,9 +89,5 @@ def _kept(claim: Claim, looked: Looked) -> Claim | None:
     return claim
 
 
-def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
 def _tell(log: Logger, event: str, who: str, detail: str) -> None:
-    emit(log, event, {"netloader.finder": who, "netloader.detail": " ".join(detail.split())})
+    emit(log, event, {"netloader.finder": who, "netloader.detail": detail})

@@ -6,7 +6,7 @@ from typing import Final
 
 from netloader.discovery.base import Key
 from netloader.fsm.canonical import canonical
-from netloader.fsm.identity import Identity
+from netloader.fsm.identity import PARTITION, Identity
 
 COMMON: Final = ("model", "role", "dtype", "architecture", "quantization", "device")
 """Fields that are the same for all ranks of instances that can fill from each other."""
@@ -14,9 +14,8 @@ PARTITIONED: Final = ("tensor_parallel", "pipeline_parallel", "data_parallel")
 """Fields that say which part a rank has, and end with ` of ` and the number of parts."""
 KEYED: Final = (
     *COMMON,
-    *PARTITIONED,
-    *("context_parallel", "expert_parallel", "redundant_experts", "expert_map"),
-    *("ascend", "draft_lm_head", "kv_cache_dtype"),
+    *PARTITION,
+    *("redundant_experts", "expert_map", "ascend", "draft_lm_head", "kv_cache_dtype"),
 )
 """Fields that are known before a model is built, but for those of its config and of its files:
 these are compared with the source, which names the one that differs."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from netloader.config import Endpoint
-from netloader.discovery.base import Candidate, Finder, Found, Key
+from netloader.discovery.base import Candidate, Finder, Found, Key, why
 from netloader.discovery.names import Address
 from netloader.discovery.probe import reachable
 from netloader.io.clock import monotonic
@@ -142,8 +142,7 @@ class Lookup:
         try:
             answer: Answer = (finder, finder.find(self._key, self._timeout_s), "")
         except Exception as error:  # noqa: BLE001 - libraries raise what they like
-            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            answer = (finder, None, " ".join(why.split()))
+            answer = (finder, None, why(error))
         self._answers.put(answer)
 
     def _sorted(self, found: Found | None) -> list[Candidate]:

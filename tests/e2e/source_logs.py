@@ -85,6 +85,13 @@ def said(engine: Engine, event: str, *parts: str) -> list[str]:
     return [line for line in lines if f"{event} " in line and all(part in line for part in parts)]
 
 
+def records(log: Path, event: str) -> list[dict[str, Any]]:
+    """The records of one event that a JSON log has by now."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    found = [json.loads(line) for line in lines if event in line]
+    return [record for record in found if record["event"] == event]
+
+
 def received(engine: Engine, *parts: str) -> int:
     """How often a source filled a model of this engine."""
     return len(said(engine, "netloader.loader.received", *parts))

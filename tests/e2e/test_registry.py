@@ -1,6 +1,5 @@
 """Engines that know only a registry: the first loads and publishes itself, the next finds it."""
 
-import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import redis
 import torch
 
 from tests.e2e.engines import Engine, ForkServer
+from tests.e2e.source_logs import records
 from tests.support import zoo
 from tests.support.registries import redis_server
 from tests.unit.io.helpers import eventually
@@ -20,12 +20,6 @@ from tests.unit.io.helpers import eventually
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PATIENCE_S = 120.0
-
-
-def logged(log: Path, event: str) -> list[dict[str, Any]]:
-    """The records of one event that are written by now."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [json.loads(line) for line in lines if f'"{event}"' in line]
 
 
 @pytest.mark.parametrize(("engines", "ranks"), [(3, 1), (2, 2)])
@@ -43,9 +37,9 @@ def test_of_engines_that_start_at_once_one_loads_and_the_others_fill_from_it(
         answers = [engine.generate() for engine in threads.map(start, logs)]
 
     assert answers == [answers[0]] * engines
-    loads = [logged(log, "netloader.loader.ordinary") for log in logs]
+    loads = [records(log, "netloader.loader.ordinary") for log in logs]
     assert sorted(map(len, loads)) == [0] * (engines - 1) + [ranks], "all ranks of one of them"
-    received = [logged(log, "netloader.loader.received") for log in logs]
+    received = [records(log, "netloader.loader.received") for log in logs]
     assert sorted(map(len, received)) == [0] + [ranks] * (engines - 1)
 
 
@@ -66,15 +60,15 @@ def test_the_first_loads_the_second_finds_it_and_who_is_killed_is_forgotten(
             return {name.decode() for key in keys for name in client.zrangebyscore(key, now, "inf")}
 
         with start(logs[0]) as first:
-            assert logged(logs[0], "netloader.loader.ordinary")
+            assert records(logs[0], "netloader.loader.ordinary")
             assert eventually(lambda: len(named()) == 1, PATIENCE_S)
             (place,) = named()
             with start(logs[1]) as second:
-                (received,) = logged(logs[1], "netloader.loader.received")
+                (received,) = records(logs[1], "netloader.loader.received")
                 assert received["netloader.source"] == place
                 assert second.generate() == first.generate()
                 assert eventually(lambda: len(named()) == 2, PATIENCE_S)
                 os.kill(received["process.pid"], signal.SIGKILL)
                 assert eventually(lambda: named() == {place}, PATIENCE_S), "its lease has ended"
         assert eventually(lambda: not named(), PATIENCE_S)
-        assert logged(logs[0], "netloader.publish.changed")[-1]["netloader.endpoint"] == place
+        assert records(logs[0], "netloader.publish.changed")[-1]["netloader.endpoint"] == place

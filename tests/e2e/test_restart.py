@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.e2e.engines import Engine, ForkServer
+from tests.e2e.source_logs import records
 from tests.support import zoo
 from tests.support.registries import redis_server
 
@@ -34,12 +34,6 @@ def served(folder: Path, registry: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.communicate(timeout=LONG_S)
-
-
-def received(log: Path) -> dict[str, Any]:
-    lines = log.read_text().splitlines()
-    (record,) = [json.loads(line) for line in lines if "netloader.loader.received" in line]
-    return dict(record)
 
 
 def test_four_instances_start_from_a_pulled_folder_and_from_each_other(
@@ -70,5 +64,6 @@ def test_four_instances_start_from_a_pulled_folder_and_from_each_other(
         answers = [engine.generate() for engine in threads.map(start, logs)]
 
     assert answers == [expected] * AT_ONCE
-    sources = [received(log)["netloader.source"] for log in logs]
-    assert seed in sources
+    received = [records(log, "netloader.loader.received") for log in logs]
+    assert list(map(len, received)) == [1] * AT_ONCE
+    assert seed in [one["netloader.source"] for (one,) in received]

@@ -1,18 +1,17 @@
 """Instances that start together, with RELAY, from a server that has one place."""
 
-import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from netloader.config import Endpoint
 from tests.e2e.engines import Engine, ForkServer
+from tests.e2e.source_logs import records
 from tests.support import zoo
 from tests.support.relay import Fault, Relay
 from tests.unit.io.helpers import MIB, eventually
@@ -49,13 +48,6 @@ class Held(Relay):
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
-
-
-def records(log: Path, event: str) -> list[dict[str, Any]]:
-    """The records of one event that are written by now."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    found = [json.loads(line) for line in lines if event in line]
-    return [record for record in found if record["event"] == event]
 
 
 def sending(log: Path) -> bool:

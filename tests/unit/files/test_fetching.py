@@ -139,7 +139,7 @@ def test_two_that_fetch_at_once_have_one_folder(tmp_path: Path) -> None:
     ("contents", "words"),
     [
         ({"../../climbed.json": b"{}"}, "'../../climbed.json' of the source has no path"),
-        ({"/tmp/absolute.json": b"{}"}, "'/tmp/absolute.json' of the source has no path"),
+        ({"/etc/absolute.json": b"{}"}, "'/etc/absolute.json' of the source has no path"),
         ({"config.json": b"{}", "CONFIG.json": b"{}"}, "one file on some file systems"),
         ({"modeling.py": b"boom"}, "'modeling.py' of the source is code; give --trust"),
         ({"model.pkl": b"boom"}, "'model.pkl' of the source is of no kind"),
