@@ -38,6 +38,7 @@ BUSY_S = 2.0
 CALM = Deadlines(handshake_s=60, validate_s=60, stall_s=20, queue_s=60)
 MANY = Spec(mib=16, tensors=10_000, segment_mib=4, deadlines=CALM, max_clients=4)
 MOST = replace(MANY, mib=2, tensors=200_000)
+PROGRESS = "netloader.transfer.progress"
 
 
 @pytest.fixture
@@ -195,7 +196,8 @@ def test_messages_and_log_lines_do_not_grow_with_the_tensors(captured: list[Word
             assert eventually(lambda: closings(captured) == 2)
         assert torch.equal(target.get_parameter("t99"), torch.full((8,), 99))
         spoken.append(heard)
-        lines.append(sorted(line["event"] for line in captured))
+        # Progress is told once a second: how often depends on the machine, not on the tensors.
+        lines.append(sorted(e for line in captured if (e := line["event"]) != PROGRESS))
     print(f"{dict(spoken[1])}, {len(lines[1])} log lines")
     assert spoken[0] == spoken[1]
     assert lines[0] == lines[1]
