@@ -6,68 +6,25 @@ import math
 import pytest
 
 from netloader.errors import LocalProtocolError
-from netloader.fsm.fetch import MOST_KNOWN, MOST_SOURCES, Fetch, FetchOptions
+from netloader.fsm.fetch import MOST_KNOWN, MOST_SOURCES
 from netloader.fsm.fetch_events import (
     Available,
-    Busy,
     CancelRequested,
     Completed,
     Conclude,
     Dial,
     Drop,
-    FetchEffect,
     Finish,
     Offered,
     Request,
-    Root,
     SegmentVerified,
-    SourceEnded,
-    SourceFailed,
     SourcesFound,
     Wait,
 )
 from netloader.fsm.reasons import Reason
 from netloader.fsm.source import MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S, Source
 from netloader.fsm.states import State
-
-COUNT = 64
-ALL = frozenset(range(COUNT))
-ROOT = Root("blake3", 1 << 20, "one", COUNT)
-OTHER = Root("blake3", 1 << 20, "two", COUNT)
-DONE = Finish(State.DONE, Reason.VERIFIED)
-NO_SOURCE = Finish(State.FALLBACK, Reason.NO_SOURCE)
-
-
-class Play:
-    """A fetch and a clock."""
-
-    def __init__(self, sources: int = 1, parallel: int = 1, queue_s: float = 100.0) -> None:
-        self.now = 0.0
-        self.fetch = Fetch(FetchOptions(parallel, queue_s, stall_s=15.0), self.now)
-        self.first = self.fetch.step(SourcesFound(tuple(range(sources))), self.now)
-
-    def offers(self, key: int, root: Root = ROOT, has: frozenset[int] = ALL) -> list[FetchEffect]:
-        return list(self.fetch.step(Offered(key, root, has), self.now))
-
-    def delivers(self, key: int, segments: tuple[int, ...], pace_s: float) -> list[FetchEffect]:
-        effects: list[FetchEffect] = []
-        for segment in segments:
-            self.now += pace_s
-            effects += self.fetch.step(SegmentVerified(key, segment), self.now)
-        return effects
-
-    def completes(self, key: int) -> list[FetchEffect]:
-        return list(self.fetch.step(Completed(key), self.now))
-
-    def fails(self, key: int, reason: Reason = Reason.CONNECTION_LOST) -> list[FetchEffect]:
-        failure = SourceFailed(key, reason, another_transport=True)
-        return [*self.fetch.step(failure, self.now), *self.ends(key)]
-
-    def busy(self, key: int, retry_after_s: float) -> list[FetchEffect]:
-        return [*self.fetch.step(Busy(key, retry_after_s), self.now), *self.ends(key)]
-
-    def ends(self, key: int) -> list[FetchEffect]:
-        return list(self.fetch.step(SourceEnded(key), self.now))
+from tests.unit.fsm.play import ALL, COUNT, DONE, NO_SOURCE, OTHER, ROOT, Play
 
 
 def test_one_source_at_a_time_is_asked_for_all_and_told_when_it_is_here() -> None:
@@ -124,105 +81,6 @@ def test_the_next_source_is_asked_for_what_is_missing() -> None:
 
     assert play.fails(0) == [Dial(1, stepped_down=False)]
     assert play.offers(1) == [Request(1, tuple(range(3, COUNT)))]
-
-
-def test_shares_get_smaller_towards_the_end() -> None:
-    play = Play(parallel=2, sources=2)
-    sizes, asked = [], play.offers(0)
-    while isinstance(asked[0], Request):
-        sizes.append(len(asked[0].segments))
-        play.delivers(0, asked[0].segments, 0.01)
-        asked = play.completes(0)
-
-    assert sizes[0] == COUNT // 4
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] == 1
-    assert sum(sizes) == COUNT
-
-
-def slow_one() -> Play:
-    """Source 0 has done its work; source 1 has half of its share left and needs 10 s for each."""
-    play = Play(parallel=2, sources=2)
-    (first,) = play.offers(1)
-    assert isinstance(first, Request)
-    asked = play.offers(0)
-    play.delivers(1, first.segments[:8], 10.0)
-    while asked:
-        assert isinstance(asked[0], Request)
-        play.delivers(0, asked[0].segments, 0.1)
-        asked = play.completes(0)
-    return play
-
-
-def test_what_is_left_of_a_slow_source_is_asked_of_one_that_waits_for_work() -> None:
-    play = slow_one()
-
-    assert play.fetch.handle_timeout(play.now) == (Drop(1),)
-    assert play.fetch.handle_timeout(play.now + 100) == (), "while it may still write"
-    assert play.ends(1) == [Request(0, tuple(range(8, 16)))]
-
-
-def test_a_segment_that_a_dropped_source_completes_is_not_requested_again() -> None:
-    play = slow_one()
-    play.fetch.handle_timeout(play.now)
-
-    play.delivers(1, (8,), 1.0)
-
-    assert play.ends(1) == [Request(0, tuple(range(9, 16)))]
-
-
-def raced(*paces_s: float) -> tuple[float, list[FetchEffect]]:
-    """When sources of such speeds have filled the store, and which were dropped on the way."""
-    play = Play(parallel=2, sources=len(paces_s), queue_s=0.0)
-    under_way: dict[int, list[tuple[float, int]]] = {}
-    dropped: list[FetchEffect] = []
-    todo = [effect for key in range(len(paces_s)) for effect in play.offers(key)]
-    while True:
-        for effect in todo:
-            match effect:
-                case Request():
-                    times = [play.now + paces_s[effect.source] * (i + 1) for i in range(COUNT)]
-                    under_way[effect.source] = list(zip(times, effect.segments, strict=False))
-                case Drop() | Conclude():
-                    under_way.pop(effect.source, None)
-                    dropped += [effect] if isinstance(effect, Drop) else []
-                    todo += play.ends(effect.source)
-                case Finish():
-                    assert effect == DONE
-                    return play.now, dropped
-        key = min(under_way, key=lambda key: under_way[key][0])
-        due = play.fetch.next_timeout()
-        if due is not None and due <= under_way[key][0][0]:
-            play.now = max(due, play.now)
-            todo = list(play.fetch.handle_timeout(play.now))
-            continue
-        play.now, segment = under_way[key].pop(0)
-        todo = list(play.fetch.step(SegmentVerified(key, segment), play.now))
-        if not under_way[key]:
-            del under_way[key]
-            todo += play.completes(key)
-
-
-def test_two_sources_of_one_speed_need_half_the_time() -> None:
-    took, dropped = raced(1.0, 1.0)
-
-    assert took == COUNT / 2
-    assert dropped == []
-
-
-def test_a_source_that_is_a_little_slower_still_helps() -> None:
-    took, dropped = raced(1.0, 1.5)
-
-    assert took < 0.65 * COUNT
-    assert dropped == []
-
-
-@pytest.mark.parametrize("slow_s", [10.0, 1000.0])
-def test_a_much_slower_source_does_not_delay_the_fetch(slow_s: float) -> None:
-    took, dropped = raced(1.0, slow_s)
-
-    assert took <= COUNT + 1
-    assert dropped == [Drop(1)]
 
 
 def test_a_source_with_another_root_is_asked_when_nothing_else_is_left() -> None:
