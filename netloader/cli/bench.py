@@ -24,7 +24,7 @@ from netloader.io.publishing import ServerOptions
 from netloader.io.server import serve
 from netloader.io.store.memory import HostStore
 from netloader.io.store.module import ModuleStore
-from netloader.log_text import duration, rate, size
+from netloader.units import duration, rate, size
 
 SEALED_S = 600.0
 

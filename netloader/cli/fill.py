@@ -15,8 +15,8 @@ from netloader.cli.codes import Code
 from netloader.cli.options import Access
 from netloader.config import Endpoint
 from netloader.io.clock import monotonic
-from netloader.log_text import duration, rate, size
 from netloader.secure.tokens import current
+from netloader.units import duration, rate, size
 from netloader.vllm_plugin.front.gate import FILL
 
 MOST_BYTES: Final = 1 << 20

@@ -20,7 +20,7 @@ from netloader.io.clock import monotonic
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome
 from netloader.io.store.files import FileStore
-from netloader.log_text import duration, rate, size
+from netloader.units import duration, rate, size
 
 LAYOUTS = ("raw", "processed")
 

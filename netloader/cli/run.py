@@ -19,7 +19,7 @@ from netloader.cli.words import EXTRA, FORMAT, become, taken
 from netloader.errors import ConfigError
 from netloader.files.fetching import Fetched, NoFilesError, UnansweredError, fetch
 from netloader.files.rules import DATA, WITH_CODE, FilesError
-from netloader.log_text import size
+from netloader.units import size
 from netloader.vllm_plugin.config.settings import Settings
 
 SERVE: Final = "serve"

@@ -30,7 +30,7 @@ from netloader.io.server import Server, serve
 from netloader.io.snapshot import SessionRecord
 from netloader.io.store.files import FileStore
 from netloader.log import get_logger
-from netloader.log_text import size
+from netloader.units import size
 
 POLL_S = 0.1
 """How often the bar moves, and how long after a signal the end begins."""

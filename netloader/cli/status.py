@@ -16,7 +16,7 @@ from netloader.cli.places import places_of
 from netloader.cli.sources import Told, ask_all, ask_for_files, ranks_beside
 from netloader.fsm.identity import Role
 from netloader.io.options import ClientOptions
-from netloader.log_text import size
+from netloader.units import size
 
 SHOWN_FIELDS: Final = 12
 """Of an identity, on a terminal; vLLM's have more than a hundred."""

@@ -19,7 +19,7 @@ from netloader.cli.status import COLORS
 from netloader.config import Endpoint
 from netloader.io.clock import monotonic
 from netloader.io.options import ClientOptions
-from netloader.log_text import rate, size
+from netloader.units import rate, size
 
 AT_ONCE = 16
 """Servers that are asked at the same time."""
