@@ -1,13 +1,8 @@
 """The extra config as an operator writes it: what is understood, and what a refusal says."""
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
-from vllm.config.load import LoadConfig
-from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from netloader.config import Deadlines, Endpoint
 from netloader.errors import ConfigError
@@ -17,7 +12,6 @@ from netloader.vllm_plugin.config.settings import (
     CachePolicy,
     LayoutChoice,
     Settings,
-    render_fields,
 )
 from netloader.vllm_plugin.config.sources import finders_of
 
@@ -393,85 +387,3 @@ def test_every_problem_is_in_one_error() -> None:
         "SOURCE[1].sources",
         "model_loader_extra_config",
     ]
-
-
-# Documentation
-
-
-def test_every_field_is_in_the_table_of_the_docs_with_its_default() -> None:
-    lines = render_fields().splitlines()
-
-    assert lines[:2] == ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
-    assert len(lines) == len(FIELDS) + 2
-    assert all(line.count(" | ") == 3 for line in lines)
-    assert (
-        "| `MAX_CLIENTS` | integer | `2` | clients served at once; "
-        "others are told when to come back |"
-    ) in lines
-    assert any(line.startswith("| `MIN_RATE_MIB_S` | number | `50.0` | ") for line in lines)
-    assert any(line.startswith("| `MODEL` | string |  | ") for line in lines)
-
-
-def test_the_names_of_the_guide_are_all_there() -> None:
-    guide = "SOURCE MODEL LISTEN_PORT INT8_CACHE INT8_CACHE_NAME OUTPUT_PREFIX CONFIG_FILE"
-
-    assert [row.name for row in FIELDS][:7] == guide.split()
-
-
-def test_the_docs_example_is_accepted() -> None:
-    row = next(row for row in FIELDS if row.name == "SOURCE")
-    example = row.meaning.split("`")[1].replace(", ...", "")
-
-    assert Settings.parse({"SOURCE": json.loads(example)}).sources
-
-
-def test_settings_need_neither_vllm_nor_torch() -> None:
-    code = (
-        "import sys, types; sys.modules['netloader.vllm_plugin'] = package = types.ModuleType('p');"
-        "import netloader; package.__path__ = [netloader.__path__[0] + '/vllm_plugin'];"
-        "before = set(sys.modules); import netloader.vllm_plugin.config.settings;"
-        "sys.exit(bool({'vllm', 'torch'} & (set(sys.modules) - before)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-TUNED: dict[str, Any] = {
-    "enable_multithread_load": True,
-    "num_threads": 16,
-    "enable_weights_track": False,
-}
-
-
-def test_what_is_given_for_the_ordinary_loader_is_handed_on_to_it() -> None:
-    settings = Settings.parse({"SOURCE": [], **TUNED})
-    assert settings.fallback == Fallback("auto", TUNED)
-    assert settings.fallback is not None
-    DefaultModelLoader(
-        LoadConfig(load_format="auto", model_loader_extra_config=dict(settings.fallback.extra))
-    )
-
-
-def test_what_fallback_itself_says_of_its_loader_wins() -> None:
-    own = {"load_format": "auto", "model_loader_extra_config": {"num_threads": 2}}
-    settings = Settings.parse({"FALLBACK": own, "num_threads": 16, "enable_weights_track": None})
-    assert settings.fallback == Fallback("auto", {"num_threads": 2})
-
-
-def test_without_a_loader_that_takes_over_it_is_accepted_and_unused() -> None:
-    assert Settings.parse({"FALLBACK": "never", **TUNED}).fallback is None
-
-
-@pytest.mark.parametrize(
-    ("given", "problem"),
-    [
-        ({"enable_multithread_load": "yes"}, "enable_multithread_load: 'yes' cannot be used; give"),
-        ({"num_threads": 0}, "num_threads: 0 cannot be used; give"),
-        ({"enable_weights_track": 1}, "enable_weights_track: 1 cannot be used; give true or false"),
-    ],
-)
-def test_what_the_ordinary_loader_would_refuse_is_refused_at_once(
-    given: dict[str, Any], problem: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Settings.parse(given)
-    assert problem in str(caught.value)
