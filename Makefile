@@ -311,9 +311,9 @@ bench: $(READY) $(BENCH)/.installed $(ENGINES)/.installed  ## measure all, and w
 	PYTHONPATH=$(CURDIR)/$(BENCH):$(CURDIR)/$(ENGINES) $(PY) -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 .PHONY: bench-start
-bench-start: $(READY) $(BENCH)/.installed  ## from start to first token: vLLM's loader, netloader, standby (10 minutes)
+bench-start: $(READY) $(BENCH)/.installed  ## from start to first token: vLLM's loader, netloader, standby (15 minutes)
 	@$(PY) -m demo.prepare_model
-	PYTHONPATH=$(CURDIR)/$(BENCH) $(PY) -m benchmarks.start
+	PYTHONPATH=$(CURDIR)/$(BENCH) $(PY) -m benchmarks.start $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: bench-quick
 bench-quick: $(READY)  ## tcp and shm beside what they use, without a report (under 3 minutes)

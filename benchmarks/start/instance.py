@@ -1,4 +1,4 @@
-"""One `vllm serve`, with the moments of its start."""
+"""One `vllm serve`, on a machine of its own, with the moments of its start."""
 
 import json
 import sys
@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.start.phases import API, TOKEN, Phases
 from demo.servers import DIRECT, DemoError, Server, free_ports, start_server, stop_server
 
 CACHE_BYTES: Final = 64 << 20
 LOOK_S: Final = 0.02
 """How often the log is read: the moments are exact to that."""
-START_S: Final = 600.0
-MARKS: Final = {
-    "imports": "Starting to load model",
-    "load": "KV cache layout",
-    "warm-up": "init engine (profile",
-}
-"""Phases, and what vLLM logs at the end of each."""
+START_S: Final = 300.0
 PROMPT: Final = "word1 word2 word3"
 COMMON: Final = (
     *("--host", "127.0.0.1", "--kv-cache-memory-bytes", str(CACHE_BYTES)),
@@ -36,13 +31,31 @@ class Start:
     seconds: float
 
 
+class Machine:
+    """Where an instance keeps what it leaves for its next start; empty at first.
+
+    A folder that is HOME, the root of all caches, and the place of temporary files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("home", "tmp"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What points there."""
+        places = {"HOME": "home", "XDG_CACHE_HOME": "home/.cache", "TMPDIR": "tmp"}
+        places["VLLM_CACHE_ROOT"] = "home/.cache/vllm"
+        return {name: str(self.folder / place) for name, place in places.items()}
+
+
 class Instance:
     """One server and its log."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._moments: dict[str, float] = {}
-        self._read = 0
+        self._phases = Phases(server.log, server.began)
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Note the moments of the log until `ready`.
@@ -51,16 +64,13 @@ class Instance:
             DemoError: it ended, or took too long.
         """
         while not ready():
-            if self._server.process.poll() is not None or self.now() > START_S:
+            if self._server.process.poll() is not None or self._now() > START_S:
                 raise DemoError(f"{self._server.name} did not start\n{self._server.tail()}")
-            self._look()
+            self._phases.look()
             time.sleep(LOOK_S)
-        self._look()
-        self._moments["API"] = self.now()
-
-    def now(self) -> float:
-        """Seconds since its process was started."""
-        return time.monotonic() - self._server.began
+        self._phases.look()
+        self._phases.end(API)
+        self._server.ready_after_s = self._now()
 
     def healthy(self) -> bool:
         """Whether it takes requests."""
@@ -74,6 +84,16 @@ class Instance:
         except OSError:  # refused, reset or late; HTTPError is one too
             return False
 
+    def waiting(self) -> Start:
+        """How the start went so far."""
+        return Start(self._phases.seconds(), self._server.ready_after_s)
+
+    def started(self) -> Start:
+        """How the start went, which ends with the first token."""
+        self._first_token()
+        self._phases.end(TOKEN)
+        return Start(self._phases.seconds(), self._now())
+
     def filled(self) -> Start:
         """Fill it, and have its first token: how long that took, by phases."""
         began = time.monotonic()
@@ -82,49 +102,30 @@ class Instance:
         (rank,) = told["ranks"]
         phases = {"receive": float(rank["receive_s"]), "write": float(rank["write_s"])}
         phases["offer, API"] = answered - sum(phases.values())
-        self.first_token()
+        self._first_token()
         total = time.monotonic() - began
-        return Start({**phases, "first token": total - answered}, total)
+        return Start({**phases, TOKEN: total - answered}, total)
 
-    def first_token(self) -> str:
-        """One token, by its API."""
+    def _now(self) -> float:
+        """Seconds since its process was started."""
+        return time.monotonic() - self._server.began
+
+    def _first_token(self) -> None:
         asked = {"model": "bench", "prompt": PROMPT, "max_tokens": 1, "temperature": 0}
-        answer = self._server.post("/v1/completions", asked)
-        return str(answer["choices"][0]["text"])
-
-    def start(self) -> Start:
-        """How the start went, which ends with the first token."""
-        self.first_token()
-        total = self.now()
-        phases: dict[str, float] = {}
-        before = 0.0
-        for name in (*MARKS, "API"):
-            moment = self._moments.get(name, before)
-            phases[name] = moment - before
-            before = moment
-        phases["first token"] = total - before
-        return Start(phases, total)
-
-    def _look(self) -> None:
-        """Note which lines are there by now."""
-        text = self._server.log.read_text(encoding="utf-8", errors="replace")
-        new, self._read = text[self._read :], len(text)
-        for name, mark in MARKS.items():
-            if name not in self._moments and mark in new:
-                self._moments[name] = self.now()
+        self._server.post("/v1/completions", asked)
 
 
 @contextmanager
 def serving(
-    name: str, model: Path, words: Sequence[str], folder: Path, *, eager: bool
+    name: str, words: Sequence[str], machine: Machine, environment: Mapping[str, str] | None = None
 ) -> Iterator[Instance]:
-    """A `vllm serve` on a folder, from its start to the end of the block."""
+    """A `vllm serve` with these words on a machine, from its start to the end of the block."""
     (port,) = free_ports(1)
-    chosen = ("--enforce-eager",) if eager else ()
-    base = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model))
-    command = [*base, "--port", str(port), *COMMON, *chosen, *words]
-    number = len(list(folder.glob("*.log")))
-    server = start_server(name, command, port, folder / f"{number}.log", None)
+    base = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
+    command = [*base, *words, "--port", str(port), *COMMON]
+    log = machine.folder / f"{name}.log"
+    more = {**machine.environment, **(environment or {})}
+    server = start_server(name, command, port, log, None, more)
     try:
         yield Instance(server)
     finally:

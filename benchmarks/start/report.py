@@ -1,39 +1,61 @@
-"""docs/benchmarks/start: a table, a plot and the figures as JSON."""
+"""docs/benchmarks/start: tables, plots and the figures as JSON."""
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from benchmarks.plots import new, prepare, save
+from benchmarks.start import plot
+from benchmarks.start.instance import Start
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "benchmarks" / "start"
 MIB: Final = 1 << 20
-COLORS: Final = ("#1f6fb2", "#6aa9dc", "#b0b0b0", "#d8d8d8", "#404040", "#88c999", "#c9a188")
 INTRODUCTION: Final = """\
 # From start to first token
 
 Written by `make bench-start` from [results.json](results.json); do not edit. Every start is a
-`vllm serve` of its own on this machine, which ends when the first token has come over HTTP. The
-source of netloader runs beside it, on the same cores, and does nothing else. *Cold*: the file of
-the weights was put out of the page cache. *Standby, filled* begins with the request to fill an
-instance that waits. Seconds are those of the start in the middle; all of them are in brackets.
+`vllm serve` of its own on this machine, from the start of its process until its first token has
+come over HTTP. A source serves beside all of them, on the same cores, and does nothing else.
+
+* *Cold*: the file of the weights is not in the page cache, and HOME, vLLM's cache and the folder
+  of temporary files are empty. *Warm*: the file is in the page cache, and these folders are those
+  of the source, which has left there what vLLM keeps for the next start.
+* *netloader, weights only* has empty folders too, and no file of weights.
+* *Standby* has the folders of the source, and no file of weights. *Filled* begins with the request
+  to fill the instance that waits.
+
+The size of the KV cache is given to all, so vLLM measures no memory. The phases are what vLLM's
+processes log, in this order: imports of the API server, inspection of the model's class (in a
+process of its own, unless vLLM's cache has the answer), imports of the engine core, imports of the
+worker, the model built, weights received or read, post-processing, compilation, the KV cache and
+warm-up, the rest of the API server, the first token.
 """
 
 
 @dataclass(slots=True)
-class Row:
-    """One way of starting one model."""
+class Group:
+    """One model, eager or compiled, with all its starts by their ways."""
 
     model: str
     nbytes: int
-    eager: bool
-    way: str
-    phases: Mapping[str, float]
-    seconds: float
-    all_seconds: list[float]
+    mode: str
+    starts: dict[str, list[Start]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    """What could not be started, and why."""
+
+    @property
+    def title(self) -> str:
+        """Such as `SmolLM2-135M, eager, 257 MiB`."""
+        return f"{self.model}, {self.mode}, {self.nbytes / MIB:.0f} MiB"
+
+    def add(self, way: str, start: Start) -> None:
+        """One more start."""
+        self.starts.setdefault(way, []).append(start)
+
+    def middle(self) -> dict[str, Start]:
+        """The start in the middle of each way, by its seconds."""
+        return {way: _middle(starts) for way, starts in self.starts.items()}
 
 
 @dataclass(slots=True)
@@ -42,17 +64,23 @@ class Results:
 
     facts: Mapping[str, str]
     warning: str
-    rows: list[Row] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
 
 
-def write(results: Results, folder: Path = FOLDER) -> None:
-    """Write all three."""
+def write(results: Results, folder: Path) -> None:
+    """Write all of it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
-    drawn = _plot(results.rows, folder)
-    parts = [INTRODUCTION, *_machine(results), *_tables(results.rows)]
-    parts += [f"![Phases of each start]({drawn})\n"] if drawn else []
+    rows = {group.title: group.middle() for group in results.groups if group.starts}
+    drawn = plot.draw(rows, folder)
+    parts = [INTRODUCTION, *_machine(results), *drawn]
+    for group in results.groups:
+        parts += _table(group)
     (folder / "index.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _middle(starts: list[Start]) -> Start:
+    return sorted(starts, key=lambda start: start.seconds)[len(starts) // 2]
 
 
 def _machine(results: Results) -> Iterator[str]:
@@ -62,37 +90,16 @@ def _machine(results: Results) -> Iterator[str]:
         yield f"Warning: {results.warning}.\n"
 
 
-def _tables(rows: list[Row]) -> Iterator[str]:
-    for (model, eager), group in groupby(rows, key=lambda row: (row.model, row.eager)):
-        found = list(group)
-        yield f"## {model}, {'eager' if eager else 'compiled'}, {found[0].nbytes / MIB:.0f} MiB\n"
-        cold = found[0].seconds
-        lines = ["| start | seconds | x cold start | phases |", "| --- | --- | --- | --- |"]
-        for row in found:
-            phases = ", ".join(f"{name} {spent:.2f}" for name, spent in row.phases.items())
-            every = ", ".join(f"{each:.2f}" for each in row.all_seconds)
-            share = f"{row.seconds / cold:.2f}"
-            lines.append(f"| {row.way} | {row.seconds:.2f} ({every}) | {share} | {phases} |")
-        yield "\n".join(lines) + "\n"
-
-
-def _plot(rows: list[Row], folder: Path) -> str:
-    """The name of the plot; empty without matplotlib."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return ""
-    prepare(mpl)
-    figure, axes = new(8.0, 1.2 + 0.3 * len(rows))
-    names = list(dict.fromkeys(name for row in rows for name in row.phases))
-    bars = [f"{row.way}: {row.model}, {'eager' if row.eager else 'compiled'}" for row in rows]
-    left = [0.0] * len(rows)
-    for name, color in zip(names, COLORS * 2, strict=False):
-        spent = [row.phases.get(name, 0.0) for row in rows]
-        axes.barh(bars, spent, left=left, color=color, label=name)
-        left = [a + b for a, b in zip(left, spent, strict=True)]
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds from the start of the process, or from the request to fill")
-    axes.legend(fontsize=8)
-    save(figure, folder / "phases.svg")
-    return "phases.svg"
+def _table(group: Group) -> Iterator[str]:
+    yield f"## {group.title}\n"
+    chosen = group.middle()
+    cold = next(iter(chosen.values())).seconds if chosen else 1.0
+    lines = ["| start | seconds | x cold start | phases |", "| --- | --- | --- | --- |"]
+    for way, start in chosen.items():
+        phases = ", ".join(f"{name} {spent:.2f}" for name, spent in start.phases.items())
+        every = [f"{each.seconds:.2f}" for each in group.starts[way]]
+        seconds = f"{start.seconds:.2f}" + (f" ({', '.join(every)})" if len(every) > 1 else "")
+        lines.append(f"| {way} | {seconds} | {start.seconds / cold:.2f} | {phases} |")
+    yield "\n".join(lines) + "\n"
+    for why in group.failed:
+        yield f"Left out: {why.splitlines()[0]}.\n"
