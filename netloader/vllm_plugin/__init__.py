@@ -16,15 +16,9 @@ def register() -> None:
     """Make the load format known; vLLM calls this in each of its processes."""
     quiet_dependencies()
     fields = _after_rival()
-    from vllm.model_executor.model_loader import register_model_loader
+    from netloader.vllm_plugin.patches import on_demand
 
-    from netloader.vllm_plugin.load.loader import NetLoader
-    from netloader.vllm_plugin.patches import front
-    from netloader.vllm_plugin.patches.worker_methods import install_when_made
-
-    register_model_loader("netloader")(NetLoader)
-    install_when_made()
-    front.install()
+    on_demand.install()
     logger = get_logger("plugin", LOG_BASE)
     if problem := mixed():
         emit(logger, "netloader.plugin.mixed", {"netloader.detail": problem})

@@ -11,15 +11,13 @@ from contextlib import suppress
 from functools import wraps
 from typing import Any, Final
 
-from vllm.engine.arg_utils import EngineArgs
-
 from netloader.config import Secret
 from netloader.errors import ConfigError
 from netloader.vllm_plugin.config.checks import settings_of
+from netloader.vllm_plugin.config.load_format import LOAD_FORMAT
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.front.gate import Gate
 from netloader.vllm_plugin.front.instance import Instance, ServedInstance
-from netloader.vllm_plugin.patches.worker_methods import LOAD_FORMAT
 
 HELD: Final = "_netloader_instance"
 """The attribute of vLLM's engines that holds an `Instance`, or None."""
@@ -29,20 +27,13 @@ BUILD: Final = "build_app"
 """The function that makes the HTTP API. Up to 0.31 it is in `openai.api_server`."""
 
 
-def install() -> None:
-    """Watch for instances on standby; a second call changes nothing."""
-    _wrap(EngineArgs, "create_engine_config", _watching)
+def guard(config: Any) -> None:
+    """Wrap what takes requests in this process, if the instance of a config starts on standby.
 
-
-def _watching(create: Any) -> Any:
-    @wraps(create)
-    def created(*args: Any, **kwargs: Any) -> Any:
-        config = create(*args, **kwargs)
-        if _on_standby(config) is not None:
-            _guard()
-        return config
-
-    return created
+    A second call changes nothing.
+    """
+    if _on_standby(config) is not None:
+        _guard()
 
 
 def _on_standby(config: Any) -> Settings | None:

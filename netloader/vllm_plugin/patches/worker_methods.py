@@ -19,7 +19,6 @@ from typing import Any
 
 from torch import nn
 from vllm.utils.import_utils import resolve_obj_by_qualname
-from vllm.v1.worker.worker_base import WorkerBase
 
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.patches import compat
@@ -63,7 +62,6 @@ HELD = "_netloader_worker"
 """The attribute of vLLM's workers and model runners that holds our `Worker`."""
 FENCED = "netloader_fence"
 """The attribute by which a wrapped method is known; it holds what the wrapper remembers."""
-LOAD_FORMAT = "netloader"
 
 
 def worker_of(holder: Any) -> Worker:
@@ -82,28 +80,6 @@ def worker_of(holder: Any) -> Worker:
 def _running(holder: Any) -> Iterator[Worker]:
     with running_for(worker_of(holder)) as ours:
         yield ours
-
-
-def install_when_made() -> None:
-    """Wrap the class of each worker that vLLM makes for our load format, before it loads.
-
-    Installed once in a process. `expect_warm_up` covers a class that is not wrapped by then.
-    """
-    make: Any = WorkerBase.__init__
-    if hasattr(make, FENCED):
-        return
-
-    @wraps(make)
-    def made(worker: Any, *args: Any, **kwargs: Any) -> None:
-        make(worker, *args, **kwargs)
-        with harmless():
-            draft = getattr(worker.speculative_config, "draft_load_config", None)
-            configs = (worker.load_config, draft)
-            if any(getattr(config, "load_format", None) == LOAD_FORMAT for config in configs):
-                install(type(worker))
-
-    setattr(made, FENCED, True)
-    WorkerBase.__init__ = made
 
 
 def expect_warm_up(qualified_names: Iterable[str]) -> None:

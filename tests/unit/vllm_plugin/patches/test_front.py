@@ -97,15 +97,3 @@ def test_only_a_request_of_an_instance_on_standby_is_refused() -> None:
         assert (waiting.taken, other.taken) == ([], ["b"])
 
     asyncio.run(scenario())
-
-
-def test_no_engine_is_imported_before_an_instance_is_on_standby(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    guarded: list[int] = []
-    monkeypatch.setattr(front, "_guard", lambda: guarded.append(1))
-    create = front._watching(lambda engine: engine.vllm_config)
-    create(Engine())
-    assert guarded == []
-    create(Engine(STANDBY=True))
-    assert guarded == [1]

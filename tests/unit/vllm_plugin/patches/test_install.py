@@ -1,17 +1,13 @@
 """Which methods of which class are fenced, and what is left alone."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
-from vllm.v1.worker.worker_base import WorkerBase
 
 from netloader.log import capture
 from netloader.vllm_plugin.patches import worker_methods
 from netloader.vllm_plugin.patches.worker_methods import WARMS_UP
-from netloader.vllm_plugin.serve.worker import Worker, current_worker, running_for, this_worker
+from netloader.vllm_plugin.serve.worker import this_worker
 from tests.unit.io.helpers import eventually
 from tests.unit.vllm_plugin.helpers import Model, receive, refusal, serve
 from tests.unit.vllm_plugin.patches.test_worker_methods import (
@@ -63,32 +59,6 @@ def test_a_subclass_is_fenced_through_the_class_it_inherits_from() -> None:
 )
 def test_a_worker_class_that_is_not_there_costs_nothing(name: str) -> None:
     worker_methods.expect_warm_up([name])
-
-
-@pytest.mark.parametrize(
-    ("own", "draft", "wrapped"),
-    [("netloader", None, True), ("auto", "netloader", True), ("auto", None, False)],
-)
-def test_a_worker_that_vllm_makes_for_our_format_is_fenced_before_it_loads(
-    monkeypatch: pytest.MonkeyPatch, own: str, draft: str | None, wrapped: bool
-) -> None:
-    def make(worker: Any, load_config: Any, speculative_config: Any) -> None:
-        worker.load_config, worker.speculative_config = load_config, speculative_config
-
-    monkeypatch.setattr(WorkerBase, "__init__", make)
-    worker_methods.install_when_made()
-    worker_methods.install_when_made()
-    kind: Any = type("Worker", (WorkerBase,), {"load_model": lambda self: current_worker()})
-    drafts = SimpleNamespace(draft_load_config=SimpleNamespace(load_format=draft))
-
-    worker = kind(SimpleNamespace(load_format=own), drafts if draft else None)
-
-    before = current_worker()
-    with running_for(Worker()) as another:
-        loaded_for = worker.load_model()
-        assert current_worker() is another
-    assert (loaded_for is worker_methods.worker_of(worker)) is wrapped
-    assert current_worker() is before
 
 
 def test_offers_on_a_device_are_made_when_the_worker_has_warmed_up() -> None:

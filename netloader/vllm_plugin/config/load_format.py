@@ -1,0 +1,3 @@
+"""The name by which vLLM knows netloader."""
+
+LOAD_FORMAT = "netloader"
