@@ -51,9 +51,11 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.background.failed": _error("Background work ended early, and what follows."),
         "netloader.server.offered": _info("Weights are published, and what that costs."),
         "netloader.files.offered": _info_or_debug(
-            "Files of the model's folder are published: how many, what they take in memory, and "
-            "which are left out (debug: none)."
+            "Files of the model's folder, or compiled code, are published: how many, their size, "
+            "and which are left out (debug: none)."
         ),
+        "netloader.caches.taken": _info("What another engine computed is used here."),
+        "netloader.caches.refused": _warning("What another engine computed is not used: why."),
         "netloader.files.refused": _warning("Files of the model's folder are not served: why."),
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
         "netloader.relay.failed": _warning("Weights are received, but not served meanwhile: why."),

@@ -182,7 +182,8 @@ def _files(fields: Fields) -> str:
     count, nbytes = (_number(fields, f"netloader.files.{name}") for name in ("count", "bytes"))
     without = _text(fields, "netloader.files.left_out", "")
     but = f"; not among them: {without}" if without else ""
-    return f"Serving {count:.0f} files of the model's folder, {size(nbytes)} in memory{but}"
+    of = _text(fields, "netloader.files.of")
+    return f"Serving {count:.0f} files of {of}, {size(nbytes)}{but}"
 
 
 def _withdrawn(fields: Fields) -> str:
@@ -249,7 +250,7 @@ def _closed(fields: Fields) -> str | None:
     if reason in _PASSING or ours:
         return None
     if side == "client":
-        describe = fields.get("netloader.purpose") == "describe"
+        describe = fields.get("netloader.purpose") in ("describe", "status")
         whom, what = "Source", "does not say what it serves" if describe else "delivers no weights"
     else:
         whom, what = "Client", "got no weights"
@@ -316,9 +317,8 @@ def _doubted(fields: Fields) -> str:
     return f"{got}; the weights here are being checked"
 
 
-def _background(fields: Fields) -> str:
-    work = _text(fields, "netloader.work")
-    return f"Background work {work} ended early{_in_brackets(_detail(fields))}"
+def _background(f: Fields) -> str:
+    return f"Background work {_text(f, 'netloader.work')} ended early{_in_brackets(_detail(f))}"
 
 
 SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
@@ -341,6 +341,8 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.server.offered": _offered,
         "netloader.files.offered": _files,
         "netloader.files.refused": _telling("No empty folder can start an instance from here"),
+        "netloader.caches.taken": _telling("Taken over from a source"),
+        "netloader.caches.refused": _telling("Computed anew, not taken over"),
         "netloader.server.refused": _telling("This rank does not serve its weights"),
         "netloader.relay.failed": _telling("What is received is not served meanwhile"),
         "netloader.server.withdrawn": _withdrawn,
@@ -359,9 +361,7 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.session.closed": _closed,
         "netloader.peer.violation": _violation,
         "netloader.transport.left_out": _left_out,
-        "netloader.report.failed": _telling(
-            "A progress callback raised an exception, and the transfer goes on"
-        ),
+        "netloader.report.failed": _telling("A progress callback raised; the transfer goes on"),
         "netloader.standby.waiting": lambda _: (
             "On standby: all but the weights is there. Fill this instance with `netloader fill`"
         ),

@@ -18,6 +18,10 @@ def run(
     trust: Annotated[
         bool, typer.Option("--trust", help="Take code of the model too (*.py), and let it run.")
     ] = False,
+    caches: Annotated[
+        bool,
+        typer.Option("--caches", help="Take over what the source computed at its start, too."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Fetch, write vLLM's command, and do not run it.")
     ] = False,
@@ -28,17 +32,21 @@ def run(
 
     Config, tokenizer, templates and the like are verified and kept in a cache (NETLOADER_CACHE,
     else ~/.cache/netloader). Then vLLM's command runs in the place of this one, on that folder and
-    with this source; what else is in the command stays. Exit status, once vLLM runs: vLLM's.
+    with this source; what else is in the command stays. With --caches, vLLM
+    finds what the source computed when it started (page operate/caches of the docs). Exit status,
+    once vLLM runs: vLLM's.
 
     For example:
 
         netloader run 10.0.0.1:19374 -- vllm serve --port 8000
 
         netloader run redis://registry.example/llm -- vllm serve --dtype bfloat16
+
+        netloader run 10.0.0.1:19374 --caches --token-file tokens -- vllm serve
     """
     from netloader.cli import run as started
 
-    return started.run(started.Wanted(source, words, trust, dry_run, link), form)
+    return started.run(started.Wanted(source, words, trust, caches, dry_run, link), form)
 
 
 @command

@@ -1,6 +1,7 @@
 """`netloader run SOURCE -- vllm serve ...`: an instance that has no folder of its own."""
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from typing import Final
 
 from rich.text import Text
 
-from netloader.cli.answers import Answer, CommandError, Form
+from netloader.cli.answers import MOST_LINE, Answer, CommandError, Form, plain
 from netloader.cli.codes import Code
 from netloader.cli.configuration import object_of
 from netloader.cli.interrupts import interrupted
@@ -18,6 +19,7 @@ from netloader.cli.sources import failure
 from netloader.cli.words import EXTRA, FORMAT, become, taken
 from netloader.errors import ConfigError
 from netloader.files.fetching import Fetched, NoFilesError, UnansweredError, fetch
+from netloader.files.hints import place_inspections, take_hints, vllm_root
 from netloader.files.rules import DATA, WITH_CODE, FilesError
 from netloader.units import size
 from netloader.vllm_plugin.config.settings import Settings
@@ -37,6 +39,8 @@ class Wanted:
     """vLLM's command, without a model."""
     trust: bool
     """Whether the source may run code here."""
+    caches: bool
+    """Whether to take over what the source computed at its start."""
     dry_run: bool
     link: Link
 
@@ -50,6 +54,8 @@ def run(wanted: Wanted, form: Form) -> Answer:
     check(wanted)
     fetched = _fetched(wanted)
     command = command_of(wanted, fetched)
+    if wanted.caches:
+        form.tell(_hints(wanted, fetched))
     answer = _answer(fetched, command)
     if not wanted.dry_run:
         form.tell(replace(answer, shown=answer.shown[:1]))
@@ -120,7 +126,8 @@ def _extra(wanted: Wanted, model: str) -> dict[str, object]:
     ours = {name: str(path.absolute()) for name, path in files.items() if path is not None}
     given = taken(wanted.words, EXTRA)[1]
     own = object_of(given[-1]) if given else {}
-    return {"SOURCE": wanted.source, "MODEL": model, **ours, **own}
+    caches = {"CACHES": True} if wanted.caches else {}
+    return {"SOURCE": wanted.source, "MODEL": model, **ours, **caches, **own}
 
 
 def _settings(extra: Mapping[str, object]) -> None:
@@ -149,6 +156,19 @@ def _fetched(wanted: Wanted) -> Fetched:
             raise CommandError(Code.REFUSED, str(error)) from error
         except FilesError as error:
             raise CommandError(Code.FAILED, f"{error}; nothing was written") from error
+
+
+def _hints(wanted: Wanted, fetched: Fetched) -> Answer:
+    """Put what vLLM reads before its plugins run in its place; without it, vLLM starts as ever."""
+    root = vllm_root(os.environ)
+    try:
+        hints = take_hints([fetched.source], fetched.model, wanted.link.client)
+        placed = place_inspections(hints, root)
+    except FilesError as error:
+        line = f"no hints: {error}; nothing was written"
+        return Answer({"event": "no_hints", "reason": str(error)}, (plain(line, MOST_LINE),))
+    data = {"event": "hints", "files": [*placed], "root": str(root)}
+    return Answer(data, (Text(f"hints from {fetched.source}, {len(placed)} new files: {root}"),))
 
 
 def _answer(fetched: Fetched, command: Sequence[str]) -> Answer:

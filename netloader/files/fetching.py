@@ -1,7 +1,7 @@
 """Fetch the files of a model's folder from running servers into the cache."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -23,14 +23,21 @@ from netloader.io.store.memory import HostStore
 NOTHING: Final = Manifest(())
 MOST_CHARS: Final = 512
 """Of the name of a model."""
+NONE_OF: Final = {
+    Role.FILES: "files of its model's folder; start it with this version of netloader, from a "
+    "folder that has them",
+    Role.HINTS: "hints; set CACHES there, and ask when it has warmed up",
+    Role.CACHES: "compiled code; set CACHES there, and ask when it has warmed up. An engine that "
+    "compiles nothing (--enforce-eager) has none",
+}
+"""What a source lacks, and what to do about it."""
 
 
 class NoFilesError(FilesError):
-    """A source answers, and offers no files."""
+    """A source answers, and offers no files of a role."""
 
-    def __init__(self, source: Endpoint) -> None:
-        remedy = "start it with this version of netloader, from a folder that has them"
-        super().__init__(f"{source} offers no files of its model's folder; {remedy}")
+    def __init__(self, source: Endpoint, role: Role) -> None:
+        super().__init__(f"{source} offers no {NONE_OF[role]}")
 
 
 class UnansweredError(FilesError):
@@ -56,6 +63,16 @@ class Fetched:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Verified files of a role, and what their source says of them."""
+
+    source: Endpoint
+    told: Description
+    contents: Mapping[str, bytes]
+    nbytes: int
+
+
 def fetch(
     sources: Sequence[Endpoint],
     options: ClientOptions,
@@ -72,33 +89,50 @@ def fetch(
         FilesError: no source answers (UnansweredError) or has files (NoFilesError), what one offers
             is not taken, or the cache cannot be used. The cache has nothing new then.
     """
-    first, told, manifest = _description(sources, options)
+    got = receive(sources, Role.FILES, options, rules, _names_of)
+    model, served_name = _names_of(got.told)
+    folder = keep(got.contents, cache_root(os.environ) if root is None else root)
+    return Fetched(folder, got.source, model, served_name, tuple(got.contents), got.nbytes)
+
+
+def receive(
+    sources: Sequence[Endpoint],
+    role: Role,
+    options: ClientOptions,
+    rules: Rules,
+    check: Callable[[Description], object] = lambda told: None,  # noqa: ARG005
+) -> Received:
+    """Receive the files of a role into memory, as `fetch` does, and write nothing.
+
+    `check` raises FilesError if they are not wanted, before a byte of them is received.
+
+    Raises:
+        FilesError: as `fetch`.
+    """
+    first, told, manifest = _description(sources, role, options)
     rules.check(manifest)
-    model, served_name = _names_of(told)
+    check(told)
     store = HostStore(manifest)
     others = (source for source in sources if source != first)
     chosen = replace(options, layouts=("raw",), transports=OVER, timeout_s=None)
     outcome = fill(store, [first, *others], told.identity, chosen)
     if not outcome.ok:
         raise _failed(outcome)
-    contents = _contents(store)
-    folder = keep(contents, cache_root(os.environ) if root is None else root)
-    source = outcome.source or first
-    return Fetched(folder, source, model, served_name, tuple(contents), manifest.nbytes)
+    return Received(outcome.source or first, told, _contents(store), manifest.nbytes)
 
 
 def _description(
-    sources: Sequence[Endpoint], options: ClientOptions
+    sources: Sequence[Endpoint], role: Role, options: ClientOptions
 ) -> tuple[Endpoint, Description, Manifest]:
-    """What the first source says that offers files."""
+    """What the first source says that offers files of a role."""
     problem = FilesError("no source is named")
     for source in sources:
-        said = ask_status(source, Role.FILES, NOTHING, options)
+        said = ask_status(source, role, NOTHING, options)
         if isinstance(said, Attempt):
             other = said.reason is Reason.IDENTITY_MISMATCH  # only the role was asked for
-            problem = NoFilesError(source) if other else UnansweredError(said)
-        elif said.identity.role != Role.FILES or said.manifest is None:
-            problem = NoFilesError(source)
+            problem = NoFilesError(source, role) if other else UnansweredError(said)
+        elif said.identity.role != role or said.manifest is None:
+            problem = NoFilesError(source, role)
         else:
             return source, said, said.manifest
     raise problem

@@ -74,23 +74,32 @@ class FolderFiles:
 
     def tell(self, logger: Logger) -> None:
         """Log that they are offered, as a person's concern where some are left out."""
-        fields = {
-            "netloader.files.count": len(self.store.manifest.tensors),
-            "netloader.files.bytes": self.nbytes,
-            "netloader.files.left_out": "; ".join(f"{n} {why}" for n, why in self.left_out.items()),
-        }
-        emit(logger, "netloader.files.offered", fields, level="info" if self.left_out else "debug")
+        tell(self.store, self.left_out, "the model's folder", logger)
 
     def publish(self, options: ServerOptions) -> PublishedModel:
         """Describe them for clients, for `Server.offer`; digests are computed in the background."""
         facts = {SERVED_NAME: self.served_name} if self.served_name else {}
-        chosen = replace(
-            options, transports=OVER, layouts=("raw",), segment_bytes=None, facts=facts
-        )
         identity = Identity({ROLE: Role.FILES.value, "model": self.model})
-        published = publish(self.store, identity, chosen)
-        published.seal_quietly()
-        return published
+        return published(self.store, identity, replace(options, facts=facts))
+
+
+def tell(store: HostStore, left_out: Mapping[str, str], of: str, logger: Logger) -> None:
+    """Log that files are offered, as a person's concern where some are left out."""
+    fields = {
+        "netloader.files.of": of,
+        "netloader.files.count": len(store.manifest.tensors),
+        "netloader.files.bytes": store.manifest.nbytes,
+        "netloader.files.left_out": "; ".join(f"{name} {why}" for name, why in left_out.items()),
+    }
+    emit(logger, "netloader.files.offered", fields, level="info" if left_out else "debug")
+
+
+def published(store: HostStore, identity: Identity, options: ServerOptions) -> PublishedModel:
+    """Describe files for clients, for `Server.offer`; digests are computed in the background."""
+    chosen = replace(options, transports=OVER, layouts=("raw",), segment_bytes=None)
+    model = publish(store, identity, chosen)
+    model.seal_quietly()
+    return model
 
 
 def store_of(contents: Mapping[str, bytes]) -> HostStore:
@@ -98,10 +107,15 @@ def store_of(contents: Mapping[str, bytes]) -> HostStore:
     names = sorted(contents)
     store = HostStore(Manifest(tuple(spec_of(name, len(contents[name])) for name in names)))
     for index, name in enumerate(names):
-        if nbytes := len(contents[name]):
-            place = store.place(Extent(index, 0, nbytes))
-            place.copy_(torch.frombuffer(bytearray(contents[name]), dtype=torch.uint8))
+        write(store, index, contents[name])
     return store
+
+
+def write(store: HostStore, index: int, content: bytes) -> None:
+    """Give the file with this index its content, which has the size that the manifest says."""
+    if content:
+        place = store.place(Extent(index, 0, len(content)))
+        place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -41,7 +41,10 @@ class FilesError(NetloaderError):
 class Rules:
     """What may travel. Sizes are in bytes."""
 
-    suffixes: frozenset[str] = DATA_SUFFIXES
+    suffixes: frozenset[str] | None = DATA_SUFFIXES
+    """How names end; None: as they like, for what only its writer reads."""
+    most_parts: int = MOST_PARTS
+    """Of a path."""
     most_files: int = 512
     most_file_bytes: int = 128 * MIB
     most_bytes: int = 512 * MIB
@@ -77,21 +80,23 @@ class Rules:
     def flaw(self, name: str, nbytes: int) -> str:
         """Why a file is not taken, as the end of a sentence about it; empty if it is."""
         parts = name.split("/")
-        if not all(map(PART.fullmatch, parts)) or len(parts) > MOST_PARTS:
+        if not all(map(PART.fullmatch, parts)) or len(parts) > self.most_parts:
             return (
                 "has no path that is taken: give it at most "
-                f"{MOST_PARTS} parts of letters, digits and . _ + @ = - that begin with no dot"
+                f"{self.most_parts} parts of letters, digits and . _ + @ = - that begin with no dot"
             )
         if not self._known(parts[-1]):
             if parts[-1].endswith(CODE):
                 return "is code; give --trust if its source may run code here"
-            kinds = " ".join(sorted(self.suffixes))
+            kinds = " ".join(sorted(self.suffixes or ()))
             return f"is of no kind that is taken: {kinds}, but no index and no adapter"
         if not 0 <= nbytes <= self.most_file_bytes:
             return f"has {nbytes} bytes; at most {self.most_file_bytes} are taken"
         return ""
 
     def _known(self, last: str) -> bool:
+        if self.suffixes is None:
+            return True
         if any(fnmatchcase(last, pattern) for pattern in NOT_TO_START):
             return False
         return PurePosixPath(last).suffix in self.suffixes or bool(OF_A_VERSION.fullmatch(last))

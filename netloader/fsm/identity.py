@@ -33,6 +33,10 @@ class Role(StrEnum):
     """The smaller model that proposes tokens for its target (speculative decoding)."""
     FILES = "files"
     """No model: the files of the target's folder beside its weights, see `netloader.files`."""
+    HINTS = "hints"
+    """No model: numbers and descriptions that the engine computed at its start, as JSON."""
+    CACHES = "caches"
+    """No model: code that the engine compiled for its model, see `netloader.files.caches`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,7 @@ class Settings:
     agree_timeout_s: float
     fallback: Fallback | None
     standby: bool
+    caches: bool
     max_clients: int
     max_bandwidth: int | None
     max_bandwidth_busy: int | None
@@ -283,6 +284,10 @@ FIELDS: Final = (
           "do everything but the weights, wait, and be filled in place: by `netloader fill`, or "
           "when a source that is looked up appears; `FALLBACK` is not used, see "
           "[standby](standby.md)"),
+    Field("CACHES", switch, "boolean", False,
+          "take over from the source what an engine computes at its start (compiled code, the size "
+          "of the KV cache), and offer it: see [caches](caches.md); compiled code takes "
+          "`AUTH_TOKEN_FILE` or TLS"),
     Field("MAX_CLIENTS", whole(1, 2**31 - 1), "integer", 2,
           "clients served at once; others are told when to come back"),
     Field("MAX_BANDWIDTH", bytes_per_s, "string or integer", None,

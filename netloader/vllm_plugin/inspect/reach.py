@@ -117,6 +117,8 @@ _CALLABLE = (
     classmethod,
     weakref.ref,
 )
+TORCH_C = "torch._C"
+"""The module of torch's own functions in C: they hold on to no tensor."""
 _READABLE = frozenset({"builtins", "collections", "functools", "types"})
 """Modules whose classes of C have a content that is read here."""
 _HEAP_TYPE = 1 << 9
@@ -196,6 +198,8 @@ def held_by(function: object) -> Iterator[tuple[str, object]]:
             yield "func", function.__func__
         case weakref.ref():
             yield "target", function()
+        case types.BuiltinFunctionType() if str(function.__module__).startswith(TORCH_C):
+            return  # what torch.compile's wrapper asks; its `__self__` is a record of pybind11
         case _:
             yield "self", getattr(function, "__self__", None)
 

@@ -37,11 +37,12 @@ from netloader.vllm_plugin.load import (
     receiving,
     standby,
 )
+from netloader.vllm_plugin.load.caches import Caches
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
 from netloader.vllm_plugin.load.offer import expect, identity_of, offer
 from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again, plan_load
 from netloader.vllm_plugin.load.raw import Backup
-from netloader.vllm_plugin.load.receiving import Receiver
+from netloader.vllm_plugin.load.receiving import Receiver, options_of
 from netloader.vllm_plugin.load.reload import (
     HandOver,
     Reloadable,
@@ -107,11 +108,16 @@ class NetLoader(BaseModelLoader):
         if plan.role == TARGET:
             port.forget_address(port.PortChoice.of(self._settings, plan.rank))
         expect(plan, self._settings)
+        asking = options_of(self._settings, RAW, self._logger)
+        caches = Caches.of(local, vllm_config, asking) if self._settings.caches else None
+        if caches:
+            caches.take_hints(plan.sources, this_worker().kv_cache)
         build = partial(super().load_model, vllm_config, model_config, prefix)
         with ExitStack() as unless_offered:
             unless_offered.callback(plan.abandon)
             model = self._build(plan, build, Traces(vllm_config))
             loaded, self._plan, self._loaded = self._loaded, None, None
+            computed = caches.take_compiled(plan.sources, model) if caches else None
             if loaded is not None and reloadable(loaded, model):
                 known = (loaded.manifest, loaded.constructed, loaded.placeholders)
                 later = standby.in_place(plan) if loaded.placeholders else plan
@@ -119,7 +125,9 @@ class NetLoader(BaseModelLoader):
                 remember(model, Reloadable(later, *known))
             if self._settings.standby:
                 this_worker().standby = StandbyRank(model, local, plan, self._receiver)
-            elif loaded is not None and plan.serves and offer(model, plan, loaded, self._settings):
+                return model
+            given = (self._settings, computed)
+            if loaded is not None and plan.serves and offer(model, plan, loaded, *given):
                 unless_offered.pop_all()
             return model
 

@@ -30,6 +30,7 @@ from netloader.vllm_plugin.load.raw import GoneError
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.serve.activity import Activity
+from netloader.vllm_plugin.serve.known import Known
 from netloader.vllm_plugin.serve.port import PortChoice
 from netloader.vllm_plugin.serve.refusal import refuse
 from netloader.vllm_plugin.serve.served_model import (
@@ -56,6 +57,7 @@ def offer(
     plan: LoadPlan,
     loaded: Loaded,
     settings: Settings,
+    known: Known | None = None,
 ) -> bool:
     """Serve a post-processed model in the best layout there is, when it may be; never raises.
 
@@ -77,7 +79,7 @@ def offer(
     else:
         ours = this_worker()
         worker_methods.install_on(model, ours)
-        served = replace(served, place=plan.place, folder=_folder(plan, logger))
+        served = replace(served, place=plan.place, folder=_folder(plan, logger), known=known)
         ours.offer(model, served, plan.rank, partial(new_server, settings, ours.activity))
         return True
     return False

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from torch import nn
@@ -42,21 +42,20 @@ ADDS, ENDS = "update_weights", "finish_weight_update"
 """When the first fails, vLLM's update is over, and the weights are neither old nor new."""
 RUNNER_CHANGES = ("reload_weights",)
 """Methods of a worker's model runner that change the target's weights before they return."""
-LOADS = "load_model"
-"""The worker method that calls the loader."""
+LOADS = "load_model"  # it calls the loader
 LOAD = "load_weights"
 """The method of models, and of their modules, that reads tensors of a checkpoint."""
 SLEEP, DISCARD, WAKE = "sleep", "discard", "wake_up"
 """Sleep takes the memory away; awake, the bytes are what they were, or a reload has to come."""
 WEIGHTS_TAG = "weights"
+MEASURES = "determine_available_memory"
+"""What an engine asks its worker once, before it makes the KV cache: its bytes."""
 WARMS_UP = "compile_or_warm_up_model"
 """What an engine calls on its worker last, before it serves."""
-EXECUTES = "execute_model"
-"""The worker method that runs a step of the engine."""
+EXECUTES = "execute_model"  # a step of the engine
 CLOSES = ("destroy_worker_extension", "shutdown")
 """What ends a worker. From 0.33 on vLLM calls the first, where a worker extension has it, before
 the second; either may free what clients read."""
-
 
 HELD = "_netloader_worker"
 """The attribute of vLLM's workers and model runners that holds our `Worker`."""
@@ -109,6 +108,7 @@ def install(worker_class: type) -> None:
         DISCARD: _discarding,
         WAKE: _waking,
         **dict.fromkeys(CLOSES, _closing),
+        MEASURES: _measuring,
         WARMS_UP: _warming,
         EXECUTES: _executing,
     }
@@ -334,6 +334,17 @@ def _waking(method: Method, name: str) -> Method:
         if tags is None or WEIGHTS_TAG in tags:
             ours.resume()
         return result
+
+    return fenced
+
+
+def _measuring(method: Method, name: str) -> Method:
+    del name
+
+    @wraps(method)
+    def fenced(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        measure = partial(method, worker, *args, **kwargs)
+        return worker_of(worker).kv_cache.measured_by(worker, measure)
 
     return fenced
 

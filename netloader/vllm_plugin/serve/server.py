@@ -13,13 +13,16 @@ from torch import nn
 
 from netloader.discovery.base import Candidate
 from netloader.files.folder import FolderFiles
+from netloader.files.hints import KvSize
 from netloader.fsm.identity import Identity
+from netloader.io.background import in_background
 from netloader.io.forks import only_here
 from netloader.io.publishing import ServerOptions
 from netloader.log import get_logger
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.announcing import Announcements, Place
+from netloader.vllm_plugin.serve.known import Known
 from netloader.vllm_plugin.serve.live_model import LiveModel, Rank
 from netloader.vllm_plugin.serve.port import PortChoice, RankPort
 from netloader.vllm_plugin.serve.relay import RankRelay
@@ -92,6 +95,16 @@ class RankServer:
                 offered = self.port.offer(published)
         if offered:
             folder.tell(self._rank.logger)
+
+    def offer_known(self, known: Known, kv: KvSize | None) -> None:
+        """Offer in the background what this rank knows once it is warm."""
+
+        def offer() -> None:
+            for published in known.publish(kv, self._rank.options):
+                with self._rank.lock:
+                    self.port.offer(published)
+
+        in_background("netloader-known", offer, logger=self._rank.logger)
 
     def announce(self, role: str, place: Place) -> None:
         """Have a registry name this rank whenever it serves a role, until that is not served."""

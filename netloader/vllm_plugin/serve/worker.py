@@ -27,6 +27,7 @@ from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.by_model import ByModel
 from netloader.vllm_plugin.serve.change import changing
 from netloader.vllm_plugin.serve.harmless import harmless
+from netloader.vllm_plugin.serve.kv_cache import KvCache
 from netloader.vllm_plugin.serve.live_model import LiveModel
 from netloader.vllm_plugin.serve.relay import RankRelay
 from netloader.vllm_plugin.serve.served_model import ServedModel
@@ -54,6 +55,7 @@ class Worker:
         self.activity = Activity()
         self.warm_up = WarmUp()
         self.after_reload = AfterReload()
+        self.kv_cache = KvCache()
         self.loads: ByModel[object] = ByModel()
         """The records of `load.reload` for each model: vLLM makes a new loader to reload."""
         self.standby: Standing | None = None
@@ -114,6 +116,8 @@ class Worker:
 
         def warm() -> None:
             served.usage.settle()
+            if served.known is not None:
+                server.offer_known(served.known, self.kv_cache.measured)
             if served.place is not None:
                 server.announce(served.role, served.place)
 

@@ -49,6 +49,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         agree_timeout_s=600.0,
         fallback=Fallback("auto"),
         standby=False,
+        caches=False,
         max_clients=2,
         max_bandwidth=None,
         max_bandwidth_busy=None,

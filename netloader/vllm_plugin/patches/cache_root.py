@@ -1,0 +1,128 @@
+"""What vLLM keeps below its cache root for one model, and the names under which it looks for it.
+
+vLLM's keys contain the path of the model's folder, which differs from host to host. So what travels
+is named by what is left of a key without that, and each side computes the name of its own folder.
+"""
+
+import copy
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+from vllm import envs
+from vllm.config import ModelConfig, VllmConfig
+from vllm.platforms import current_platform
+
+from netloader.files.hints import INSPECTIONS
+
+COMPILED: Final = "torch_compile_cache"
+AHEAD: Final = "torch_aot_compile"
+"""The folder of code that vLLM compiles ahead of time (`VLLM_USE_AOT_COMPILE`)."""
+OURS: Final = "netloader"
+"""The folder of code that vLLM has torch keep, which is else in a folder for all models."""
+INDUCTOR: Final = "inductor"
+"""The key of that folder."""
+TORCH_KEEPS: Final = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def root() -> Path:
+    """The folder for all of it."""
+    return Path(envs.VLLM_CACHE_ROOT)
+
+
+def conditions(vllm_config: VllmConfig) -> dict[str, str]:
+    """What enters vLLM's keys, part by part, without the path of the model's folder."""
+    capability = current_platform.get_device_capability()
+    name = current_platform.get_device_name()
+    return {
+        "device_name": f"{name} {capability}" if capability else str(name),
+        "environment": _environment(),
+        **dict(_sections(vllm_config)),
+    }
+
+
+def _environment() -> str:
+    """The variables that enter vLLM's keys and are set."""
+    names = sorted(name for name in envs.compile_factors() if name in os.environ)
+    return " ".join(f"{name}={os.environ[name]}" for name in names)
+
+
+def _sections(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    """The hash that vLLM computes of each part of its configuration."""
+    for name, part in sorted(vars(vllm_config).items()):
+        if isinstance(part, ModelConfig):
+            part = copy.copy(part)  # noqa: PLW2901 - the same, but for its path
+            vars(part)["model"] = ""
+        if hasattr(part, "compute_hash"):
+            yield f"vllm.{name}", str(part.compute_hash())[:16]
+
+
+def sizing(vllm_config: VllmConfig) -> dict[str, str]:
+    """What else decides how many bytes an engine finds for its KV cache."""
+    cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
+    return {
+        "device_bytes": str(current_platform.get_device_total_memory()),
+        "gpu_memory_utilization": str(cache.gpu_memory_utilization),
+        "max_model_len": str(vllm_config.model_config.max_model_len),
+        "max_num_seqs": str(scheduler.max_num_seqs),
+        "max_num_batched_tokens": str(scheduler.max_num_batched_tokens),
+    }
+
+
+def inspections(model_config: ModelConfig) -> dict[str, Path]:
+    """The files in which vLLM keeps what it found in the classes of a model, by name."""
+    names = [*(model_config.hf_config.architectures or ()), model_config.architecture]
+    known = getattr(model_config.registry, "models", {})
+    files = (_inspection(known[name]) for name in names if name in known)
+    return {f"{INSPECTIONS}/{file.name}": file for file in files if file and file.is_file()}
+
+
+def _inspection(registered: Any) -> Path | None:
+    """Only classes that vLLM imports when they are used have such a file."""
+    named = getattr(registered, "_get_cache_filename", None)
+    return root() / INSPECTIONS / named() if named else None
+
+
+def compiled(model: nn.Module, vllm_config: VllmConfig, fingerprint: str) -> Mapping[str, Path]:
+    """The folders where vLLM keeps what it compiles for a model, by keys that hosts have in common.
+
+    Where vLLM compiles when code is used first, torch keeps the result, in one folder for all
+    models; for this process that becomes a folder of this `fingerprint`. Empty: vLLM compiles
+    nothing, or keeps it where its name is known only afterwards.
+    """
+    mode = vllm_config.compilation_config.mode
+    if str(getattr(mode, "name", mode)) == "NONE":
+        return {}
+    if getattr(envs, "VLLM_USE_AOT_COMPILE", False):
+        return dict(_ahead_of_time(model, vllm_config))
+    if str(mode.name) == "VLLM_COMPILE":
+        return {}
+    folder = root() / COMPILED / OURS / fingerprint
+    os.environ[TORCH_KEEPS] = str(folder)  # as vLLM does, for what it compiles ahead of time
+    return {INDUCTOR: folder}
+
+
+def _ahead_of_time(model: nn.Module, vllm_config: VllmConfig) -> Iterator[tuple[str, Path]]:
+    """As `vllm.compilation.decorators`: one folder for each module that is compiled."""
+    try:
+        from vllm.compilation.caching import aot_compile_hash_factors
+        from vllm.compilation.decorators import _model_hash_key
+        from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
+    except ImportError:  # another vLLM, which keeps it otherwise
+        return
+    factors = aot_compile_hash_factors(vllm_config)
+    for module in model.modules():
+        if isinstance(module, TorchCompileWithNoGuardsWrapper) and not module.do_not_compile:
+            key = _model_hash_key(module.forward)
+            name = hashlib.sha256(str([*factors, key]).encode()).hexdigest()
+            yield key, root() / COMPILED / AHEAD / name
+
+
+def of_another_rank(folder: str, vllm_config: VllmConfig) -> bool:
+    """Whether a folder among compiled code is that of another rank."""
+    parallel = vllm_config.parallel_config
+    own = f"rank_{parallel.rank}_{parallel.data_parallel_index}"
+    return folder.startswith("rank_") and folder != own

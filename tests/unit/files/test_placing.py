@@ -1,0 +1,144 @@
+"""Files in folders of others: whole or not at all, nothing overwritten, no link followed."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from netloader.files import placing
+from netloader.files.placing import HIDDEN, place
+from netloader.files.rules import FilesError
+
+FILES = {"a/b/one": b"1" * 99, "a/two.so": b"\x7fELF", "three": b""}
+
+
+def tree(root: Path) -> dict[str, bytes | str]:
+    """All that is in a folder: contents of files, where links lead, and folders."""
+    return {
+        path.relative_to(root).as_posix(): (
+            str(path.readlink())
+            if path.is_symlink()
+            else path.read_bytes()
+            if path.is_file()
+            else "folder"
+        )
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def files(root: Path) -> dict[str, bytes | str]:
+    return {name: held for name, held in tree(root).items() if held != "folder"}
+
+
+def test_files_appear_under_their_names_and_what_is_there_stays(tmp_path: Path) -> None:
+    root = tmp_path / "new" / "root"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "two.so").write_bytes(b"mine")
+    assert place(FILES, root) == ("a/b/one", "three")
+    assert files(root) == {**FILES, "a/two.so": b"mine"}
+    assert place(FILES, root) == ()
+    assert files(root) == {**FILES, "a/two.so": b"mine"}
+
+
+@pytest.mark.parametrize("at", ["a", "a/b"])
+def test_a_link_in_the_way_is_named_and_nothing_is_written(tmp_path: Path, at: str) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    outside.mkdir()
+    (root / at).parent.mkdir(parents=True)
+    (root / at).symlink_to(outside)
+    before = tree(tmp_path)
+    with pytest.raises(FilesError, match=f"{root / at} is no folder of its own"):
+        place(FILES, root)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_in_the_way_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    before = tree(tmp_path)
+    with pytest.raises(FilesError, match="a is no folder of its own"):
+        place(FILES, tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("untouched")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "three").symlink_to(outside)
+    assert "three" not in place(FILES, root)
+    assert outside.read_text() == "untouched"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FilesError, match="file/root cannot be used: Not a directory"):
+        place(FILES, tmp_path / "file" / "root")
+
+
+def test_a_process_that_is_killed_leaves_no_file_half_and_the_next_one_cleans_up(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from netloader.files import placing\n"
+        "write = placing._write\n"
+        "def killed(path, content):\n"
+        "    write(path, content[:50])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "placing._write = killed\n"
+        "placing.place({'a/one': b'1' * 99}, Path(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(HIDDEN)
+    place(FILES, tmp_path)
+    assert files(tmp_path) == FILES
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / f"{HIDDEN}theirs"
+    theirs.mkdir()
+    handle = os.open(theirs, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    place(FILES, tmp_path)
+    assert theirs.is_dir()
+    os.close(handle)
+    place(FILES, tmp_path)
+    assert not theirs.exists()
+
+
+def test_two_that_place_at_once_have_one_whole_set(tmp_path: Path) -> None:
+    placed: list[tuple[str, ...]] = []
+    together = threading.Barrier(4)
+
+    def one() -> None:
+        together.wait(10)
+        placed.append(place(FILES, tmp_path))
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(name for names in placed for name in names) == sorted(FILES)
+    assert files(tmp_path) == FILES
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(placing, "_write", full)
+    with pytest.raises(FilesError, match="No space left on device"):
+        place(FILES, tmp_path)
+    assert tree(tmp_path) == {}
