@@ -290,6 +290,13 @@ def test_what_holds_no_weights_is_neither_a_tensor_nor_a_handle(plain: Any) -> N
     assert (found.tensors, found.opaque) == ({}, {})
 
 
+def test_what_torch_compile_keeps_in_a_model_is_no_handle() -> None:
+    model = bare()
+    model.register_parameter("weight", nn.Parameter(torch.ones(2)))
+    vars(model)["compiled"] = torch.compile(model.forward, fullgraph=True, dynamic=False)
+    assert (take(model).opaque, [*take(model).tensors]) == ({}, ["weight"])
+
+
 def test_hooks_that_take_part_in_a_forward_pass_are_searched() -> None:
     def build() -> nn.Module:
         scale = ones()
