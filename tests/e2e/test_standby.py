@@ -66,22 +66,36 @@ def test_a_filled_instance_answers_as_its_source_and_is_a_source_itself(
             assert client.generate() == server.generate()
 
 
-def test_a_source_that_dies_leaves_an_instance_on_standby_and_the_next_one_fills_it(
-    fork_server: ForkServer, model: Model, source: tuple[Engine, list[str]]
+def test_a_fill_that_ends_half_way_can_be_tried_again(
+    fork_server: ForkServer, model: Model, source: tuple[Engine, list[str]], tmp_path: Path
 ) -> None:
     server, at = source
-    extra = {**STANDBY, "TRANSPORT": "tcp", "STALL_TIMEOUT_S": 2}
+    half = {**STANDBY, "TRANSPORT": "tcp", "STALL_TIMEOUT_S": 2}
+    extra = {**half, "OUTPUT_PREFIX": f"{tmp_path}/standby-"}
     with (
         Relay(Endpoint.parse(at[0]), Fault.HOLD, at=1 << 20) as dying,
         fork_server.engine(model.bare, extra) as standby,
     ):
+        placeholders = held(standby)
         (report,) = fill(standby, str(dying.endpoint))
         assert not report["filled"]
         assert "no source delivered" in report["why"]
-        assert not standby.rpc("netloader_standing")[0]["filled"]
+        assert held(standby) != placeholders, "weights are received in place"
+
+        standby.rpc(break_a_layer)
+        (report,) = fill(standby, *at)
+        assert not report["filled"]
+        assert "RuntimeError: broken" in report["why"]
+        with pytest.raises(EngineError, match="this instance is on standby"):
+            standby.generate()
+
         (report,) = fill(standby, *at)
         assert report["filled"], report
         assert standby.generate() == server.generate()
+        assert held(standby) == held(server)
+        address = (tmp_path / "standby-0.txt").read_text()
+        with fork_server.engine(model.bare, only([address])) as client:
+            assert client.generate() == server.generate()
 
 
 def test_a_reload_that_fails_is_no_fill_and_the_next_one_is_offered(
@@ -111,6 +125,22 @@ def test_a_checkpoint_that_a_program_reloads_fills_it_too(
         standby.rpc("reload_weights", weights_path=str(model.full))
         assert standby.rpc("netloader_standing") == [{"rank": 0, "filled": True}]
         assert standby.generate() == expected
+
+
+def break_a_layer(worker: Any) -> None:
+    """Have the next post-processing of a layer fail, in the midst of others."""
+    layer = worker.model_runner.get_model().model.layers[1].mlp.down_proj
+    method = layer.quant_method
+    process = type(method).process_weights_after_loading
+
+    def fail(processed: Any) -> None:
+        if processed is not layer:
+            process(method, processed)
+            return
+        del method.process_weights_after_loading
+        raise RuntimeError("broken")
+
+    method.process_weights_after_loading = fail
 
 
 def break_the_reload(worker: Any) -> None:

@@ -22,6 +22,7 @@ from netloader.vllm_plugin.inspect.inventory import Inventory
 from netloader.vllm_plugin.load import load_state, provenance
 from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import RawSnapshot, algorithm_of
+from netloader.vllm_plugin.load.room import Room
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders
 from netloader.vllm_plugin.patches.instance import replaced_on
@@ -45,8 +46,8 @@ class Loaded:
     """Tensors that travel beside parameters and persistent buffers, see `provenance`."""
     constructed: Mapping[str, int] = field(default_factory=dict)
     """What else the model was constructed to hold, see `provenance`."""
-    placeholders: bool = False
-    """Whether the weights are placeholders: these are offered in no layout."""
+    room: Room | None = None
+    """Of a model that holds placeholders: where its weights go. These are offered in no layout."""
 
 
 NOT_KNOWN = Loaded(load_state.NOTHING, obstacle="netloader has failed here, see the error above")
@@ -135,9 +136,11 @@ class _Watch:
 
 def _placeholders(model: nn.Module) -> Loaded:
     """A model that is filled later, in place."""
-    loaded = Loaded(load_state.NOTHING, placeholders=True)
+    loaded = Loaded(load_state.NOTHING)
     found = inventory.take(model)
-    return _described(loaded, found, manifest_of(_travelling(loaded, model, found)))
+    named = _travelling(loaded, model, found)
+    described = _described(loaded, found, manifest_of(named))
+    return replace(described, room=Room(named, described.manifest))
 
 
 def _safely(work: Callable[[], Loaded]) -> Loaded:

@@ -51,7 +51,7 @@ from netloader.vllm_plugin.load.reload import (
     remembered,
     unreadable,
 )
-from netloader.vllm_plugin.load.standby import StandbyRank, fill_ends, receive_beside
+from netloader.vllm_plugin.load.standby import StandbyRank, fill_ends, receive_raw
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.patches.registries import Traces
@@ -119,8 +119,8 @@ class NetLoader(BaseModelLoader):
             loaded, self._plan, self._loaded = self._loaded, None, None
             computed = caches.take_compiled(plan.sources, model) if caches else None
             if loaded is not None and reloadable(loaded, model):
-                known = (loaded.manifest, loaded.constructed, loaded.placeholders)
-                later = standby.in_place(plan) if loaded.placeholders else plan
+                known = (loaded.manifest, loaded.constructed, loaded.room)
+                later = standby.in_place(plan) if loaded.room else plan
                 later = replace(later, silent=())  # by then a source may answer again
                 remember(model, Reloadable(later, *known))
             if self._settings.standby:
@@ -173,6 +173,8 @@ class NetLoader(BaseModelLoader):
             standby.refuse(model)
             dummy = self._loader(placeholders.DUMMY, {})
             self._loaded = read(dummy, plan, model, model_config, None)
+            if self._loaded.room:
+                self._loaded.room.reserve()
             return
         if plan.layout == PROCESSED:
             self._prepare_processed(model, model_config, plan)
@@ -203,9 +205,9 @@ class NetLoader(BaseModelLoader):
         outcome = None
         elsewhere = before is not None and before.plan.path != model_config.model
         if before and before.plan.sources and not elsewhere:
-            named, outcome = receive_beside(before, self._receiver, next(model.parameters()).device)
+            named, outcome = receive_raw(before, self._receiver, next(model.parameters()).device)
             if self._all_received(outcome, before.plan) and outcome is not None:
-                if before.placeholders:
+                if before.room:
                     fill_ends(model, before, named, outcome.progress, self._settings)
                 return HandOver(model, named)
             unfound = before.plan.unfound
@@ -218,7 +220,7 @@ class NetLoader(BaseModelLoader):
             raise NotImplementedError(f"{type(ordinary).__name__} cannot reload weights")
         weights: Iterable[tuple[str, Tensor]] = ordinary.get_all_weights(model_config, model)
         if before and self._settings.standby:
-            filled = partial(remember, model, replace(before, placeholders=False))
+            filled = partial(remember, model, replace(before, room=None))
             this_worker().after_reload.add(filled)
         return weights
 

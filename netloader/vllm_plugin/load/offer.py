@@ -65,7 +65,7 @@ def offer(
         False when it may not be; the log says why.
     """
     logger = get_logger("server", LOG_BASE, **ranks.named(plan.rank))
-    if loaded.placeholders:
+    if loaded.room is not None:
         refuse(logger, placeholders.WHY, placeholders.REMEDY)
         return False
     try:

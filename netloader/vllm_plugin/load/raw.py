@@ -53,22 +53,42 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class Held:
     """A raw tensor: kept alive (`kept`), or watched by a weak reference and geometry."""
 
     name: str
     kept: Tensor | None
     storage: StorageWeakRef
+    nbytes: int
+    """Of the storage."""
     dtype: torch.dtype
     offset: int
     shape: torch.Size
     stride: tuple[int, ...]
     setting: str
+    """What decides whether it is kept."""
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor, kept: Tensor | None = None, setting: str = "") -> "Held":
+        """Hold a tensor."""
+        plain = tensor.detach()
+        storage = plain.untyped_storage()
+        return cls(
+            name=name,
+            kept=kept,
+            storage=StorageWeakRef(storage),  # type: ignore[no-untyped-call]
+            nbytes=storage.nbytes(),
+            dtype=plain.dtype,
+            offset=int(plain.storage_offset()),
+            shape=plain.shape,
+            stride=plain.stride(),
+            setting=setting,
+        )
 
     def find(self) -> Tensor | None:
         """The tensor as it was loaded: where it was, if that is still alive, or the kept one."""
         storage = revived(self.storage)
-        if storage is None:
+        if storage is None or storage.nbytes() != self.nbytes:
             return self.kept
         return _view(storage, self.dtype, self.offset, self.shape, self.stride)
 
@@ -91,20 +111,9 @@ class _Keeper:
         self._keeping = keeping
         self._copies: dict[int, Any] = {}
 
-    def hold(self, name: str, tensor: Tensor) -> _Held:
+    def hold(self, name: str, tensor: Tensor) -> Held:
         policy, setting = policy_for(name, tensor, self._keeping)
-        plain = tensor.detach()
-        storage = plain.untyped_storage()
-        return _Held(
-            name=name,
-            kept=self._kept(plain, policy),
-            storage=StorageWeakRef(storage),  # type: ignore[no-untyped-call]
-            dtype=plain.dtype,
-            offset=int(plain.storage_offset()),
-            shape=plain.shape,
-            stride=plain.stride(),
-            setting=setting,
-        )
+        return Held.of(name, tensor, self._kept(tensor.detach(), policy), setting)
 
     def _kept(self, plain: Tensor, policy: CachePolicy) -> Tensor | None:
         if policy is CachePolicy.NO:

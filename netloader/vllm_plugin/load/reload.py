@@ -3,23 +3,28 @@
 vLLM reloads layer by layer: it takes each layer back to the form it had before loading, has a
 checkpoint read into it, post-processes it, and copies the result to where the old weights are. Its
 `model.load_weights` expects tensors in the form of a checkpoint, and received ones have the form
-after it. So raw weights are received into separate memory, and given to each layer as they are.
+after it. So received tensors are given to each layer as they are: they take the place of those that
+vLLM would make anew and copy into. What was received where the kernels read it is copied nowhere.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.layerwise import (
+    _place_kernel_tensors,
+    get_layerwise_info,
+)
 
-from netloader.fsm.manifest import Manifest, TensorSpec
+from netloader.fsm.manifest import Manifest
 from netloader.io.store.module import Named
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load.plan import LoadPlan
+from netloader.vllm_plugin.load.room import Room, beside
 from netloader.vllm_plugin.patches import compat
 from netloader.vllm_plugin.patches.instance import attribute_set, replaced_on
 from netloader.vllm_plugin.serve.worker import this_worker
@@ -32,8 +37,16 @@ class Reloadable:
     plan: LoadPlan
     manifest: Manifest
     constructed: Mapping[str, int] = field(default_factory=dict)
-    placeholders: bool = False
-    """Whether the weights are placeholders, so that nothing is on offer yet."""
+    room: Room | None = None
+    """Where weights are received; None once the model has some, which a transfer must not touch."""
+
+    def destination(self, device: torch.device) -> list[Named]:
+        """The tensors that are to be filled: in place of placeholders, else in new memory.
+
+        Raises:
+            UnsafeError: an aborted transfer may still write there.
+        """
+        return self.room.tensors(device) if self.room else beside(self.manifest, device)
 
 
 def remember(model: nn.Module, load: Reloadable) -> None:
@@ -81,52 +94,30 @@ def unreadable(model: nn.Module) -> str:
     return ""
 
 
-def beside(manifest: Manifest, device: torch.device) -> list[Named]:
-    """Empty tensors as a manifest describes them, aliases included; they take its `nbytes`."""
-    sharing: dict[int, list[TensorSpec]] = {}
-    for index, spec in enumerate(manifest.tensors):
-        sharing.setdefault(index if spec.shares < 0 else spec.shares, []).append(spec)
-    built = {n: t for specs in sharing.values() for n, t in _in_one_storage(specs, device)}
-    return [(spec.name, built[spec.name]) for spec in manifest.tensors]
-
-
-def _in_one_storage(specs: Sequence[TensorSpec], device: torch.device) -> Iterator[Named]:
-    """Tensors that share memory; the first need not be the one that begins first."""
-    dtypes: list[torch.dtype] = [getattr(torch, spec.dtype) for spec in specs]
-    places = list(zip(specs, dtypes, strict=True))
-    end = max(spec.offset + _extent(spec) * dtype.itemsize for spec, dtype in places)
-    begin = min(spec.offset for spec in specs)
-    while any((spec.offset - begin) % dtype.itemsize for spec, dtype in places):
-        begin -= 1  # where the storage of the other side began, all were aligned
-    storage = torch.empty(end - begin, dtype=torch.uint8, device=device).untyped_storage()
-    for spec, dtype in places:
-        view = torch.empty(0, dtype=dtype, device=device)
-        offset = (spec.offset - begin) // dtype.itemsize
-        yield spec.name, view.set_(storage, offset, spec.shape, spec.stride)
-
-
-def _extent(spec: TensorSpec) -> int:
-    """Elements from the first to the last one of a tensor, holes included."""
-    reach = sum((n - 1) * step for n, step in zip(spec.shape, spec.stride, strict=True))
-    return reach + 1 if spec.nbytes else 0
-
-
 class HandOver:
     """What to give to `model.load_weights` in a reload: nothing, for each layer is filled directly.
 
-    Make it before vLLM prepares the reload. As long as it lives (vLLM holds it until the reload is
+    Make it before vLLM prepares the reload. `prepare` is called for each layer before it gets its
+    tensors. As long as it lives (vLLM holds it until the reload is
     over), the model's `load_weights` hands the received tensors to the layers, and those take what
     they get as it is: it is their own shard. Iterating yields nothing.
     """
 
-    def __init__(self, model: nn.Module, named: Sequence[Named]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        named: Sequence[Named],
+        prepare: Callable[[nn.Module], None] = lambda layer: None,  # noqa: ARG005
+    ) -> None:
+        _put_back(model)
         places = _outside(model, [name for name, _ in named])
         layers = [(*_layer_of(model, name), t) for name, t in named if name not in places]
         loose = [(places[name], tensor) for name, tensor in named if name in places]
         stack = ExitStack()
         for layer in {layer for layer, _, _ in layers}:
             stack.enter_context(_takes_copies(layer))
-        stack.enter_context(replaced_on(model, "load_weights", partial(_fill, layers, loose)))
+        fill = partial(_fill, layers, loose, prepare)
+        stack.enter_context(replaced_on(model, "load_weights", fill))
         weakref.finalize(self, stack.close)
 
     def __iter__(self) -> Iterator[Named]:
@@ -134,9 +125,23 @@ class HandOver:
         return iter(())
 
 
+def _put_back(model: nn.Module) -> None:
+    """Undo what a reload that failed has left of a model.
+
+    vLLM would take up each layer where it was, and would not process those that had all tensors.
+    """
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if info.can_load():
+            if info.kernel_tensors is not None:
+                _place_kernel_tensors(layer, info)
+            info.reset()
+
+
 def _fill(
     layers: list[tuple[nn.Module, str, Tensor]],
     loose: list[tuple[Tensor, Tensor]],
+    prepare: Callable[[nn.Module], None],
     weights: object,
 ) -> None:
     """Stand in for `model.load_weights`; returns None, so that vLLM does not count names.
@@ -147,9 +152,26 @@ def _fill(
     for place, tensor in loose:
         place.data.copy_(tensor)
     for layer, attribute, tensor in layers:
+        prepare(layer)
         target = getattr(layer, attribute, None)
         if isinstance(target, Tensor):
+            if target.is_meta and _alike(target, tensor):
+                target = _in_its_place(target, tensor)
+                setattr(layer, attribute, target)
             getattr(target, "weight_loader", _copy)(target, tensor)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    mine, theirs = ((t.dtype, t.shape, t.stride()) for t in (one, other))
+    return mine == theirs
+
+
+def _in_its_place(meta: Tensor, tensor: Tensor) -> Tensor:
+    """A received tensor as vLLM would have made it of a layer's description."""
+    made = tensor.detach()
+    made.__class__ = meta.__class__
+    vars(made).update(vars(meta))
+    return made
 
 
 def _outside(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:

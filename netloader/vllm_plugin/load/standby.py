@@ -2,9 +2,8 @@
 
 With `STANDBY` an engine does everything but the weights and waits for `fill`; with
 `FALLBACK: "dummy"` one that found no source is filled by vLLM's `reload_weights`. Both take the
-same road: the raw weights are received and verified beside the model, vLLM's reload puts them where
-the placeholders are, and then they are offered: the model's own tensors where those are bytewise
-what was received, the received ones where post-processing has made others of them.
+same road: raw weights are received and verified, in place as far as the kernels use them as they
+are, vLLM's reload post-processes them, and then they are offered as after any load.
 """
 
 import weakref
@@ -14,10 +13,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from vllm.config import VllmConfig
 
-from netloader.errors import ConfigError, NetloaderError
+from netloader.errors import ConfigError, NetloaderError, UnsafeError
 from netloader.fsm.manifest import Progress
 from netloader.io.clock import monotonic
 from netloader.io.outcome import Outcome
@@ -27,7 +26,6 @@ from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import dealt
 from netloader.vllm_plugin.identity.identity import RAW, TARGET
 from netloader.vllm_plugin.identity.local_model import LocalModel
-from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load import agree, load_state
 from netloader.vllm_plugin.load.loaded import Loaded, known_digests
 from netloader.vllm_plugin.load.offer import identity_of, offer
@@ -37,11 +35,11 @@ from netloader.vllm_plugin.load.receiving import Receiver
 from netloader.vllm_plugin.load.reload import (
     HandOver,
     Reloadable,
-    beside,
     obstacle,
     remember,
     remembered,
 )
+from netloader.vllm_plugin.patches import compat
 from netloader.vllm_plugin.serve.standing import Report, StandbyError, Standing
 from netloader.vllm_plugin.serve.worker import this_worker
 
@@ -91,14 +89,23 @@ def in_place(plan: LoadPlan) -> LoadPlan:
     return replace(plan, layout=RAW, state=load_state.NOTHING, filled=frozenset())
 
 
-def receive_beside(
+def receive_raw(
     before: Reloadable, receiver: Receiver, device: torch.device
 ) -> tuple[list[Named], Outcome | None]:
-    """Receive raw weights beside a model, to be reloaded in place."""
+    """Receive raw weights for a reload in place: where the placeholders are, else beside the model.
+
+    Raises:
+        UnsafeError: an aborted transfer may still write into the placeholders.
+    """
     plan = replace(before.plan, layout=RAW)
-    named = beside(before.manifest, device)
+    named = before.destination(device)
     identity = partial(identity_of, plan, RAW, plan.state, before.constructed)
-    return named, receiver.receive(named, plan, identity)
+    try:
+        return named, receiver.receive(named, plan, identity)
+    except UnsafeError as error:
+        if before.room is not None:
+            before.room.give_up(str(error))
+        raise
 
 
 def fill_ends(
@@ -115,7 +122,7 @@ def fill_ends(
     plan = before.plan
 
     def filled() -> None:
-        remember(model, replace(before, placeholders=False))
+        remember(model, replace(before, room=None))
         if plan.serves:
             loaded = Loaded(plan.state, filled=plan.filled, constructed=before.constructed)
             known = known_digests(progress, settings.keeping)
@@ -132,25 +139,16 @@ def offer_received(
     named: list[Named],
     known: tuple[str, ...],
 ) -> None:
-    """Offer a model that was reloaded with the raw tensors `named`, whose digests are `known`."""
-    live = inventory.take(model).tensors
-    chosen = [(name, _live(live.get(name), tensor)) for name, tensor in named]
-    if manifest_of(chosen) != manifest_of(named):  # segments are cut by what shares memory
-        known = ()
+    """Offer a model that was reloaded with the raw tensors `named`, whose digests are `known`.
+
+    `named` is empty afterwards.
+    """
     try:
-        kept = replace(loaded, snapshot=RawSnapshot(chosen, settings.keeping, known))
+        kept = replace(loaded, snapshot=RawSnapshot(named, settings.keeping, known))
     except WeightsError as error:
         kept = replace(loaded, obstacle=str(error))
+    named.clear()  # from here on, the settings say what is kept of those that are not in use
     offer(model, plan, kept, settings)
-
-
-def _live(live: Tensor | None, received: Tensor) -> Tensor:
-    """The tensor that the kernels use, if it is bytewise what was received."""
-    alike = live is not None and (live.dtype, live.shape) == (received.dtype, received.shape)
-    if live is None or not alike or live.stride() != received.stride():
-        return received
-    mine, theirs = (tensor.detach().contiguous().reshape(-1) for tensor in (live, received))
-    return live if torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8)) else received
 
 
 class StandbyRank(Standing):
@@ -179,7 +177,7 @@ class StandbyRank(Standing):
         """Whether this rank holds weights."""
         model = self._model()
         load = None if model is None else remembered(model)
-        return Report(rank=self._plan.rank, filled=load is not None and not load.placeholders)
+        return Report(rank=self._plan.rank, filled=load is not None and load.room is None)
 
     def finds_sources(self) -> bool:
         """Whether sources are looked up, and there is one now. Blocks as `Lookup.look`."""
@@ -200,7 +198,7 @@ class StandbyRank(Standing):
         try:
             with this_worker().after_reload.reloading():
                 named = self._in_step("received", partial(self._receive, sources))
-                received = monotonic()
+                received, nbytes = monotonic(), manifest_of(named).nbytes
                 self._in_step("written", partial(self._write, reload, named))
                 written = monotonic()
         except StandbyError as error:
@@ -211,21 +209,21 @@ class StandbyRank(Standing):
         report["receive_s"] = round(received - begun, 4)
         report["write_s"] = round(written - received, 4)
         report["offer_s"] = round(monotonic() - written, 4)
-        report["bytes"] = manifest_of(named).nbytes
+        report["bytes"] = nbytes
         emit(self._receiver.logger, "netloader.standby.filled", _fields(report))
         return report
 
     def _receive(self, sources: Sequence[str]) -> list[Named]:
-        """Verified weights beside the model; none where it has its weights already."""
+        """Verified raw weights; none where the model has its weights already."""
         model, before = self._held()
-        if not before.placeholders:
+        if before.room is None:
             return []
         plan = in_place(self._planned(sources))
         before = replace(before, plan=plan)
         if not plan.sources:
             raise StandbyError(_no_source(plan))
         device = next(model.parameters()).device
-        named, outcome = receive_beside(before, self._receiver, device)
+        named, outcome = receive_raw(before, self._receiver, device)
         if outcome is None or not outcome.ok:
             why = outcome.history() if outcome else "an error of netloader, see the log"
             raise StandbyError(f"no source delivered: {why}")
@@ -244,7 +242,12 @@ class StandbyRank(Standing):
 
     def _write(self, reload: Callable[..., Any], named: list[Named]) -> None:
         if named:
-            reload(weights_iterator=HandOver(self._held()[0], named))
+            model, _ = self._held()
+            packed = [path for path, layer in model.named_modules() if compat.is_packed(layer)]
+            reload(weights_iterator=HandOver(model, named, compat.drop_packed))
+            left = [path for path in packed if not compat.is_packed(model.get_submodule(path))]
+            if left:
+                raise StandbyError(f"vLLM's reload has not packed {len(left)} layers: {left[0]}")
 
     def _held(self) -> tuple[nn.Module, Reloadable]:
         model = self._model()

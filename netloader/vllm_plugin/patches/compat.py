@@ -16,6 +16,8 @@ SUBSTITUTED = "_expert_substitutions"
 REBUILT = ("UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "KVCacheMethod")
 """Ends of the names of methods whose kernels a reload in place rebuilds on a CPU (tried with 0.23,
 0.28 and 0.32)."""
+PACKED = "cpu_linear"
+"""The attribute by which layers on a CPU hold a packed copy of their weight, and its kernel."""
 
 
 def untied_by_checkpoint(model_config: "ModelConfig") -> bool:
@@ -74,3 +76,16 @@ def pooling_task(llm: Any) -> str | None:
 def reload_rebuilds(method: type) -> bool:
     """Whether vLLM's reload in place rebuilds on a CPU what a layer's `quant_method` has made."""
     return method.__name__.endswith(REBUILT)
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Whether a layer on a CPU holds a packed weight."""
+    return PACKED in vars(layer)
+
+
+def drop_packed(layer: nn.Module) -> None:
+    """Have a layer on a CPU let go of its packed weight, which post-processing makes anew.
+
+    Else vLLM frees it only when it has made the new one, in memory that is new to the process.
+    """
+    vars(layer).pop(PACKED, None)

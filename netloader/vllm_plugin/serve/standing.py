@@ -22,9 +22,9 @@ class Report(_Rank, total=False):
     """Why it was not filled."""
     bytes: int
     receive_s: float
-    """Seconds until all ranks had verified weights beside the model."""
+    """Seconds until all ranks had received and verified their weights."""
     write_s: float
-    """Seconds in which vLLM's reload wrote them in place."""
+    """Seconds in which vLLM's reload made of them what its kernels use."""
     offer_s: float
     """Seconds until they were offered to others."""
 

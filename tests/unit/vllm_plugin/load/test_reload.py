@@ -1,6 +1,7 @@
 """Received weights go into a reload in place as they are, and leave no trace in the model."""
 
 import gc
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,10 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.model_loader.reload.layerwise import (
+    finalize_layerwise_reload,
+    get_layerwise_info,
+    initialize_layerwise_reload,
+    record_metadata_for_reloading,
+)
 
 from netloader.io.store.module import ModuleStore, Named, manifest_of, named_tensors
-from netloader.vllm_plugin.load.reload import HandOver, beside, obstacle
+from netloader.vllm_plugin.load.reload import HandOver, obstacle
+from netloader.vllm_plugin.load.room import Room, beside
 from tests.unit.io.helpers import bytes_of, contents, module_of, places, zoo
 
 CPU = torch.device("cpu")
@@ -185,6 +193,100 @@ def test_a_layer_inside_the_wrapper_of_an_adapter_is_found() -> None:
     assert bytes_of(model.get_submodule("up.base_layer").get_parameter("weight")) == bytes_of(
         named[0][1]
     )
+
+
+# -- through vLLM's own reload -------------------------------------------------------------------
+
+
+class Repacks(QuantizeMethodBase):  # type: ignore[misc]
+    """Turns a weight into another form, and keeps a copy of it out of sight."""
+
+    def __init__(self) -> None:
+        self.fails = False
+
+    def create_weights(self, layer: nn.Module, *_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+    def apply(self, layer: nn.Module, *_: Any, **__: Any) -> Tensor:
+        return Tensor(vars(layer)["copy"])
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        if self.fails:
+            raise RuntimeError("no kernel")
+        raw = layer.get_parameter("weight").detach()
+        vars(layer)["copy"] = raw.clone()
+        layer.register_parameter("weight", nn.Parameter(torch.empty(0), requires_grad=False))
+
+
+class Kernel(nn.Module):
+    """Two layers that are repacked around one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm = nn.Linear(4, 4, bias=False), nn.LayerNorm(4)
+        self.down = nn.Linear(4, 4, bias=False)
+        self.methods = {"up": Repacks(), "down": Repacks()}
+        for name, method in self.methods.items():
+            vars(self.get_submodule(name))["quant_method"] = method
+        for parameter in self.parameters():
+            parameter.requires_grad = False
+        record_metadata_for_reloading(self)
+
+    def load_weights(self, weights: Any) -> None:
+        raise NotImplementedError
+
+    def post_process(self) -> None:
+        for name, method in self.methods.items():
+            method.process_weights_after_loading(self.get_submodule(name))
+
+    def reload(self, named: list[Named], prepare: Any = lambda _: None) -> None:
+        hand_over = HandOver(self, named, prepare)
+        initialize_layerwise_reload(self)
+        self.load_weights(hand_over)
+        config: Any = SimpleNamespace(dtype=torch.float32)
+        finalize_layerwise_reload(self, config)
+
+
+def test_what_was_received_in_place_is_post_processed_and_copied_nowhere() -> None:
+    model = Kernel()
+    room = Room(named_tensors(model), manifest_of(named_tensors(model)))
+    room.reserve()
+    model.post_process()
+    live, raw = places(model), room.tensors(CPU)
+    where = {name: tensor.data_ptr() for name, tensor in raw}
+    for number, (_, tensor) in enumerate(raw):
+        tensor.fill_(number + 1.0)
+    prepared: list[nn.Module] = []
+    model.reload(raw, prepared.append)
+    assert places(model) == live
+    assert model.norm.weight.tolist() == [2.0] * 4
+    assert vars(model.up)["copy"].tolist() == [[1.0] * 4] * 4
+    assert vars(model.down)["copy"].tolist() == [[4.0] * 4] * 4
+    assert {n: (t.data_ptr(), t.flatten()[0].item()) for n, t in raw} == {
+        name: (where[name], number + 1.0) for number, (name, _) in enumerate(raw)
+    }
+    assert {*prepared} == {model.up, model.norm, model.down}
+
+
+@pytest.mark.parametrize("broken", ["up", "down"])
+def test_a_reload_that_fails_at_a_layer_can_be_done_again(broken: str) -> None:
+    model = Kernel()
+    named = received(model)
+    model.post_process()
+    live = places(model)
+    method = model.methods[broken]
+    method.fails = True
+    with pytest.raises(RuntimeError, match="no kernel"):
+        model.reload(named)
+    method.fails = False
+    again = [(name, tensor + 10) for name, tensor in named]
+    model.reload(again)
+    assert places(model) == live
+    kept = {"norm.weight": model.norm.weight, "norm.bias": model.norm.bias}
+    copies = {f"{n}.weight": vars(model.get_submodule(n))["copy"] for n in ("up", "down")}
+    assert {n: bytes_of(t) for n, t in {**kept, **copies}.items()} == {
+        name: bytes_of(tensor) for name, tensor in again
+    }
 
 
 # -- what vLLM cannot reload ---------------------------------------------------------------------

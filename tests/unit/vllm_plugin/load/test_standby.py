@@ -7,47 +7,69 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from netloader.config import Endpoint
-from netloader.errors import ConfigError
+from netloader.errors import ConfigError, UnsafeError
 from netloader.io.store.module import manifest_of, named_tensors
 from netloader.log import capture, get_logger
+from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import EVERY_RANK, dealt
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.load import agree, standby
+from netloader.vllm_plugin.load.load_state import NOTHING
+from netloader.vllm_plugin.load.loaded import Loaded
 from netloader.vllm_plugin.load.receiving import Receiver
 from netloader.vllm_plugin.load.reload import Reloadable, remember
+from netloader.vllm_plugin.load.room import Room
 from netloader.vllm_plugin.load.standby import StandbyRank
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.standing import Report, StandbyError
-from tests.unit.io.helpers import closed_port, contents, module_of, random, serving
-from tests.unit.vllm_plugin.helpers import events, identity, plan, receive, settings
+from tests.support.relay import Fault, Relay
+from tests.unit.io.helpers import closed_port, contents, module_of, places, random, serving
+from tests.unit.vllm_plugin.helpers import (
+    Model,
+    events,
+    identity,
+    plan,
+    post_process,
+    receive,
+    settings,
+)
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
 LOGGER = get_logger("client", LOG_BASE)
 
 
-def placeholders() -> nn.Module:
-    model = module_of(a=random(40, 50, seed=8), b=random(7, seed=9))
-    known = Reloadable(plan(), manifest_of(named_tensors(model)), placeholders=True)
-    remember(model, known)
+def placeholders(size: int = 2000) -> nn.Module:
+    model = weights(size, seed=8)
+    named = named_tensors(model)
+    manifest = manifest_of(named)
+    remember(model, Reloadable(plan(), manifest, room=Room(named, manifest)))
     return model
 
 
-def weights() -> nn.Module:
-    return module_of(a=random(40, 50, seed=1), b=random(7, seed=2))
+def weights(size: int = 2000, seed: int = 1) -> nn.Module:
+    return module_of(a=random(size // 50, 50, seed=seed), b=random(7, seed=seed + 1))
 
 
 class Standby:
     """A rank on standby, whose sources a test names."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, ranks: tuple[int, ...] = (0,)) -> None:
-        self.model = placeholders()
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        ranks: tuple[int, ...] = (0,),
+        size: int = 2000,
+        impatient: Settings | None = None,
+    ) -> None:
+        self.model = placeholders(size)
         self.plan = plan(ranks=ranks)
         local: Any = SimpleNamespace(checkpoint=SimpleNamespace(built=False))
-        self.rank = StandbyRank(self.model, local, self.plan, Receiver(settings(), LOGGER, False))
+        receiver = Receiver(impatient or settings(), LOGGER, False)
+        self.rank = StandbyRank(self.model, local, self.plan, receiver)
         self.at: tuple[Endpoint, ...] = ()
         monkeypatch.setattr(standby, "plan_load", lambda *_: plan(ranks=ranks, sources=self.at))
 
@@ -101,6 +123,52 @@ def test_a_reload_that_fails_leaves_it_on_standby_and_the_next_fill_succeeds(
     assert contents(waiting.model) == contents(real)
 
 
+def test_a_transfer_that_ends_half_way_leaves_it_on_standby_and_another_source_fills_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extra = {"LISTEN_HOST": "127.0.0.1", "TRANSPORT": "tcp", "STALL_TIMEOUT_S": 1}
+    waiting = Standby(monkeypatch, size=4 << 20, impatient=Settings.parse(extra))
+    other, real = weights(4 << 20, seed=3), weights(4 << 20)
+    where = places(waiting.model)
+    before = contents(waiting.model)
+    with source(other) as at, Relay(at, Fault.HOLD, at=3 << 20) as dying:
+        waiting.at = (dying.endpoint,)
+        report = waiting.fill(lambda **_: pytest.fail("nothing is to be written"))
+    assert not report["filled"]
+    assert contents(waiting.model) not in (before, contents(other)), "a part has come"
+    with source(real) as at:
+        waiting.at = (at,)
+        assert waiting.fill()["filled"]
+    assert contents(waiting.model) == contents(real)
+    assert places(waiting.model) == where
+    client = weights(4 << 20, seed=5)
+    assert receive(client).ok
+    assert contents(client) == contents(real)
+
+
+def test_a_transfer_that_may_still_write_ends_all_filling(
+    waiting: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def aborted(*_: object) -> None:
+        raise UnsafeError("a lane still writes")
+
+    with source(weights()) as at:
+        waiting.at = (at,)
+        with monkeypatch.context() as patch:
+            patch.setattr(Receiver, "receive", aborted)
+            assert "a lane still writes" in waiting.fill()["why"]
+        assert "restart this instance" in waiting.fill()["why"]
+
+
+def test_a_layer_that_is_not_packed_again_is_no_fill(waiting: Standby) -> None:
+    vars(waiting.model)["cpu_linear"] = "the placeholders, packed"
+    with source(weights()) as at:
+        waiting.at = (at,)
+        why = waiting.fill()["why"]
+    assert "has not packed 1 layers" in why
+    assert not waiting.rank.status()["filled"]
+
+
 def test_without_a_source_that_delivers_the_reason_is_told(waiting: Standby) -> None:
     with capture() as lines:
         assert "name one, or set SOURCE" in waiting.fill()["why"]
@@ -144,6 +212,21 @@ def test_a_rank_that_says_nothing_in_time_is_named(monkeypatch: pytest.MonkeyPat
     with source(weights()) as at:
         waiting.at = (at,)
         assert waiting.fill()["why"] == "rank 1 has not said"
+
+
+def test_what_post_processing_let_go_is_kept_after_the_fill_as_the_settings_say() -> None:
+    model = Model()
+    room = Room(named_tensors(model), manifest_of(named_tensors(model)))
+    room.reserve()
+    post_process(model)
+    named = room.tensors(torch.device("cpu"))
+    known = Settings.parse({"LISTEN_HOST": "127.0.0.1", "WEIGHT_CACHE": "no"})
+    del room
+    with capture() as lines:
+        standby.offer_received(model, plan(), Loaded(NOTHING), known, named, ())
+    (refused,) = [line for line in lines if line["event"] == "netloader.server.refused"]
+    assert "set WEIGHT_CACHE to dram" in str(refused)
+    assert not named
 
 
 def test_what_was_built_does_not_change_with_a_source(waiting: Standby) -> None:
