@@ -137,14 +137,19 @@ def serve(
             help="A registry that is to name this server: redis://host/prefix, etcd://host/prefix.",
         ),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all and compare it before it is offered.")
+    ] = False,
     access: Access,
     form: Form,
 ) -> Answer:
     """Serve a folder of safetensors files, without an engine, until Ctrl-C.
 
-    A folder that `netloader pull` wrote is served as its source served it: same identity, names and
-    order of tensors. Any other folder has the identity model=NAME-OF-THE-FOLDER and its tensors in
-    the order of their names, for clients that embed netloader or for `netloader pull`.
+    A folder that `netloader snapshot` or `netloader pull` wrote is served as its source served it:
+    every rank and role at one port, with the same identities, names and order of tensors, and the
+    digests that the bytes matched when they were written: clients compare what they receive with
+    these. Any other folder has the identity model=NAME-OF-THE-FOLDER and its tensors in the order
+    of their names, for clients that embed netloader or for `netloader pull`.
 
     For example:
 
@@ -152,14 +157,14 @@ def serve(
 
         NETLOADER_TOKEN=$(cat token) netloader serve ./weights --identity model=llama
 
-        netloader serve ./weights --host 10.0.0.1 --publish redis://registry.example/fleet
+        netloader serve ./llama.snapshot --host 10.0.0.1 --publish redis://registry.example/fleet
 
         netloader serve ./weights --tls-cert host.pem --tls-key host.key --tls-ca ca.pem
     """
     from netloader.cli import serve as served
 
     pairs = tuple(identity or ())
-    wanted = served.Wanted(folder, host, port, pairs, max_clients, publish, access)
+    wanted = served.Wanted(folder, host, port, pairs, max_clients, publish, verify, access)
     return served.run(wanted, form)
 
 
@@ -193,6 +198,41 @@ def pull(
     from netloader.cli import pull as pulled
 
     return pulled.run(source, out, role, link.client)
+
+
+@app.command()
+@command
+def snapshot(
+    source: Servers,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="The folder to write; it must not exist, or be empty."),
+    ],
+    layout: Annotated[
+        str | None,
+        typer.Option(help="raw or processed; without it, what the source serves."),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Take code of the model too (*.py).")
+    ] = False,
+    link: Link,
+) -> Answer:
+    """Copy all of a running instance into a folder: every rank and role, and the model's files.
+
+    One server names the other ranks on its host; of an instance on several hosts give one server of
+    each. Every byte is verified, and the folder appears only when it is complete. `netloader serve`
+    offers it as the instance was offered, also to `netloader run`.
+
+    For example:
+
+        netloader snapshot 10.0.0.1:19374 --out /nvme/llama.snapshot
+
+        netloader snapshot 10.0.0.1:19374 10.0.0.2:19374 --out ./llama --layout processed
+    """
+    from netloader.cli import snapshot as taken
+
+    return taken.run(taken.Asked(source, out, layout, trust), link.client)
 
 
 @app.command()

@@ -11,8 +11,8 @@ from rich.text import Text
 from netloader.cli.answers import Answer, CommandError
 from netloader.cli.bars import bar
 from netloader.cli.codes import Code
+from netloader.cli.copying import LAYOUTS
 from netloader.cli.places import places_of
-from netloader.cli.pull import LAYOUTS
 from netloader.cli.sources import ask_first, failure
 from netloader.config import Endpoint
 from netloader.fsm.identity import Identity
@@ -47,7 +47,7 @@ def run(source: str | None, size_mib: int, times: int, options: ClientOptions) -
         CommandError: they cannot be received.
     """
     if source is not None:
-        told = ask_first(places_of([source], options), None, options)
+        told = ask_first(places_of([source], options), {}, options)
         return _measured(Target(told.source, told.identity, told.manifest), times, options)
     with _loopback(size_mib) as target:
         return _measured(target, times, replace(options, tls=None))

@@ -55,7 +55,7 @@ def _answers(source: str, options: ClientOptions) -> list[Told]:
     problems: list[CommandError] = []
     for place in places_of([source], options)[:MOST]:
         try:
-            told.append(ask(place, None, options))
+            told.append(ask(place, {}, options))
         except CommandError as error:
             problems.append(error)
     if not told:

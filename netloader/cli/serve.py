@@ -1,39 +1,39 @@
 """`netloader serve`: a folder of safetensors files as a source, without an engine."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 from rich.text import Text
 
 from netloader.cli.answers import Answer, CommandError, Form, plain
-from netloader.cli.bars import bar
 from netloader.cli.codes import Code
-from netloader.cli.folders import card_in
 from netloader.cli.interrupts import interrupted
 from netloader.cli.options import Access
+from netloader.cli.proving import compare, computed
 from netloader.discovery.announce import Announcement
-from netloader.discovery.base import Candidate, Key, Registry
+from netloader.discovery.base import Candidate, Registry
 from netloader.discovery.keys import key_of
 from netloader.discovery.urls import registry_of
 from netloader.errors import WeightsError
 from netloader.files.folder import FolderFiles
-from netloader.files.rules import DATA, FilesError
+from netloader.files.rules import DATA, WITH_CODE, FilesError
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import Segment
-from netloader.fsm.messages import Description
+from netloader.fsm.manifest import suitable_segment_bytes
 from netloader.io.host import boot_id
 from netloader.io.listener import ANYWHERE
-from netloader.io.publishing import ServerOptions
-from netloader.io.server import Server, serve
+from netloader.io.published import PublishedModel
+from netloader.io.publishing import ServerOptions, publish_verified
+from netloader.io.server import Server, listen
 from netloader.io.snapshot import SessionRecord
-from netloader.io.store.files import FileStore
+from netloader.io.store.parts import Part, open_part, parts_in
 from netloader.log import get_logger
 from netloader.units import size
 
 POLL_S = 0.1
-"""How often the bar moves, and how long after a signal the end begins."""
+"""How often it is looked whether weights are still offered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class Wanted:
     max_clients: int
     publish: str | None
     """The registry that names this server to clients."""
+    verify: bool
+    """Whether all is read and compared with its digests before it is offered."""
     access: Access
 
 
@@ -56,28 +58,37 @@ def run(wanted: Wanted, form: Form) -> Answer:
     Raises:
         CommandError: it cannot be served.
     """
-    card = card_in(wanted.folder)
-    identity = _identity(card.identity if card else None, wanted)
-    store = _opened(wanted.folder, card)
-    options = _options(wanted.access, wanted.max_clients, card, form)
+    parts = _opened(wanted)
+    options = _options(wanted, form)
     registry = _registry(wanted)
-    with interrupted() as stop, _begun(wanted, identity, store, options) as server:
-        with bar(f"hashing {wanted.folder.name}") as report:
-            while not server.wait_ready(POLL_S) and not stop.is_set():
-                report(store.read_bytes, store.manifest.nbytes)
-        model = server.snapshot().models[0]
-        if model.withdrawn:
-            raise CommandError(Code.FAILED, f"{wanted.folder} is not served: {model.withdrawn}")
-        if not stop.is_set():
-            folder = _folder_offered(server, wanted.folder, identity, options)
-            form.tell(_ready(server, wanted.folder, model.nbytes, folder))
-        with _announced(registry, key_of(identity), server, wanted.max_clients):
-            while not stop.wait(POLL_S):
-                pass
-        model = server.snapshot().models[0]
-    data = {"event": "ended", "sessions": model.sessions, "sent_bytes": model.sent_bytes}
-    sent = f"{model.sessions} sessions, {size(model.sent_bytes)} sent"
-    return Answer(data, (Text(f"Ended: {sent}"),))
+    with ExitStack() as stack:
+        stop = stack.enter_context(interrupted())
+        server = stack.enter_context(_begun(wanted, options))
+        served = [_published(part, wanted, options, stop) for part in parts]
+        for published in served:
+            server.offer(published)
+        files = _folder_offered(server, wanted.folder, parts[0], options)
+        form.tell(_ready(server, wanted.folder, served, files))
+        for published in served:
+            stack.enter_context(_announced(registry, published, server))
+        _watch(served, stop, form)
+        told = [published.snapshot() for published in served]
+    sessions, sent_bytes = sum(m.sessions for m in told), sum(m.sent_bytes for m in told)
+    data = {"event": "ended", "sessions": sessions, "sent_bytes": sent_bytes}
+    return Answer(data, (Text(f"Ended: {sessions} sessions, {size(sent_bytes)} sent"),))
+
+
+def _watch(served: Sequence[PublishedModel], stop: Event, form: Form) -> None:
+    """Wait for the end, and tell of each model that is offered no more."""
+    gone: dict[int, str] = {}
+    while not stop.wait(POLL_S):
+        for number, published in enumerate(served):
+            if number not in gone and (why := published.withdrawn):
+                gone[number] = why
+                data = {"event": "withdrawn", "model": _name(published), "why": why}
+                form.tell(
+                    Answer(data, (plain(f"Not offered any more: {_name(published)}: {why}"),))
+                )
 
 
 def _registry(wanted: Wanted) -> Registry | None:
@@ -92,17 +103,20 @@ def _registry(wanted: Wanted) -> Registry | None:
 
 
 @contextmanager
-def _announced(registry: Registry | None, key: Key, server: Server, most: int) -> Iterator[None]:
-    """Have the registry name the server inside the block, as long as it offers."""
+def _announced(
+    registry: Registry | None, published: PublishedModel, server: Server
+) -> Iterator[None]:
+    """Have the registry name the server for one model inside the block, as long as it offers."""
     if registry is None:
         yield
         return
 
     def offered() -> Candidate | None:
-        model = server.snapshot().models[0]
-        load = model.clients / most
+        model = published.snapshot()
+        load = model.clients / published.max_clients
         return Candidate(server.endpoint, boot_id(), load) if not model.withdrawn else None
 
+    key = key_of(published.entry.identity)
     announcement = Announcement(registry, key, offered, get_logger("server"))
     try:
         yield
@@ -110,84 +124,108 @@ def _announced(registry: Registry | None, key: Key, server: Server, most: int) -
         announcement.end()
 
 
-class Counted(FileStore):
-    """Files, and how many bytes of them were read: at first, to be hashed."""
-
-    read_bytes = 0
-
-    def views(self, segment: Segment) -> Iterator[memoryview]:
-        """The bytes of a segment: as `Store.views`."""
-        for view in super().views(segment):
-            yield view
-            self.read_bytes += view.nbytes  # threads may lose a count: it is for a bar
-
-
-def _opened(folder: Path, card: Description | None) -> Counted:
+def _opened(wanted: Wanted) -> list[Part]:
+    """The parts of the folder, each with the identity that it is offered with."""
+    given = _given(wanted.identity)
     try:
-        return Counted.open(folder, card.manifest if card else None)
+        parts = [open_part(folder) for folder in parts_in(wanted.folder)]
     except (WeightsError, OSError) as error:
         raise CommandError(Code.FAILED, str(error)) from error
+    return [replace(part, identity=_identity(part.identity, given)) for part in parts]
 
 
-def _options(
-    access: Access, max_clients: int, card: Description | None, form: Form
-) -> ServerOptions:
+def _given(pairs: Sequence[str]) -> Mapping[str, str]:
+    """The fields that the command line names."""
+    given: dict[str, str] = {}
+    for pair in pairs:
+        name, found, value = pair.partition("=")
+        if not found or not name:
+            raise CommandError(Code.USAGE, f"--identity {pair!r}: write name=value")
+        given[name] = value
+    return given
+
+
+def _identity(known: Identity, given: Mapping[str, str]) -> Identity:
+    """What the folder says, with the fields of the command line in their places."""
+    soft = {name: given.get(name, value) for name, value in known.soft.items()}
+    hard = {name: value for name, value in given.items() if name not in soft}
+    return Identity({**known.hard, **hard}, soft)
+
+
+def _options(wanted: Wanted, form: Form) -> ServerOptions:
     try:
         return ServerOptions(
-            layouts=card.status.layouts[:1] if card and card.status else ("raw",),
-            max_clients=max_clients,
-            facts=dict(card.facts) if card else {},
-            token=access.token,
-            tls=access.tls,
+            max_clients=wanted.max_clients,
+            token=wanted.access.token,
+            tls=wanted.access.tls,
             on_session=lambda record: form.tell(_session(record)),
         )
     except (TypeError, ValueError) as error:
         raise CommandError(Code.USAGE, str(error)) from error
 
 
-def _begun(wanted: Wanted, identity: Identity, store: Counted, options: ServerOptions) -> Server:
+def _published(part: Part, wanted: Wanted, options: ServerOptions, stop: Event) -> PublishedModel:
+    """Describe a part for clients, with the digests of its card, or those that it has now."""
+    proof = part.proof
+    chosen = replace(
+        options,
+        layouts=(part.card.layout if part.card else "raw",),
+        facts=dict(part.card.facts) if part.card else {},
+    )
+    if proof is not None and wanted.verify:
+        compare(part, proof, stop)
+    if proof is None:
+        cut = suitable_segment_bytes(part.store.manifest.nbytes)
+        proof = computed(part, options.digest_algorithms[0], cut, stop)
     try:
-        return serve(store, identity, wanted.host, wanted.port, options)
+        return publish_verified(part.store, part.identity, chosen, proof)
+    except (WeightsError, ValueError) as error:
+        raise CommandError(Code.FAILED, f"{part.folder}: {error}") from error
+
+
+def _begun(wanted: Wanted, options: ServerOptions) -> Server:
+    """A server that tells clients to come again, until something is offered."""
+    try:
+        return listen(wanted.host, wanted.port, options)
     except (TypeError, ValueError) as error:
         raise CommandError(Code.USAGE, str(error)) from error
-    except (WeightsError, OSError) as error:
+    except OSError as error:
         raise CommandError(Code.FAILED, str(error)) from error
 
 
-def _identity(told: Identity | None, wanted: Wanted) -> Identity:
-    """What the folder says, or its name, with the fields of the command line in their places."""
-    known = told or Identity({"model": wanted.folder.resolve().name})
-    given: dict[str, str] = {}
-    for pair in wanted.identity:
-        name, found, value = pair.partition("=")
-        if not found or not name:
-            raise CommandError(Code.USAGE, f"--identity {pair!r}: write name=value")
-        given[name] = value
-    soft: Mapping[str, str] = {n: given.get(n, v) for n, v in known.soft.items()}
-    return Identity({**known.hard, **{n: v for n, v in given.items() if n not in soft}}, soft)
-
-
 def _folder_offered(
-    server: Server, folder: Path, identity: Identity, options: ServerOptions
+    server: Server, folder: Path, part: Part, options: ServerOptions
 ) -> FolderFiles | None:
     """The other files of the folder, which are offered as well; None where it has none."""
-    name = identity.hard.get("model") or folder.resolve().name
+    name = part.identity.hard.get("model") or folder.resolve().name
+    served_name = part.card.served_name if part.card else ""
+    rules = WITH_CODE if any(folder.glob("*.py")) else DATA
     try:
-        files = FolderFiles.read(folder, name, "", DATA)
+        files = FolderFiles.read(folder, name, served_name, rules)
     except (FilesError, OSError):
         return None
     server.offer(files.publish(options))
     return files
 
 
-def _ready(server: Server, folder: Path, nbytes: int, files: FolderFiles | None) -> Answer:
+def _name(published: PublishedModel) -> str:
+    """The role and the part of a model."""
+    return ", ".join(filter(None, (published.entry.role, *published.entry.identity.part)))
+
+
+def _ready(
+    server: Server, folder: Path, served: Sequence[PublishedModel], files: FolderFiles | None
+) -> Answer:
+    nbytes = sum(published.entry.manifest.nbytes for published in served)
     count = len(files.store.manifest.tensors) if files else 0
     left_out = [*files.left_out] if files else []
     data = {"event": "ready", "endpoint": str(server.endpoint), "bytes": nbytes}
+    data |= {"models": [_name(published) for published in served]}
     data |= {"files": count, "files_left_out": left_out}
+    several = f" of {len(served)} models" if len(served) > 1 else ""
     beside = f" and {count} files beside" if count else ""
-    line = f"Serving {size(nbytes)}{beside} of {folder} at {server.endpoint}; stop with Ctrl-C"
-    return Answer(data, (Text(line),))
+    what = f"{size(nbytes)}{several}{beside} in {folder}"
+    return Answer(data, (Text(f"Serving {what} at {server.endpoint}; stop with Ctrl-C"),))
 
 
 def _session(record: SessionRecord) -> Answer:

@@ -1,7 +1,7 @@
 """Sources as the commands ask them: who they are, with which token, and what they answer."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,7 +9,7 @@ from typing import Final
 from netloader.cli.answers import CommandError
 from netloader.cli.codes import Code
 from netloader.config import Deadlines, Endpoint, Secret
-from netloader.fsm.identity import Identity, Role
+from netloader.fsm.identity import BESIDE, ROLE, Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Status
 from netloader.fsm.reasons import Reason
@@ -23,6 +23,8 @@ from netloader.secure.tokens import MIN_CHARS, TokenFile
 
 TOKEN_VARIABLE: Final = "NETLOADER_TOKEN"  # noqa: S105 - the name of a variable
 NOTHING: Final = Manifest(())
+MOST_MODELS: Final = 256
+"""Of one server: a folder has one for each rank and role of an instance."""
 WHOLE: Final = (" 0 of 1", " decode 1", " off")
 """How the fields of a partition end that is none."""
 NO_ANSWER: Final = (Reason.UNREACHABLE, Reason.CONNECTION_LOST, Reason.DEADLINE_PASSED)
@@ -82,13 +84,14 @@ def asking(timeout_s: float, token: Secret | TokenFile | None, tls: Tls | None) 
         raise CommandError(Code.USAGE, f"--timeout: {error}") from error
 
 
-def ask(source: Endpoint, role: str | None, options: ClientOptions) -> Told:
-    """What a source says of its model of a role, or of its first one.
+def ask(source: Endpoint, asked: Mapping[str, str], options: ClientOptions) -> Told:
+    """What a source says of the model that has these fields, such as a role; else of its first.
 
     Raises:
         CommandError: it does not answer, or refuses.
     """
-    told = _told(source, ask_status(source, role, NOTHING, options))
+    told = _told(source, ask_status(source, asked, NOTHING, options))
+    role = asked.get(ROLE)
     if role is not None and told.role != role:
         served = ", ".join(told.status.roles) or "a model without a role"
         raise CommandError(Code.REFUSED, f"{source} has no role {role!r}; it serves {served}")
@@ -96,25 +99,40 @@ def ask(source: Endpoint, role: str | None, options: ClientOptions) -> Told:
 
 
 def ask_all(source: Endpoint, options: ClientOptions) -> tuple[Told, ...]:
-    """What a source says of each of its models; files are none, see `ask_for_files`.
+    """What a source says of each of its models; what is none, `ask_beside` asks for.
 
     Raises:
         CommandError: it does not answer, or refuses.
     """
-    first = ask(source, None, options)
-    known = ("", first.role, Role.FILES)
-    others = [role for role in dict.fromkeys(first.status.roles) if role not in known]
-    return first, *(ask(source, role, options) for role in others[:8])
+    first = ask(source, {}, options)
+    kinds = first.status.kinds or tuple({ROLE: role} for role in first.status.roles if role)
+    known = (first.identity.kind, {ROLE: first.role})
+    others = [kind for kind in kinds if kind not in known and kind.get(ROLE) not in BESIDE]
+    return first, *(ask(source, kind, options) for kind in others[:MOST_MODELS])
 
 
-def ask_for_files(told: Told, options: ClientOptions) -> tuple[Told, ...]:
-    """What a source says of the files that it offers beside its models, if it does.
+def ask_instance(place: Endpoint, options: ClientOptions) -> list[Told]:
+    """What all ranks of an instance on one host say of their models, by the port of one of them.
+
+    Raises:
+        CommandError: one of them does not answer, or refuses.
+    """
+    places, told = [place], list[Told]()
+    for each in places:  # which grows
+        models = ask_all(each, options)
+        places += ranks_beside(models[0], places)
+        told += models
+    return told
+
+
+def ask_beside(told: Told, options: ClientOptions) -> tuple[Told, ...]:
+    """What a source says of files, hints and caches that it offers beside its models, if it does.
 
     Raises:
         CommandError: it does not answer, or refuses.
     """
-    offered = Role.FILES in told.status.roles and told.role != Role.FILES
-    return (ask(told.source, Role.FILES, options),) if offered else ()
+    offered = [role for role in BESIDE if role in told.status.roles and role != told.role]
+    return tuple(ask(told.source, {ROLE: role}, options) for role in offered)
 
 
 def ranks_beside(told: Told, known: Collection[Endpoint]) -> tuple[Endpoint, ...]:
@@ -122,7 +140,9 @@ def ranks_beside(told: Told, known: Collection[Endpoint]) -> tuple[Endpoint, ...
     return tuple(e for e in beside(told.source, told.status.ports) if e not in known)
 
 
-def ask_first(sources: Sequence[Endpoint], role: str | None, options: ClientOptions) -> Told:
+def ask_first(
+    sources: Sequence[Endpoint], asked: Mapping[str, str], options: ClientOptions
+) -> Told:
     """What the first source says that answers.
 
     Raises:
@@ -131,7 +151,7 @@ def ask_first(sources: Sequence[Endpoint], role: str | None, options: ClientOpti
     problem = CommandError(Code.UNREACHABLE, "no server was found")
     for source in sources:
         try:
-            return ask(source, role, options)
+            return ask(source, asked, options)
         except CommandError as error:
             problem = error
     raise problem

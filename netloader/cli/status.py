@@ -13,8 +13,8 @@ from rich.text import Text
 from netloader.cli.answers import Answer, CommandError, grid, plain
 from netloader.cli.codes import Code
 from netloader.cli.places import places_of
-from netloader.cli.sources import Told, ask_all, ask_for_files, ranks_beside
-from netloader.fsm.identity import Role
+from netloader.cli.sources import Told, ask_all, ask_beside, ranks_beside
+from netloader.fsm.identity import BESIDE
 from netloader.io.options import ClientOptions
 from netloader.units import size
 
@@ -40,7 +40,7 @@ def run(where: str, options: ClientOptions) -> Answer:
     for place in places:  # which grows: a rank names the others of its instance
         try:
             models = ask_all(place, options)
-            models += ask_for_files(models[0], options)
+            models += ask_beside(models[0], options)
         except CommandError as error:
             silent.append(error)
             shown += [plain(error), Text()]
@@ -95,7 +95,7 @@ def _shown(told: Told) -> RenderableType:
 
 def _contents(told: Told, parts: str) -> dict[str, object]:
     """How much there is, of weights or of the files beside them."""
-    what, unit = ("files", "files") if told.role == Role.FILES else ("weights", "tensors")
+    what, unit = (told.role, "files") if told.role in BESIDE else ("weights", "tensors")
     return {what: f"{size(told.status.nbytes)} in {len(told.manifest.tensors)} {unit}, {parts}"}
 
 

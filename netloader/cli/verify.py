@@ -8,7 +8,7 @@ from rich.text import Text
 from netloader.cli.answers import Answer, plain
 from netloader.cli.codes import Code
 from netloader.cli.places import places_of
-from netloader.cli.sources import Told, ask_all, ask_first, ranks_beside
+from netloader.cli.sources import Told, ask_first, ask_instance
 from netloader.config import Endpoint
 from netloader.fsm.identity import Difference
 from netloader.io.options import ClientOptions
@@ -60,19 +60,13 @@ def run(first: str, second: str, options: ClientOptions) -> Answer:
 
 def _models(text: str, options: ClientOptions) -> list[Told]:
     """The models of the instance that a text names, of all its ranks on that host."""
-    places = [_answering(text, options)]
-    told: list[Told] = []
-    for place in places:  # which grows
-        models = ask_all(place, options)
-        places += ranks_beside(models[0], places)
-        told += models
-    return told
+    return ask_instance(_answering(text, options), options)
 
 
 def _answering(text: str, options: ClientOptions) -> Endpoint:
     """The server that a text names; of several the first that answers."""
     places = places_of([text], options)
-    return places[0] if len(places) == 1 else ask_first(places, None, options).source
+    return places[0] if len(places) == 1 else ask_first(places, {}, options).source
 
 
 def compared(mine: Told, theirs: Told) -> Comparison:

@@ -10,7 +10,7 @@ from netloader.config import Endpoint, shown
 from netloader.files.cache import cache_root, keep
 from netloader.files.folder import OVER, SERVED_NAME
 from netloader.files.rules import DATA, FilesError, Rules
-from netloader.fsm.identity import Role
+from netloader.fsm.identity import ROLE, Role
 from netloader.fsm.manifest import Extent, Manifest
 from netloader.fsm.messages import Description
 from netloader.fsm.reasons import Reason
@@ -89,8 +89,8 @@ def fetch(
         FilesError: no source answers (UnansweredError) or has files (NoFilesError), what one offers
             is not taken, or the cache cannot be used. The cache has nothing new then.
     """
-    got = receive(sources, Role.FILES, options, rules, _names_of)
-    model, served_name = _names_of(got.told)
+    got = receive(sources, Role.FILES, options, rules, names_of)
+    model, served_name = names_of(got.told)
     folder = keep(got.contents, cache_root(os.environ) if root is None else root)
     return Fetched(folder, got.source, model, served_name, tuple(got.contents), got.nbytes)
 
@@ -127,7 +127,7 @@ def _description(
     """What the first source says that offers files of a role."""
     problem = FilesError("no source is named")
     for source in sources:
-        said = ask_status(source, role, NOTHING, options)
+        said = ask_status(source, {ROLE: role}, NOTHING, options)
         if isinstance(said, Attempt):
             other = said.reason is Reason.IDENTITY_MISMATCH  # only the role was asked for
             problem = NoFilesError(source, role) if other else UnansweredError(said)
@@ -138,8 +138,12 @@ def _description(
     raise problem
 
 
-def _names_of(told: Description) -> tuple[str, str]:
-    """The names of the model, which become arguments of a command."""
+def names_of(told: Description) -> tuple[str, str]:
+    """The names of the model, which become arguments of a command.
+
+    Raises:
+        FilesError: one of them is none.
+    """
     model = told.identity.hard.get("model", "")
     served_name = told.facts.get(SERVED_NAME, "") or model
     for name in (model, served_name):

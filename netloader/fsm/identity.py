@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain, islice
+from typing import Final
 
 ABSENT = "(absent)"
 ROLE = "role"
@@ -39,6 +40,10 @@ class Role(StrEnum):
     """No model: code that the engine compiled for its model, see `netloader.files.caches`."""
 
 
+BESIDE: Final = (Role.FILES, Role.HINTS, Role.CACHES)
+"""The roles that are no model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One field in which the two sides differ."""
@@ -70,8 +75,8 @@ class Identity:
     def role(self) -> str | None:
         """What the model is for: a `Role` or another text. None: nothing names one.
 
-        A server looks only at this field to choose the model that it offers to a client; then all
-        fields are compared. A client without a role is offered the model without one.
+        A server looks at this field and at the part to choose the model that it offers to a client;
+        then all fields are compared. A client without a role is offered a model without one.
         """
         return self.hard.get(ROLE)
 
@@ -79,6 +84,16 @@ class Identity:
     def part(self) -> tuple[str, ...]:
         """What the fields of PARTITION say, as far as there are such fields."""
         return tuple(f"{name} {self.hard[name]}" for name in PARTITION if name in self.hard)
+
+    @property
+    def kind(self) -> dict[str, str]:
+        """The role and the part: what tells the models of one server from each other."""
+        return {name: self.hard[name] for name in (ROLE, *PARTITION) if name in self.hard}
+
+    def crosses(self, theirs: "Identity") -> bool:
+        """Whether the two are of different parts of a model, as far as both say."""
+        both = [name for name in PARTITION if name in self.hard and name in theirs.hard]
+        return any(self.hard[name] != theirs.hard[name] for name in both)
 
     def differences(self, theirs: "Identity") -> tuple[Difference, ...]:
         """The first few fields in which the two differ, in the order of this identity."""

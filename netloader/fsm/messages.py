@@ -97,6 +97,9 @@ class Status:
     """Why nothing is offered; empty while something is, or soon will be."""
     ports: tuple[int, ...] = ()
     """Of the other ranks of the instance on this host, as far as they serve."""
+    kinds: tuple[Mapping[str, str], ...] = ()
+    """The role and the part (`Identity.kind`) of each model of the server: a question that names
+    them is answered for that model. Empty: the server is older, and has one of each role."""
 
 
 @dataclass(frozen=True, slots=True)

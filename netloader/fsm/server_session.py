@@ -71,9 +71,14 @@ class ServerSession(Session):
         return self.session_id
 
     def chosen(self, hello: Hello) -> int:
-        """The index of the entry with the role of a hello; 0 if none has it, to refuse by role."""
-        roles, wanted = [o.role for o in self.entries], hello.identity.role
-        return roles.index(wanted) if wanted in roles else 0
+        """The index of the entry with the role and the part of a hello.
+
+        The first with its role if none has its part, and 0 if none has its role, to refuse by that.
+        """
+        asked = hello.identity
+        of_role = [i for i, entry in enumerate(self.entries) if entry.role == asked.role]
+        of_part = [i for i in of_role if not asked.crosses(self.entries[i].identity)]
+        return next(iter(of_part or of_role), 0)
 
     def elsewhere(self, hello: Hello) -> tuple[Sibling, ...]:
         """The models of other servers on this host that a hello asks for."""

@@ -99,6 +99,11 @@ class CatalogEntry:
         """What the model is for, if its identity says so: see `Identity.role`."""
         return self.identity.role
 
+    @property
+    def kind(self) -> tuple[tuple[str, str], ...]:
+        """The role and the part, of which a server has one model on offer each."""
+        return tuple(self.identity.kind.items())
+
 
 @dataclass(frozen=True, slots=True)
 class Sibling:

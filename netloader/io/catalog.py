@@ -1,4 +1,4 @@
-"""The published models of one server. Each role has at most one on offer.
+"""The published models of one server. Each role and part of a model has at most one on offer.
 
 Replaced models are kept while sessions use them, because a fence must end those sessions too.
 """
@@ -13,21 +13,21 @@ from netloader.io.snapshot import ModelSnapshot
 
 
 class Catalog:
-    """What one listener offers: a published model for each role. All ask for a token, or none.
+    """What one listener offers: a model for each role and part. All ask for a token, or none.
 
-    A client of a role that is not here is refused with the differences from the first one. The
-    state of a role is that of its published model.
+    A client of a role that is not here is refused with the differences from the first one. A role
+    is fenced, withdrawn and renewed with all parts of it that are here.
 
     Raises ValueError where some ask for a token and others for none.
     """
 
     def __init__(self, published_models: Iterable[PublishedModel] = ()) -> None:
-        self.published_models = _by_role(published_models)
+        self.published_models = _by_kind(published_models)
         self._known = weakref.WeakSet(self.published_models)
         self._lock = threading.Lock()
 
     def put(self, published: PublishedModel) -> None:
-        """Publish a model in place of that of its role; sessions of the old one go on.
+        """Publish a model in place of that of its role and part; sessions of the old one go on.
 
         Raises:
             LocalProtocolError: a fence of its role is open.
@@ -41,10 +41,10 @@ class Catalog:
 
     def _put(self, published: PublishedModel) -> None:
         before = self.published_models
-        self.published_models = _by_role((*before, published))
+        self.published_models = _by_kind((*before, published))
         self._known.add(published)
         for old in before:
-            if old.entry.role == published.entry.role:
+            if old.entry.kind == published.entry.kind:
                 published.tally = old.tally
 
     def remove(self, published: PublishedModel) -> None:
@@ -93,13 +93,14 @@ class Catalog:
                 published.unfence()
             return True
 
-    def renew(self, published: PublishedModel) -> None:
+    def renew(self, role: str | None, newer: Iterable[PublishedModel]) -> None:
         """End all fences of a role with newer weights, once no session reads what was fenced."""
         with self._lock:
-            for fenced in self._of(published.entry.role):
+            for fenced in self._of(role):
                 if fenced.fences:
                     fenced.retire("newer weights have taken its place")
-            self._put(published)
+            for published in newer:
+                self._put(published)
 
     def abandon(self, role: str | None) -> None:
         """End one fence of a role, after which what was fenced is not offered."""
@@ -149,9 +150,9 @@ class Catalog:
                 published.retire(why)
 
 
-def _by_role(published_models: Iterable[PublishedModel]) -> tuple[PublishedModel, ...]:
-    """The last published model of each role."""
-    found = {published.entry.role: published for published in published_models}
+def _by_kind(published_models: Iterable[PublishedModel]) -> tuple[PublishedModel, ...]:
+    """The last published model of each role and part."""
+    found = {published.entry.kind: published for published in published_models}
     if len({bool(published.entry.tokens) for published in found.values()}) > 1:
         raise ValueError("published models on one port must all ask for a token, or none of them")
     return tuple(found.values())

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from netloader.config import Endpoint
-from netloader.fsm.identity import PARTITION, ROLE, Identity
+from netloader.fsm.identity import PARTITION, Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Purpose
 from netloader.fsm.states import State
@@ -75,15 +75,15 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
 
 
 def ask_status(
-    source: Endpoint, role: str | None, known: Manifest, options: ClientOptions
+    source: Endpoint, asked: Mapping[str, str], known: Manifest, options: ClientOptions
 ) -> Description | Attempt:
-    """Ask a server what it does with its model of a role; None: whichever it has first.
+    """Ask a server what it does with one of its models: the first that has the fields `asked`.
 
-    Takes no place at the server. The answer has a `status`, and the manifest unless that is
+    They are hard fields of an identity, such as the role; without any it is the server's first
+    model. Takes no place at the server. The answer has a `status`, and the manifest unless that is
     `known`. An attempt says why there is no answer.
     """
-    identity = Identity({} if role is None else {ROLE: role})
-    spec = FetchSpec(Purpose.STATUS, identity, known, token=options.first_token)
+    spec = FetchSpec(Purpose.STATUS, Identity(asked), known, token=options.first_token)
     stop = Stop(options.cancel, options.timeout_s)
     return _ask(source, spec, options, stop, {"netloader.purpose": "status"})
 

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from netloader.config import (
     Deadlines,
@@ -16,7 +16,12 @@ from netloader.config import (
 from netloader.errors import WeightsError
 from netloader.fsm import digest_choice
 from netloader.fsm.identity import Identity
-from netloader.fsm.manifest import MIN_SEGMENT_BYTES, suitable_segment_bytes
+from netloader.fsm.manifest import (
+    MIN_SEGMENT_BYTES,
+    Progress,
+    segment_count,
+    suitable_segment_bytes,
+)
 from netloader.fsm.messages import Offer
 from netloader.fsm.terms import CatalogEntry, Sibling
 from netloader.io.arguments import Weights, texts_by_name
@@ -173,9 +178,38 @@ def publish(
     Raises:
         WeightsError: there are no bytes to serve.
     """
+    owner = (usage, on_change, options.logger, options.on_session)
+    return PublishedModel(weights, _entry(weights, identity, options), options.max_clients, *owner)
+
+
+def publish_verified(
+    weights: Store, identity: Identity, options: ServerOptions, proof: Progress
+) -> PublishedModel:
+    """Publish weights that were verified when they were written down, by the digests of then.
+
+    Nothing is read before a client asks for it. A client compares what it receives with these
+    digests, so it takes nothing that has changed since; after its refusal all is compared here.
+
+    Raises:
+        WeightsError: there are no bytes to serve, or the digests are of other segments.
+    """
+    plain = _entry(weights, identity, replace(options, segment_bytes=proof.segment_bytes))
+    first = proof.digest_algorithm
+    entry = replace(
+        plain, digest_algorithms=tuple(dict.fromkeys((first, *plain.digest_algorithms)))
+    )
+    if len(proof.segment_digests) != segment_count(weights.manifest.nbytes, entry.segment_bytes):
+        raise WeightsError("the digests are of other segments; copy the weights again")
+    owner = (None, withdraw_only, options.logger, options.on_session)
+    published = PublishedModel(weights, entry, options.max_clients, *owner)
+    published.seal(proof.segment_digests)
+    return published
+
+
+def _entry(weights: Store, identity: Identity, options: ServerOptions) -> CatalogEntry:
     if not weights.manifest.nbytes:
         raise WeightsError("the model has no bytes to serve")
-    entry = CatalogEntry(
+    return CatalogEntry(
         identity=sendable(identity),
         manifest=weights.manifest,
         segment_bytes=options.segment_bytes or suitable_segment_bytes(weights.manifest.nbytes),
@@ -185,8 +219,6 @@ def publish(
         facts=options.facts,
         tokens=current(options.token),
     )
-    owner = (usage, on_change, options.logger, options.on_session)
-    return PublishedModel(weights, entry, options.max_clients, *owner)
 
 
 def publish_received(

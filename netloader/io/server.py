@@ -68,7 +68,7 @@ class Server:
         self._open: tuple[Listening, Catalog] | None = (listener, catalog)
         self._options = options
         self._home = Home(catalog)
-        self._models = {model.identity.role: model for model in models}
+        self._models = {tuple(model.identity.kind.items()): model for model in models}
         self._lock = threading.Lock()
         """Held while a model is put into the catalog, or a fence begins or ends."""
         self.endpoint: Endpoint = listener.endpoint
@@ -79,10 +79,11 @@ class Server:
         identity: Mapping[str, str] | Identity,
         facts: Mapping[str, str] | None = None,
     ) -> None:
-        """Serve one more model, or another in the place of the one with the same `role`.
+        """Serve one more model, or another in the place of the one of the same role and part.
 
-        `role` is a field of the identity; a client gets the model of its own. Clients of a model
-        that is replaced are served to their end. `facts` is as in ServerOptions, of this model.
+        `role` is a field of the identity, and the part is what the fields of `PARTITION` say; a
+        client gets the model of its own. Clients of a model that is replaced are served to their
+        end. `facts` is as in ServerOptions, of this model.
 
         Raises:
             LocalProtocolError: the server is closed, or a fence of the role is open.
@@ -94,11 +95,11 @@ class Server:
         published = described.publish()
         with self._lock:
             catalog.put(published)
-            self._models[described.identity.role] = described
+            self._models[published.entry.kind] = described
         published.seal_quietly()
 
     def offer(self, published: PublishedModel) -> None:
-        """Serve one more model, or another in the place of the one with the same `role`.
+        """Serve one more model, or another in the place of the one of the same role and part.
 
         As `publish`, for an owner that watches its weights itself: `published` comes from
         `netloader.io.publishing.publish`. The owner has its digests computed, and offers another
@@ -111,7 +112,7 @@ class Server:
         _, catalog = self._opened()
         with self._lock:
             catalog.put(published)
-            self._models.pop(published.entry.role, None)
+            self._models.pop(published.entry.kind, None)
 
     def remove(self, published: PublishedModel) -> None:
         """Know nothing any more of a model that was given to `offer` and is retired.
@@ -133,7 +134,7 @@ class Server:
         model = WatchedModel(weights, identity, self._options, self._home)
         model.watch(published)
         with self._lock:
-            self._models[published.entry.role] = model
+            self._models[published.entry.kind] = model
 
     def listen_also(self, port: int) -> Callable[[], None]:
         """Accept clients at one more port of the same address.
@@ -226,17 +227,18 @@ class Server:
         with self._lock:
             if catalog.unfence(role):
                 return
-            model = self._models.get(role)
-            if model is None:  # closed meanwhile, or what is served is its owner's to publish
+            models = [each for each in self._models.values() if each.identity.role == role]
+            if not models:  # closed meanwhile, or what is served is its owner's to publish
                 catalog.abandon(role)
                 return
             try:
-                published = model.publish()
+                newer = [model.publish() for model in models]
             except BaseException:
                 catalog.abandon(role)
                 raise
-            catalog.renew(published)
-        published.seal_quietly()
+            catalog.renew(role, newer)
+        for published in newer:
+            published.seal_quietly()
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Wait until no client would have to wait for digests; False when that takes longer.

@@ -17,9 +17,13 @@ def entries_as_of_now(
 ) -> tuple[CatalogEntry, ...]:
     """The entry of each model, with its status."""
     roles = tuple(published.entry.role or "" for published in published_models)
+    kinds = tuple(published.entry.identity.kind for published in published_models)
     ports = tuple(sorted({sibling.port for sibling in siblings} - {0})[:MOST_PORTS])
     return tuple(
-        replace(published.entry, status=replace(status_of(published, roles), ports=ports))
+        replace(
+            published.entry,
+            status=replace(status_of(published, roles), ports=ports, kinds=kinds),
+        )
         for published in published_models
     )
 

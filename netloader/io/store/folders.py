@@ -74,6 +74,41 @@ def _tensors_in(path: Path) -> Iterator[tuple[str, tuple[TensorSpec, Tensor]]]:
         yield one.spec.name, (one.spec, whole[one.begin : one.begin + one.spec.nbytes])
 
 
+class HiddenFolder:
+    """A folder that appears with all that is in it, or not at all.
+
+    Until then it is at `path`, next to `folder`, which is made by whoever writes there. It is
+    removed when it is discarded, or garbage, before it has its name.
+
+    Raises:
+        WeightsError: the folder exists and is not empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise WeightsError(f"{folder} exists and is not empty; choose another folder")
+        self.path = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.netloader"
+        remove = only_here(partial(shutil.rmtree, ignore_errors=True))
+        self._remove = weakref.finalize(self, remove, self.path)
+
+    def publish(self) -> None:
+        """Have everything on the disk, and give the folder its name.
+
+        Raises:
+            OSError: the disk does not take it, or something else has got the name meanwhile.
+        """
+        for path in (*self.path.rglob("*"), self.path):
+            _sync(path)
+        self.path.rename(self.folder)
+        self._remove.detach()
+        _sync(self.folder.parent)
+
+    def discard(self) -> None:
+        """Remove what was written, if the folder has not got its name. Idempotent."""
+        self._remove()
+
+
 class NewFolder:
     """A folder that is written: files in a hidden folder next to it. `blocks`: bytes of tensors.
 
@@ -86,21 +121,16 @@ class NewFolder:
     def __init__(
         self, folder: Path, manifest: Manifest, file_bytes: int, beside: Mapping[str, bytes]
     ) -> None:
-        self._folder = folder
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise WeightsError(f"{folder} exists and is not empty; choose another folder")
-        self._hidden = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.netloader"
+        self._hidden = HiddenFolder(folder)
         self._maps: list[mmap.mmap] = []
-        remove = only_here(partial(shutil.rmtree, ignore_errors=True))
-        self._remove = weakref.finalize(self, remove, self._hidden)
         self.blocks: dict[int, Tensor] = {}
         try:
-            self._hidden.mkdir(parents=True)
+            self._hidden.path.mkdir(parents=True)
             self._write(manifest, file_bytes)
             for name, data in beside.items():
-                (self._hidden / name).write_bytes(data)
+                (self._hidden.path / name).write_bytes(data)
         except OSError as error:
-            self._remove()
+            self._hidden.discard()
             raise WeightsError(f"{folder} cannot be written: {error}") from error
 
     def _write(self, manifest: Manifest, file_bytes: int) -> None:
@@ -110,10 +140,10 @@ class NewFolder:
             name = f"model-{number:05}-of-{len(parts):05}.safetensors"
             name = name if len(parts) > 1 else "model.safetensors"
             where |= {manifest.tensors[index].name: name for index in part}
-            self._write_file(self._hidden / name, manifest, part)
+            self._write_file(self._hidden.path / name, manifest, part)
         if len(parts) > 1:
             index = {"metadata": {"total_size": manifest.nbytes}, "weight_map": where}
-            (self._hidden / INDEX).write_text(json.dumps(index, indent=2))
+            (self._hidden.path / INDEX).write_text(json.dumps(index, indent=2))
 
     def _write_file(self, path: Path, manifest: Manifest, part: list[int]) -> None:
         numbers = {manifest.tensors[index].name: index for index in part}
@@ -133,22 +163,14 @@ class NewFolder:
                 self.blocks[numbers[one.spec.name]] = block
 
     def publish(self) -> None:
-        """Write everything to the disk, and give the folder its name.
-
-        Raises:
-            OSError: the disk does not take it, or something else has got the name meanwhile.
-        """
+        """Write everything to the disk, and give the folder its name: as `HiddenFolder.publish`."""
         for memory in self._maps:
             memory.flush()
-        for path in (*self._hidden.iterdir(), self._hidden):
-            _sync(path)
-        self._hidden.rename(self._folder)
-        self._remove.detach()
-        _sync(self._folder.parent)
+        self._hidden.publish()
 
     def discard(self) -> None:
         """Remove the files, if the folder has not got its name. Idempotent."""
-        self._remove()
+        self._hidden.discard()
 
 
 def _parts(manifest: Manifest, file_bytes: int) -> Iterator[list[int]]:

@@ -63,9 +63,9 @@ def test_a_status_says_what_a_server_does_and_has() -> None:
     model = zoo(1)
     with serving(model, max_clients=1) as server, Peer.call(sealed(server).endpoint) as peer:
         peer.offered()  # takes the only place, which a question does not need
-        told = ask_status(server.endpoint, None, NOTHING, asking())
+        told = ask_status(server.endpoint, {}, NOTHING, asking())
         assert isinstance(told, Description)
-        again = ask_status(server.endpoint, None, ModuleStore.of(model).manifest, asking())
+        again = ask_status(server.endpoint, {}, ModuleStore.of(model).manifest, asking())
 
     assert told.status is not None
     assert (told.status.state, told.status.roles) == ("offered", ("",))
@@ -81,7 +81,7 @@ def test_a_status_says_what_a_server_does_and_has() -> None:
 def test_the_root_tells_two_models_apart() -> None:
     def root(seed: int) -> str:
         with serving(zoo(seed)) as server:
-            told = ask_status(sealed(server).endpoint, None, NOTHING, asking())
+            told = ask_status(sealed(server).endpoint, {}, NOTHING, asking())
         assert isinstance(told, Description)
         assert told.status is not None
         return told.status.root
@@ -92,7 +92,7 @@ def test_the_root_tells_two_models_apart() -> None:
 def test_a_status_of_a_withdrawn_model_says_why() -> None:
     with serving(zoo(1)) as server:
         server.withdraw(None, "maintenance")
-        told = ask_status(server.endpoint, None, NOTHING, asking())
+        told = ask_status(server.endpoint, {}, NOTHING, asking())
     assert isinstance(told, Description)
     assert told.status is not None
     assert (told.status.state, told.status.withdrawn) == ("lost", "maintenance")
@@ -100,9 +100,9 @@ def test_a_status_of_a_withdrawn_model_says_why() -> None:
 
 def test_a_status_needs_the_token_and_a_server() -> None:
     with serving(zoo(1), token=Secret("right")) as server:
-        refused = ask_status(server.endpoint, None, NOTHING, asking())
-        known = ask_status(server.endpoint, None, NOTHING, asking(token=Secret("right")))
-    missed = ask_status(closed_port(), None, NOTHING, asking())
+        refused = ask_status(server.endpoint, {}, NOTHING, asking())
+        known = ask_status(server.endpoint, {}, NOTHING, asking(token=Secret("right")))
+    missed = ask_status(closed_port(), {}, NOTHING, asking())
 
     assert isinstance(refused, Attempt)
     assert refused.reason is Reason.AUTH_REQUIRED

@@ -1,0 +1,195 @@
+"""An instance of two ranks is copied, and served from one port as it was served before."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from netloader.config import Endpoint
+from netloader.files.folder import FolderFiles, store_of
+from netloader.fsm.terms import Sibling
+from netloader.io import Server, ServerOptions, fill, listen
+from netloader.io.store.cards import CARD
+from netloader.io.store.memory import HostStore
+from netloader.io.store.module import ModuleStore
+from tests.unit.cli.helpers import COMMAND, Ran, environment, inside
+from tests.unit.io.helpers import FAST, KIB, asking, closed_port, sealed
+
+RANKS = 2
+DRAFT = {"d": torch.full((9,), 7.0)}
+FILES = {"config.json": b"{}", "sub/tokenizer.json": b"[1, 2]"}
+
+
+def weights(rank: int) -> dict[str, Tensor]:
+    return {"w": torch.full((300, 200), float(rank)), "norm": torch.ones(7)}
+
+
+def part(rank: int, role: str = "target", ranks: int = RANKS) -> dict[str, str]:
+    return {"model": "inner", "role": role, "tensor_parallel": f"{rank} of {ranks}"}
+
+
+@contextmanager
+def instance(files: dict[str, bytes] = FILES, **options: Any) -> Iterator[list[Server]]:
+    """A server for each rank, which knows the other; the first has a draft and files, too."""
+    servers: list[Server] = []
+
+    def beside(own: int) -> Callable[[], tuple[Sibling, ...]]:
+        others = [rank for rank in range(RANKS) if rank != own]
+        return lambda: tuple(Sibling(part(r), servers[r].endpoint.port) for r in others)
+
+    with ExitStack() as stack:
+        for rank in range(RANKS):
+            given = {"deadlines": FAST, "segment_bytes": 64 * KIB, **options}
+            chosen = ServerOptions(siblings=beside(rank), **given)
+            servers.append(stack.enter_context(listen(options=chosen)))
+            servers[rank].publish(weights(rank), part(rank), {"fact": str(rank)})
+        servers[0].publish(DRAFT, part(0, "draft", 1))
+        if files:
+            offered = FolderFiles(store_of(files), "inner", "public", {})
+            servers[0].offer(offered.publish(chosen))
+        yield [sealed(server) for server in servers]
+
+
+def roots(where: str) -> dict[str, str]:
+    """What a server and those it names say of each model."""
+    told = inside("status", where, "--json").data["models"]
+    return {
+        f"{each['role']} {each['identity'].get('tensor_parallel')}": each["root"] for each in told
+    }
+
+
+def snapshot(server: Server | Endpoint, out: Path, *words: str) -> Ran:
+    where = server.endpoint if isinstance(server, Server) else server
+    return inside("snapshot", str(where), "--out", str(out), *words)
+
+
+@contextmanager
+def served(folder: Path, *words: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """`netloader serve` in a process; where it listens, and what reads what it says next."""
+    process = subprocess.Popen(
+        [*COMMAND, "serve", str(folder), "--json", *words],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        read = process.stdout.readline
+        try:
+            yield json.loads(read())["endpoint"], lambda: json.loads(read())
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def filled(where: str, identity: dict[str, str], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    memory = HostStore(ModuleStore([*like.items()]).manifest)
+    assert fill(memory, where, identity, asking()).ok
+    return memory.tensors()
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_rank_and_role_and_the_files_come_back_from_one_port(tmp_path: Path) -> None:
+    out = tmp_path / "kept"
+    with instance() as servers:
+        before = roots(str(servers[0].endpoint))
+        ran = snapshot(servers[1], out)
+    assert ran.code == 0, ran.err
+    assert "target, tensor_parallel 1 of 2" in ran.out
+    assert (out / "sub" / "tokenizer.json").read_bytes() == b"[1, 2]"
+
+    with served(out) as (where, _):
+        assert roots(where) == before
+        assert len(before) == 4
+        for rank in (1, 0):
+            assert equal(filled(where, part(rank), weights(rank)), weights(rank))
+        assert equal(filled(where, part(0, "draft", 1), DRAFT), DRAFT)
+        environment_ = {"NETLOADER_CACHE": str(tmp_path / "cache")}
+        words = ("run", where, "--dry-run", "--json", "--", "vllm", "serve")
+        started = inside(*words, env=environment_).data
+        again = tmp_path / "again"
+        assert snapshot(Endpoint.parse(where), again).code == 0
+    assert "--served-model-name=public" in started["command"]
+    assert [*started["files"]] == [*FILES]
+    cards = [sorted(folder.glob(f"*/{CARD}")) for folder in (out, again)]
+    assert len(cards[0]) == len(cards[1]) == 3
+
+
+def test_a_byte_that_changed_on_the_disk_never_counts_as_verified(tmp_path: Path) -> None:
+    out = tmp_path / "kept"
+    with instance(files={}) as servers:
+        assert snapshot(servers[0], out).code == 0
+    file = out / "00-target" / "model.safetensors"
+    with file.open("r+b") as data:
+        data.seek(-5, os.SEEK_END)
+        data.write(b"\x55")
+
+    refused = inside("serve", str(out), "--verify")
+    with served(out) as (where, said):
+        memory = HostStore(ModuleStore([*weights(0).items()]).manifest)
+        outcome = fill(memory, where, part(0), asking())
+        events = [said(), said()]
+        assert equal(filled(where, part(1), weights(1)), weights(1))
+    assert refused.code == 5
+    assert "weights were changed after they were published, among: " in refused.err
+    assert not outcome.ok
+    assert outcome.attempts[0].reason.value == "digest_mismatch"
+    assert {event["event"] for event in events} == {"session", "withdrawn"}
+
+
+def damaged(card: dict[str, Any]) -> None:
+    card["segment_digests"][0] = "0" * 32
+
+
+def of_others(card: dict[str, Any]) -> None:
+    card["status"]["segment_bytes"] *= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [(damaged, "is damaged: its digests"), (of_others, "of other segments")]
+)
+def test_a_card_that_does_not_fit_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], says: str
+) -> None:
+    out = tmp_path / "kept"
+    with instance(files={}) as servers:
+        assert snapshot(servers[0], out).code == 0
+    path = out / "00-target" / CARD
+    card = json.loads(path.read_bytes())
+    change(card)
+    path.write_text(json.dumps(card))
+    ran = inside("serve", str(out))
+    assert (ran.code, says in ran.err) == (5, True), ran.err
+
+
+def test_what_cannot_be_copied_whole_is_not_written(tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    with instance({"config.json": b"{}", "model.py": b"code"}) as servers:
+        code = snapshot(servers[0], out)
+        layout = snapshot(servers[0], out, "--layout", "processed")
+        servers[1].close()
+        half = snapshot(servers[0], out)
+    taken = snapshot(closed_port(), tmp_path)
+    assert (code.code, "give --trust" in code.err) == (5, True)
+    assert (layout.code, "has the layout raw, and not processed" in layout.err) == (4, True)
+    assert (half.code, "unreachable" in half.err) == (3, True)
+    assert taken.code == 3
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - hidden ones too
+
+
+def test_a_rank_that_no_source_has_is_named(tmp_path: Path) -> None:
+    with listen(options=ServerOptions(deadlines=FAST)) as server:
+        server.publish(weights(1), part(1))
+        ran = snapshot(sealed(server), tmp_path / "new")
+    assert ran.code == 4
+    assert "no source has tensor_parallel 0 of 2" in ran.err
