@@ -72,6 +72,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/files/test_fetching.py",
         "tests/unit/cli/test_run.py",
     ),
+    "L4 folders of an instance": ("tests/unit/cli/test_snapshot.py",),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/serve/test_usage_record.py",
         "tests/unit/vllm_plugin/serve/test_first_use.py",
@@ -89,7 +90,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, *LATER = LAYERS
-FOLDERS, L5, STARTS, STANDBY = LATER
+FOLDERS, SNAPSHOTS, L5, STARTS, STANDBY = LATER
 
 
 class Mutant(NamedTuple):

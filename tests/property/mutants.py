@@ -26,6 +26,7 @@ from tests.property.proof_mutants import PROOF_MUTANTS
 from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.relay_mutants import RELAY_MUTANTS
 from tests.property.request_mutants import REQUEST_MUTANTS
+from tests.property.snapshot_mutants import SNAPSHOT_MUTANTS
 from tests.property.standby_mutants import STANDBY_MUTANTS
 from tests.property.store_mutants import STORE_MUTANTS
 from tests.property.template import Template
@@ -73,6 +74,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **OPERATING_MUTANTS,
     **FILES_MUTANTS,
     **RELAY_MUTANTS,
+    **SNAPSHOT_MUTANTS,
     **STANDBY_MUTANTS,
     # the tables
     "a terminal state does not absorb": Mutant(
@@ -112,7 +114,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     "a server offers its first model, whatever is asked for": Mutant(
         L2,
         "netloader/fsm/server_session.py",
-        r"return roles\.index\(wanted\) if wanted in roles else 0",
+        r"return next\(iter\(of_part or of_role\), 0\)",
         "return 0",
     ),
     "nobody looks at the weights when a client finds other bytes": Mutant(

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from netloader.cli.answers import CommandError
+from netloader.cli.copying import Copy, Wanted
+from netloader.cli.sources import ask
 from netloader.config import Endpoint
 from netloader.files.folder import FolderFiles, store_of
 from netloader.fsm.terms import Sibling
@@ -21,7 +24,16 @@ from netloader.io.store.cards import CARD
 from netloader.io.store.memory import HostStore
 from netloader.io.store.module import ModuleStore
 from tests.unit.cli.helpers import COMMAND, Ran, environment, inside
-from tests.unit.io.helpers import FAST, KIB, asking, closed_port, sealed
+from tests.unit.io.helpers import (
+    FAST,
+    KIB,
+    asking,
+    closed_port,
+    module_of,
+    random,
+    sealed,
+    serving,
+)
 
 RANKS = 2
 DRAFT = {"d": torch.full((9,), 7.0)}
@@ -138,12 +150,12 @@ def test_a_byte_that_changed_on_the_disk_never_counts_as_verified(tmp_path: Path
     with served(out) as (where, said):
         memory = HostStore(ModuleStore([*weights(0).items()]).manifest)
         outcome = fill(memory, where, part(0), asking())
+        assert not outcome.ok
+        assert outcome.attempts[0].reason.value == "digest_mismatch"
         events = [said(), said()]
         assert equal(filled(where, part(1), weights(1)), weights(1))
     assert refused.code == 5
     assert "weights were changed after they were published, among: " in refused.err
-    assert not outcome.ok
-    assert outcome.attempts[0].reason.value == "digest_mismatch"
     assert {event["event"] for event in events} == {"session", "withdrawn"}
 
 
@@ -193,3 +205,15 @@ def test_a_rank_that_no_source_has_is_named(tmp_path: Path) -> None:
         ran = snapshot(sealed(server), tmp_path / "new")
     assert ran.code == 4
     assert "no source has tensor_parallel 0 of 2" in ran.err
+
+
+def test_weights_that_change_while_they_are_copied_are_not_kept(tmp_path: Path) -> None:
+    module = module_of(w=random(1000, seed=1))
+    with serving(module) as server:
+        told = ask(sealed(server).endpoint, {}, asking())
+        with server.fence(None, "a new checkpoint"):
+            module.get_parameter("w").fill_(2)
+        sealed(server)
+        copying = Copy(Wanted(told, [server.endpoint], tmp_path / "new"))
+        with closing(copying), pytest.raises(CommandError, match="were changed meanwhile: root"):
+            copying.run(asking(), "", "")
