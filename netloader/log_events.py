@@ -92,6 +92,8 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.standby.waiting": _info("All but the weights is ready; a rank waits for them."),
         "netloader.standby.filled": _info("A rank on standby was filled in place."),
         "netloader.standby.failed": _warning("It was not filled, waits on, and why."),
+        "netloader.standby.late": _error("vLLM's reload of it does not end, and what to do."),
+        "netloader.standby.read": _info("A program had a checkpoint read into it."),
         "netloader.loader.ordinary": _info("No source for this rank: ordinary loader."),
         "netloader.fallback.engaged": _warning("The ordinary loader takes over, and why."),
         "netloader.weights.doubted": _warning("A client got other bytes; the weights are checked."),

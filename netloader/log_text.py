@@ -367,6 +367,10 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         ),
         "netloader.standby.filled": _filled,
         "netloader.standby.failed": _telling("Not filled; this rank stays on standby"),
+        "netloader.standby.late": _telling("This rank hangs while it is filled"),
+        "netloader.standby.read": lambda _: (
+            "Filled from a checkpoint by a program; this rank may answer, and is no source"
+        ),
         "netloader.loader.ordinary": _ordinary,
         "netloader.fallback.engaged": _fallback,
         "netloader.weights.doubted": _doubted,

@@ -45,6 +45,7 @@ IN_USE: Final = "netloader_source_in_use"
 OFFERED: Final = "netloader_offered"
 OFFERED_BYTES: Final = "netloader_offered_bytes"
 CACHE_BYTES: Final = "netloader_cache_bytes"
+STANDBY: Final = "netloader_standby"
 LISTENING: Final = "netloader_listening"
 PROBLEMS: Final = "netloader_problems_total"
 
@@ -80,6 +81,7 @@ CATALOGUE: Final = tuple(
         (OFFERED, "gauge", ("role",), "1 while weights are offered; 0 when they were withdrawn."),
         (OFFERED_BYTES, "gauge", ("role",), "Bytes of the weights that were offered last."),
         (CACHE_BYTES, "gauge", ("role",), "Bytes of original weights that are kept to be offered."),
+        (STANDBY, "gauge", (), "1 while a rank on standby waits for its weights, then 0."),
         (LISTENING, "gauge", (), "Ports at which this process serves."),
         (PROBLEMS, "counter", ("event",), "Log records that ask for an operator, by event."),
     )

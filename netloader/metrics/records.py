@@ -30,6 +30,7 @@ PROBLEM_EVENTS: Final = frozenset(
         "netloader.relay.failed",
         "netloader.server.refused",
         "netloader.server.withdrawn",
+        "netloader.standby.late",
         "netloader.weights.doubted",
     )
 )
@@ -230,6 +231,9 @@ BY_EVENT: Final[Mapping[str, Callable[[Fields], Iterable[Update]]]] = {
     "netloader.fallback.engaged": _fell_back,
     "netloader.server.offered": _offered,
     "netloader.server.withdrawn": lambda f: [Update(c.OFFERED, (_role(f),), 0.0, Change.SET)],
+    "netloader.standby.waiting": lambda _: [Update(c.STANDBY, (), 1.0, Change.SET)],
+    "netloader.standby.filled": lambda _: [Update(c.STANDBY, (), 0.0, Change.SET)],
+    "netloader.standby.read": lambda _: [Update(c.STANDBY, (), 0.0, Change.SET)],
     "netloader.listener.insecure": _refused("tls"),
     "netloader.listener.refused": _refused("network"),
     "netloader.listener.started": lambda _: [Update(c.LISTENING)],

@@ -197,11 +197,14 @@ class NetLoader(BaseModelLoader):
 
         Raises:
             NotImplementedError: neither can be done.
+            UnsafeError: an aborted transfer may still write into the model.
         """
         if problem := obstacle(model):
             raise NotImplementedError(f"{problem}; restart this instance instead")
         before = remembered(model)
         before = before and replace(before, plan=looked_up_again(before.plan))
+        if before and before.room:
+            before.room.check()
         outcome = None
         elsewhere = before is not None and before.plan.path != model_config.model
         if before and before.plan.sources and not elsewhere:
@@ -220,8 +223,7 @@ class NetLoader(BaseModelLoader):
             raise NotImplementedError(f"{type(ordinary).__name__} cannot reload weights")
         weights: Iterable[tuple[str, Tensor]] = ordinary.get_all_weights(model_config, model)
         if before and self._settings.standby:
-            filled = partial(remember, model, replace(before, room=None))
-            this_worker().after_reload.add(filled)
+            this_worker().after_reload.add(partial(standby.was_read, model, before, self._logger))
         return weights
 
     # -- from a source ---------------------------------------------------------------------------

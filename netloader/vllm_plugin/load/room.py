@@ -46,12 +46,20 @@ class Room:
         Raises:
             UnsafeError: an aborted transfer may still write into them.
         """
-        if self._unsafe:
-            raise UnsafeError(self._unsafe)
+        self.check()
         found = ((held.name, held.find()) for held in self._held)
         there = {name: tensor for name, tensor in found if tensor is not None}
         every = {**there, **dict(beside(self.manifest, device, there))}
         return [(spec.name, every[spec.name]) for spec in self.manifest.tensors]
+
+    def check(self) -> None:
+        """Refuse to be filled.
+
+        Raises:
+            UnsafeError: an aborted transfer may still write.
+        """
+        if self._unsafe:
+            raise UnsafeError(self._unsafe)
 
     def give_up(self, why: str) -> None:
         """Let nothing be received any more: an aborted transfer may still write."""

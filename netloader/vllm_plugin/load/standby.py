@@ -6,8 +6,10 @@ same road: raw weights are received and verified, in place as far as the kernels
 are, vLLM's reload post-processes them, and then they are offered as after any load.
 """
 
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +23,7 @@ from netloader.fsm.manifest import Progress
 from netloader.io.clock import monotonic
 from netloader.io.outcome import Outcome
 from netloader.io.store.module import Named, WeightsError, manifest_of
-from netloader.log import emit
+from netloader.log import Logger, emit
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import dealt
 from netloader.vllm_plugin.identity.identity import RAW, TARGET
@@ -131,6 +133,13 @@ def fill_ends(
     this_worker().after_reload.add(filled)
 
 
+def was_read(model: nn.Module, before: Reloadable, logger: Logger) -> None:
+    """A program has had a checkpoint read into a model, which thus has weights."""
+    remember(model, replace(before, room=None))
+    if before.room is not None:
+        emit(logger, "netloader.standby.read", {"netloader.rank": before.plan.rank})
+
+
 def offer_received(
     model: nn.Module,
     plan: LoadPlan,
@@ -171,6 +180,7 @@ class StandbyRank(Standing):
         self._plan = plan
         self._receiver = receiver
         self._fills = 0
+        self._packed = [path for path, layer in model.named_modules() if compat.is_packed(layer)]
         emit(receiver.logger, "netloader.standby.waiting", {"netloader.rank": plan.rank})
 
     def status(self) -> Report:
@@ -243,11 +253,31 @@ class StandbyRank(Standing):
     def _write(self, reload: Callable[..., Any], named: list[Named]) -> None:
         if named:
             model, _ = self._held()
-            packed = [path for path, layer in model.named_modules() if compat.is_packed(layer)]
-            reload(weights_iterator=HandOver(model, named, compat.drop_packed))
-            left = [path for path in packed if not compat.is_packed(model.get_submodule(path))]
+            with self._late():
+                reload(weights_iterator=HandOver(model, named, compat.drop_packed))
+            left = [
+                path for path in self._packed if not compat.is_packed(model.get_submodule(path))
+            ]
             if left:
                 raise StandbyError(f"vLLM's reload has not packed {len(left)} layers: {left[0]}")
+
+    @contextmanager
+    def _late(self) -> Iterator[None]:
+        """Tell when what is done inside the block does not end: nothing can interrupt vLLM."""
+        timeout_s = self._receiver.settings.agree_timeout_s
+        why = f"vLLM's reload has not ended within {timeout_s:g} s (AGREE_TIMEOUT_S)"
+        fields = {
+            "netloader.rank": self._plan.rank,
+            "netloader.detail": f"{why}; restart this instance",
+        }
+        told = (self._receiver.logger, "netloader.standby.late", fields)
+        timer = threading.Timer(timeout_s, emit, told)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _held(self) -> tuple[nn.Module, Reloadable]:
         model = self._model()

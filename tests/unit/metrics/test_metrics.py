@@ -200,6 +200,17 @@ def test_what_follows_a_withdrawal_and_a_fallback(registry: CollectorRegistry) -
     assert value(registry, "netloader_problems_total", event=event) == 1
 
 
+@pytest.mark.parametrize("end", ["filled", "read"])
+def test_a_rank_on_standby_is_seen_until_it_has_weights(
+    registry: CollectorRegistry, end: str
+) -> None:
+    told("standby.waiting")
+    told("standby.failed")
+    assert value(registry, "netloader_standby") == 1
+    told(f"standby.{end}")
+    assert value(registry, "netloader_standby") == 0
+
+
 def test_every_event_that_is_counted_is_logged() -> None:
     assert {*BY_EVENT, *BY_SOURCE, *BY_SESSION, *PROBLEM_EVENTS} <= set(EVENTS)
 

@@ -27,7 +27,15 @@ from netloader.vllm_plugin.load.standby import StandbyRank
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.standing import Report, StandbyError
 from tests.support.relay import Fault, Relay
-from tests.unit.io.helpers import closed_port, contents, module_of, places, random, serving
+from tests.unit.io.helpers import (
+    closed_port,
+    contents,
+    eventually,
+    module_of,
+    places,
+    random,
+    serving,
+)
 from tests.unit.vllm_plugin.helpers import (
     Model,
     events,
@@ -62,13 +70,13 @@ class Standby:
         self,
         monkeypatch: pytest.MonkeyPatch,
         ranks: tuple[int, ...] = (0,),
-        size: int = 2000,
-        impatient: Settings | None = None,
+        model: nn.Module | None = None,
+        hasty: Settings | None = None,
     ) -> None:
-        self.model = placeholders(size)
+        self.model = model or placeholders()
         self.plan = plan(ranks=ranks)
         local: Any = SimpleNamespace(checkpoint=SimpleNamespace(built=False))
-        receiver = Receiver(impatient or settings(), LOGGER, False)
+        receiver = Receiver(hasty or settings(), LOGGER, False)
         self.rank = StandbyRank(self.model, local, self.plan, receiver)
         self.at: tuple[Endpoint, ...] = ()
         monkeypatch.setattr(standby, "plan_load", lambda *_: plan(ranks=ranks, sources=self.at))
@@ -127,7 +135,7 @@ def test_a_transfer_that_ends_half_way_leaves_it_on_standby_and_another_source_f
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     extra = {"LISTEN_HOST": "127.0.0.1", "TRANSPORT": "tcp", "STALL_TIMEOUT_S": 1}
-    waiting = Standby(monkeypatch, size=4 << 20, impatient=Settings.parse(extra))
+    waiting = Standby(monkeypatch, model=placeholders(4 << 20), hasty=Settings.parse(extra))
     other, real = weights(4 << 20, seed=3), weights(4 << 20)
     where = places(waiting.model)
     before = contents(waiting.model)
@@ -160,13 +168,24 @@ def test_a_transfer_that_may_still_write_ends_all_filling(
         assert "restart this instance" in waiting.fill()["why"]
 
 
-def test_a_layer_that_is_not_packed_again_is_no_fill(waiting: Standby) -> None:
-    vars(waiting.model)["cpu_linear"] = "the placeholders, packed"
+def test_a_reload_that_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Standby(monkeypatch, hasty=settings(agree_timeout_s=0.05))
+    with source(weights()) as at, capture() as lines:
+        waiting.at = (at,)
+        waiting.fill(lambda **_: eventually(lambda: "netloader.standby.late" in events(lines)))
+    (late,) = [line for line in lines if line["event"] == "netloader.standby.late"]
+    assert "has not ended within 0.05 s (AGREE_TIMEOUT_S); restart" in late["netloader.detail"]
+
+
+def test_a_layer_that_is_not_packed_again_is_no_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = placeholders()
+    vars(model)["cpu_linear"] = "the placeholders, packed"
+    waiting = Standby(monkeypatch, model=model)
     with source(weights()) as at:
         waiting.at = (at,)
-        why = waiting.fill()["why"]
-    assert "has not packed 1 layers" in why
-    assert not waiting.rank.status()["filled"]
+        for _ in range(2):
+            assert "has not packed 1 layers" in waiting.fill()["why"]
+            assert not waiting.rank.status()["filled"]
 
 
 def test_without_a_source_that_delivers_the_reason_is_told(waiting: Standby) -> None:
