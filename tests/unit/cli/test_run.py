@@ -11,6 +11,7 @@ import torch
 
 from netloader.config import Endpoint, Secret
 from netloader.files.folder import FolderFiles, store_of
+from netloader.files.hints import publish_hints
 from netloader.io import Server, listen
 from netloader.io.publishing import ServerOptions
 from tests.unit.cli.helpers import Ran, inside, netloader
@@ -150,3 +151,22 @@ def test_the_command_replaces_netloader_with_its_status(tmp_path: Path) -> None:
     assert told.startswith(f"2 files, 8 B, from {server.endpoint}, verified: {tmp_path}/cache/")
     assert said.startswith("serve {} pid ")
     assert (missing.code, "no-vllm cannot be run: No such file" in missing.err) == (2, True)
+
+
+def test_caches_bring_hints_where_vllm_looks_and_are_asked_for_by_the_instance(
+    tmp_path: Path,
+) -> None:
+    hints = {"modelinfos/vllm-llama.json": b"{}"}
+    environment = {"NETLOADER_CACHE": str(tmp_path), "VLLM_CACHE_ROOT": str(tmp_path / "vllm")}
+    with offering() as server:
+        where = str(server.endpoint)
+        none = inside("run", where, "--caches", "--dry-run", *VLLM, env=environment)
+        assert f"no hints: {where} offers no hints; set CACHES there" in none.out
+        assert not (tmp_path / "vllm").exists()
+        server.offer(publish_hints(hints, "inner", ServerOptions(deadlines=FAST)))
+        ran = inside("run", where, "--caches", "--dry-run", "--json", *VLLM, env=environment)
+    told = [json.loads(line) for line in ran.out.splitlines()]
+    assert (ran.code, none.code) == (0, 0)
+    assert told[0]["files"] == [*hints]
+    assert (tmp_path / "vllm" / "modelinfos" / "vllm-llama.json").read_bytes() == b"{}"
+    assert settings_in(told[1]["command"])["CACHES"] is True

@@ -1,0 +1,161 @@
+"""A rank offers what it knows beside its weights, and takes over what a source knows."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from netloader.config import Endpoint
+from netloader.files.hints import KV_SIZE, KvSize, take_hints
+from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import Manifest, Progress
+from netloader.fsm.messages import Description
+from netloader.io.describe import ask_status
+from netloader.io.options import ClientOptions
+from netloader.log import capture
+from netloader.secure.tokens import TokenFile
+from netloader.vllm_plugin.load.caches import Caches
+from netloader.vllm_plugin.load.loaded import taken
+from netloader.vllm_plugin.load.offer import offer
+from netloader.vllm_plugin.patches import cache_root
+from netloader.vllm_plugin.serve.known import Known
+from netloader.vllm_plugin.serve.kv_cache import KvCache
+from netloader.vllm_plugin.serve.worker import this_worker
+from tests.unit.files.test_placing import files
+from tests.unit.io.helpers import asking, eventually
+from tests.unit.vllm_plugin.helpers import Lines, plan, post_process, settings, where
+
+pytestmark = pytest.mark.usefixtures("worker_process")
+
+MADE = Identity({"role": "caches", "model": "tiny", "vllm": "1"})
+SIZE = KvSize(20 << 30, 70 << 30, {"vllm": "1"})
+INSPECTION = "modelinfos/vllm-llama-Llama.json"
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text("sixteen characters and more")
+    return path
+
+
+def known(folder: Path, **changes: Any) -> Known:
+    """What a rank knows, with the files that it knows it from."""
+    (folder / "compiled" / "ab").mkdir(parents=True)
+    (folder / "compiled" / "ab" / "x.so").write_bytes(b"code")
+    (folder / "info.json").write_bytes(b"{}")
+    plain = Known(
+        "tiny",
+        MADE,
+        {"inductor": folder / "compiled"},
+        {INSPECTION: folder / "info.json"},
+        lambda name: name.startswith("rank_"),
+    )
+    return replace(plain, **changes)
+
+
+def offering(what: Known | None, token: Path, measured: KvSize | None = SIZE) -> nn.Module:
+    """Serve a tiny model of a warm engine; what keeps it alive."""
+    module, options = nn.Linear(4, 4), settings(token=TokenFile(token))
+    loaded = taken(plan(), module, options.keeping_at_load, Progress())
+    post_process(module)
+    this_worker().kv_cache.measured = measured
+    assert offer(module, plan(), loaded, options, what)
+    return module
+
+
+def options(token: Path) -> ClientOptions:
+    return asking(token=TokenFile(token))
+
+
+def offers(role: str, token: Path) -> bool:
+    return isinstance(
+        ask_status(where(), {"role": role}, Manifest(()), options(token)), Description
+    )
+
+
+class Mine(Caches):
+    """A rank that looks for compiled code in one folder."""
+
+    def _known(self, model: nn.Module) -> Known:
+        return Known(
+            self.model, self.fingerprint, {"inductor": cache_root.root() / "own"}, {}, bool
+        )
+
+
+def mine(token: Path, fingerprint: Identity = MADE) -> Mine:
+    nothing: Any = None
+    return Mine("tiny", fingerprint, {"vllm": "1"}, nothing, options(token))
+
+
+def details(lines: Lines, event: str) -> list[str]:
+    return [line["netloader.detail"] for line in lines if line["event"] == event]
+
+
+def test_what_a_warm_rank_knows_is_taken_over(
+    tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "root"))
+    module, kv_cache = offering(known(tmp_path / "theirs"), token), KvCache()
+    assert eventually(lambda: offers("caches", token))
+    with capture() as lines:
+        mine(token).take_hints([where()], kv_cache)
+        mine(token).take_compiled([where()], module)
+    assert kv_cache.hint == SIZE
+    assert kv_cache.conditions == {"vllm": "1"}
+    assert files(tmp_path / "root") == {INSPECTION: b"{}", "own/ab/x.so": b"code"}
+    assert details(lines, "netloader.caches.taken") == [
+        "hints, 1 files that were not here",
+        "compiled code, 1 files that were not here",
+    ]
+
+
+def test_what_was_made_elsewhere_is_named_and_the_load_goes_on(
+    tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "root"))
+    module = offering(known(tmp_path / "theirs"), token)
+    assert eventually(lambda: offers("caches", token))
+    other = Identity({**MADE.hard, "vllm": "2"})
+    with capture() as lines:
+        mine(token, other).take_compiled([where()], module)
+    (why,) = details(lines, "netloader.caches.refused")
+    assert "vllm: mine is '2', theirs is '1'" in why
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_source_that_is_gone_costs_a_line_of_the_log(token: Path) -> None:
+    with capture() as lines:
+        mine(token).take_hints([Endpoint("127.0.0.1", 1)], KvCache())
+        mine(token).take_compiled([Endpoint("127.0.0.1", 1)], nn.Linear(1, 1))
+    assert len(details(lines, "netloader.caches.refused")) == 2
+
+
+def test_without_sources_nothing_is_asked(token: Path) -> None:
+    with capture() as lines:
+        mine(token).take_hints([], KvCache())
+        mine(token).take_compiled([], nn.Linear(1, 1))
+    assert lines == []
+
+
+def test_only_what_there_is_is_offered(tmp_path: Path, token: Path) -> None:
+    nothing = known(tmp_path / "theirs", folders={}, inspections={})
+    module = offering(nothing, token)
+    assert eventually(lambda: offers("hints", token))
+    assert not offers("caches", token)
+    assert [*take_hints([where()], "tiny", options(token))] == [KV_SIZE]
+    del module
+
+
+def test_an_engine_that_knows_nothing_offers_nothing(tmp_path: Path, token: Path) -> None:
+    empty = known(tmp_path / "theirs", inspections={}, folders={"inductor": tmp_path / "missing"})
+    with capture() as lines:
+        module = offering(empty, token, measured=None)
+        assert eventually(lambda: details(lines, "netloader.caches.refused"))
+    assert not offers("hints", token)
+    assert details(lines, "netloader.caches.refused") == [
+        "compiled code is not offered: nothing was compiled that another instance could use"
+    ]
+    del module

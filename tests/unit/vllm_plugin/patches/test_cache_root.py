@@ -1,0 +1,102 @@
+"""What vLLM keeps below its cache root, by names that two hosts have in common."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from vllm.config import CompilationMode, VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+
+from netloader.vllm_plugin.patches import cache_root
+from tests.support import zoo
+
+
+def configured(folder: Path, **changes: Any) -> VllmConfig:
+    """vLLM's configuration for a tiny model in a folder."""
+    zoo.write(folder, zoo.llama_config(), None)
+    options = {"skip_tokenizer_init": True, "max_model_len": 64, "kv_cache_memory_bytes": 1 << 25}
+    return EngineArgs(model=str(folder), **{**options, **changes}).create_engine_config()
+
+
+def test_conditions_do_not_depend_on_where_the_model_lies_and_name_the_part_that_differs(
+    tmp_path: Path,
+) -> None:
+    one = cache_root.conditions(configured(tmp_path / "one"))
+    assert cache_root.conditions(configured(tmp_path / "two")) == one
+    other = cache_root.conditions(configured(tmp_path / "three", max_model_len=32))
+    assert {name for name in one if one[name] != other[name]} == {"vllm.model_config"}
+
+
+def test_the_path_is_restored_in_the_configuration(tmp_path: Path) -> None:
+    config = configured(tmp_path / "one")
+    before = config.compute_hash()
+    cache_root.conditions(config)
+    assert config.model_config.model == str(tmp_path / "one")
+    assert config.compute_hash() == before
+
+
+def test_variables_that_enter_keys_are_conditions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "0")
+    monkeypatch.setenv("VLLM_API_KEY", "a secret")
+    told = cache_root.conditions(configured(tmp_path))["environment"]
+    assert "VLLM_USE_AOT_COMPILE=0" in told.split()
+    assert "secret" not in told
+
+
+def test_what_sizes_a_cache_is_named(tmp_path: Path) -> None:
+    told = cache_root.sizing(configured(tmp_path, max_num_seqs=7, gpu_memory_utilization=0.5))
+    assert (told["max_num_seqs"], told["gpu_memory_utilization"]) == ("7", "0.5")
+    assert int(told["device_bytes"]) > 1 << 30
+
+
+def test_code_that_is_compiled_at_its_first_use_is_kept_for_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "0")
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of all models")
+    config = configured(tmp_path / "model")
+    folder = tmp_path / "root" / "torch_compile_cache" / "netloader" / "fingerprint"
+    assert cache_root.compiled(nn.Linear(1, 1), config, "fingerprint") == {"inductor": folder}
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+
+
+def test_an_engine_that_compiles_nothing_has_no_such_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of all models")
+    eager = configured(tmp_path / "eager", enforce_eager=True)
+    assert cache_root.compiled(nn.Linear(1, 1), eager, "x") == {}
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "0")
+    late = configured(tmp_path / "late")
+    late.compilation_config.mode = CompilationMode.VLLM_COMPILE  # as on a GPU: named afterwards
+    assert cache_root.compiled(nn.Linear(1, 1), late, "x") == {}
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "of all models"
+
+
+def test_folders_of_other_ranks_are_known(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    assert [
+        name
+        for name in ("rank_0_0", "rank_1_0", "rank_0_1", "inductor_cache")
+        if cache_root.of_another_rank(name, config)
+    ] == ["rank_1_0", "rank_0_1"]
+
+
+def test_the_file_of_the_model_s_class_is_found_if_vllm_wrote_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "root"))
+    config = configured(tmp_path / "model")
+    file = (
+        tmp_path / "root" / "modelinfos" / "vllm-model_executor-models-llama-LlamaForCausalLM.json"
+    )
+    file.unlink(missing_ok=True)
+    assert cache_root.inspections(config.model_config) == {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}")
+    assert cache_root.inspections(config.model_config) == {f"modelinfos/{file.name}": file}
