@@ -8,35 +8,32 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Final
 
 from benchmarks.facts import disturbance, facts
+from benchmarks.start.instance import COMPILED, EAGER, Mode
 from benchmarks.start.models import Model, models
 from benchmarks.start.report import FOLDER, Group, Results
 from benchmarks.start.report import write as write_report
 from benchmarks.start.ways import Ways
 from demo.servers import DemoError
 
-EAGER, COMPILED = "eager", "compiled"
-MODES: Final = {EAGER: ("--enforce-eager",), COMPILED: ()}
 
-
-def measure(results: Results, model: Model, mode: str, rounds: int, to: Path) -> None:
+def measure(results: Results, model: Model, mode: Mode, rounds: int, to: Path) -> None:
     """Start one model in every way, `rounds` times in turns."""
-    group = Group(model.name, model.nbytes, mode)
+    group = Group(model.name, model.nbytes, mode.name)
     results.groups.append(group)
     with tempfile.TemporaryDirectory(prefix="start-") as folder:
-        ways = Ways(model, Path(folder), MODES[mode])
-        say(f"{model.name}, {mode}: a source")
+        ways = Ways(model, Path(folder), mode)
+        say(f"{group.title}: a source")
         with ways.source():
             for start in (way for _ in range(rounds) for way in ways):
                 try:
                     for name, went in start():
-                        say(f"{model.name}, {mode}: {name}, {went.seconds:.2f} s")
+                        say(f"{group.title}: {name}, {went.seconds:.2f} s")
                         group.add(name, went)
                 except DemoError as error:
                     group.failed.append(str(error))
-                    say(f"{model.name}, {mode}: {error}")
+                    say(f"{group.title}: {error}")
                 write_report(results, to)
 
 

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +18,12 @@ LOOK_S: Final = 0.02
 START_S: Final = 300.0
 PROMPT: Final = "word1 word2 word3"
 COMMON: Final = (
-    *("--host", "127.0.0.1", "--kv-cache-memory-bytes", str(CACHE_BYTES)),
-    *("--max-model-len", "256", "--max-num-seqs", "8", "--served-model-name", "bench"),
+    *("--host", "127.0.0.1", "--max-model-len", "256", "--max-num-seqs", "8"),
+    *("--served-model-name", "bench", "--gpu-memory-utilization", "0.1"),
 )
+"""The last one bounds the KV cache of an instance that is not told its size."""
+SIZED: Final = ("--kv-cache-memory-bytes", str(CACHE_BYTES))
+VLLM: Final = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 
 
 @dataclass(slots=True)
@@ -29,6 +32,20 @@ class Start:
 
     phases: dict[str, float]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """Whether vLLM compiles, and how."""
+
+    name: str
+    words: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+EAGER: Final = Mode("eager", ("--enforce-eager",))
+COMPILED: Final = Mode("compiled", (), {"VLLM_USE_AOT_COMPILE": "0"})
+"""Without vLLM's AOT cache: this vLLM cannot load it on a CPU, and would compile at each start."""
 
 
 class Machine:
@@ -116,23 +133,13 @@ class Instance:
 
 
 @contextmanager
-def serving(
-    name: str, words: Sequence[str], machine: Machine, environment: Mapping[str, str] | None = None
-) -> Iterator[Instance]:
-    """A `vllm serve` with these words on a machine, from its start to the end of the block."""
+def serving(name: str, command: Sequence[str], machine: Machine, mode: Mode) -> Iterator[Instance]:
+    """A command that starts a server on a machine, from its start to the end of the block."""
     (port,) = free_ports(1)
-    base = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
-    command = [*base, *words, "--port", str(port), *COMMON]
+    words = [*command, "--port", str(port), *COMMON, *mode.words]
     log = machine.folder / f"{name}.log"
-    more = {**machine.environment, **(environment or {})}
-    server = start_server(name, command, port, log, None, more)
+    server = start_server(name, words, port, log, None, {**machine.environment, **mode.environment})
     try:
         yield Instance(server)
     finally:
         stop_server(server)
-
-
-def netloader(extra: Mapping[str, object]) -> tuple[str, ...]:
-    """The words that choose netloader, with its fields."""
-    fields = {"MODEL": "bench", "LISTEN_HOST": "127.0.0.1", **extra}
-    return ("--load-format", "netloader", "--model-loader-extra-config", json.dumps(fields))

@@ -1,10 +1,10 @@
-"""The phases of every start as bars, one panel for each model and mode."""
+"""The phases of every start as bars, and of one start by the processes that run them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.plots import prepare, save
+from benchmarks.plots import new, prepare, save
 from benchmarks.start.instance import Start
 from benchmarks.start.phases import API, TOKEN
 
@@ -24,6 +24,12 @@ COLORS: Final = {
     "write": "#6aa9dc",
     "offer, API": "#cfcfcf",
 }
+LANES: Final = {
+    "API server": ("imports, API server", "inspection", API, TOKEN),
+    "engine core": ("imports, engine core", "KV cache, warm-up"),
+    "worker": ("imports, worker", "build", "weights", "post-processing", "compile"),
+}
+"""Which process does what. All others wait meanwhile."""
 NARROWEST: Final = 0.04
 """Share of the panel that a bar needs to have its seconds written in it."""
 CENTERED: Final = {"ha": "center", "va": "center", "fontsize": 7}
@@ -57,6 +63,28 @@ def draw(rows: Rows, folder: Path) -> Iterator[str]:
     figure.legend(_patches(shown), [*shown], loc="outside upper center", ncols=5, frameon=False)
     save(figure, folder / "phases.svg")
     yield "![Phases of each start](phases.svg)\n"
+
+
+def draw_lanes(start: Start, folder: Path) -> Iterator[str]:
+    """Write the plot of one start by its processes, and yield what shows it."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return
+    prepare(mpl)
+    figure, axes = new(9.0, 2.2)
+    left = 0.0
+    for name, spent in start.phases.items():
+        lane = next(lane for lane, names in LANES.items() if name in names)
+        axes.barh(lane, spent, left=left, color=COLORS[name], height=0.6)
+        if spent > NARROWEST * start.seconds:
+            label = f"{name.removesuffix(f', {lane}')}\n{spent:.1f}"
+            axes.text(left + spent / 2, lane, label, **CENTERED)
+        left += spent
+    axes.set_ylim(2.6, -0.6)
+    axes.set_xlabel("seconds from the start of the process")
+    save(figure, folder / "processes.svg")
+    yield "![Processes of one start](processes.svg)\n"
 
 
 def _panel(axes: Any, title: str, starts: Mapping[str, Start]) -> None:

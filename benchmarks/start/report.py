@@ -8,6 +8,7 @@ from typing import Final
 
 from benchmarks.start import plot
 from benchmarks.start.instance import Start
+from benchmarks.start.ways import COLD, WARM, WEIGHTS
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "benchmarks" / "start"
 MIB: Final = 1 << 20
@@ -18,18 +19,27 @@ Written by `make bench-start` from [results.json](results.json); do not edit. Ev
 `vllm serve` of its own on this machine, from the start of its process until its first token has
 come over HTTP. A source serves beside all of them, on the same cores, and does nothing else.
 
-* *Cold*: the file of the weights is not in the page cache, and HOME, vLLM's cache and the folder
-  of temporary files are empty. *Warm*: the file is in the page cache, and these folders are those
-  of the source, which has left there what vLLM keeps for the next start.
-* *netloader, weights only* has empty folders too, and no file of weights.
-* *Standby* has the folders of the source, and no file of weights. *Filled* begins with the request
-  to fill the instance that waits.
+* *Cold*: the file of the weights is not in the page cache, and the machine is empty: HOME, the
+  roots of all caches and the folder of temporary files. *Warm*: the start after that one, on the
+  same machine, with the file in the page cache.
+* *netloader* has no file of weights and an empty machine. With *sizes and caches* it has no folder
+  of the model either, and is not told the size of its KV cache, as all others are: it is started
+  by `netloader run SOURCE --caches -- vllm serve`.
+* *Standby* has the machine of the warm start, and no file of weights. *Filled* begins with the
+  request to fill the instance that waits.
 
-The size of the KV cache is given to all, so vLLM measures no memory. The phases are what vLLM's
-processes log, in this order: imports of the API server, inspection of the model's class (in a
-process of its own, unless vLLM's cache has the answer), imports of the engine core, imports of the
-worker, the model built, weights received or read, post-processing, compilation, the KV cache and
-warm-up, the rest of the API server, the first token.
+The phases are what vLLM's processes log, in this order: imports of the API server, inspection of
+the model's class (in a process of its own, unless vLLM's cache has the answer), imports of the
+engine core, imports of the worker, the model built, weights received or read, post-processing,
+compilation with the first run, the KV cache and warm-up, the rest of the API server, the first
+token. What is *compiled* runs with `VLLM_USE_AOT_COMPILE=0`: this vLLM cannot load its own AOT
+cache on a CPU, and would compile at every start.
+"""
+LANES: Final = """\
+## Which process does what
+
+The first start by netloader above. While one process imports, the others wait for it.
+[Performance](../../operate/performance.md#what-vllms-order-of-steps-allows) has what could overlap.
 """
 
 
@@ -72,10 +82,12 @@ def write(results: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
     rows = {group.title: group.middle() for group in results.groups if group.starts}
-    drawn = plot.draw(rows, folder)
-    parts = [INTRODUCTION, *_machine(results), *drawn]
+    parts = [INTRODUCTION, *_machine(results), *plot.draw(rows, folder)]
     for group in results.groups:
         parts += _table(group)
+    received = next((starts[WEIGHTS] for starts in rows.values() if WEIGHTS in starts), None)
+    if received is not None:
+        parts += [LANES, *plot.draw_lanes(received, folder)]
     (folder / "index.md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -93,13 +105,17 @@ def _machine(results: Results) -> Iterator[str]:
 def _table(group: Group) -> Iterator[str]:
     yield f"## {group.title}\n"
     chosen = group.middle()
-    cold = next(iter(chosen.values())).seconds if chosen else 1.0
-    lines = ["| start | seconds | x cold start | phases |", "| --- | --- | --- | --- |"]
+    lines = ["| start | seconds | x cold | x warm | phases |", "| --- | --- | --- | --- | --- |"]
     for way, start in chosen.items():
         phases = ", ".join(f"{name} {spent:.2f}" for name, spent in start.phases.items())
         every = [f"{each.seconds:.2f}" for each in group.starts[way]]
         seconds = f"{start.seconds:.2f}" + (f" ({', '.join(every)})" if len(every) > 1 else "")
-        lines.append(f"| {way} | {seconds} | {start.seconds / cold:.2f} | {phases} |")
+        cold, warm = (_times(start, chosen.get(other)) for other in (COLD, WARM))
+        lines.append(f"| {way} | {seconds} | {cold} | {warm} | {phases} |")
     yield "\n".join(lines) + "\n"
     for why in group.failed:
         yield f"Left out: {why.splitlines()[0]}.\n"
+
+
+def _times(start: Start, other: Start | None) -> str:
+    return f"{start.seconds / other.seconds:.2f}" if other else ""

@@ -1,18 +1,22 @@
 """The ways of starting one model, with or without compilation, beside one source."""
 
 import itertools
+import json
+import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from benchmarks.page_cache import cool, warm
-from benchmarks.start.instance import Instance, Machine, Start, netloader, serving
+from benchmarks.start.instance import SIZED, VLLM, Instance, Machine, Mode, Start, serving
 from benchmarks.start.models import Model
 
-COLD, WARM, WEIGHTS, WAITING, FILL = (
+COLD, WARM, WEIGHTS, CACHES, WAITING, FILL = (
     "default loader, cold",
     "default loader, warm",
     "netloader, weights only",
+    "netloader, sizes and caches",
     "standby, until it waits",
     "standby, filled",
 )
@@ -21,70 +25,90 @@ Found = Iterator[tuple[str, Start]]
 
 
 class Ways:
-    """Starts one model in each way.
+    """Starts one model in each way. The warm ones follow a cold one, on its machine."""
 
-    The first start is that of the source, on a machine that was empty: what it has left there is
-    what the warm ways find.
-    """
-
-    def __init__(self, model: Model, folder: Path, mode: tuple[str, ...]) -> None:
+    def __init__(self, model: Model, folder: Path, mode: Mode) -> None:
         self._model = model
         self._folder = folder
         self._mode = mode
         self._numbers = itertools.count()
-        self._warm = self._machine()
+        self._used = self._machine()
         self._prefix = str(folder / "source-")
-
-    def source(self) -> AbstractContextManager[None]:
-        """A server that serves inside the block."""
-        return self._source()
+        self._token = folder / "token"
+        self._token.write_text(secrets.token_hex(16))
+        self._token.chmod(0o600)
 
     def __iter__(self) -> Iterator[Callable[[], Found]]:
         """Each way, once; some make more than one row of the table."""
         yield self._cold
         yield self._own
         yield self._received
+        yield self._with_caches
         yield self._standby
 
     @contextmanager
-    def _source(self) -> Iterator[None]:
-        words = netloader({"OUTPUT_PREFIX": self._prefix})
-        with self._serving(self._model.full, words, self._warm) as instance:
+    def source(self) -> Iterator[None]:
+        """A server that serves inside the block."""
+        words = self._words({"OUTPUT_PREFIX": self._prefix, "CACHES": True})
+        with self._vllm(self._model.full, words, self._machine()) as instance:
             instance.wait(instance.healthy)
             yield
 
     def _cold(self) -> Found:
         self._files(cool)
-        yield COLD, self._started(self._model.full, (), self._machine())
+        self._used = self._machine()
+        yield COLD, self._started(self._vllm(self._model.full, (), self._used))
 
     def _own(self) -> Found:
         self._files(warm)
-        yield WARM, self._started(self._model.full, (), self._warm)
+        yield WARM, self._started(self._vllm(self._model.full, (), self._used))
 
     def _received(self) -> Found:
-        words = self._words({"FALLBACK": "never"})
-        yield WEIGHTS, self._started(self._model.bare, words, self._machine())
+        words = self._words({"SOURCE": self._sources(), "FALLBACK": "never"})
+        yield WEIGHTS, self._started(self._vllm(self._model.bare, words, self._machine()))
+
+    def _with_caches(self) -> Found:
+        """On a machine without a folder of the model, and without the size of the KV cache."""
+        run = (sys.executable, "-m", "netloader", "run", self._source())
+        trusted = ("--caches", "--token-file", str(self._token), "--")
+        extra = json.dumps({"LISTEN_HOST": "127.0.0.1", "FALLBACK": "never"})
+        words = ("serve", "--model-loader-extra-config", extra)
+        command = (*run, *trusted, *VLLM, *words)
+        yield CACHES, self._started(self._serving(command, self._machine()))
 
     def _standby(self) -> Found:
-        words = self._words({"STANDBY": True})
-        with self._serving(self._model.bare, words, self._warm) as instance:
+        words = self._words({"SOURCE": self._sources(), "STANDBY": True})
+        with self._vllm(self._model.bare, words, self._used) as instance:
             instance.wait(instance.waits)
             yield WAITING, instance.waiting()
             yield FILL, instance.filled()
 
-    def _started(self, model: Path, words: tuple[str, ...], machine: Machine) -> Start:
-        with self._serving(model, words, machine) as instance:
+    def _started(self, server: AbstractContextManager[Instance]) -> Start:
+        with server as instance:
             instance.wait(instance.healthy)
             return instance.started()
 
-    def _serving(
+    def _vllm(
         self, model: Path, words: tuple[str, ...], machine: Machine
     ) -> AbstractContextManager[Instance]:
-        return serving(f"start-{next(self._numbers)}", (str(model), *self._mode, *words), machine)
+        return self._serving((*VLLM, "serve", str(model), *SIZED, *words), machine)
+
+    def _serving(
+        self, command: tuple[str, ...], machine: Machine
+    ) -> AbstractContextManager[Instance]:
+        return serving(f"start-{next(self._numbers)}", command, machine, self._mode)
+
+    def _source(self) -> str:
+        return Path(f"{self._prefix}0.txt").read_text().strip()
+
+    def _sources(self) -> list[object]:
+        return [{"device_id": 0, "sources": [self._source()]}]
 
     def _words(self, extra: Mapping[str, object]) -> tuple[str, ...]:
-        place = Path(f"{self._prefix}0.txt").read_text().strip()
-        return netloader({"SOURCE": [{"device_id": 0, "sources": [place]}], **extra})
+        """The words that choose netloader, with its fields."""
+        common = {"MODEL": "bench", "LISTEN_HOST": "127.0.0.1", "AUTH_TOKEN_FILE": str(self._token)}
+        fields = json.dumps({**common, **extra})
+        return ("--load-format", "netloader", "--model-loader-extra-config", fields)
 
     def _machine(self) -> Machine:
         return Machine(self._folder / f"m{next(self._numbers)}")
