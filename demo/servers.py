@@ -67,12 +67,18 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def post(self, path: str, body: Mapping[str, object], timeout_s: float = 120.0) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, object],
+        headers: Mapping[str, str] = MappingProxyType({}),
+        timeout_s: float = 120.0,
+    ) -> Any:
         """Send `body` as JSON and return the JSON answer."""
         request = urllib.request.Request(
             self.url + path,
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **headers},
         )
         try:
             with DIRECT.open(request, timeout=timeout_s) as answer:

@@ -111,10 +111,10 @@ class Instance:
         self._phases.end(TOKEN)
         return Start(self._phases.seconds(), self._now())
 
-    def filled(self) -> Start:
+    def filled(self, token: str) -> Start:
         """Fill it, and have its first token: how long that took, by phases."""
         began = time.monotonic()
-        told = self._server.post("/netloader/fill", {})
+        told = self._server.post("/netloader/fill", {}, {"Authorization": f"Bearer {token}"})
         answered = time.monotonic() - began
         (rank,) = told["ranks"]
         phases = {"receive": float(rank["receive_s"]), "write": float(rank["write_s"])}

@@ -18,13 +18,16 @@ MARKS: Final = (
     ("KV cache, warm-up", "init engine (profile"),
 )
 """Phases in their order, and what is logged at the end of each."""
+OPTIONAL: Final = ("weights", "compile")
+"""Phases that not every start has. A mark of a phase after the next other one does not count yet:
+netloader takes more over a session than weights."""
 API: Final = "API"
 TOKEN: Final = "first token"
 NAMES: Final = (*dict.fromkeys(name for name, _ in MARKS), API, TOKEN)
 
 
 class Phases:
-    """When the phases of one start ended, as far as its log goes. A mark counts after the others.
+    """When the phases of one start ended, as far as its log goes.
 
     `began` is when its process was started, of the monotonic clock.
     """
@@ -61,8 +64,10 @@ class Phases:
         return dict(self._spent())
 
     def _next(self) -> tuple[int, int] | None:
-        """The first mark that has come: its index, and its place in the log."""
-        places = [(self._text.find(mark, self._at), i) for i, (_, mark) in enumerate(self._left)]
+        """The first mark that has come and is due: its index, and its place in the log."""
+        due = next((i for i, (name, _) in enumerate(self._left) if name not in OPTIONAL), -1)
+        marks = enumerate(mark for _, mark in self._left[: due + 1])
+        places = [(self._text.find(mark, self._at), index) for index, mark in marks]
         found = min((each for each in places if each[0] >= 0), default=None)
         return None if found is None else (found[1], found[0])
 

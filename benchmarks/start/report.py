@@ -24,7 +24,7 @@ come over HTTP. A source serves beside all of them, on the same cores, and does 
   same machine, with the file in the page cache.
 * *netloader* has no file of weights and an empty machine. With *sizes and caches* it has no folder
   of the model either, and is not told the size of its KV cache, as all others are: it is started
-  by `netloader run SOURCE --caches -- vllm serve`.
+  by `netloader run SOURCE --caches -- vllm serve`, which is part of its first phase.
 * *Standby* has the machine of the warm start, and no file of weights. *Filled* begins with the
   request to fill the instance that waits.
 

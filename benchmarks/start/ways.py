@@ -81,7 +81,7 @@ class Ways:
         with self._vllm(self._model.bare, words, self._used) as instance:
             instance.wait(instance.waits)
             yield WAITING, instance.waiting()
-            yield FILL, instance.filled()
+            yield FILL, instance.filled(self._token.read_text())
 
     def _started(self, server: AbstractContextManager[Instance]) -> Start:
         with server as instance:

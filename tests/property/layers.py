@@ -87,6 +87,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L5 standby": (
         "tests/unit/vllm_plugin/load/test_standby.py",
         "tests/unit/vllm_plugin/front/test_gate.py",
+        "tests/unit/vllm_plugin/patches/test_on_demand.py",
     ),
 }
 L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, *LATER = LAYERS

@@ -6,6 +6,7 @@ from tests.property.layers import STANDBY, Mutant
 
 GATE: Final = "netloader/vllm_plugin/front/gate.py"
 INSTANCE: Final = "netloader/vllm_plugin/front/instance.py"
+ON_DEMAND: Final = "netloader/vllm_plugin/patches/on_demand.py"
 RANK: Final = "netloader/vllm_plugin/load/standby.py"
 
 STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
@@ -14,6 +15,9 @@ STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "an instance on standby takes a program's request before it is filled": Mutant(
         STANDBY, INSTANCE, r"        if not self\.filled:\n            self\.refuse\(\)\n", ""
+    ),
+    "nothing is put before the API of an instance on standby": Mutant(
+        STANDBY, ON_DEMAND, r"            guard\(config\)\n", "            pass\n"
     ),
     "one rank's failure to be filled is reported as success": Mutant(
         STANDBY, INSTANCE, r"all\(each\[\"filled\"\]", 'any(each["filled"]'

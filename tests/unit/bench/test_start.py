@@ -12,7 +12,8 @@ from benchmarks.start.ways import COLD, FILL, WARM, WEIGHTS
 LOG = (
     "INFO non-default args: {}\nINFO Resolved architecture: LlamaForCausalLM\n",
     "INFO Initializing a V1 LLM engine (v0.32.0)\n",
-    "INFO Starting to load model /models/a...\nINFO Initializing model took 0.2 seconds\n",
+    "INFO Starting to load model /models/a...\nINFO Took 3 hints. [netloader.session.closed]\n",
+    "INFO Initializing model took 0.2 seconds\n",
     "INFO Loaded 269 MB [netloader.session.closed]\nINFO Using LBHNC KV cache layout.\n",
     "INFO init engine (profile, create kv cache, warmup model) took 0.09 s\n",
 )
@@ -44,7 +45,7 @@ def test_phases_end_when_the_log_says_so_and_add_up_to_the_whole(tmp_path: Path)
 
 def test_a_phase_that_a_start_does_not_have_is_left_out(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text("".join(LOG[:3]) + "INFO Using LBHNC KV cache layout.\n")
+    log.write_text("".join(LOG[:4]) + "INFO Using LBHNC KV cache layout.\n")
     phases = Phases(log, time.monotonic())
     phases.look()
     assert "weights" not in phases.seconds()
