@@ -35,7 +35,6 @@ def place(contents: Mapping[str, bytes], root: Path) -> tuple[str, ...]:
         home = root.resolve(strict=True)
         for folder in {PurePosixPath(name).parent for name in contents}:
             _check(home, folder)
-        _sweep(home)
         with _hidden(home) as hidden:
             for number, name in enumerate(contents):
                 _write(hidden / str(number), contents[name])
@@ -58,13 +57,26 @@ def _check(home: Path, folder: PurePosixPath) -> None:
 def _hidden(home: Path) -> Iterator[Path]:
     """A folder for this process, which is gone afterwards; a lock says that it is in use."""
     hidden = home / f"{HIDDEN}{secrets.token_hex(8)}"
-    hidden.mkdir(mode=0o700)
-    handle = os.open(hidden, FOLDER)
-    try:
+    with _locked(home):  # else another process could sweep it away before it has its lock
+        _sweep(home)
+        hidden.mkdir(mode=0o700)
+        handle = os.open(hidden, FOLDER)
         fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
         yield hidden
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+        os.close(handle)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Be the only one inside the block, as long as the others use it, too."""
+    handle = os.open(folder, FOLDER)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
         os.close(handle)
 
 

@@ -72,6 +72,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/files/test_fetching.py",
         "tests/unit/cli/test_run.py",
     ),
+    "L4 caches": ("tests/unit/files/test_caches.py", "tests/unit/files/test_placing.py"),
     "L4 folders of an instance": ("tests/unit/cli/test_snapshot.py",),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/serve/test_usage_record.py",
@@ -79,6 +80,11 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/serve/test_served_model.py",
         "tests/unit/vllm_plugin/serve/test_change_monitor.py",
         "tests/unit/vllm_plugin/serve/test_worker.py",
+    ),
+    "L5 what a start computes": (
+        "tests/unit/vllm_plugin/serve/test_kv_cache.py",
+        "tests/unit/vllm_plugin/patches/test_cache_root.py",
+        "tests/unit/vllm_plugin/load/test_caches.py",
     ),
     "L5 instances that start together": (
         "tests/unit/vllm_plugin/config/test_checks.py",
@@ -91,7 +97,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, *LATER = LAYERS
-FOLDERS, SNAPSHOTS, L5, STARTS, STANDBY = LATER
+FOLDERS, CACHES, SNAPSHOTS, L5, COMPUTED, STARTS, STANDBY = LATER
 
 
 class Mutant(NamedTuple):

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from tests.property.caches_mutants import CACHES_MUTANTS
 from tests.property.digest_mutants import DIGEST_MUTANTS
 from tests.property.fetch_mutants import FETCH_MUTANTS
 from tests.property.files_mutants import FILES_MUTANTS
@@ -73,6 +74,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **PUBLISHED_MUTANTS,
     **OPERATING_MUTANTS,
     **FILES_MUTANTS,
+    **CACHES_MUTANTS,
     **RELAY_MUTANTS,
     **SNAPSHOT_MUTANTS,
     **STANDBY_MUTANTS,

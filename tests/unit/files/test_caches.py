@@ -106,6 +106,7 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
         ("cpu_flags", OTHER_FLAGS, "cpu_flags: mine is 'fpu', theirs is 'amx_tile'"),
         ("vllm.cache_config", "0123", "vllm.cache_config: mine is '(absent)', theirs is '0123'"),
     ],
+    ids=lambda value: str(value).partition(" ")[0],
 )
 def test_what_was_made_elsewhere_is_refused_with_both_values(
     tmp_path: Path, name: str, theirs: str, words: str

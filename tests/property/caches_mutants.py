@@ -1,0 +1,56 @@
+"""Seeded bugs of caches: who is believed, under which conditions, and where files go."""
+
+from typing import Final
+
+from tests.property.layers import CACHES, COMPUTED, Mutant
+
+CODE: Final = "netloader/files/caches.py"
+HINTS: Final = "netloader/files/hints.py"
+PLACING: Final = "netloader/files/placing.py"
+KV_CACHE: Final = "netloader/vllm_plugin/serve/kv_cache.py"
+ROOT: Final = "netloader/vllm_plugin/patches/cache_root.py"
+
+CACHES_MUTANTS: Final[dict[str, Mutant]] = {
+    "compiled code is taken from whom nothing proves": Mutant(
+        CACHES, CODE, r"if options\.token is None and options\.tls is None:", "if False:"
+    ),
+    "compiled code of another vLLM is taken": Mutant(
+        CACHES, CODE, r", partial\(check, fingerprint\)", ""
+    ),
+    "compiled code of other ranks is offered": Mutant(CACHES, CODE, r" and not skip\(n\)", ""),
+    "links among compiled code are offered": Mutant(
+        CACHES, CODE, r"stat\.S_ISREG\(path\.lstat\(\)\.st_mode\)", "path.exists()"
+    ),
+    "hints of another model are taken": Mutant(CACHES, HINTS, r", partial\(check, mine\)", ""),
+    "a hint is any text": Mutant(
+        CACHES, HINTS, r"        _object\(name, content\)", "        pass"
+    ),
+    "a cache that is there is overwritten": Mutant(
+        CACHES,
+        PLACING,
+        r"os\.link\(written, last, dst_dir_fd=at, follow_symlinks=False\)",
+        "os.replace(written, last, dst_dir_fd=at)",
+    ),
+    "caches are put where a link leads": Mutant(CACHES, PLACING, r"at\.is_symlink\(\) or ", ""),
+    "what a killed process left of caches stays": Mutant(
+        CACHES, PLACING, r"shutil\.rmtree\(left, ignore_errors=True\)", "pass"
+    ),
+    "caches that another process writes are swept away": Mutant(
+        CACHES, PLACING, r"fcntl\.flock\(handle, fcntl\.LOCK_EX \| fcntl\.LOCK_NB\)", "pass"
+    ),
+    "a KV cache has no margin": Mutant(
+        COMPUTED, KV_CACHE, r"int\(hint\.nbytes \* \(1 - MARGIN\)\)", "hint.nbytes"
+    ),
+    "the size of a KV cache is taken under other conditions": Mutant(
+        COMPUTED, KV_CACHE, r"if found := Identity\(.*\):", "if found := ():"
+    ),
+    "the size of a KV cache is taken where less memory is free": Mutant(
+        COMPUTED, KV_CACHE, r"if self\._free < .*:", "if False:"
+    ),
+    "the size of a KV cache that an operator gave is replaced": Mutant(
+        COMPUTED, KV_CACHE, r"if hint is None or .*:", "if hint is None:"
+    ),
+    "where a model lies is a condition of its caches": Mutant(
+        COMPUTED, ROOT, r'vars\(part\)\["model"\] = ""', "pass"
+    ),
+}
