@@ -1,12 +1,14 @@
 """Ask sources what they serve, before a model is built. Takes none of a server's places."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
-from netloader.config import Endpoint
+from netloader.config import Deadlines, Endpoint
 from netloader.fsm.identity import PARTITION, Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Purpose
+from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.fsm.terms import FetchSpec
 from netloader.io.conversation import Conversation, converse, verdict_of
@@ -17,14 +19,20 @@ from netloader.io.outcome import Attempt, attempt_of
 from netloader.io.stopping import Stop
 from netloader.io.worker import IdleWorker
 
+HASTY_S: Final = 1.5
+"""How long a source may take to accept a connection while another is left to ask: a millisecond
+within a data centre, a second more when a SYN is lost. It is asked again, with its whole deadline,
+if no other describes itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Described:
     """What sources said before a model is built.
 
     `sources` is the order in which to try them: the one that described itself, those not asked
-    yet, those that did not answer well. `silent` are the attempts with those that let a deadline
-    pass; give them to `fill` in `ClientOptions.silent`, so that none costs a second one.
+    yet, those that did not answer well, those that did not accept within HASTY_S. `silent` are the
+    attempts with those that let a whole deadline pass; give them to `fill` in
+    `ClientOptions.silent`, so that none costs a second one.
     `untried` are those not asked yet.
 
     `other_parts` are the attempts with those that have another part of the model, which are not
@@ -49,21 +57,27 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
     spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.first_token)
     silent: list[Attempt] = []
     others: list[Attempt] = []
-    left, tried = [*sources], list[Endpoint]()
-    while left:
-        endpoint = left.pop(0)
+    left, tried, slow = [*sources], list[Endpoint](), list[Endpoint]()
+    hasty = replace(options, deadlines=_hasty(options.deadlines))
+    while left or slow:
+        again = not left
+        endpoint = slow.pop(0) if again else left.pop(0)
+        hurried = not again and bool(left)
         fields = {
-            "netloader.source.attempt": len(tried) + len(others) + 1,
+            "netloader.source.attempt": len(tried) + len(others) + len(slow) + 1,
             "netloader.purpose": "describe",
         }
-        said = _ask(endpoint, spec, options, stop, fields)
+        said = _ask(endpoint, spec, hasty if hurried else options, stop, fields)
         if isinstance(said, Description):
-            order = (endpoint, *left, *tried)
+            order = (endpoint, *left, *tried, *slow)
             return Described(said, order, tuple(silent), tuple(left), tuple(others))
         if stop.request() is not None:  # which does not show that the source is silent
             break
         if said.differences and all(d.field in PARTITION for d in said.differences):
             others.append(said)
+            continue
+        if hurried and said.silent and said.reason is Reason.UNREACHABLE:
+            slow.append(endpoint)
             continue
         tried.append(endpoint)
         silent += [said] if said.silent else []
@@ -72,6 +86,10 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
     gone = {attempt.source for attempt in others}
     order = tuple(source for source in sources if source not in gone)
     return Described(None, order, tuple(silent), (), tuple(others))
+
+
+def _hasty(deadlines: Deadlines) -> Deadlines:
+    return replace(deadlines, connect_s=min(deadlines.connect_s, HASTY_S))
 
 
 def ask_status(

@@ -1,14 +1,20 @@
 """Asking sources about themselves before a model is built."""
 
+from dataclasses import replace
+
+import pytest
+
 from netloader.config import Secret
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description
 from netloader.fsm.reasons import Reason
-from netloader.io.describe import Described, ask_status, describe
+from netloader.io.clock import monotonic
+from netloader.io.describe import HASTY_S, Described, ask_status, describe
 from netloader.io.outcome import Attempt
 from netloader.io.store.module import ModuleStore
-from tests.unit.io.helpers import IDENTITY, Peer, asking, closed_port, sealed, serving, zoo
+from tests.support.sockets import blackhole
+from tests.unit.io.helpers import FAST, IDENTITY, Peer, asking, closed_port, sealed, serving, zoo
 
 FACTS = {"tie_word_embeddings": "true"}
 ANY = Identity({})
@@ -54,6 +60,23 @@ def test_a_description_needs_the_token() -> None:
 
     assert found is not None
     assert found.facts == FACTS
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_source_that_does_not_accept_soon_is_asked_again_when_no_other_answers(
+    answers: bool,
+) -> None:
+    patient = replace(FAST, connect_s=4.0)
+    with blackhole("127.0.0.1") as dead, serving(zoo(1), facts=FACTS) as server:
+        other = server.endpoint if answers else closed_port()
+        begun = monotonic()
+        found = describe([dead, other], ANY, asking(deadlines=patient))
+        took = monotonic() - begun
+
+    whole = 0.0 if answers else patient.connect_s
+    assert HASTY_S + whole <= took < HASTY_S + whole + 1.5
+    assert found.sources == ((other, dead) if answers else (dead, other))
+    assert [attempt.source for attempt in found.silent] == ([] if answers else [dead])
 
 
 NOTHING = Manifest(())
