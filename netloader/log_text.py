@@ -266,13 +266,15 @@ def _moved(fields: Fields) -> str:
     moved = size(_number(fields, "netloader.transfer.bytes"))
     took = duration(_number(fields, "netloader.transfer.duration_s"))
     fast = rate(_number(fields, "netloader.transfer.throughput_bytes_per_s"))
-    client = _text(fields, "netloader.side") == "client"
-    did, way = ("Loaded", "from") if client else ("Sent", "to")
+    did, way = ("Loaded", "from") if fields.get("netloader.side") == "client" else ("Sent", "to")
+    of = f" of {fields['netloader.contents']}" if "netloader.contents" in fields else ""
     algorithm = _text(fields, "netloader.digest_algorithm", "")
     by = f" with {algorithm}" if algorithm else ""
     attempt = _number(fields, "netloader.source.attempt")
     which = f" (attempt {attempt:.0f})" if attempt > 1 else ""
-    return f"{did} {moved} {way} {_place(fields, 'peer')}{which} in {took} ({fast}), verified{by}"
+    return (
+        f"{did} {moved}{of} {way} {_place(fields, 'peer')}{which} in {took} ({fast}), verified{by}"
+    )
 
 
 def _violation(fields: Fields) -> str:

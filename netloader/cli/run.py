@@ -168,7 +168,8 @@ def _hints(wanted: Wanted, fetched: Fetched) -> Answer:
         line = f"no hints: {error}; nothing was written"
         return Answer({"event": "no_hints", "reason": str(error)}, (plain(line, MOST_LINE),))
     data = {"event": "hints", "files": [*placed], "root": str(root)}
-    return Answer(data, (Text(f"hints from {fetched.source}, {len(placed)} new files: {root}"),))
+    count = f"{len(placed)} new file{'s' * (len(placed) != 1)}"
+    return Answer(data, (Text(f"hints from {fetched.source}, {count}: {root}"),))
 
 
 def _answer(fetched: Fetched, command: Sequence[str]) -> Answer:

@@ -114,7 +114,8 @@ def receive(
     check(told)
     store = HostStore(manifest)
     others = (source for source in sources if source != first)
-    chosen = replace(options, layouts=("raw",), transports=OVER, timeout_s=None)
+    logger = options.logger.bind(**{"netloader.contents": role.value})
+    chosen = replace(options, layouts=("raw",), transports=OVER, timeout_s=None, logger=logger)
     outcome = fill(store, [first, *others], told.identity, chosen)
     if not outcome.ok:
         raise _failed(outcome)

@@ -8,15 +8,27 @@ import pytest
 import torch
 
 from demo.servers import start_server, stop_server, vllm_command, wait_until_healthy
+from netloader.config import Endpoint
+from netloader.fsm.manifest import Manifest
+from netloader.fsm.messages import Description
+from netloader.io.describe import ask_status
+from netloader.io.options import ClientOptions
 from netloader.vllm_plugin.inspect.parity.run import PROMPTS
 from tests.e2e.engines import ForkServer
 from tests.e2e.source_logs import serving
 from tests.support import zoo
 from tests.support.ports import free_port
+from tests.unit.io.helpers import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 UP_S = 400.0
+
+
+def offers_hints(source: str) -> bool:
+    """Whether a source has warmed up, and offers what it knows."""
+    said = ask_status(Endpoint.parse(source), {"role": "hints"}, Manifest(()), ClientOptions())
+    return isinstance(said, Description)
 
 
 def test_an_instance_without_home_cache_and_folder_answers_as_its_source(
@@ -35,14 +47,17 @@ def test_an_instance_without_home_cache_and_folder_answers_as_its_source(
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
     }
     log = tmp_path / "client.log"
-    with serving(fork_server, full, tmp_path) as (source, at):
+    theirs = {"VLLM_CACHE_ROOT": str(tmp_path / "theirs")}
+    knowing = {"CACHES": True}
+    with serving(fork_server, full, tmp_path, extra=knowing, environment=theirs) as (source, at):
+        assert eventually(lambda: offers_hints(at[0]), 60)
         port = free_port()
         words = vllm_command(full, port, "netloader", {"LISTEN_HOST": "127.0.0.1"})
         words.remove(str(full))
         words[words.index("--max-model-len") + 1] = "128"
         served = words.index("--served-model-name")
         del words[served : served + 2]
-        command = [sys.executable, "-m", "netloader", "run", at[0], "--", *words]
+        command = [sys.executable, "-m", "netloader", "run", at[0], "--caches", "--", *words]
         command += ["--skip-tokenizer-init"]
         client = start_server("client", command, port, log, None, empty)
         try:
@@ -71,5 +86,6 @@ def test_an_instance_without_home_cache_and_folder_answers_as_its_source(
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["config.json", "generation_config.json"], "no weights, and no code"
     assert f", from {at[0]}, verified: {folder}" in said
+    assert f"hints from {at[0]}, 1 new file: {cache / 'vllm'}" in said, "vLLM finds them"
     assert "netloader.session.closed" in said
     assert "netloader.source.answers_differ" not in said
