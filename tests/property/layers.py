@@ -59,6 +59,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/discovery/test_registries.py",
         "tests/unit/discovery/test_kubernetes.py",
         "tests/unit/discovery/test_ray.py",
+        "tests/unit/io/test_describe.py",
         "tests/unit/io/test_tls.py",
         "tests/unit/io/test_tokens.py",
         "tests/unit/io/test_strangers_flood.py",

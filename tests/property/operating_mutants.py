@@ -15,6 +15,7 @@ DIRECTORY: Final = "netloader/discovery/ray_directory.py"
 TLS: Final = "netloader/secure/tls.py"
 FILES: Final = "netloader/secure/files.py"
 SECURING: Final = "netloader/io/securing.py"
+DESCRIBE: Final = "netloader/io/describe.py"
 FAILED: Final = "netloader/io/failed_sources.py"
 NOTES: Final = "netloader/io/host_notes.py"
 RECEPTION: Final = "netloader/io/reception.py"
@@ -102,6 +103,12 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
     # what ranks of a host know
     "a source that failed is asked first again": Mutant(
         OPERATING, FAILED, r"\(s in failed\) \+ \(s\.host in hosts\)", "0"
+    ),
+    "a source that swallows packets holds the others up": Mutant(
+        OPERATING, DESCRIBE, r"hasty if hurried else options", "options"
+    ),
+    "a source that was put off is not asked again": Mutant(
+        OPERATING, DESCRIBE, r"while left or slow:", "while left:"
     ),
     "a source that failed is avoided for ever": Mutant(
         OPERATING, FAILED, r" < AVOIDED_S:", " < 1e9:"
