@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.e2e.commands import folder_served, netloader
 from tests.e2e.engines import START_S, ForkServer
 from tests.e2e.source_logs import (
     INSIDE,
@@ -92,7 +93,7 @@ def two_free_ports() -> int:
             return port
 
 
-def test_one_port_is_the_source_of_both_ranks(
+def test_one_port_is_the_source_of_both_ranks_also_that_of_a_snapshot(
     fork_server: ForkServer, llama: Model, tmp_path: Path
 ) -> None:
     port = two_free_ports()
@@ -104,6 +105,14 @@ def test_one_port_is_the_source_of_both_ranks(
             assert received(client, "netloader.rank=0") == received(client, "netloader.rank=1") == 1
             assert inventory(client) == inventory(server)
             assert client.generate() == server.generate()
+        expected, held = server.generate(), inventory(server)
+        netloader("snapshot", f"127.0.0.1:{port + 1}", "--out", str(tmp_path / "kept"))
+    with folder_served(tmp_path / "kept") as where:  # nothing else runs
+        one = {"SOURCE": where, **ONLY_SOURCES}
+        with fork_server.engine(llama.bare, one, ranks=2) as client:
+            assert received(client, "netloader.rank=0") == received(client, "netloader.rank=1") == 1
+            assert inventory(client) == held
+            assert client.generate() == expected
 
 
 @pytest.mark.skipif(
