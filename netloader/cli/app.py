@@ -140,6 +140,10 @@ def serve(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all and compare it before it is offered.")
     ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT", help="Where the checkpoint of a snapshot is now."),
+    ] = None,
     access: Access,
     form: Form,
 ) -> Answer:
@@ -164,7 +168,9 @@ def serve(
     from netloader.cli import serve as served
 
     pairs = tuple(identity or ())
-    wanted = served.Wanted(folder, host, port, pairs, max_clients, publish, verify, access)
+    wanted = served.Wanted(
+        folder, host, port, pairs, max_clients, publish, verify, checkpoint, access
+    )
     return served.run(wanted, form)
 
 
@@ -216,6 +222,10 @@ def snapshot(
     trust: Annotated[
         bool, typer.Option("--trust", help="Take code of the model too (*.py).")
     ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT", help="A checkpoint here whose bytes are not written again."),
+    ] = None,
     link: Link,
 ) -> Answer:
     """Copy all of a running instance into a folder: every rank and role, and the model's files.
@@ -229,10 +239,12 @@ def snapshot(
         netloader snapshot 10.0.0.1:19374 --out /nvme/llama.snapshot
 
         netloader snapshot 10.0.0.1:19374 10.0.0.2:19374 --out ./llama --layout processed
+
+        netloader snapshot 10.0.0.1:19374 --out ./llama --checkpoint /models/llama
     """
     from netloader.cli import snapshot as taken
 
-    return taken.run(taken.Asked(source, out, layout, trust), link.client)
+    return taken.run(taken.Asked(source, out, layout, trust, checkpoint), link.client)
 
 
 @app.command()

@@ -1,7 +1,6 @@
 """The digests of a folder's weights: those of its card, or computed now."""
 
 from collections.abc import Callable
-from threading import Event
 
 from netloader.cli.answers import CommandError
 from netloader.cli.bars import bar
@@ -10,10 +9,11 @@ from netloader.fsm.manifest import Progress, segments_of
 from netloader.io.comparing import WithdrawnError, difference, digests_while
 from netloader.io.cores import cores
 from netloader.io.failure import TransferError
+from netloader.io.stopping import CancelToken
 from netloader.io.store.parts import Part
 
 
-def computed(part: Part, algorithm: str, segment_bytes: int, stop: Event) -> Progress:
+def computed(part: Part, algorithm: str, segment_bytes: int, stop: CancelToken) -> Progress:
     """Hash all of a part on every core, with a bar, unless `stop` is set meanwhile.
 
     Raises:
@@ -32,7 +32,7 @@ def computed(part: Part, algorithm: str, segment_bytes: int, stop: Event) -> Pro
     return Progress(algorithm, segment_bytes, digests)
 
 
-def compare(part: Part, proof: Progress, stop: Event) -> None:
+def compare(part: Part, proof: Progress, stop: CancelToken) -> None:
     """Refuse a part whose files hold other bytes than its card has digests of.
 
     Raises:
@@ -46,7 +46,7 @@ def compare(part: Part, proof: Progress, stop: Event) -> None:
 
 
 def _counting(
-    report: Callable[[int, int], None], nbytes: int, segment_bytes: int, stop: Event
+    report: Callable[[int, int], None], nbytes: int, segment_bytes: int, stop: CancelToken
 ) -> Callable[[], None]:
     """What is called before each segment, from any thread: moves the bar, and may end the work."""
     begun: list[None] = []

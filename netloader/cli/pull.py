@@ -31,7 +31,7 @@ def run(sources: Sequence[str], out: Path, role: str | None, options: ClientOpti
     with interrupted() as cancel, appearing(out) as hidden:
         chosen = replace(options, layouts=LAYOUTS, cancel=cancel)
         with closing(Copy(Wanted(told, places, hidden))) as copy:
-            outcome = copy.run(chosen, "", f"pulling {out.name}")
+            outcome = copy.run(chosen, "", f"pulling {out.name}").outcome
     return _done(outcome, out, monotonic() - begun)
 
 

@@ -49,6 +49,8 @@ class Wanted:
     """The registry that names this server to clients."""
     verify: bool
     """Whether all is read and compared with its digests before it is offered."""
+    checkpoint: Path | None
+    """Where the checkpoint is that maps in the folder name, if it was moved."""
     access: Access
 
 
@@ -128,7 +130,7 @@ def _opened(wanted: Wanted) -> list[Part]:
     """The parts of the folder, each with the identity that it is offered with."""
     given = _given(wanted.identity)
     try:
-        parts = [open_part(folder) for folder in parts_in(wanted.folder)]
+        parts = [open_part(folder, wanted.checkpoint) for folder in parts_in(wanted.folder)]
     except (WeightsError, OSError) as error:
         raise CommandError(Code.FAILED, str(error)) from error
     return [replace(part, identity=_identity(part.identity, given)) for part in parts]

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from netloader.cli.answers import Answer, CommandError, plain
 from netloader.cli.codes import Code
-from netloader.cli.copying import LAYOUTS, Copy, Wanted, appearing
+from netloader.cli.copying import LAYOUTS, Checkpoint, Copied, Copy, MappedCopy, Wanted, appearing
 from netloader.cli.interrupts import interrupted
 from netloader.cli.places import places_of
 from netloader.cli.sources import Told, ask_instance
@@ -24,7 +24,6 @@ from netloader.fsm.identity import Role
 from netloader.fsm.manifest import root_digest
 from netloader.io.clock import monotonic
 from netloader.io.options import ClientOptions
-from netloader.io.outcome import Outcome
 from netloader.units import duration, rate, size
 
 OF: Final = " of "
@@ -42,6 +41,8 @@ class Asked:
     layout: str | None
     trust: bool
     """Whether code of the model is taken, too."""
+    checkpoint: Path | None
+    """A folder whose bytes are not written again, but named by a map."""
 
 
 def run(asked: Asked, options: ClientOptions) -> Answer:
@@ -60,13 +61,23 @@ def run(asked: Asked, options: ClientOptions) -> Answer:
     with interrupted() as cancel, appearing(asked.out) as hidden, ExitStack() as stack:
         chosen = replace(options, layouts=layouts, cancel=cancel)
         wanted = _wanted(models, hidden)
-        copies = [stack.enter_context(closing(Copy(each))) for each in wanted]
+        copies = _copies(wanted, asked.checkpoint)
+        for copy in copies:
+            stack.enter_context(closing(copy))
         files, served_name = _files(models, hidden, chosen, trust=asked.trust)
-        outcomes = [
+        copied = [
             copy.run(chosen, served_name, f"{number}{OF}{len(copies)} {copy.wanted.told.name}")
             for number, copy in enumerate(copies, 1)
         ]
-    return _done(asked.out, files, [*zip(wanted, outcomes, strict=True)], monotonic() - begun)
+    return _done(asked.out, files, copied, monotonic() - begun)
+
+
+def _copies(wanted: Sequence[Wanted], checkpoint: Path | None) -> Sequence[Copy | MappedCopy]:
+    """A copy of each part, begun."""
+    if checkpoint is None:
+        return [Copy(each) for each in wanted]
+    known = Checkpoint.open(checkpoint)
+    return [MappedCopy(each, known) for each in wanted]
 
 
 Models = Mapping[tuple[str, ...], Sequence[Told]]
@@ -177,36 +188,39 @@ def _has_files(told: Told) -> bool:
     return Role.FILES in told.status.roles
 
 
-def _done(
-    out: Path, files: Sequence[str], copied: Sequence[tuple[Wanted, Outcome]], seconds: float
-) -> Answer:
-    nbytes = sum(outcome.nbytes for _, outcome in copied)
+def _done(out: Path, files: Sequence[str], copied: Sequence[Copied], seconds: float) -> Answer:
+    nbytes = sum(each.outcome.nbytes for each in copied)
+    kept = sum(each.kept_bytes for each in copied)
     speed = nbytes / max(seconds, 1e-9)
-    parts = [
-        {
-            "folder": wanted.folder.name,
-            "model": wanted.told.name,
-            "source": str(outcome.source),
-            "bytes": outcome.nbytes,
-            "digest_algorithm": outcome.digest_algorithm,
-            "root": root_digest(outcome.progress.segment_digests),
-        }
-        for wanted, outcome in copied
-    ]
     data = {
         "folder": str(out),
-        "parts": parts,
+        "parts": [_part(each) for each in copied],
         "files": [*files],
         "bytes": nbytes,
+        "kept_bytes": kept,
         "seconds": round(seconds, 3),
         "bytes_per_s": round(speed),
     }
-    moved = f"{size(nbytes)} in {duration(seconds)} ({rate(speed)}), verified: {out}"
-    names = [
-        plain(f"{part['folder']}: {part['model'] or 'weights'}, from {part['source']}")
-        for part in parts
-    ]
-    beside = Text(
-        f"{len(files)} files beside" if files else "no other files: its source offers none"
-    )
-    return Answer(data, (Text(moved), *names, beside))
+    rest = "" if kept == nbytes else f", {size(kept)} of them kept, the others in the checkpoint"
+    moved = f"{size(nbytes)} in {duration(seconds)} ({rate(speed)}), verified{rest}: {out}"
+    beside = f"{len(files)} files beside" if files else "no other files: its source offers none"
+    return Answer(data, (Text(moved), *map(_line, copied), Text(beside)))
+
+
+def _part(copied: Copied) -> dict[str, object]:
+    """One part for programs."""
+    outcome = copied.outcome
+    return {
+        "folder": copied.wanted.folder.name,
+        "model": copied.wanted.told.name,
+        "source": str(outcome.source),
+        "bytes": outcome.nbytes,
+        "kept_bytes": copied.kept_bytes,
+        "digest_algorithm": outcome.digest_algorithm,
+        "root": root_digest(outcome.progress.segment_digests),
+    }
+
+
+def _line(copied: Copied) -> Text:
+    name = copied.wanted.told.name or "weights"
+    return plain(f"{copied.wanted.folder.name}: {name}, from {copied.outcome.source}")

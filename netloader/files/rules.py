@@ -26,7 +26,7 @@ DATA_SUFFIXES: Final = frozenset(
     (".bpe", ".jinja", ".json", ".model", ".tiktoken", ".txt", ".vocab")
 )
 NOT_TO_START: Final = (
-    *("*.index.json", "adapter_config.json", "netloader.json"),
+    *("*.index.json", "adapter_config.json", "netloader.json", "netloader-map.json"),
     *("trainer_state.json", "*_results.json"),
 )
 """Files that belong to weights, adapters or training: an instance starts without them. An index

@@ -92,7 +92,7 @@ class FileStore(BlockStore):
         check_type("folder", folder, str | Path, "give the path of a folder")
         check_type("manifest", manifest, Manifest, "give the `manifest` of a store")
         check_whole("file_bytes", file_bytes, 1, MOST_FILE_BYTES)
-        _check_storable(manifest)
+        check_storable(manifest)
         new = NewFolder(Path(folder), manifest, file_bytes, beside)
         return cls(Path(folder), manifest, new.blocks, new)
 
@@ -145,7 +145,7 @@ def _manifest(
 ) -> Manifest:
     """What is served of the tensors that files have."""
     if isinstance(tensors, Manifest):
-        _check_storable(tensors)
+        check_storable(tensors)
         for index in tensors.payload:
             _check_same(
                 folder, _known(folder, known, tensors.tensors[index].name), tensors.tensors[index]
@@ -184,7 +184,7 @@ def _check_same(folder: Path, held: TensorSpec, wanted: TensorSpec) -> None:
             raise WeightsError(f"{held.name} has the {field} {mine} {where}")
 
 
-def _check_storable(manifest: Manifest) -> None:
+def check_storable(manifest: Manifest) -> None:
     """Refuse what a file cannot hold as the wire has it, and what no model has: a peer told it."""
     for name, _ in manifest.values:
         raise WeightsError(f"files hold tensors only, and {name} is none; fill a HostStore")

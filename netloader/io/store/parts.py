@@ -8,10 +8,13 @@ instance, and with the other files of the model beside them.
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import structs
+
 from netloader.errors import WeightsError
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Progress
 from netloader.io.store.cards import CARD, Card, card_in
+from netloader.io.store.composed import ComposedStore, map_in
 from netloader.io.store.digests import ALGORITHMS
 from netloader.io.store.files import FileStore
 
@@ -23,7 +26,7 @@ class Part:
     folder: Path
     identity: Identity
     card: Card | None
-    store: FileStore
+    store: FileStore | ComposedStore
 
     @property
     def proof(self) -> Progress | None:
@@ -55,10 +58,11 @@ def parts_in(folder: Path) -> tuple[Path, ...]:
     return found
 
 
-def open_part(folder: Path) -> Part:
+def open_part(folder: Path, checkpoint: Path | None = None) -> Part:
     """Map a part into memory; nothing of its weights is read.
 
-    Without a card its identity is the name of the folder.
+    Without a card its identity is the name of the folder. One with a map is composed from the
+    `checkpoint`, by default the one that it was compared with.
 
     Raises:
         WeightsError: the card or a file is damaged, or they do not fit each other.
@@ -66,4 +70,14 @@ def open_part(folder: Path) -> Part:
     """
     card = card_in(folder)
     identity = card.identity if card else Identity({"model": folder.resolve().name})
-    return Part(folder, identity, card, FileStore.open(folder, card.manifest if card else None))
+    return Part(folder, identity, card, _store(folder, card, checkpoint))
+
+
+def _store(folder: Path, card: Card | None, checkpoint: Path | None) -> FileStore | ComposedStore:
+    manifest = card.manifest if card else None
+    rank_map = map_in(folder) if manifest else None
+    if manifest is None or rank_map is None:
+        return FileStore.open(folder, manifest)
+    if checkpoint is not None:
+        rank_map = structs.replace(rank_map, checkpoint=str(checkpoint))
+    return ComposedStore.open(folder, manifest, rank_map)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from netloader.cli.answers import CommandError
@@ -217,3 +218,89 @@ def test_weights_that_change_while_they_are_copied_are_not_kept(tmp_path: Path) 
         copying = Copy(Wanted(told, [server.endpoint], tmp_path / "new"))
         with closing(copying), pytest.raises(CommandError, match="were changed meanwhile: root"):
             copying.run(asking(), "", "")
+
+
+# -- maps of a checkpoint --------------------------------------------------------------------------
+
+WIDE, ROWS = 256, 320
+"""Of the tensors of a checkpoint, in elements."""
+
+
+def checkpoint(folder: Path) -> dict[str, Tensor]:
+    """A folder as a hub has it."""
+    folder.mkdir()
+    every = {f"{name}_proj": random(ROWS, WIDE, seed=i) for i, name in enumerate(("q", "k", "o"))}
+    every["norm"] = random(WIDE, seed=9)
+    save_file(every, folder / "model.safetensors")
+    return every
+
+
+def cut(whole: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """What an engine makes of it for one of two ranks."""
+    rows, columns = (slice(rank * n // 2, (rank + 1) * n // 2) for n in (ROWS, WIDE))
+    return {
+        "qk_proj": torch.cat([whole["q_proj"][rows], whole["k_proj"][rows]]),
+        "o_proj": whole["o_proj"][:, columns].contiguous(),
+        "turned": whole["o_proj"][rows].t().contiguous(),
+        "padded": torch.cat([whole["k_proj"], random(64, WIDE, seed=rank)]),
+        "norm": whole["norm"],
+    }
+
+
+@contextmanager
+def ranks_of(whole: dict[str, Tensor]) -> Iterator[Server]:
+    """One server with both ranks."""
+    with listen(options=ServerOptions(deadlines=FAST, segment_bytes=64 * KIB)) as server:
+        for rank in range(RANKS):
+            server.publish(cut(whole, rank), part(rank))
+        yield sealed(server)
+
+
+def test_a_map_needs_no_bytes_that_the_checkpoint_has(tmp_path: Path) -> None:
+    whole, out = checkpoint(tmp_path / "hub"), tmp_path / "kept"
+    with ranks_of(whole) as server:
+        where = str(server.endpoint)
+        before = roots(where)
+        ran = snapshot(server, out, "--checkpoint", str(tmp_path / "hub"), "--json")
+    (tmp_path / "hub").rename(tmp_path / "moved")
+    gone = inside("serve", str(out))
+    with served(out, "--checkpoint", str(tmp_path / "moved"), "--verify") as (where, _):
+        assert roots(where) == before
+        for rank in range(RANKS):
+            assert equal(filled(where, part(rank), cut(whole, rank)), cut(whole, rank))
+
+    assert ran.code == 0, ran.err
+    turned, padding, norm = ROWS * WIDE // 2 * 4, 64 * WIDE * 4, WIDE * 4
+    assert [each["kept_bytes"] for each in ran.data["parts"]] == [turned + padding + norm] * 2
+    assert (gone.code, "hub is no folder" in gone.err) == (5, True)
+
+
+def test_another_checkpoint_is_not_what_was_copied(tmp_path: Path) -> None:
+    whole, out = checkpoint(tmp_path / "hub"), tmp_path / "kept"
+    with ranks_of(whole) as server:
+        assert snapshot(server, out, "--checkpoint", str(tmp_path / "hub")).code == 0
+    save_file({**whole, "k_proj": whole["q_proj"].clone()}, tmp_path / "hub" / "model.safetensors")
+    ran = inside("serve", str(out), "--verify")
+    assert ran.code == 5
+    assert "weights were changed after they were published, among: qk_proj" in ran.err
+
+    save_file(
+        {**whole, "k_proj": whole["q_proj"][:9].clone()}, tmp_path / "hub" / "model.safetensors"
+    )
+    assert "k_proj has 9216 bytes, but qk_proj" in inside("serve", str(out)).err
+
+
+def test_a_map_that_composes_other_bytes_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows have one hash: a collision, as if there were no tensor like another."""
+    monkeypatch.setattr(
+        "netloader.io.store.matching._hashes",
+        lambda block, width: torch.zeros(len(block) // width, dtype=torch.int64),
+    )
+    whole, out = checkpoint(tmp_path / "hub"), tmp_path / "kept"
+    with ranks_of(whole) as server:
+        ran = snapshot(server, out, "--checkpoint", str(tmp_path / "hub"))
+    assert ran.code == 5
+    assert "was not written" in ran.err
+    assert not out.exists()
