@@ -9,6 +9,8 @@ PUBLISHING: Final = "netloader/io/publishing.py"
 SESSION: Final = "netloader/fsm/server_session.py"
 COPYING: Final = "netloader/cli/copying.py"
 PROVING: Final = "netloader/cli/proving.py"
+COMPOSED: Final = "netloader/io/store/composed.py"
+MATCHING: Final = "netloader/io/store/matching.py"
 SNAPSHOT: Final = "netloader/cli/snapshot.py"
 
 SNAPSHOT_MUTANTS: Final[dict[str, Mutant]] = {
@@ -29,6 +31,16 @@ SNAPSHOT_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "weights that were changed meanwhile are copied": Mutant(
         SNAPSHOTS, COPYING, r"before\.root not in \(\"\", root\)", "False"
+    ),
+    "a map is believed because hashes agree": Mutant(
+        SNAPSHOTS, COPYING, r"        compare\(open_part\(folder\), .*\n", ""
+    ),
+    "columns are read as rows": Mutant(SNAPSHOTS, COMPOSED, r"if piece\.is_dense:\n", "if True:\n"),
+    "a piece ends beyond its tensor": Mutant(
+        SNAPSHOTS, COMPOSED, r"if not good or end > block\.nbytes:", "if not good:"
+    ),
+    "columns are not looked for": Mutant(
+        SNAPSHOTS, MATCHING, r"\{1, self\._parts\[number\]\}", "{1}"
     ),
     "a snapshot lacks a rank": Mutant(SNAPSHOTS, SNAPSHOT, r"if rank not in there:", "if False:"),
 }
