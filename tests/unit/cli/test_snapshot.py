@@ -22,6 +22,7 @@ from netloader.files.folder import FolderFiles, store_of
 from netloader.fsm.terms import Sibling
 from netloader.io import Server, ServerOptions, fill, listen
 from netloader.io.store.cards import CARD
+from netloader.io.store.composed import map_in
 from netloader.io.store.memory import HostStore
 from netloader.io.store.module import ModuleStore
 from tests.unit.cli.helpers import COMMAND, Ran, environment, inside
@@ -263,6 +264,10 @@ def test_a_map_needs_no_bytes_that_the_checkpoint_has(tmp_path: Path) -> None:
         where = str(server.endpoint)
         before = roots(where)
         ran = snapshot(server, out, "--checkpoint", str(tmp_path / "hub"), "--json")
+    rank_map = map_in(out / "00-target")
+    assert rank_map is not None
+    counts = {name: len(pieces) for name, pieces in rank_map.tensors.items()}
+    assert counts == {"qk_proj": 2, "o_proj": 1, "turned": 1, "padded": 2, "norm": 1}
     (tmp_path / "hub").rename(tmp_path / "moved")
     gone = inside("serve", str(out))
     with served(out, "--checkpoint", str(tmp_path / "moved"), "--verify") as (where, _):
