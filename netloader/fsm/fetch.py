@@ -9,6 +9,9 @@ what concerns all of them:
 * Each is asked only for what it has, is not verified, and was not asked of another. One source at a
   time is asked for all that is missing; several are asked for a share, and for the next one later.
   Where the transport carries one request in a session, the next share needs a new session.
+* An own source (a folder on this host's disk) takes no place at a server, so it does not count as
+  one of `parallel`. A peer that has shown, with its first request, to be no faster than an own
+  source is asked for nothing more while that one is at work: its bytes are better spent on others.
 * When one waits for work while another is slow, the slow one is dropped, and what is missing of its
   share is asked of the one that waits. No segment is asked of two sources at once, also not at the
   end: both would write to the same place.
@@ -36,6 +39,7 @@ from netloader.fsm.fetch_events import (
     Reported,
     Root,
     SourcesFound,
+    Spare,
     Stage,
     Wait,
 )
@@ -47,6 +51,9 @@ from netloader.fsm.states import State
 SHARES: Final = 2
 """A source is asked for an even share of the segments that are left, divided by this number.
 Requests get smaller towards the end, so fast and slow sources end at about the same time."""
+MEASURING: Final = 4
+"""Beside an own source, the first request to each is smaller by this factor: so it is known early
+which of them are faster."""
 SLOW: Final = 2.0
 """A source that needs this many times as long for a segment as one that waits for work is slow:
 then asking the other one again for what is missing is faster, its loss in flight included."""
@@ -91,6 +98,8 @@ class Fetch:
         """How the fetch ends, as soon as that is decided."""
         self.over = False
         self._roster = Roster()
+        self._own: tuple[int, ...] = ()
+        """The numbers of own sources."""
         self.rows: list[object] = []
         """The rows of the table that the last step fired, for tests."""
         self._effects: list[FetchEffect] = []
@@ -106,9 +115,10 @@ class Fetch:
         self.now, self.rows = now, []
         match event:
             case SourcesFound():
-                for key in event.sources:
-                    if key not in self.sources:
-                        self._roster.add(Source(key, self))
+                new = [key for key in event.sources if key not in self.sources]
+                for key in new:
+                    self._roster.add(Source(key, self, own=key in event.own))
+                self._own += tuple(key for key in new if key in event.own)
             case CancelRequested():
                 self._decide(State.FALLBACK, event.reason)
                 self._dismiss(Stage.RECEIVING)
@@ -132,6 +142,7 @@ class Fetch:
         for source in in_order(waking, self._in(Stage.READY, Stage.RECEIVING)):
             resting = source.state is Stage.RESTING
             if (resting or source.due() <= now) and self.outcome is None:
+                self._no_faster(source, source.pace_so_far(now))
                 self._tell(source, Due())
         return self._answer()
 
@@ -192,15 +203,20 @@ class Fetch:
     def _assign(self) -> None:
         """Ask sources that are ready, the fastest first."""
         for source in sorted(self._in(Stage.READY), key=lambda source: source.pace_s):
+            if self._spared(source):
+                continue
             share = self._share(source)
-            if (share or self._unconfirmed()) and self._has_room():
+            if (share or self._unconfirmed()) and self._has_room(source):
                 self._tell(source, Assigned(share))
 
     def _share(self, source: Source) -> tuple[int, ...]:
         unasked = self._unasked()
-        parts = min(self.options.parallel, self._roster.count(*LIVING))
+        own = len(self._own_in(*LIVING))
+        parts = min(self.options.parallel + own, self._roster.count(*LIVING))
         if parts > 1 and source.repeatable:
             parts *= SHARES
+            if own and source.pace_s == math.inf:
+                parts *= MEASURING
         return tuple(sorted(unasked & source.available))[: math.ceil(len(unasked) / parts)]
 
     def _unasked(self) -> frozenset[int]:
@@ -213,8 +229,9 @@ class Fetch:
         if not self._some(Stage.CANDIDATE, *SESSIONS):
             for source in self._in(Stage.ASIDE):
                 self._tell(source, Recalled())
+        peers_wait = any(map(self._spared, self._in(Stage.READY)))
         for source in self._in(Stage.CANDIDATE):
-            if not self._has_room():
+            if not self._has_room(source) or (peers_wait and not source.own):
                 return
             if self.root is None or self._unasked() or self._unconfirmed():
                 self._tell(source, Chosen())
@@ -223,8 +240,27 @@ class Fetch:
         """Whether all is verified, but the source that was to complete the fetch failed."""
         return not self.missing() and not self._some(*OCCUPIED)
 
-    def _has_room(self) -> bool:
-        return self._roster.count(*OCCUPIED) < self.options.parallel
+    def _has_room(self, source: Source) -> bool:
+        asked = self._roster.count(*OCCUPIED) - len(self._own_in(*OCCUPIED))
+        return source.own or asked < self.options.parallel
+
+    def _own_in(self, *stages: Stage) -> list[Source]:
+        """The own sources in these stages."""
+        return [own for key in self._own if (own := self.sources[key]).state in stages]
+
+    def _spared(self, source: Source) -> bool:
+        """Whether a peer is left alone, because an own source at work is at least as fast."""
+        return self._no_faster(source, source.pace_s)
+
+    def _no_faster(self, source: Source, pace_s: float) -> bool:
+        """Whether a peer with this pace is not faster than an own source; the first time it is said."""
+        at_work = self._own_in(Stage.READY, Stage.RECEIVING)
+        own_pace_s = min((own.pace_s for own in at_work), default=math.inf)
+        no_faster = not source.own and own_pace_s <= pace_s < math.inf
+        if no_faster and not source.spared:
+            source.spared = True
+            self._effects.append(Spare(source.key, pace_s, own_pace_s))
+        return no_faster
 
     def _look_ahead(self) -> None:
         """Without a session, wait for sources that were busy, or finish."""

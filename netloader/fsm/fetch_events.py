@@ -117,9 +117,13 @@ class SourceEnded:
 
 @dataclass(frozen=True, slots=True)
 class SourcesFound:
-    """These sources may be asked, in the ascending order of their numbers; may be none."""
+    """These sources may be asked, in the ascending order of their numbers; may be none.
+
+    Those of `own` are of this process, such as a folder on a disk: they take no place at a server.
+    """
 
     sources: tuple[int, ...]
+    own: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +217,18 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Spare:
+    """A source is left alone while an own one is at least as fast; seconds for a segment of both.
+
+    Nothing is to be done. It is said once of each source.
+    """
+
+    source: int
+    pace_s: float
+    own_pace_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The fetch is over: DONE or FALLBACK. Always the last effect, exactly once."""
 
@@ -220,4 +236,4 @@ class Finish:
     reason: Reason
 
 
-FetchEffect: TypeAlias = Dial | Request | Drop | Conclude | Wait | Finish
+FetchEffect: TypeAlias = Dial | Request | Drop | Conclude | Wait | Spare | Finish

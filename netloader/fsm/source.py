@@ -81,7 +81,7 @@ class Assignment:
 
 
 class Source:
-    """One source; `key` is the driver's number for it."""
+    """One source; `key` is the driver's number for it, and `own` says that it is no peer."""
 
     __slots__ = (
         "_effects",
@@ -92,16 +92,21 @@ class Source:
         "holding",
         "keeps_root",
         "key",
+        "own",
         "pace_s",
         "repeatable",
+        "spared",
         "state",
         "stepped_down",
         "then",
         "until",
     )
 
-    def __init__(self, key: int, holding: Holding) -> None:
+    def __init__(self, key: int, holding: Holding, *, own: bool = False) -> None:
         self.key = key
+        self.own = own
+        self.spared = False
+        """Whether it was said that an own source is faster."""
         self.holding = holding
         self.state = Stage.CANDIDATE
         self.then = Stage.GONE
@@ -144,6 +149,11 @@ class Source:
         """When the deadline of its stage passes, in seconds of the fetch's clock."""
         limit = LIMITS.get(self.state)
         return math.inf if limit is None else limit(self)
+
+    def pace_so_far(self, now: float) -> float:
+        """Seconds for a segment, as the request at hand goes; infinite where there is none."""
+        done = self.assignment.verified
+        return (now - self.assignment.since) / max(done, 1) if self.assignment.left else math.inf
 
     def twin(self, holding: Holding) -> "Source":
         """A copy that shares `holding` with others."""

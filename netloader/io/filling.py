@@ -33,6 +33,7 @@ from netloader.fsm.fetch_events import (
     SourceEnded,
     SourceFailed,
     SourcesFound,
+    Spare,
     Wait,
 )
 from netloader.fsm.reasons import RETRYABLE

@@ -29,6 +29,8 @@ from netloader.fsm.fetch_events import (
     SourceEnded,
     SourceFailed,
     SourcesFound,
+    Spare,
+    Stage,
     Wait,
 )
 from netloader.fsm.reasons import Reason
@@ -50,6 +52,8 @@ class Script(NamedTuple):
     has: frozenset[int] = ALL
     repeatable: bool = True
     """Whether its transport carries more than one request in a session."""
+    own: bool = False
+    """Whether it is a folder of this host, and no peer."""
 
 
 class Session(NamedTuple):
@@ -118,7 +122,7 @@ class World:
                     s.assignment.verified,
                     s.assignment.since - now,
                 ),
-                *(s.keeps_root, s.repeatable),
+                *(s.keeps_root, s.repeatable, s.own, s.spared),
             )
             for s in fetch.sources.values()
         )
@@ -162,7 +166,7 @@ class World:
             self._tell(CancelRequested(Reason.STOPPED))
         elif choice.what == "is found":
             self.late -= {key}
-            self._tell(SourcesFound((key,)))
+            self._tell(self.found(key))
         else:
             self._session(choice, key, self.sessions[key])
 
@@ -241,6 +245,9 @@ class World:
                     may_end = self._whole() or (spent and not session.busy)
                     must(not well or may_end, "conclude", "only when all is verified, or spent")
                     self.sessions[effect.source] = session._replace(phase="ending")
+                case Spare():
+                    must(not self.scripts[effect.source].own, "spared", "a peer is")
+                    must(effect.own_pace_s <= effect.pace_s, "spared", "only one that is no faster")
                 case Wait():
                     must(not self.sessions, "wait", "only when there is nothing else to do")
                     must(effect.until > self.fetch.now, "wait", "for a time to come")
@@ -267,7 +274,21 @@ class World:
         again = self.scripts[effect.source].repeatable
         must(again or not session.requests, "repeatable", "once where it can carry one request")
         must(not wanted & self.fetch.verified, "kept", "what is verified is not asked for again")
+        self._not_spared(effect.source)
         self.sessions[effect.source] = session._replace(asked=wanted, busy=True, requests=1)
+
+    def _not_spared(self, key: int) -> None:
+        """A peer is asked only if it is not known to be slower than an own source at work."""
+        sources = self.fetch.sources
+        own = (k for k, script in enumerate(self.scripts) if script.own and k in sources)
+        at_work = [sources[k] for k in own if sources[k].state in (Stage.READY, Stage.RECEIVING)]
+        pace_s = sources[key].pace_s
+        faster = [o for o in at_work if o.key != key and o.pace_s <= pace_s < float("inf")]
+        must(self.scripts[key].own or not faster, "spared", "not asked while an own one is as fast")
+
+    def found(self, *keys: int) -> SourcesFound:
+        """What is reported of sources that are found."""
+        return SourcesFound(keys, frozenset(key for key in keys if self.scripts[key].own))
 
     def _whole(self) -> bool:
         return set(self.memory) == ALL and len({self.memory[i] for i in ALL}) == 1
@@ -282,7 +303,8 @@ class World:
         must(all(s.root == fetch.root for s, _ in inflight), "one-root", "no late byte of another")
         mine = {i for i, root in self.memory.items() if root == fetch.root}
         must(fetch.verified <= mine, "one-root", "what counts as verified is there")
-        asked = [s for s in self.sessions.values() if s.phase in ("dialling", "ending") or s.busy]
+        peers = [s for key, s in self.sessions.items() if not self.scripts[key].own]
+        asked = [s for s in peers if s.phase in ("dialling", "ending") or s.busy]
         must(len(asked) <= fetch.options.parallel, "parallel", f"{len(asked)} are asked")
         if self.finish is None:
             must(not fetch.over, "one-finish", "it is over when it has said so")
@@ -349,5 +371,5 @@ def world(options: FetchOptions, *scripts: Script, late: int = 0) -> World:
     made = World(Fetch(options, 0.0), scripts)
     known = len(scripts) - late
     made.late = frozenset(range(known, len(scripts)))
-    made._tell(SourcesFound(tuple(range(known))))
+    made._tell(made.found(*range(known)))
     return made

@@ -70,6 +70,9 @@ CASES: Final[Mapping[str, Case]] = {
     ),
     "three, two at once": Case(2, 1, (Script(),) * 3),
     "two at once": Case(2, 2, (Script(),) * 2),
+    "a folder and a peer": Case(1, 2, (Script(own=True), Script())),
+    "a folder and two peers": Case(1, 1, (Script(own=True), Script(), Script())),
+    "a folder with another root": Case(1, 1, (Script(OTHER, own=True), Script())),
 }
 
 
