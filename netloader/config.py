@@ -145,6 +145,16 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class FolderEndpoint(Endpoint):
+    """Where a process serves a folder of its own host to itself; shown as `file:FOLDER`."""
+
+    folder: str = ""
+
+    def __str__(self) -> str:
+        return f"file:{self.folder}"
+
+
 def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """Read a network such as `10.1.0.0/16`, or one address.
 

@@ -23,6 +23,7 @@ _info_or_debug = partial(EventSpec, ("info", "debug"))
 _debug = partial(EventSpec, ("debug",))
 _closing = partial(EventSpec, ("info", "warning", "debug"))
 _warning = partial(EventSpec, ("warning",))
+_warning_or_info = partial(EventSpec, ("warning", "info"))
 _error = partial(EventSpec, ("error",))
 
 EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
@@ -58,6 +59,10 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.caches.refused": _warning("What another engine computed is not used: why."),
         "netloader.files.refused": _warning("Files of the model's folder are not served: why."),
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
+        "netloader.save.done": _info(
+            "What was loaded is in a folder, verified there; whether it was written now."
+        ),
+        "netloader.save.failed": _warning("Nothing was saved: why, and what would help."),
         "netloader.relay.failed": _warning("Weights are received, but not served meanwhile: why."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
         "netloader.discovery.looked": _info_or_debug("Sources were looked up (debug: once more)."),
@@ -70,6 +75,12 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.source.differs": _warning("A field in which a source is not this rank."),
         "netloader.source.answers_differ": _warning(
             "Same weights, but the source has other defaults or another handling of text."
+        ),
+        "netloader.source.spared": _info(
+            "A peer is asked for no more, because a folder of this host is as fast; both rates."
+        ),
+        "netloader.folder.refused": _warning_or_info(
+            "A folder with weights is not used as a source, and why (info: nothing is there yet)."
         ),
         "netloader.source.odd": _warning("What a source says or sends does not fit this model."),
         "netloader.source.waiting": _info("The source is busy and will be asked again."),

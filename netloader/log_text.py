@@ -68,7 +68,7 @@ def sentence_of(fields: Fields) -> str | None:
     event = str(fields["event"])
     make = SENTENCES.get(event)
     sentence = make(fields) if make else None
-    if sentence is None:
+    if sentence is None or "netloader.own_folder" in fields:  # the client of it says the same
         return None
     several = _number(fields, "netloader.ranks") > 1
     rank = f"Rank {_text(fields, 'netloader.rank')}: " if several else ""
@@ -88,9 +88,9 @@ def _number(fields: Fields, key: str) -> float:
 
 
 def _place(fields: Fields, end: str) -> str:
-    """`host:port` of "peer" or "local"."""
+    """`host:port` of "peer" or "local", or the folder that is the peer."""
     host, port = (_text(fields, f"network.{end}.{part}") for part in ("address", "port"))
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return _text(fields, "netloader.folder", f"{f'[{host}]' if ':' in host else host}:{port}")
 
 
 def _in_brackets(text: str) -> str:
@@ -319,6 +319,22 @@ def _doubted(fields: Fields) -> str:
     return f"{got}; the weights here are being checked"
 
 
+def _spared(fields: Fields) -> str:
+    own, peer = (rate(_number(fields, f"netloader.{who}_rate")) for who in ("own", "peer"))
+    source = _text(fields, "netloader.source")
+    return f"A folder of this host brings {own}, {source} {peer}: that peer is left to others"
+
+
+def _saved(fields: Fields) -> str:
+    folder, nbytes = _text(fields, "netloader.folder"), _number(fields, "netloader.saved_bytes")
+    if not nbytes:
+        return f"The weights lie in {folder} already"
+    took = duration(_number(fields, "netloader.duration_s"))
+    removed = _number(fields, "netloader.removed")
+    older = f"; removed {removed:.0f} older" if removed else ""
+    return f"Saved {size(nbytes)} to {folder} in {took}, verified{older}"
+
+
 def _background(f: Fields) -> str:
     return f"Background work {_text(f, 'netloader.work')} ended early{_in_brackets(_detail(f))}"
 
@@ -358,6 +374,10 @@ SENTENCES: Final[Mapping[str, Sentence]] = MappingProxyType(
         "netloader.source.answers_differ": _differing(
             "has the same weights, but may answer otherwise because of"
         ),
+        "netloader.source.spared": _spared,
+        "netloader.folder.refused": _telling("A folder is not used as a source"),
+        "netloader.save.done": _saved,
+        "netloader.save.failed": _telling("What was loaded is not saved"),
         "netloader.source.odd": _telling("What a source sent does not fit this model"),
         "netloader.source.waiting": _waiting,
         "netloader.session.closed": _closed,

@@ -6,7 +6,8 @@ from typing import Final
 from netloader.cli.answers import CommandError
 from netloader.cli.codes import Code
 from netloader.config import Endpoint
-from netloader.discovery.base import DiscoveryError, Found, Key
+from netloader.discovery.base import DiscoveryError, Finder, Found, Key
+from netloader.discovery.files import Files
 from netloader.discovery.urls import finder_of, is_looked_up, is_registry, registry_of
 from netloader.io.options import ClientOptions
 
@@ -38,6 +39,7 @@ def _places(text: str, timeout_s: float) -> tuple[Endpoint, ...]:
         else:
             finder = finder_of(text, 0)
             name = finder.name
+            _refuse_folders(finder)
             found = finder.find(ANY, timeout_s)
     except ValueError as error:
         raise CommandError(Code.USAGE, f"not a server: {error}") from error
@@ -45,6 +47,13 @@ def _places(text: str, timeout_s: float) -> tuple[Endpoint, ...]:
         why = getattr(error, "strerror", None) or str(error)
         raise CommandError(Code.UNREACHABLE, f"{name} cannot be looked up: {why}") from error
     return _named(text, name, found)
+
+
+def _refuse_folders(finder: Finder) -> None:
+    """Weights in a folder are a source for vLLM's ranks, and no server that could be asked."""
+    for folder in finder.folders() if isinstance(finder, Files) else ():
+        remedy = f"serve it with `netloader serve {folder}`, and give the address that it shows"
+        raise CommandError(Code.USAGE, f"{finder.name}: {folder} is a folder of weights; {remedy}")
 
 
 def _named(text: str, name: str, found: Found) -> tuple[Endpoint, ...]:

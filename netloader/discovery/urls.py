@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from netloader.config import Endpoint, Secret
+from netloader.config import Endpoint, Secret, shown
 from netloader.discovery.base import Finder, Registry, is_address
 from netloader.discovery.etcd import EtcdRegistry
 from netloader.discovery.files import Files
@@ -78,7 +78,11 @@ def registry_of(text: str) -> Registry:
 
 
 def _files(text: str, rank: int) -> Finder:
-    return Files(text.removeprefix("file:").replace(RANK, str(rank)))
+    path = text.removeprefix("file:")
+    if not path.startswith("/"):
+        remedy = "write a path from / on, of a folder of weights or of address files"
+        raise ValueError(f"{shown(text)} is no absolute path; {remedy}")
+    return Files(path.replace(RANK, str(rank)))
 
 
 def _service_name(text: str, rank: int) -> Finder:

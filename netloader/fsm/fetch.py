@@ -196,6 +196,8 @@ class Fetch:
             self._look_ahead()
         if self.outcome is not None:
             self._dismiss(Stage.DIALLED, Stage.READY)
+            if self.filled and self._own:  # peers look through what was not asked of them, which
+                self._dismiss(Stage.RECEIVING)  # may take longer than the disk did
             if not self._some(*SESSIONS):
                 self._effects.append(self.outcome)
                 self.over = True
@@ -253,7 +255,7 @@ class Fetch:
         return self._no_faster(source, source.pace_s)
 
     def _no_faster(self, source: Source, pace_s: float) -> bool:
-        """Whether a peer with this pace is not faster than an own source; the first time it is said."""
+        """Whether a peer with this pace is no faster than an own source; said the first time."""
         at_work = self._own_in(Stage.READY, Stage.RECEIVING)
         own_pace_s = min((own.pace_s for own in at_work), default=math.inf)
         no_faster = not source.own and own_pace_s <= pace_s < math.inf

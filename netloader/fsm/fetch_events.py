@@ -86,6 +86,8 @@ class Completed:
     """All that was asked of the source is here, and the source has said so."""
 
     source: int
+    moving_s: float | None = None
+    """Seconds that the bytes took, without what the source did before it said so; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,12 +264,13 @@ def _count(source: Source, event: SegmentVerified) -> Iterable[FetchEffect]:
 
 def _free(source: Source, event: Completed) -> Iterable[FetchEffect]:
     """Become ready for the next request, and note how long this one took for a segment."""
-    del event
     assignment, holding = source.assignment, source.holding
     if assignment.left:
         raise LocalProtocolError(f"source {source.key} did not send all that it was asked for")
     if assignment.verified:
-        source.pace_s = (holding.now - assignment.since) / assignment.verified
+        whole_s = holding.now - assignment.since
+        moving_s = whole_s if event.moving_s is None else event.moving_s
+        source.pace_s = moving_s / assignment.verified
     source.assignment = Assignment()
     holding.filled = not holding.missing()
     return ()

@@ -35,6 +35,8 @@ class Asking:
         self._noted: frozenset[int] = frozenset()
         """What the source has said to have before its offer was reported."""
         self._answer: Ask | Finish | None = None
+        self._moving_s: float | None = None
+        """Of the last request; only the worker has to do with it."""
         self._change = threading.Condition()
 
     # -- for the worker --------------------------------------------------------------------------
@@ -71,6 +73,10 @@ class Asking:
             self._complete(lease)  # others brought the rest; this source has said it is done
         return wanted
 
+    def received(self, seconds: float) -> None:
+        """Note how long the bytes of the last request took."""
+        self._moving_s = seconds
+
     def note(self, segments: frozenset[int]) -> None:
         """Report that the source has these segments too, now or after its offer."""
         with self._change:
@@ -88,7 +94,7 @@ class Asking:
 
     def _complete(self, lease: Lease) -> None:
         settle_when_whole(lease, lambda: self._aborted)
-        self._report(Completed(self._key))
+        self._report(Completed(self._key, self._moving_s))
 
     def _next(self) -> Ask | Finish:
         self._wait_for(lambda: self._answer is not None)

@@ -19,6 +19,7 @@ from netloader.fsm.events import (
 from netloader.fsm.messages import Lane, Offer
 from netloader.fsm.reasons import Reason
 from netloader.fsm.terms import MAX_RENDEZVOUS_BYTES, is_rendezvous
+from netloader.io.clock import monotonic
 from netloader.io.settling import settle_when_whole
 from netloader.io.store.ledger import Lease, Ledger
 from netloader.io.transports import (
@@ -62,6 +63,9 @@ class Owner(Protocol):
                 cannot be settled.
         """
 
+    def received(self, seconds: float) -> None:
+        """All that was asked for is here, after so many seconds; on the worker thread."""
+
     def note(self, segments: frozenset[int]) -> None:
         """The source has these segments too. From any thread; must not block."""
 
@@ -83,6 +87,9 @@ class AskForAll:
             return Ask(order.missing)
         settle_when_whole(lease, lambda: False)
         return Finish()
+
+    def received(self, seconds: float) -> None:
+        """Do nothing: there is no other source to compare with."""
 
     def note(self, segments: frozenset[int]) -> None:
         """Do nothing: a source that had not everything was refused."""
@@ -137,7 +144,10 @@ class ClientWorker(SessionWorker):
                 return self._join(order.transport, receiver)
             case StartTransfer() if receiver is not None and self._lease is not None:
                 segments = [self._lease.segments[i] for i in order.segments]
-                return Transferred(receiver.run(segments))
+                begun = monotonic()
+                received = Transferred(receiver.run(segments))
+                self._owner.received(monotonic() - begun)
+                return received
             case ChooseSegments() if self._lease is not None:
                 return self._owner.choose(self._lease, order)
             case _:

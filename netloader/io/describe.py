@@ -115,7 +115,7 @@ def _ask(
 ) -> Description | Attempt:
     """One session that asks a question."""
     observer = Observer(options.logger, endpoint, fields)
-    dialer = Dialer(endpoint, options.deadlines.connect_s, options.securing)
+    dialer = Dialer(endpoint, options.deadlines.connect_s, options.securing(endpoint))
     conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines)
     converse(conversation, stop)
     session = conversation.session

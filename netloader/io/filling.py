@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from netloader.config import Endpoint
+from netloader.config import Endpoint, FolderEndpoint
 from netloader.errors import UnsafeError
 from netloader.fsm.client_session import ClientSession
 from netloader.fsm.directory import Directory
@@ -48,8 +48,10 @@ from netloader.io.driver import Loop, Reactor
 from netloader.io.observe import Observer
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome, attempt_of
+from netloader.io.own_folder import transports_to
 from netloader.io.populating import Populating
 from netloader.io.relay import Relay
+from netloader.io.saying import Saying
 from netloader.io.source_session import SourceSession, why_dropped
 from netloader.io.stopping import Stop
 from netloader.io.store.ledger import Ledger
@@ -57,8 +59,10 @@ from netloader.io.transports import Attachments
 from netloader.io.transports.tcp import TCP
 from netloader.log import emit
 
-NAMED_IN_LOG = 8
-"""Sources that one line of the log names: there may be thousands."""
+
+def _is_peer(source: Endpoint) -> bool:
+    """Whether another process serves a source, so that it takes a place there."""
+    return not isinstance(source, FolderEndpoint)
 
 
 class Filling:
@@ -96,7 +100,7 @@ class Filling:
         silent = {attempt.source for attempt in self._attempts}
         own = places((spec.serves_at,))
         asked = (endpoint for endpoint in endpoints if endpoint not in silent)
-        self._sources = Directory(asked, never=(*own, *silent))
+        self._sources = Directory(sorted(asked, key=_is_peer), never=(*own, *silent))
         self._dirty = resumed is not None and resumed.weights_dirty
         self._attachments = Attachments(ledger.store)
         self._populating = Populating(ledger.store, lambda: ledger.verified_bytes)
@@ -106,6 +110,7 @@ class Filling:
         self._sessions: dict[int, SourceSession] = {}
         self._numbers = len(self._attempts)
         self._waits = 0
+        self._say = Saying(options.logger, self._sources)
         self._loop: Reactor | None = None
         self._no_loop: OSError | None = None
         self._todo: deque[FetchEffect] = deque()
@@ -237,7 +242,9 @@ class Filling:
     def _start(self) -> None:
         self._fetch = Fetch(self._fetch.options, monotonic())  # its patience begins now
         if not self._stops():
-            self._tell(SourcesFound(tuple(range(len(self._sources)))))
+            known = range(len(self._sources))
+            mine = frozenset(key for key in known if not _is_peer(self._sources[key]))
+            self._tell(SourcesFound(tuple(known), mine))
 
     def _stops(self) -> bool:
         """Have the fetch end, if it is time for that; whether it is."""
@@ -292,11 +299,8 @@ class Filling:
 
     def _do(self, effect: FetchEffect) -> None:
         match effect:
-            case Dial(key, stepped_down):
-                if self._stops():
-                    self._tell(SourceEnded(key))
-                else:
-                    self._dial(key, (TCP.name,) if stepped_down else self._spec.transports)
+            case Dial():
+                self._dial_unless_over(effect)
             case Request(key, segments):
                 self._sessions[key].ask(segments)
             case Conclude(key):
@@ -305,12 +309,25 @@ class Filling:
                 if key in self._sessions:
                     self._sessions[key].drop(self._stopped or why_dropped(self._fetch.sources[key]))
             case Wait() as wait:
-                self._say_waiting(wait)
+                self._waits += 1
+                self._say.waiting(wait, self._waits, self._fetch.patience_end)
+            case Spare() as spare:
+                self._say.spared(spare, self._fetch.root)
             case Finish():
                 if effect.state is State.DONE and self._ledger.progress.missing():
                     raise AssertionError("a fetch is done when every segment is verified")
                 self._finish = effect
                 self.over = True
+
+    def _dial_unless_over(self, dial: Dial) -> None:
+        if self._stops():
+            self._tell(SourceEnded(dial.source))
+        elif dial.stepped_down:
+            self._dial(dial.source, (TCP.name,))
+        elif _is_peer(self._sources[dial.source]):
+            self._dial(dial.source, self._spec.transports)
+        else:
+            self._dial(dial.source, transports_to(self._ledger.store.device.type))
 
     def _dial(self, key: int, transports: tuple[str, ...]) -> None:
         endpoint, options = self._sources[key], self._options
@@ -327,13 +344,13 @@ class Filling:
             transports=transports,
             digest_algorithms=tuple(n for n in accepted if n in self._spec.digest_algorithms),
         )
-        dialer = Dialer(endpoint, options.deadlines.connect_s, options.securing)
+        dialer = Dialer(endpoint, options.deadlines.connect_s, options.securing(endpoint))
         asking = Asking(key, self._ledger, self._post(key))
         worker = ClientWorker(
             *(self._ledger, spec.lanes, dialer.dial, options.deadlines.stall_s, self._attachments),
             owner=asking,
             rail=dialer.dial_rail,
-            rails=options.rails,
+            rails=options.rails if _is_peer(endpoint) else (),
         )
         observer = Observer(options.logger, endpoint, fields)
         conversation = Conversation(dialer, spec, worker, observer, options.deadlines)
@@ -378,17 +395,3 @@ class Filling:
         """Have the fetch ask sources too, as far as they are new."""
         if new := self._sources.take_up(found, self._fetch.room()):
             self._tell(SourcesFound(new))
-
-    def _say_waiting(self, wait: Wait) -> None:
-        now = monotonic()
-        self._waits += 1
-        named = [str(self._sources[key]) for key in wait.sources[:NAMED_IN_LOG]]
-        if more := len(wait.sources) - len(named):
-            named.append(f"and {more} more")
-        fields = {
-            "netloader.sources": ", ".join(named),
-            "netloader.wait_s": round(max(wait.until - now, 0.0), 3),
-            "netloader.wait_count": self._waits,
-            "netloader.patience_s": round(self._fetch.patience_end - now, 3),
-        }
-        emit(self._options.logger, "netloader.source.waiting", fields)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from netloader.config import Endpoint
+from netloader.config import Endpoint, FolderEndpoint
 from netloader.fsm.effects import (
     AuditWeights,
     JoinTransport,
@@ -48,6 +48,7 @@ class Observer:
             "network.peer.address": peer.host,
             "network.peer.port": peer.port,
             "network.transport": "tcp",
+            **({"netloader.folder": str(peer)} if isinstance(peer, FolderEndpoint) else {}),
             **fields,
         }
 

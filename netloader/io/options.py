@@ -8,6 +8,7 @@ from netloader.config import (
     LONGEST_S,
     Deadlines,
     Endpoint,
+    FolderEndpoint,
     Secret,
     check_rails,
     check_range,
@@ -137,10 +138,11 @@ class ClientOptions:
         except Exception as error:  # noqa: BLE001 - whatever the callback raises
             emit(self.logger, "netloader.report.failed", exc_info=error)
 
-    @property
-    def securing(self) -> Securing | None:
-        """How connections to sources are made secure, if they are."""
-        return None if self.tls is None else Securing(self.tls, self.deadlines.handshake_s)
+    def securing(self, source: Endpoint) -> Securing | None:
+        """How connections to a source are made secure, if they are: not those to this process."""
+        if self.tls is None or isinstance(source, FolderEndpoint):
+            return None
+        return Securing(self.tls, self.deadlines.handshake_s)
 
     @property
     def first_token(self) -> Secret | None:

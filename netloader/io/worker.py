@@ -41,6 +41,7 @@ from netloader.io.transports import (
     TransferError,
 )
 from netloader.io.transports.session_ends import SessionEnds
+from netloader.io.usage import AlwaysInUse
 from netloader.wire import tasks
 
 Order: TypeAlias = tasks.Order
@@ -310,8 +311,9 @@ class ServerWorker(SessionWorker):
         if available is not None and not available.issuperset(asked):
             raise TransferError(Reason.NOT_AVAILABLE, "a segment is not verified yet")
         with published.reading():  # not when it was withdrawn since the offer
-            # What a relay receives is compared as it comes, and not in use yet.
-            whole = self._runs == 1 and available is None
+            # Nothing uses what a relay receives, or a folder: a client compares all of that itself.
+            used = available is None and not isinstance(published.usage, AlwaysInUse)
+            whole = self._runs == 1 and used
             found = _beside(partial(published.examine, unasked)) if whole else lambda: ""
             sent = sending.run(segments, order.lanes)
         if why := found():

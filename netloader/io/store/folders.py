@@ -122,7 +122,6 @@ class NewFolder:
         self, folder: Path, manifest: Manifest, file_bytes: int, beside: Mapping[str, bytes]
     ) -> None:
         self._hidden = HiddenFolder(folder)
-        self._maps: list[mmap.mmap] = []
         self.blocks: dict[int, Tensor] = {}
         try:
             self._hidden.path.mkdir(parents=True)
@@ -155,7 +154,6 @@ class NewFolder:
             # The space is taken now: a full disk is an error here, and kills when memory is mapped.
             os.posix_fallocate(file.fileno(), 0, size)
             memory = mmap.mmap(file.fileno(), size)
-        self._maps.append(memory)
         whole = torch.frombuffer(memory, dtype=torch.uint8)
         for one in placed:
             if one.spec.nbytes:
@@ -163,9 +161,11 @@ class NewFolder:
                 self.blocks[numbers[one.spec.name]] = block
 
     def publish(self) -> None:
-        """Write everything to the disk, and give the folder its name: as `HiddenFolder.publish`."""
-        for memory in self._maps:
-            memory.flush()
+        """Write everything to the disk, and give the folder its name: as `HiddenFolder.publish`.
+
+        What was written to mapped memory goes to the disk with the files. `mmap.flush` would do the
+        same, but holds the interpreter's lock meanwhile (CPython 3.12): seconds for a large file.
+        """
         self._hidden.publish()
 
     def discard(self) -> None:

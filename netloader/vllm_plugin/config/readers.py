@@ -49,6 +49,19 @@ choice_of_digest: Final = one(
 )
 
 
+def folder(at: Place, value: object) -> Path | None:
+    """Read the path of a folder, which need not be there yet."""
+    text = text_line(at, value)
+    if text is None:
+        return None
+    path = Path(text)
+    if not path.is_absolute():
+        at.refuse(value, "give an absolute path, of a folder on a disk of this host")
+    elif path.exists() and not path.is_dir():
+        at.refuse(value, "there is something else at this path; give that of a folder")
+    return path
+
+
 def rails(at: Place, value: object) -> tuple[str, ...]:
     """Read the addresses of network interfaces."""
     given: tuple[str | None, ...] = each(text_line)(at, value)

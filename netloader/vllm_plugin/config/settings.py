@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any, Final, Self
 
 from netloader.config import (
@@ -35,6 +36,7 @@ from netloader.vllm_plugin.config.readers import (
     choice_of_digest,
     fallback,
     file_text,
+    folder,
     port,
     rails,
     switch,
@@ -109,6 +111,7 @@ class Settings:
     fallback: Fallback | None
     standby: bool
     caches: bool
+    save: Path | None
     max_clients: int
     max_bandwidth: int | None
     max_bandwidth_busy: int | None
@@ -242,9 +245,10 @@ def _deadline(name: str, attribute: str, meaning: str, unit: float = 1.0) -> Fie
 FIELDS: Final = (
     Field("SOURCE", sources, "list or string", [],
           '`[{"device_id": 0, "sources": ["10.170.22.152:19374"]}, ...]`: each rank and its '
-          "sources, tried in order: `host:port`, `[IPv6]:port`, or where to look them up, see "
-          "[discovery](discovery.md). One string: the same for every rank, such as the "
-          "`host:LISTEN_PORT` of an instance. Empty: the ordinary loader", "sources"),
+          "sources, tried in order: `host:port`, `[IPv6]:port`, where to look them up, see "
+          "[discovery](discovery.md), or `file:/path` of [a folder](own-disk.md). One string, or a "
+          "list of strings: the same for every rank, such as the `host:LISTEN_PORT` of an "
+          "instance. Empty: the ordinary loader", "sources"),
     Field("MODEL", text_line, "string", None,
           "model name compared between client and server; default: `--model`"),
     Field("LISTEN_PORT", port, "integer", None,
@@ -288,6 +292,9 @@ FIELDS: Final = (
           "take over from the source what an engine computes at its start (compiled code, the size "
           "of the KV cache), and offer it: see [caches](caches.md); compiled code takes "
           "`AUTH_TOKEN_FILE` or TLS"),
+    Field("SAVE", folder, "string", None,
+          "folder to which each rank writes, after its start, what it has loaded and serves, as a "
+          "source of the next start: `SOURCE` `file:FOLDER`, see [own disk](own-disk.md)"),
     Field("MAX_CLIENTS", whole(1, 2**31 - 1), "integer", 2,
           "clients served at once; others are told when to come back"),
     Field("MAX_BANDWIDTH", bytes_per_s, "string or integer", None,
@@ -332,7 +339,7 @@ FIELDS: Final = (
     Field("PUBLISH", publish, "string", None,
           "registry where a rank publishes itself while it serves: `redis://host:port/prefix`, "
           "`etcd://host:port/prefix`, `ray://namespace/actor`, or `no`; absent: the registry that "
-          "is the whole `SOURCE`"),
+          "`SOURCE` names for every rank"),
     Field("DISCOVERY_TIMEOUT_S", number(0.1, 600, 1.0), "number", 5,
           "seconds that a start waits for an answer where it looks sources up"),
     Field("FIRST_TIMEOUT_S", number(0, 86400, 1.0), "number", 300,

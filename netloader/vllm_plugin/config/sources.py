@@ -17,11 +17,11 @@ from netloader.errors import ConfigError
 from netloader.vllm_plugin.config.readers import HIDDEN
 
 EVERY_RANK: Final = -1
-"""In the place of a rank, for a `SOURCE` that is one text."""
+"""In the place of a rank, for a `SOURCE` of texts."""
 NOWHERE: Final = FinderSpec(Secret(""))
 """The registry of a server that does not publish itself."""
 SOURCES: Final = (
-    'give a text such as "redis://host/prefix" or "host:port", '
+    'give a text such as "redis://host/prefix" or "host:port", or a list of such texts, '
     'or a list such as [{"device_id": 0, "sources": ["host:port"]}]'
 )
 Source: TypeAlias = Endpoint | FinderSpec
@@ -73,10 +73,13 @@ def _source(at: Place, value: object) -> tuple[int | None, tuple[Source, ...]]:
 
 
 def sources(at: Place, value: object) -> dict[int, tuple[Source, ...]]:
-    """Read one text for every rank, or the list of ranks with their sources."""
+    """Read a text, or several, for every rank, or the list of ranks with their sources."""
     if isinstance(value, str):
         spec = _looked_up(at, value)
         return {EVERY_RANK: (spec,)} if spec else {}
+    if isinstance(value, list | tuple) and any(isinstance(item, str) for item in value):
+        read = each(_looked_up)(at, value)
+        return {EVERY_RANK: tuple(spec for spec in read if spec is not None)}
     if not isinstance(value, list | tuple):
         at.refuse(value, SOURCES)
         return {}

@@ -40,7 +40,7 @@ from netloader.vllm_plugin.load import (
 from netloader.vllm_plugin.load.caches import Caches
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
 from netloader.vllm_plugin.load.offer import expect, identity_of, offer
-from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again, plan_load
+from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again
 from netloader.vllm_plugin.load.raw import Backup
 from netloader.vllm_plugin.load.receiving import Receiver, options_of
 from netloader.vllm_plugin.load.reload import (
@@ -56,6 +56,7 @@ from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.patches.registries import Traces
 from netloader.vllm_plugin.serve import port
+from netloader.vllm_plugin.serve.saving import tell_not_saved
 from netloader.vllm_plugin.serve.worker import this_worker
 
 AUTO = "auto"
@@ -99,7 +100,7 @@ class NetLoader(BaseModelLoader):
         standby.check(vllm_config, local, self._settings)
         this_worker().open_metrics(self._settings.metrics_port, local.rank, self._logger)
         worker_methods.expect_warm_up(local.worker_classes)
-        plan = plan_load(local, self._settings, self._receiver.ask, self._logger)
+        plan = self._receiver.plan(local, self._settings)
         if self._settings.standby:
             plan = standby.in_place(plan)
         receiving.tell_not_relayed(plan, self._settings, self._logger)
@@ -115,7 +116,9 @@ class NetLoader(BaseModelLoader):
         build = partial(super().load_model, vllm_config, model_config, prefix)
         with ExitStack() as unless_offered:
             unless_offered.callback(plan.abandon)
-            model = self._build(plan, build, Traces(vllm_config))
+            with plan.using_folders():
+                model = self._build(plan, build, Traces(vllm_config))
+            plan = plan.without_folders
             loaded, self._plan, self._loaded = self._loaded, None, None
             computed = caches.take_compiled(plan.sources, model) if caches else None
             if loaded is not None and reloadable(loaded, model):
@@ -129,6 +132,8 @@ class NetLoader(BaseModelLoader):
             given = (self._settings, computed)
             if loaded is not None and plan.serves and offer(model, plan, loaded, *given):
                 unless_offered.pop_all()
+            elif self._settings.save:
+                tell_not_saved(self._logger)
             return model
 
     def _build(self, plan: LoadPlan, build: Callable[[], nn.Module], traces: Traces) -> nn.Module:

@@ -15,11 +15,13 @@ from netloader.fsm.reasons import Reason
 from netloader.io.failed_sources import failed_last
 from netloader.io.host import boot_id
 from netloader.io.outcome import Attempt
+from netloader.io.own_folder import OwnFolder
 from netloader.log import Logger
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import finders_of
 from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.load import agree
+from netloader.vllm_plugin.load.folders import Folders, open_folders
 from netloader.vllm_plugin.serve import address
 from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.worker import this_worker
@@ -40,6 +42,8 @@ class Sources:
     """Why a finder gave no answer."""
     place: Place | None = None
     """Where a registry is to name this rank once it serves the model."""
+    folders: tuple[OwnFolder, ...] = ()
+    """Those of this host that are among `now`, the last ones."""
 
 
 def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool) -> Sources:
@@ -48,8 +52,18 @@ def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool)
     Blocks for DISCOVERY_TIMEOUT_S and a second, and where another instance loads the model, until
     it serves, FIRST_TIMEOUT_S at the longest; one on standby looks once, and waits after its start.
     """
-    place = _place_of(model, settings) if serves else None
-    finders = finders_of(settings.sources, model.rank)
+    folders = open_folders(finders_of(settings.sources, model.rank), model, settings, logger)
+    peers = _peers(folders, model, settings, logger, _place_of(model, settings) if serves else None)
+    own = tuple(folder.endpoint for folder in folders.served)
+    unfound = "; ".join(filter(None, (peers.unfound, *folders.problems)))
+    return replace(peers, now=(*peers.now, *own), unfound=unfound, folders=folders.served)
+
+
+def _peers(
+    folders: Folders, model: LocalModel, settings: Settings, logger: Logger, place: Place | None
+) -> Sources:
+    """The sources that are other processes."""
+    finders = folders.finders
     written = [finder.endpoint for finder in finders if isinstance(finder, Address)]
     instance = frozenset(_own_instance(settings))
     if len(written) == len(finders):
@@ -58,7 +72,7 @@ def look(model: LocalModel, settings: Settings, logger: Logger, *, serves: bool)
     lookup = Lookup(finders, *given, own=_own_or(instance), ordered=failed_last)
     looked = lookup.look()
     loads = settings.fallback is not None and not settings.standby  # by itself, as the first one
-    alone = loads and not (looked.sources or looked.problems)
+    alone = loads and not (looked.sources or looked.problems or folders.served)
     if place is not None and alone and place.registry.name in {f.name for f in finders}:
         claimed = (place.registry, instance_key_of(model.early), _instance())
         given_up = (settings.first_timeout_s, logger)

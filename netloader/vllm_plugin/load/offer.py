@@ -33,6 +33,7 @@ from netloader.vllm_plugin.serve.activity import Activity
 from netloader.vllm_plugin.serve.known import Known
 from netloader.vllm_plugin.serve.port import PortChoice
 from netloader.vllm_plugin.serve.refusal import refuse
+from netloader.vllm_plugin.serve.saving import Saving
 from netloader.vllm_plugin.serve.served_model import (
     Originals,
     ServedModel,
@@ -79,7 +80,9 @@ def offer(
     else:
         ours = this_worker()
         worker_methods.install_on(model, ours)
-        served = replace(served, place=plan.place, folder=_folder(plan, logger), known=known)
+        saving = Saving.of(settings.save, plan.identity) if settings.save else None
+        served = replace(served, place=plan.place, known=known, saving=saving)
+        served = replace(served, folder=_folder(plan, logger))
         ours.offer(model, served, plan.rank, partial(new_server, settings, ours.activity))
         return True
     return False

@@ -18,6 +18,7 @@ from netloader.fsm.reasons import Reason
 from netloader.fsm.states import State
 from netloader.io.describe import Described
 from netloader.io.outcome import Attempt, Outcome
+from netloader.io.own_folder import OwnFolder
 from netloader.io.store.module import Named
 from netloader.log import Logger, emit, get_logger
 from netloader.vllm_plugin.config.settings import LayoutChoice, Settings
@@ -80,6 +81,8 @@ class LoadPlan:
     """Why sources could not be looked up; empty where they could."""
     place: Place | None = None
     """Where a registry names this rank once it serves the model, and what waits for that."""
+    folders: tuple[OwnFolder, ...] = ()
+    """Those of this host that are among `sources`, until `without_folders`."""
     warned: tuple[str, ...] = ()
     """Names of what makes the first source answer the same request otherwise."""
 
@@ -88,6 +91,22 @@ class LoadPlan:
         this_worker().abandon(self.role)
         if self.place is not None and self.place.claim is not None:
             self.place.claim.release()
+
+    @contextmanager
+    def using_folders(self) -> Iterator[None]:
+        """A block in which folders of this host may be sources; afterwards they are closed."""
+        try:
+            yield
+        finally:
+            for folder in self.folders:
+                folder.close()
+
+    @property
+    def without_folders(self) -> "LoadPlan":
+        """The plan of a later load, when they are closed: they held the weights of this one."""
+        own = {folder.endpoint for folder in self.folders}
+        left = tuple(source for source in self.sources if source not in own)
+        return replace(self, sources=left, folders=())
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -146,6 +165,7 @@ def plan_load(
         lookup=found.lookup,
         unfound=found.unfound,
         place=found.place,
+        folders=found.folders,
         warned=side.warn(describe),
     )
 

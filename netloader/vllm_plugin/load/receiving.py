@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from netloader.config import Endpoint
@@ -14,14 +14,16 @@ from netloader.io.describe import Described, describe
 from netloader.io.failed_sources import heard
 from netloader.io.options import ClientOptions, SourceFeed
 from netloader.io.outcome import Attempt, Outcome
+from netloader.io.own_folder import confirmed
 from netloader.io.store.module import ModuleStore, Named, WeightsError
 from netloader.log import Logger, emit
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity.identity import RAW
+from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.load import display
 from netloader.vllm_plugin.load.loaded import Loaded
 from netloader.vllm_plugin.load.offer import new_server, raw_facts
-from netloader.vllm_plugin.load.plan import LoadPlan
+from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
 from netloader.vllm_plugin.serve.relay import RankRelay
 from netloader.vllm_plugin.serve.worker import this_worker
 
@@ -99,6 +101,12 @@ class Receiver:
     def ask(self, sources: Sequence[Endpoint], known: Identity) -> Described:
         """Ask sources what they resolved when they loaded the model."""
         return describe(sources, known, options_of(self.settings, RAW, self.logger))
+
+    def plan(self, model: LocalModel, settings: Settings) -> LoadPlan:
+        """How a model is loaded, with folders that hold the same bytes as the peer that answers."""
+        plan = plan_load(model, settings, self.ask, self.logger)
+        options = options_of(settings, RAW, self.logger)
+        return replace(plan, sources=confirmed(plan.sources, plan.folders, options))
 
     def receive(
         self,

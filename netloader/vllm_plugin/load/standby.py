@@ -31,7 +31,7 @@ from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.load import agree, load_state
 from netloader.vllm_plugin.load.loaded import Loaded, known_digests
 from netloader.vllm_plugin.load.offer import identity_of, offer
-from netloader.vllm_plugin.load.plan import LoadPlan, plan_load
+from netloader.vllm_plugin.load.plan import LoadPlan
 from netloader.vllm_plugin.load.raw import RawSnapshot
 from netloader.vllm_plugin.load.receiving import Receiver
 from netloader.vllm_plugin.load.reload import (
@@ -233,7 +233,9 @@ class StandbyRank(Standing):
         if not plan.sources:
             raise StandbyError(_no_source(plan))
         device = next(model.parameters()).device
-        named, outcome = receive_raw(before, self._receiver, device)
+        with plan.using_folders():
+            named, outcome = receive_raw(before, self._receiver, device)
+        before = replace(before, plan=plan.without_folders)
         if outcome is None or not outcome.ok:
             why = outcome.history() if outcome else "an error of netloader, see the log"
             raise StandbyError(f"no source delivered: {why}")
@@ -248,7 +250,7 @@ class StandbyRank(Standing):
                 settings = replace(settings, sources=dealt(sources, len(self._plan.ranks)))
             except ConfigError as error:
                 raise StandbyError(str(error)) from error
-        return plan_load(self._local, settings, self._receiver.ask, self._receiver.logger)
+        return self._receiver.plan(self._local, settings)
 
     def _write(self, reload: Callable[..., Any], named: list[Named]) -> None:
         if named:

@@ -26,6 +26,7 @@ from netloader.vllm_plugin.serve.known import Known
 from netloader.vllm_plugin.serve.live_model import LiveModel, Rank
 from netloader.vllm_plugin.serve.port import PortChoice, RankPort
 from netloader.vllm_plugin.serve.relay import RankRelay
+from netloader.vllm_plugin.serve.saving import Saving
 from netloader.vllm_plugin.serve.served_model import ServedModel
 
 
@@ -37,6 +38,7 @@ class RankServer:
         self._announcements = Announcements(options.max_clients, logger)
         options = replace(options, logger=logger, on_session=self._announcements.note)
         self.rank = rank
+        self.logger = logger
         self.port = RankPort(choice, options)
         self._rank = Rank(rank, self.port, options, logger)
         self._live: dict[str, LiveModel] = {}
@@ -111,6 +113,13 @@ class RankServer:
         with self._rank.lock:
             if role in self._live or role in self._relays:
                 self._announcements.begin(role, place, partial(self._announced, role))
+
+    def save(self, role: str, saving: Saving) -> None:
+        """Write what is on offer of a role to a folder, in the background."""
+        with self._rank.lock:
+            live = self._live.get(role)
+        if live is not None:
+            saving.begin(live.published, self.logger)
 
     def _announced(self, role: str) -> Candidate | None:
         """What the registry is to say now."""

@@ -30,6 +30,7 @@ from netloader.vllm_plugin.serve.harmless import harmless
 from netloader.vllm_plugin.serve.kv_cache import KvCache
 from netloader.vllm_plugin.serve.live_model import LiveModel
 from netloader.vllm_plugin.serve.relay import RankRelay
+from netloader.vllm_plugin.serve.saving import tell_not_saved
 from netloader.vllm_plugin.serve.served_model import ServedModel
 from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.warm_up import WarmUp
@@ -112,6 +113,8 @@ class Worker:
     ) -> None:
         server = self._server_for(served.role, rank, new_server)
         if not server.open(served, model):
+            if served.saving is not None:
+                tell_not_saved(server.logger)
             return
 
         def warm() -> None:
@@ -120,6 +123,8 @@ class Worker:
                 server.offer_known(served.known, self.kv_cache.measured)
             if served.place is not None:
                 server.announce(served.role, served.place)
+            if served.saving is not None:
+                server.save(served.role, served.saving)
 
         with harmless():
             self.warm_up.settle(model, warm)

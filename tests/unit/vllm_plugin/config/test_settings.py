@@ -1,5 +1,6 @@
 """The extra config as an operator writes it: what is understood, and what a refusal says."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ def test_nothing_given_means_the_documented_defaults(extra: dict[str, object] | 
         fallback=Fallback("auto"),
         standby=False,
         caches=False,
+        save=None,
         max_clients=2,
         max_bandwidth=None,
         max_bandwidth_busy=None,
@@ -207,6 +209,48 @@ def test_a_server_publishes_itself_where_the_operator_says_or_looks(
 
     assert (registry.finder(0).name if registry else None) == name
     assert "secret" not in repr(registry)
+
+
+def test_a_list_of_texts_is_for_every_rank() -> None:
+    texts = ["file:/var/lib/netloader", "10.0.0.1:1", "redis://h/x"]
+    settings = Settings.parse({"SOURCE": texts, "SAVE": "/var/lib/netloader"})
+
+    for rank in (0, 3):
+        assert [finder.name for finder in finders_of(settings.sources, rank)] == [
+            "file:/var/lib/netloader",
+            "10.0.0.1:1",
+            "redis://h:6379/x",
+        ]
+    assert settings.registry is not None
+    assert settings.save == Path("/var/lib/netloader")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("file:", "followed by nothing"),
+        ("file:saved", "'file:saved' is no absolute path; write a path from / on"),
+        ("redis://", "followed by nothing"),
+        (7, "7"),
+    ],
+)
+def test_one_wrong_text_of_a_list_is_named_by_its_place(source: object, told: str) -> None:
+    (problem,) = problems_of({"SOURCE": ["10.0.0.1:1", source]})
+
+    assert problem.startswith("SOURCE[1]: ")
+    assert told in problem
+
+
+def test_save_is_an_absolute_path_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    (relative,) = problems_of({"SAVE": "saved"})
+    (file,) = problems_of({"SAVE": str(tmp_path / "file")})
+
+    assert "SAVE" in relative
+    assert "saved" in relative
+    assert "give an absolute path" in relative
+    assert "something else at this path" in file
 
 
 @pytest.mark.parametrize("value", ["file:/a", "redis://", "redis://h:x", "etcd://:{}@/x", 7])

@@ -17,7 +17,7 @@ from netloader.log import capture, get_logger
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import EVERY_RANK, dealt
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
-from netloader.vllm_plugin.load import agree, standby
+from netloader.vllm_plugin.load import agree, receiving, standby
 from netloader.vllm_plugin.load.load_state import NOTHING
 from netloader.vllm_plugin.load.loaded import Loaded
 from netloader.vllm_plugin.load.receiving import Receiver
@@ -79,7 +79,7 @@ class Standby:
         receiver = Receiver(hasty or settings(), LOGGER, False)
         self.rank = StandbyRank(self.model, local, self.plan, receiver)
         self.at: tuple[Endpoint, ...] = ()
-        monkeypatch.setattr(standby, "plan_load", lambda *_: plan(ranks=ranks, sources=self.at))
+        monkeypatch.setattr(receiving, "plan_load", lambda *_: plan(ranks=ranks, sources=self.at))
 
     def fill(self, reload: Any = None) -> Report:
         return self.rank.fill(reload or self.reload)
