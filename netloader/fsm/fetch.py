@@ -214,12 +214,23 @@ class Fetch:
     def _share(self, source: Source) -> tuple[int, ...]:
         unasked = self._unasked()
         own = len(self._own_in(*LIVING))
-        parts = min(self.options.parallel + own, self._roster.count(*LIVING))
+        parts = min(self.options.parallel + own, self._takers())
         if parts > 1 and source.repeatable:
             parts *= SHARES
             if own and source.pace_s == math.inf:
                 parts *= MEASURING
         return tuple(sorted(unasked & source.available))[: math.ceil(len(unasked) / parts)]
+
+    def _takers(self) -> int:
+        """Among how many sources the rest may have to be divided."""
+        if not self._peers_spared():
+            return self._roster.count(*LIVING)
+        at_work = self._in(Stage.READY, Stage.RECEIVING)
+        return sum(not self._spared(source) for source in at_work)
+
+    def _peers_spared(self) -> bool:
+        """Whether a peer is left alone: then none is dialled either."""
+        return bool(self._own) and any(map(self._spared, self._in(Stage.READY)))
 
     def _unasked(self) -> frozenset[int]:
         """Segments that are not verified, and that no source was asked for."""
@@ -231,9 +242,9 @@ class Fetch:
         if not self._some(Stage.CANDIDATE, *SESSIONS):
             for source in self._in(Stage.ASIDE):
                 self._tell(source, Recalled())
-        peers_wait = any(map(self._spared, self._in(Stage.READY)))
+        peers_spared = self._peers_spared()
         for source in self._in(Stage.CANDIDATE):
-            if not self._has_room(source) or (peers_wait and not source.own):
+            if not self._has_room(source) or (peers_spared and not source.own):
                 return
             if self.root is None or self._unasked() or self._unconfirmed():
                 self._tell(source, Chosen())

@@ -75,6 +75,10 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "L4 caches": ("tests/unit/files/test_caches.py", "tests/unit/files/test_placing.py"),
     "L4 folders of an instance": ("tests/unit/cli/test_snapshot.py",),
+    "L4 the own disk": (
+        "tests/unit/io/test_own_folder.py",
+        "tests/unit/vllm_plugin/load/test_folders.py",
+    ),
     "L5 weights in use": (
         "tests/unit/vllm_plugin/serve/test_usage_record.py",
         "tests/unit/vllm_plugin/serve/test_first_use.py",
@@ -98,7 +102,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, *LATER = LAYERS
-FOLDERS, CACHES, SNAPSHOTS, L5, COMPUTED, STARTS, STANDBY = LATER
+FOLDERS, CACHES, SNAPSHOTS, OWN_DISK, L5, COMPUTED, STARTS, STANDBY = LATER
 
 
 class Mutant(NamedTuple):

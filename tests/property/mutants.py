@@ -23,6 +23,7 @@ from tests.property.files_mutants import FILES_MUTANTS
 from tests.property.layers import L0, L1, L2, L3, L4, L5, LAYERS, SERVED, Mutant
 from tests.property.opening_mutants import OPENING_MUTANTS
 from tests.property.operating_mutants import OPERATING_MUTANTS
+from tests.property.own_disk_mutants import OWN_DISK_MUTANTS
 from tests.property.proof_mutants import PROOF_MUTANTS
 from tests.property.published_mutants import PUBLISHED_MUTANTS
 from tests.property.relay_mutants import RELAY_MUTANTS
@@ -76,6 +77,7 @@ MUTANTS: Final[dict[str, Mutant]] = {
     **FILES_MUTANTS,
     **CACHES_MUTANTS,
     **RELAY_MUTANTS,
+    **OWN_DISK_MUTANTS,
     **SNAPSHOT_MUTANTS,
     **STANDBY_MUTANTS,
     # the tables

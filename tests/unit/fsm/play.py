@@ -27,10 +27,14 @@ NO_SOURCE = Finish(State.FALLBACK, Reason.NO_SOURCE)
 class Play:
     """A fetch and a clock."""
 
-    def __init__(self, sources: int = 1, parallel: int = 1, queue_s: float = 100.0) -> None:
+    def __init__(
+        self, sources: int = 1, parallel: int = 1, queue_s: float = 100.0, own: int = 0
+    ) -> None:
+        """A fetch from so many sources, of which the first `own` are folders of this host."""
         self.now = 0.0
         self.fetch = Fetch(FetchOptions(parallel, queue_s, stall_s=15.0), self.now)
-        self.first = self.fetch.step(SourcesFound(tuple(range(sources))), self.now)
+        found = SourcesFound(tuple(range(sources)), frozenset(range(own)))
+        self.first = self.fetch.step(found, self.now)
 
     def offers(self, key: int, root: Root = ROOT, has: frozenset[int] = ALL) -> list[FetchEffect]:
         return list(self.fetch.step(Offered(key, root, has), self.now))
@@ -42,8 +46,8 @@ class Play:
             effects += self.fetch.step(SegmentVerified(key, segment), self.now)
         return effects
 
-    def completes(self, key: int) -> list[FetchEffect]:
-        return list(self.fetch.step(Completed(key), self.now))
+    def completes(self, key: int, moving_s: float | None = None) -> list[FetchEffect]:
+        return list(self.fetch.step(Completed(key, moving_s), self.now))
 
     def fails(self, key: int, reason: Reason = Reason.CONNECTION_LOST) -> list[FetchEffect]:
         failure = SourceFailed(key, reason, another_transport=True)

@@ -4,11 +4,13 @@ import pytest
 
 from netloader.fsm.fetch_events import (
     Conclude,
+    Dial,
     Drop,
     FetchEffect,
     Finish,
     Request,
     SegmentVerified,
+    Spare,
 )
 from tests.unit.fsm.play import COUNT, DONE, Play
 
@@ -110,3 +112,73 @@ def test_a_much_slower_source_does_not_delay_the_fetch(slow_s: float) -> None:
 
     assert took <= COUNT + 1
     assert dropped == [Drop(1)]
+
+
+# -- a folder of this host beside peers ----------------------------------------------------------
+
+
+def beside(own_s: float, peer_s: float) -> tuple[Play, list[FetchEffect]]:
+    """A folder and a peer after their first requests; what is wanted then. The folder is first."""
+    play = Play(sources=2, own=1)
+    assert [effect.source for effect in play.first if isinstance(effect, Dial)] == [0, 1]
+    requests = [play.offers(key)[0] for key in (0, 1)]
+    wanted: list[FetchEffect] = []
+    for request, pace_s in zip(requests, (own_s, peer_s), strict=True):
+        assert isinstance(request, Request)
+        assert len(request.segments) <= COUNT // 16, "small, to be measured"
+        play.delivers(request.source, request.segments, 0.0)
+        wanted += play.completes(request.source, pace_s * len(request.segments))
+    return play, wanted
+
+
+def test_a_peer_that_is_no_faster_than_the_folder_is_asked_for_nothing_more() -> None:
+    play, wanted = beside(own_s=0.1, peer_s=0.1)
+
+    assert wanted[-1] == Spare(1, 0.1, 0.1)
+    asked = wanted[0]
+    while isinstance(asked, Request):
+        assert asked.source == 0
+        play.delivers(0, asked.segments, 0.1)
+        asked, *_ = play.completes(0)
+    assert asked == Conclude(0)
+
+
+def test_a_peer_that_is_faster_than_the_folder_goes_on_beside_it() -> None:
+    _, wanted = beside(own_s=0.2, peer_s=0.1)
+
+    assert [effect.source for effect in wanted if isinstance(effect, Request)] == [0, 1]
+
+
+def test_when_the_folder_fails_the_peer_that_was_left_alone_goes_on() -> None:
+    play, _ = beside(own_s=0.1, peer_s=1.0)
+
+    (request,) = play.fails(0)
+
+    assert isinstance(request, Request)
+    assert request.source == 1
+
+
+def test_when_the_folder_becomes_slow_the_peer_takes_over() -> None:
+    play, _ = beside(own_s=0.1, peer_s=0.2)
+
+    due = play.fetch.next_timeout()
+
+    assert due is not None
+    dropped, request = play.fetch.handle_timeout(due + 100)
+    assert dropped == Drop(0)
+    assert isinstance(request, Request)
+    assert request.source == 1
+
+
+def test_what_a_peer_does_after_its_last_byte_does_not_count() -> None:
+    play = Play(sources=2, own=1)
+    first = [play.offers(key)[0] for key in (0, 1)]
+    for request in first:
+        assert isinstance(request, Request)
+        play.delivers(request.source, request.segments, 0.0)
+    play.completes(0, 0.4)
+    play.now += 60.0  # it looks through all its weights
+
+    wanted = play.completes(1, 0.1)
+
+    assert [effect.source for effect in wanted if isinstance(effect, Request)] == [1]

@@ -1,0 +1,54 @@
+"""Seeded bugs of weights on the own disk: saved over others, used unproven, preferred blindly."""
+
+from typing import Final
+
+from tests.property.layers import L4, OWN_DISK, Mutant
+
+FETCH: Final = "netloader/fsm/fetch.py"
+SAVING: Final = "netloader/io/saving.py"
+OWN_FOLDER: Final = "netloader/io/own_folder.py"
+FOLDERS: Final = "netloader/vllm_plugin/load/folders.py"
+
+OWN_DISK_MUTANTS: Final[dict[str, Mutant]] = {
+    "weights are saved that are not those of the digests": Mutant(
+        OWN_DISK,
+        SAVING,
+        r"    except TransferError as error:\n",
+        "    except TransferError:\n"
+        "        return Saved(folder, 1, 0.0)\n"
+        "    except ValueError as error:\n",
+    ),
+    "weights are saved over whatever has the name": Mutant(
+        OWN_DISK,
+        SAVING,
+        r"            _check_room\(under, published\)\n",
+        "            shutil.rmtree(folder, ignore_errors=True)\n",
+    ),
+    "the disk is filled to the last byte": Mutant(
+        OWN_DISK, SAVING, r"if free < nbytes \+ SPARE_BYTES:", "if free < nbytes:"
+    ),
+    "a folder of the same bytes is written again": Mutant(
+        OWN_DISK, SAVING, r"card\.segment_digests == digests", "not digests"
+    ),
+    "folders of other models are removed": Mutant(
+        OWN_DISK, SAVING, r'glob\(f"\{name\}-\*/\{CARD\}"\)', 'glob(f"*/{CARD}")'
+    ),
+    "two processes save the same at once": Mutant(
+        OWN_DISK, SAVING, r"fcntl\.flock\(lock, .*\)", "pass"
+    ),
+    "a folder that differs from a peer is used": Mutant(
+        OWN_DISK, OWN_FOLDER, r"if ours\.root != theirs\.root:", "if False:"
+    ),
+    "a folder that cannot be compared with a peer is used": Mutant(
+        OWN_DISK, OWN_FOLDER, r"if cut != \(.*\):", "if False:"
+    ),
+    "another rank's folder is taken": Mutant(
+        OWN_DISK, FOLDERS, r"if key_of\(card\.identity\) == key_of\(model\.early\):", "if True:"
+    ),
+    "peers are asked though the own disk is as fast": Mutant(
+        L4, FETCH, r"            if self\._spared\(source\):\n                continue\n", ""
+    ),
+    "the own disk takes the place of a peer": Mutant(
+        OWN_DISK, FETCH, r" - len\(self\._own_in\(\*OCCUPIED\)\)", ""
+    ),
+}
