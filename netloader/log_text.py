@@ -330,9 +330,7 @@ def _saved(fields: Fields) -> str:
     if not nbytes:
         return f"The weights lie in {folder} already"
     took = duration(_number(fields, "netloader.duration_s"))
-    removed = _number(fields, "netloader.removed")
-    older = f"; removed {removed:.0f} older" if removed else ""
-    return f"Saved {size(nbytes)} to {folder} in {took}, verified{older}"
+    return f"Saved {size(nbytes)} to {folder} in {took}, verified"
 
 
 def _background(f: Fields) -> str:
