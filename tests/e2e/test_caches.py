@@ -33,7 +33,7 @@ def environment(root: Path) -> dict[str, str]:
 
 def libraries(root: Path) -> set[str]:
     """What the compiler has made."""
-    return {path.name for path in root.rglob("*.so")}
+    return {path.name for end in ("so", "gch") for path in root.rglob(f"*.{end}")}
 
 
 def wait_for(source: Endpoint, token: Path) -> None:

@@ -101,8 +101,23 @@ def compiled(model: nn.Module, vllm_config: VllmConfig, fingerprint: str) -> Map
     if str(mode.name) == "VLLM_COMPILE":
         return {}
     folder = root() / COMPILED / OURS / fingerprint
-    os.environ[TORCH_KEEPS] = str(folder)  # as vLLM does, for what it compiles ahead of time
+    _keep_in(folder)
     return {INDUCTOR: folder}
+
+
+def _keep_in(folder: Path) -> None:
+    """Have torch keep in a folder what it compiles from now on, with the headers for that.
+
+    vLLM does so for what it compiles ahead of time. torch wants the compiled headers also where it
+    has all code that was compiled with them, and keeps them apart.
+    """
+    from torch._inductor import codecache  # which an engine that compiles nothing can spare
+
+    os.environ[TORCH_KEEPS] = str(folder)
+    headers = folder / "precompiled_headers"
+    for name, path in (("_HEADER_DIR", headers), ("_HEADER_LOCK_DIR", headers / "locks")):
+        if hasattr(codecache, name):
+            setattr(codecache, name, str(path))
 
 
 def _ahead_of_time(model: nn.Module, vllm_config: VllmConfig) -> Iterator[tuple[str, Path]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from torch import nn
+from torch._inductor import codecache
 from vllm.config import CompilationMode, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
@@ -59,10 +60,14 @@ def test_code_that_is_compiled_at_its_first_use_is_kept_for_one_model(
     monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "0")
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "root"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of all models")
+    for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):
+        monkeypatch.setattr(codecache, name, "of all models")
     config = configured(tmp_path / "model")
     folder = tmp_path / "root" / "torch_compile_cache" / "netloader" / "fingerprint"
     assert cache_root.compiled(nn.Linear(1, 1), config, "fingerprint") == {"inductor": folder}
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+    assert str(folder / "precompiled_headers") == codecache._HEADER_DIR
+    assert str(folder / "precompiled_headers" / "locks") == codecache._HEADER_LOCK_DIR
 
 
 def test_an_engine_that_compiles_nothing_has_no_such_folders(
