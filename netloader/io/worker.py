@@ -312,8 +312,7 @@ class ServerWorker(SessionWorker):
             raise TransferError(Reason.NOT_AVAILABLE, "a segment is not verified yet")
         with published.reading():  # not when it was withdrawn since the offer
             # Nothing uses what a relay receives, or a folder: a client compares all of that itself.
-            used = available is None and not isinstance(published.usage, AlwaysInUse)
-            whole = self._runs == 1 and used
+            whole = self._runs == 1 and not isinstance(published.usage, AlwaysInUse)
             found = _beside(partial(published.examine, unasked)) if whole else lambda: ""
             sent = sending.run(segments, order.lanes)
         if why := found():

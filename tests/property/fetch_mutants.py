@@ -42,7 +42,7 @@ FETCH_MUTANTS: Final[dict[str, Mutant]] = {
         FETCHES, FETCH, r"sorted\(unasked & source\.available\)", "sorted(unasked)"
     ),
     "more sources are asked at once than allowed": Mutant(
-        FETCHES, FETCH, r"(self\._roster\.count\(\*OCCUPIED\)) <", r"\1 <="
+        FETCHES, FETCH, r"or asked < self", "or asked <= self"
     ),
     "patience has no end": Mutant(
         FETCHES, SOURCE, r"return source\.holding\.now >= .*", "return False"
@@ -63,7 +63,10 @@ FETCH_MUTANTS: Final[dict[str, Mutant]] = {
         FETCHES, FETCH, r"self\._tell\(source, Recalled\(\)\)", "pass"
     ),
     "a fetch ends while a session may still write": Mutant(
-        FETCHES, FETCH, r"self\._dismiss\((Stage\.DIALLED, .*)\)\n +if not .*:", r"if True:"
+        FETCHES,
+        FETCH,
+        r"if not self\._some\(\*SESSIONS\):\n( +self\._effects\.append\(self)",
+        r"if True:\n\1",
     ),
     "a cancelled fetch goes on receiving": Mutant(
         FETCHES, FETCH, r" +self\._dismiss\(Stage\.RECEIVING\)\n", ""

@@ -28,7 +28,7 @@ RELAY_MUTANTS: Final[dict[str, Mutant]] = {
         "            pass\n",
     ),
     "a relay hashes what it has verified": Mutant(
-        L4, WORKER, r"self\._runs == 1 and available is None", "True"
+        L4, WORKER, r"self\._runs == 1 and not isinstance\(.*AlwaysInUse\)", "True"
     ),
     "what was received is not watched": Mutant(
         L4, SERVER, r"        model\.watch\(published\)\n", ""
