@@ -121,6 +121,8 @@ def test_top_follows_a_fleet_that_grows(registry: str) -> None:
         ("redis://host:99999/secret", Code.USAGE, "the host or the port cannot be used"),
         ("amqp://host/secret", Code.USAGE, "there is no such kind of source"),
         ("file:/nowhere/*", Code.UNREACHABLE, "names no server now"),
+        ("file:nowhere", Code.USAGE, "no absolute path"),
+        ("file:/usr/lib", Code.USAGE, "serve it with `netloader serve /usr/lib`"),
         ("k8s://a/b", Code.UNREACHABLE, "in no pod"),
         ("10.0.0.1", Code.USAGE, "write host:port"),
     ],
