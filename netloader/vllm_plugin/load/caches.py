@@ -28,6 +28,7 @@ from netloader.vllm_plugin.patches import cache_root
 from netloader.vllm_plugin.serve.harmless import harmless
 from netloader.vllm_plugin.serve.known import Known
 from netloader.vllm_plugin.serve.kv_cache import KvCache
+from netloader.vllm_plugin.serve.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,14 @@ class Caches:
                 hints = take_hints(sources, self.model, self.options)
                 kv_cache.hint = kv_size_in(hints)
                 told(place_inspections(hints, cache_root.root()))
+
+    def take_when_due(self, sources: Sequence[Endpoint], model: nn.Module, ours: Worker) -> None:
+        """Take over compiled code when vLLM's keys are final, just before it looks for any."""
+
+        def take() -> None:
+            ours.known = self.take_compiled(sources, model)
+
+        ours.kv_cache.before.append(take)
 
     def take_compiled(self, sources: Sequence[Endpoint], model: nn.Module) -> Known:
         """Put compiled code where vLLM is going to look for it; what this rank will know itself."""

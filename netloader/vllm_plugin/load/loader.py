@@ -120,7 +120,8 @@ class NetLoader(BaseModelLoader):
                 model = self._build(plan, build, Traces(vllm_config))
             plan = plan.without_folders
             loaded, self._plan, self._loaded = self._loaded, None, None
-            computed = caches.take_compiled(plan.sources, model) if caches else None
+            if caches:
+                caches.take_when_due(plan.sources, model, this_worker())
             if loaded is not None and reloadable(loaded, model):
                 known = (loaded.manifest, loaded.constructed, loaded.room)
                 later = standby.in_place(plan) if loaded.room else plan
@@ -129,8 +130,7 @@ class NetLoader(BaseModelLoader):
             if self._settings.standby:
                 this_worker().standby = StandbyRank(model, local, plan, self._receiver)
                 return model
-            given = (self._settings, computed)
-            if loaded is not None and plan.serves and offer(model, plan, loaded, *given):
+            if loaded is not None and plan.serves and offer(model, plan, loaded, self._settings):
                 unless_offered.pop_all()
             elif self._settings.save:
                 tell_not_saved(self._logger)

@@ -30,7 +30,6 @@ from netloader.vllm_plugin.load.raw import GoneError
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.patches import placeholders, worker_methods
 from netloader.vllm_plugin.serve.activity import Activity
-from netloader.vllm_plugin.serve.known import Known
 from netloader.vllm_plugin.serve.port import PortChoice
 from netloader.vllm_plugin.serve.refusal import refuse
 from netloader.vllm_plugin.serve.saving import Saving
@@ -58,7 +57,6 @@ def offer(
     plan: LoadPlan,
     loaded: Loaded,
     settings: Settings,
-    known: Known | None = None,
 ) -> bool:
     """Serve a post-processed model in the best layout there is, when it may be; never raises.
 
@@ -81,7 +79,7 @@ def offer(
         ours = this_worker()
         worker_methods.install_on(model, ours)
         saving = Saving.of(settings.save, plan.identity) if settings.save else None
-        served = replace(served, place=plan.place, known=known, saving=saving)
+        served = replace(served, place=plan.place, saving=saving)
         served = replace(served, folder=_folder(plan, logger))
         ours.offer(model, served, plan.rank, partial(new_server, settings, ours.activity))
         return True

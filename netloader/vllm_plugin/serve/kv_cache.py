@@ -30,11 +30,17 @@ class KvCache:
         """What a source has measured."""
         self.measured: KvSize | None = None
         """What was measured, here or where the hint is from; None where the operator decides."""
+        self.before: list[Callable[[], object]] = []
+        """What is to be done before vLLM measures: until then it changes its configuration, and
+        then it compiles."""
         self._free = 0
         self._logger = get_logger("client", LOG_BASE)
 
     def measured_by(self, worker: Any, measure: Callable[[], int]) -> int:
         """What vLLM's own method returns; errors of netloader do not reach it."""
+        while self.before:
+            with harmless():
+                self.before.pop()()
         with harmless():
             self._begin(worker)
         nbytes = measure()

@@ -28,7 +28,6 @@ from netloader.vllm_plugin.patches.compat import reload_rebuilds
 from netloader.vllm_plugin.patches.instance import replaced_on
 from netloader.vllm_plugin.serve.announcing import Place
 from netloader.vllm_plugin.serve.kept import Kept, layer_at, uses
-from netloader.vllm_plugin.serve.known import Known
 from netloader.vllm_plugin.serve.saving import Saving
 from netloader.vllm_plugin.serve.usage_record import UsageRecord, UsageState
 
@@ -62,8 +61,6 @@ class ServedModel:
     """Where a registry names it; None where there is none."""
     folder: FolderFiles | None = None
     """The files of the model's folder that clients need to start; None on ranks that offer none."""
-    known: Known | None = None
-    """What clients may take over once this rank is warm; None where that is not wanted."""
     saving: Saving | None = None
     """Where it is written to, for the next start; None: nowhere."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 
-from netloader.fsm.identity import Identity
+from netloader.fsm.identity import Identity, Role
 from netloader.log import Logger
 from netloader.metrics.page import open_page
 from netloader.metrics.recorder import record
@@ -36,6 +36,7 @@ from netloader.vllm_plugin.serve.server import RankServer
 from netloader.vllm_plugin.serve.warm_up import WarmUp
 
 if TYPE_CHECKING:
+    from netloader.vllm_plugin.serve.known import Known
     from netloader.vllm_plugin.serve.standing import Standing
 
 NewServer: TypeAlias = Callable[[int], RankServer]
@@ -57,6 +58,8 @@ class Worker:
         self.warm_up = WarmUp()
         self.after_reload = AfterReload()
         self.kv_cache = KvCache()
+        self.known: Known | None = None
+        """What others may take over from this rank; None where that is not wanted, or not yet."""
         self.loads: ByModel[object] = ByModel()
         """The records of `load.reload` for each model: vLLM makes a new loader to reload."""
         self.standby: Standing | None = None
@@ -119,8 +122,8 @@ class Worker:
 
         def warm() -> None:
             served.usage.settle()
-            if served.known is not None:
-                server.offer_known(served.known, self.kv_cache.measured)
+            if self.known is not None and served.role == Role.TARGET:
+                server.offer_known(self.known, self.kv_cache.measured)
             if served.place is not None:
                 server.announce(served.role, served.place)
             if served.saving is not None:

@@ -22,7 +22,7 @@ from netloader.vllm_plugin.load.offer import offer
 from netloader.vllm_plugin.patches import cache_root
 from netloader.vllm_plugin.serve.known import Known
 from netloader.vllm_plugin.serve.kv_cache import KvCache
-from netloader.vllm_plugin.serve.worker import this_worker
+from netloader.vllm_plugin.serve.worker import Worker, this_worker
 from tests.unit.files.test_placing import files
 from tests.unit.io.helpers import asking, eventually
 from tests.unit.vllm_plugin.helpers import Lines, plan, post_process, settings, where
@@ -62,7 +62,8 @@ def offering(what: Known | None, token: Path, measured: KvSize | None = SIZE) ->
     loaded = taken(plan(), module, options.keeping_at_load, Progress())
     post_process(module)
     this_worker().kv_cache.measured = measured
-    assert offer(module, plan(), loaded, options, what)
+    this_worker().known = what
+    assert offer(module, plan(), loaded, options)
     return module
 
 
@@ -159,3 +160,17 @@ def test_an_engine_that_knows_nothing_offers_nothing(tmp_path: Path, token: Path
         "compiled code is not offered: nothing was compiled that another instance could use"
     ]
     del module
+
+
+def test_code_is_taken_when_vllm_is_about_to_measure_and_not_before(
+    tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "root"))
+    module = offering(known(tmp_path / "theirs"), token)
+    assert eventually(lambda: offers("caches", token))
+    ours = Worker()
+    mine(token).take_when_due([where()], module, ours)
+    assert not (tmp_path / "root").exists(), "vLLM still changes what its keys are made of"
+    measured = ours.kv_cache.measured_by(object(), lambda: len(files(tmp_path / "root")))
+    assert measured == 1
+    assert ours.known is not None
