@@ -4,7 +4,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ TOKEN = "sixteen characters and more"
 
 
 @contextmanager
-def standby(model: Model, scratch: Path, name: str, **extra: Any) -> Iterator[Server]:
-    """An instance on standby, started as `netloader standby` starts it."""
+def standby(
+    model: Model, scratch: Path, name: str, words: Sequence[str] = (), **extra: Any
+) -> Iterator[Server]:
+    """An instance on standby, started as `netloader standby` starts it, with more words."""
     port = free_port()
     common = {"LISTEN_HOST": "127.0.0.1", "MODEL": "tiny", **extra}
     command = on_standby([*vllm_command(model.bare, port, "netloader", common)])
-    command += ["--skip-tokenizer-init"]
+    command += ["--skip-tokenizer-init", *words]
     command[command.index("--max-model-len") + 1] = "128"
     server = start_server(name, command, port, scratch / f"{name}.log", None)
     try:
@@ -83,7 +85,8 @@ def test_requests_are_refused_until_the_command_or_a_source_that_appears_has_fil
     token = {"AUTH_TOKEN_FILE": str(tmp_path / "token")}
     looks = {"SOURCE": f"file:{tmp_path}/source-{{RANK}}.txt"}
     with ExitStack() as stack:
-        told = stack.enter_context(standby(model, tmp_path, "told", **token))
+        two = ("--api-server-count", "2")
+        told = stack.enter_context(standby(model, tmp_path, "told", two, **token))
         looking = stack.enter_context(standby(model, tmp_path, "looking", **token, **looks))
         for server in (told, looking):
             assert eventually(up(server), UP_S), server.tail()

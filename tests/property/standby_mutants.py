@@ -7,6 +7,9 @@ from tests.property.layers import STANDBY, Mutant
 GATE: Final = "netloader/vllm_plugin/front/gate.py"
 INSTANCE: Final = "netloader/vllm_plugin/front/instance.py"
 ON_DEMAND: Final = "netloader/vllm_plugin/patches/on_demand.py"
+RAW: Final = "netloader/vllm_plugin/load/raw.py"
+RELOAD: Final = "netloader/vllm_plugin/load/reload.py"
+ROOM: Final = "netloader/vllm_plugin/load/room.py"
 RANK: Final = "netloader/vllm_plugin/load/standby.py"
 
 STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
@@ -34,5 +37,17 @@ STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "an instance on standby fills itself when one rank has found a source": Mutant(
         STANDBY, INSTANCE, r"if not all\(found\):", "if not any(found):"
+    ),
+    "a layer that a failed reload left half done is taken for filled": Mutant(
+        STANDBY, RELOAD, r"        _put_back\(model\)\n", ""
+    ),
+    "a layer that still has its placeholders packed is taken for filled": Mutant(
+        STANDBY, RANK, r"if left:", "if False:"
+    ),
+    "a fill begins where an aborted transfer may still write": Mutant(
+        STANDBY, ROOM, r"        self\.check\(\)\n", ""
+    ),
+    "weights are received into memory that was given back": Mutant(
+        STANDBY, RAW, r" or storage\.nbytes\(\) != self\.nbytes", ""
     ),
 }  # fmt: skip

@@ -66,6 +66,7 @@ def test_memory_that_was_given_back_is_not_written_to() -> None:
     (name, tensor), *_ = room.tensors(CPU)
     assert ModuleStore([(name, tensor)]).manifest == room.manifest
     assert tensor.untyped_storage().nbytes() == 8 * 4
+    assert not weight.untyped_storage().nbytes()
 
 
 def test_nothing_is_received_where_an_aborted_transfer_may_still_write() -> None:
