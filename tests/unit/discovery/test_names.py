@@ -66,10 +66,12 @@ def test_files_that_hold_something_else_are_counted_and_none_is_waited_for(tmp_p
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
 
-    answer = Files(f"{tmp_path}/*").find(KEY, SOON_S)
+    files = Files(f"{tmp_path}/*")
+    answer = files.find(KEY, SOON_S)
 
     assert [c.endpoint for c in answer.candidates] == [Endpoint("10.0.0.1", 5)]
-    assert answer.unreadable == 4
+    assert answer.unreadable == 3
+    assert files.folders() == (tmp_path / "folder",), "a source of another kind"
 
 
 @pytest.mark.parametrize(
