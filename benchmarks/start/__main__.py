@@ -5,6 +5,8 @@ One source serves beside all starts of a model. The report is written anew after
 """
 
 import argparse
+import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -58,6 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--to", type=Path, default=FOLDER, help="the folder of the report")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # no server stays
     results = Results(dict(facts()), disturbance())
     for name in given.only:
         measure(results, *every[name], given.rounds, given.to)

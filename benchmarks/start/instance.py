@@ -19,10 +19,8 @@ START_S: Final = 300.0
 PROMPT: Final = "word1 word2 word3"
 COMMON: Final = (
     *("--host", "127.0.0.1", "--max-model-len", "256", "--max-num-seqs", "8"),
-    *("--served-model-name", "bench", "--gpu-memory-utilization", "0.1"),
+    *("--served-model-name", "bench", "--kv-cache-memory-bytes", str(CACHE_BYTES)),
 )
-"""The last one bounds the KV cache of an instance that is not told its size."""
-SIZED: Final = ("--kv-cache-memory-bytes", str(CACHE_BYTES))
 VLLM: Final = (sys.executable, "-m", "vllm.entrypoints.cli.main")
 
 

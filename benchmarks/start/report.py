@@ -22,11 +22,14 @@ come over HTTP. A source serves beside all of them, on the same cores, and does 
 * *Cold*: the file of the weights is not in the page cache, and the machine is empty: HOME, the
   roots of all caches and the folder of temporary files. *Warm*: the start after that one, on the
   same machine, with the file in the page cache.
-* *netloader* has no file of weights and an empty machine. With *sizes and caches* it has no folder
-  of the model either, and is not told the size of its KV cache, as all others are: it is started
-  by `netloader run SOURCE --caches -- vllm serve`, which is part of its first phase.
+* *netloader* has no file of weights and an empty machine. *With caches* it has no folder of the
+  model either: it is started by `netloader run SOURCE --caches -- vllm serve`, and what comes
+  before vLLM is part of its first phase.
 * *Standby* has the machine of the warm start, and no file of weights. *Filled* begins with the
   request to fill the instance that waits.
+
+All are given the size of the KV cache: beside its source, on one machine, an instance has less free
+memory than the source had, and would rightly take over no size.
 
 The phases are what vLLM's processes log, in this order: imports of the API server, inspection of
 the model's class (in a process of its own, unless vLLM's cache has the answer), imports of the

@@ -9,14 +9,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from benchmarks.page_cache import cool, warm
-from benchmarks.start.instance import SIZED, VLLM, Instance, Machine, Mode, Start, serving
+from benchmarks.start.instance import VLLM, Instance, Machine, Mode, Start, serving
 from benchmarks.start.models import Model
 
 COLD, WARM, WEIGHTS, CACHES, WAITING, FILL = (
     "default loader, cold",
     "default loader, warm",
     "netloader, weights only",
-    "netloader, sizes and caches",
+    "netloader, with caches",
     "standby, until it waits",
     "standby, filled",
 )
@@ -68,7 +68,7 @@ class Ways:
         yield WEIGHTS, self._started(self._vllm(self._model.bare, words, self._machine()))
 
     def _with_caches(self) -> Found:
-        """On a machine without a folder of the model, and without the size of the KV cache."""
+        """On a machine without a folder of the model."""
         run = (sys.executable, "-m", "netloader", "run", self._source())
         trusted = ("--caches", "--token-file", str(self._token), "--")
         extra = json.dumps({"LISTEN_HOST": "127.0.0.1", "FALLBACK": "never"})
@@ -91,7 +91,7 @@ class Ways:
     def _vllm(
         self, model: Path, words: tuple[str, ...], machine: Machine
     ) -> AbstractContextManager[Instance]:
-        return self._serving((*VLLM, "serve", str(model), *SIZED, *words), machine)
+        return self._serving((*VLLM, "serve", str(model), *words), machine)
 
     def _serving(
         self, command: tuple[str, ...], machine: Machine
