@@ -6,6 +6,8 @@ would have to be loaded for it.
 
 import platform
 import sys
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,13 +63,17 @@ def cpu_flags(cpuinfo: Path) -> str:
     return platform.processor()
 
 
+@cache
 def _installed(package: str) -> str:
-    """The version of what an import would load, whichever distribution it is from."""
-    for name in (package, *packages_distributions().get(package, ())):
-        try:
+    """The version of what an import would load, whichever distribution it is from.
+
+    To look through all distributions takes 0.1 s.
+    """
+    with suppress(PackageNotFoundError):
+        return version(package)
+    for name in packages_distributions().get(package, ()):
+        with suppress(PackageNotFoundError):
             return version(name)
-        except PackageNotFoundError:
-            continue
     return "not installed"
 
 
