@@ -8,7 +8,7 @@ from typing import Final
 
 from benchmarks.start import plot
 from benchmarks.start.instance import Start
-from benchmarks.start.ways import COLD, WARM, WEIGHTS
+from benchmarks.start.ways import CACHES, COLD, OWN, WARM, WEIGHTS
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "benchmarks" / "start"
 MIB: Final = 1 << 20
@@ -22,9 +22,10 @@ come over HTTP. A source serves beside all of them, on the same cores, and does 
 * *Cold*: the file of the weights is not in the page cache, and the machine is empty: HOME, the
   roots of all caches and the folder of temporary files. *Warm*: the start after that one, on the
   same machine, with the file in the page cache.
-* *netloader* has no file of weights and an empty machine. *With caches* it has no folder of the
-  model either: it is started by `netloader run SOURCE --caches -- vllm serve`, and what comes
-  before vLLM is part of its first phase.
+* *netloader* has no file of weights. *Weights only* has an empty machine, *own caches* that of the
+  warm start. *Source's caches* has an empty machine without a folder of the model: it is started by
+  `netloader run SOURCE --caches -- vllm serve`, and what comes before vLLM is part of its first
+  phase.
 * *Standby* has the machine of the warm start, and no file of weights. *Filled* begins with the
   request to fill the instance that waits.
 
@@ -116,6 +117,8 @@ def _table(group: Group) -> Iterator[str]:
         cold, warm = (_times(start, chosen.get(other)) for other in (COLD, WARM))
         lines.append(f"| {way} | {seconds} | {cold} | {warm} | {phases} |")
     yield "\n".join(lines) + "\n"
+    if OWN in chosen and CACHES in chosen:
+        yield f"With the source's caches: {_times(chosen[CACHES], chosen[OWN])} times own caches.\n"
     for why in group.failed:
         yield f"Left out: {why.splitlines()[0]}.\n"
 

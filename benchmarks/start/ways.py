@@ -12,11 +12,12 @@ from benchmarks.page_cache import cool, warm
 from benchmarks.start.instance import VLLM, Instance, Machine, Mode, Start, serving
 from benchmarks.start.models import Model
 
-COLD, WARM, WEIGHTS, CACHES, WAITING, FILL = (
+COLD, WARM, WEIGHTS, OWN, CACHES, WAITING, FILL = (
     "default loader, cold",
     "default loader, warm",
     "netloader, weights only",
-    "netloader, with caches",
+    "netloader, own caches",
+    "netloader, source's caches",
     "standby, until it waits",
     "standby, filled",
 )
@@ -41,8 +42,9 @@ class Ways:
     def __iter__(self) -> Iterator[Callable[[], Found]]:
         """Each way, once; some make more than one row of the table."""
         yield self._cold
-        yield self._own
+        yield self._again
         yield self._received
+        yield self._received_again
         yield self._with_caches
         yield self._standby
 
@@ -59,13 +61,15 @@ class Ways:
         self._used = self._machine()
         yield COLD, self._started(self._vllm(self._model.full, (), self._used))
 
-    def _own(self) -> Found:
+    def _again(self) -> Found:
         self._files(warm)
         yield WARM, self._started(self._vllm(self._model.full, (), self._used))
 
     def _received(self) -> Found:
-        words = self._words({"SOURCE": self._sources(), "FALLBACK": "never"})
-        yield WEIGHTS, self._started(self._vllm(self._model.bare, words, self._machine()))
+        yield WEIGHTS, self._filled_on(self._machine())
+
+    def _received_again(self) -> Found:
+        yield OWN, self._filled_on(self._used)
 
     def _with_caches(self) -> Found:
         """On a machine without a folder of the model."""
@@ -82,6 +86,10 @@ class Ways:
             instance.wait(instance.waits)
             yield WAITING, instance.waiting()
             yield FILL, instance.filled(self._token.read_text())
+
+    def _filled_on(self, machine: Machine) -> Start:
+        words = self._words({"SOURCE": self._sources(), "FALLBACK": "never"})
+        return self._started(self._vllm(self._model.bare, words, machine))
 
     def _started(self, server: AbstractContextManager[Instance]) -> Start:
         with server as instance:
