@@ -1,6 +1,7 @@
 """Engines of several ranks: each rank is filled by its own source, and no rank waits for ever."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -106,7 +107,9 @@ def test_one_port_is_the_source_of_both_ranks_also_that_of_a_snapshot(
             assert inventory(client) == inventory(server)
             assert client.generate() == server.generate()
         expected, held = server.generate(), inventory(server)
-        netloader("snapshot", f"127.0.0.1:{port + 1}", "--out", str(tmp_path / "kept"))
+        words = ("--out", str(tmp_path / "kept"), "--checkpoint", str(llama.full), "--json")
+        told = json.loads(netloader("snapshot", f"127.0.0.1:{port + 1}", *words))
+        assert told["kept_bytes"] < told["bytes"] / 20, "vLLM's tensors are in the checkpoint"
     with folder_served(tmp_path / "kept") as where:  # nothing else runs
         one = {"SOURCE": where, **ONLY_SOURCES}
         with fork_server.engine(llama.bare, one, ranks=2) as client:

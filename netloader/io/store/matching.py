@@ -16,8 +16,8 @@ from torch import Tensor
 from netloader.fsm.manifest import TensorSpec
 from netloader.io.store.composed import Piece
 
-SMALLEST_BYTES: Final = 1 << 16
-"""Smaller tensors are kept: norms, biases and scales."""
+SMALLEST_BYTES: Final = 1 << 12
+"""Smaller tensors are kept: most norms, biases and scales."""
 MOST_PARTS: Final = 64
 """Into how many columns a row may be cut."""
 MOST_PIECES: Final = 1024
