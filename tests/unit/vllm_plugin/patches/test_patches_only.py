@@ -9,8 +9,11 @@ import pytest
 import netloader.vllm_plugin
 
 PLUGIN = Path(netloader.vllm_plugin.__file__).parent
-DATA = {("load/load_state.py", "adopt"), ("load/processed.py", "adopt_numbers")}
-"""Functions that put plain values of a server's model into the client's: data, and no code."""
+DATA = {
+    *(("load/load_state.py", "adopt"), ("load/processed.py", "adopt_numbers")),
+    ("load/reload.py", "_fill"),
+}
+"""Functions that put values or tensors of a server into the client's model: data, and no code."""
 
 
 def changes(source: str, file: str = "") -> Iterator[str]:
