@@ -1,4 +1,9 @@
-"""Bytes, rates and durations as people write them."""
+"""Bytes, rates, durations and counts as people write them."""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things whose plural ends in "s": "1 file", "3 files"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def size(nbytes: float) -> str:

@@ -17,6 +17,7 @@ from netloader.cli.places import places_of
 from netloader.cli.sources import Told, ask
 from netloader.fsm.identity import Difference
 from netloader.io.options import ClientOptions
+from netloader.units import counted
 
 MOST: Final = 16
 """Servers that are compared, of those that are found."""
@@ -108,7 +109,7 @@ def _answer(source: str, found: tuple[Difference, ...], now: str) -> Answer:
     if accepted:
         line = f"{source} would accept this client, as far as it was compared{now and f'; {now}'}"
         return Answer(data, (Text(line, style="green"), note))
-    count = f"{len(found)} field{'s' * (len(found) != 1)} differ{'s' * (len(found) == 1)}"
+    count = f"{counted(len(found), 'field')} differ{'s' * (len(found) == 1)}"
     table = Table("field", "mine", "theirs", "what to do")
     for each in found:
         table.add_row(*map(plain, (each.field, each.mine, each.theirs, each.remedy)))

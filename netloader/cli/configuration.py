@@ -11,6 +11,7 @@ from rich.text import Text
 from netloader.cli.answers import Answer, CommandError, plain
 from netloader.cli.codes import Code
 from netloader.errors import ConfigError
+from netloader.units import counted
 from netloader.vllm_plugin.config.settings import Settings
 
 MOST_BYTES: Final = 1 << 20
@@ -35,7 +36,7 @@ def run(given: str) -> Answer:
     data = {"valid": not problems, "problems": [*problems], "unchecked": UNCHECKED}
     if not problems:
         return Answer(data, (Text("valid", style="green"), Text(UNCHECKED, style="dim")))
-    count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+    count = counted(len(problems), "problem")
     lines = [Text.assemble(("- ", "red"), plain(problem, 1000)) for problem in problems]
     return Answer(data, (Text(count, style="bold red"), *lines), Code.NO)
 

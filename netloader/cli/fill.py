@@ -16,7 +16,7 @@ from netloader.cli.options import Access
 from netloader.config import Endpoint
 from netloader.io.clock import monotonic
 from netloader.secure.tokens import current
-from netloader.units import duration, rate, size
+from netloader.units import counted, duration, rate, size
 from netloader.vllm_plugin.front.gate import FILL
 
 MOST_BYTES: Final = 1 << 20
@@ -107,6 +107,6 @@ def _filled(standby: str, said: dict[str, Any], seconds: float) -> Answer:
     if not nbytes:
         return Answer(data, (plain(f"{standby} had its weights already"),))
     took = f"{duration(seconds)} ({rate(nbytes / max(seconds, 1e-9))})"
-    count = f"{len(ranks)} rank{'s' * (len(ranks) != 1)}"
+    count = counted(len(ranks), "rank")
     line = Text(f"{standby} is filled: {size(nbytes)} in {count} in {took}, verified")
     return Answer(data, (line,))

@@ -16,7 +16,7 @@ from netloader.fsm.identity import ROLE
 from netloader.io.clock import monotonic
 from netloader.io.options import ClientOptions
 from netloader.io.outcome import Outcome
-from netloader.units import duration, rate, size
+from netloader.units import counted, duration, rate, size
 
 
 def run(sources: Sequence[str], out: Path, role: str | None, options: ClientOptions) -> Answer:
@@ -47,5 +47,5 @@ def _done(outcome: Outcome, out: Path, seconds: float) -> Answer:
         "bytes_per_s": round(speed),
     }
     moved = f"{size(outcome.nbytes)} from {outcome.source} in {duration(seconds)} ({rate(speed)})"
-    where = f"{len(files)} file{'s' * (len(files) != 1)} in {out}"
+    where = f"{counted(len(files), 'file')} in {out}"
     return Answer(data, (Text(f"{moved}, verified: {where}"),))

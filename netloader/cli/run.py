@@ -21,7 +21,7 @@ from netloader.errors import ConfigError
 from netloader.files.fetching import Fetched, NoFilesError, UnansweredError, fetch
 from netloader.files.hints import place_inspections, take_hints, vllm_root
 from netloader.files.rules import DATA, WITH_CODE, FilesError
-from netloader.units import size
+from netloader.units import counted, size
 from netloader.vllm_plugin.config.settings import Settings
 
 SERVE: Final = "serve"
@@ -168,7 +168,7 @@ def _hints(wanted: Wanted, fetched: Fetched) -> Answer:
         line = f"no hints: {error}; nothing was written"
         return Answer({"event": "no_hints", "reason": str(error)}, (plain(line, MOST_LINE),))
     data = {"event": "hints", "files": [*placed], "root": str(root)}
-    count = f"{len(placed)} new file{'s' * (len(placed) != 1)}"
+    count = counted(len(placed), "new file")
     return Answer(data, (Text(f"hints from {fetched.source}, {count}: {root}"),))
 
 
@@ -182,6 +182,6 @@ def _answer(fetched: Fetched, command: Sequence[str]) -> Answer:
         "bytes": fetched.nbytes,
         "command": [*command],
     }
-    count = f"{len(fetched.names)} file{'s' * (len(fetched.names) != 1)}, {size(fetched.nbytes)}"
+    count = f"{counted(len(fetched.names), 'file')}, {size(fetched.nbytes)}"
     line = f"{count}, from {fetched.source}, verified: {fetched.folder}"
     return Answer(data, (Text(line), Text(shlex.join(command))))

@@ -107,15 +107,10 @@ def store_of(contents: Mapping[str, bytes]) -> HostStore:
     names = sorted(contents)
     store = HostStore(Manifest(tuple(spec_of(name, len(contents[name])) for name in names)))
     for index, name in enumerate(names):
-        write(store, index, contents[name])
+        if nbytes := len(contents[name]):
+            place = store.place(Extent(index, 0, nbytes))
+            place.copy_(torch.frombuffer(bytearray(contents[name]), dtype=torch.uint8))
     return store
-
-
-def write(store: HostStore, index: int, content: bytes) -> None:
-    """Give the file with this index its content, which has the size that the manifest says."""
-    if content:
-        place = store.place(Extent(index, 0, len(content)))
-        place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from netloader.errors import NetloaderError, WeightsError
 from netloader.fsm.manifest import Segment, root_digest
 from netloader.fsm.messages import Offer
@@ -118,7 +116,7 @@ def _write(published: PublishedModel, folder: Path, digests: tuple[str, ...]) ->
     entry = published.entry
     status = status_of(published, (entry.role or "",))
     card = Card(entry.identity, entry.facts, status, entry.manifest, digests)
-    store = FileStore.create(folder, entry.manifest, beside={CARD: msgspec.json.encode(card)})
+    store = FileStore.create(folder, entry.manifest, beside={CARD: card.render()})
     with contextlib.closing(store):
         ledger = Ledger(store, lambda done, total: None)  # noqa: ARG005
         lease = ledger.lease(

@@ -7,7 +7,7 @@ tensors, and the same digests, which every segment matched when it was written.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -16,9 +16,11 @@ from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest, root_digest
 from netloader.fsm.messages import Status
 
+Content = TypeVar("Content")
+
 CARD: Final = "netloader.json"
 MOST_BYTES: Final = 1 << 28
-"""Of a card that is read."""
+"""Of a file that is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,17 @@ class Card:
         """The form of the weights."""
         return self.status.layouts[0] if self.status and self.status.layouts else "raw"
 
+    def render(self) -> bytes:
+        """As it is kept in a file."""
+        return msgspec.json.encode(self)
+
     def write(self, folder: Path) -> None:
         """Put it beside the files of the weights.
 
         Raises:
             OSError: it cannot be written.
         """
-        (folder / CARD).write_bytes(msgspec.json.encode(self))
+        (folder / CARD).write_bytes(self.render())
 
 
 def card_in(folder: Path) -> Card | None:
@@ -56,15 +62,25 @@ def card_in(folder: Path) -> Card | None:
         WeightsError: it cannot be read, or its digests are not those of its root.
     """
     path = folder / CARD
-    try:
-        with path.open("rb") as file:
-            card = msgspec.json.decode(file.read(MOST_BYTES), type=Card)
-    except FileNotFoundError:
+    card = decoded(path, Card, "remove it, or copy the weights again")
+    if card is None:
         return None
-    except (OSError, ValueError) as error:
-        remedy = "remove it, or copy the weights again"
-        raise WeightsError(f"{path} cannot be read: {error}; {remedy}") from error
     digests = card.segment_digests
     if digests and (card.status is None or card.status.root != root_digest(digests)):
         raise WeightsError(f"{path} is damaged: its digests have another root; copy it again")
     return card
+
+
+def decoded(path: Path, kind: type[Content], remedy: str) -> Content | None:
+    """What a file of JSON beside weights says; None without one.
+
+    Raises:
+        WeightsError: it cannot be read; the message ends with the `remedy`.
+    """
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(MOST_BYTES), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}; {remedy}") from error

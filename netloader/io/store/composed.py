@@ -24,11 +24,10 @@ from netloader.io.failure import TransferError
 from netloader.io.memory import memory_of
 from netloader.io.store.base import Values
 from netloader.io.store.blocks import BlockStore
+from netloader.io.store.cards import decoded
 from netloader.io.store.folders import mapped
 
 MAP: Final = "netloader-map.json"
-MOST_BYTES: Final = 1 << 28
-"""Of a map that is read."""
 STEP_BYTES: Final = 1 << 22
 """Of columns that are copied at once: a lane that sends them holds little more."""
 AGAIN: Final = "copy the weights again, or serve them with the checkpoint of the copy"
@@ -87,15 +86,7 @@ def map_in(folder: Path) -> RankMap | None:
     Raises:
         WeightsError: it cannot be read.
     """
-    path = folder / MAP
-    try:
-        with path.open("rb") as file:
-            return msgspec.json.decode(file.read(MOST_BYTES), type=RankMap)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        remedy = "copy the weights again"
-        raise WeightsError(f"{path} cannot be read: {error}; {remedy}") from error
+    return decoded(folder / MAP, RankMap, "copy the weights again")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ compute, import and wrap nothing.
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
 from typing import Any, Final
 
 from netloader.config import Secret
@@ -18,11 +17,10 @@ from netloader.vllm_plugin.config.load_format import LOAD_FORMAT
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.front.gate import Gate
 from netloader.vllm_plugin.front.instance import Instance, ServedInstance
+from netloader.vllm_plugin.patches.once import wrap_once
 
 HELD: Final = "_netloader_instance"
 """The attribute of vLLM's engines that holds an `Instance`, or None."""
-GUARDED: Final = "netloader_gate"
-"""The attribute by which a wrapped function is known."""
 BUILD: Final = "build_app"
 """The function that makes the HTTP API. Up to 0.31 it is in `openai.api_server`."""
 
@@ -50,19 +48,11 @@ def _guard() -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    _wrap(AsyncLLM, "add_request", _required)
-    _wrap(LLMEngine, "add_request", _checked)
+    wrap_once(AsyncLLM, "add_request", _required)
+    wrap_once(LLMEngine, "add_request", _checked)
     for name, module in [*sys.modules.items()]:
         if name.startswith("vllm.entrypoints.") and BUILD in vars(module):
-            _wrap(module, BUILD, _gated)
-
-
-def _wrap(holder: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-    function = getattr(holder, name)
-    if not hasattr(function, GUARDED):
-        guarded = wrap(function)
-        setattr(guarded, GUARDED, True)
-        setattr(holder, name, guarded)
+            wrap_once(module, BUILD, _gated)
 
 
 def _known(engine: Any, make: Callable[[Settings], Instance]) -> Any:
@@ -81,7 +71,6 @@ def served(engine: Any) -> ServedInstance | None:
 
 
 def _required(add: Any) -> Any:
-    @wraps(add)
     async def guarded(engine: Any, *args: Any, **kwargs: Any) -> Any:
         if (instance := served(engine)) is not None:
             await instance.require()
@@ -91,7 +80,6 @@ def _required(add: Any) -> Any:
 
 
 def _checked(add: Any) -> Any:
-    @wraps(add)
     def guarded(engine: Any, *args: Any, **kwargs: Any) -> Any:
         if (instance := _known(engine, Instance)) is not None:
             instance.check(engine)
@@ -101,7 +89,6 @@ def _checked(add: Any) -> Any:
 
 
 def _gated(build: Any) -> Any:
-    @wraps(build)
     def built(args: Any, *rest: Any, **kwargs: Any) -> Any:
         app = build(args, *rest, **kwargs)
         if getattr(args, "load_format", None) == LOAD_FORMAT:

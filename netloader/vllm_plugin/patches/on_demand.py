@@ -5,8 +5,7 @@ the engine whose workers are processes, everything in an engine with another loa
 costs each of them 0.3 s of start.
 """
 
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Mapping
 from typing import Any, Final
 
 from vllm.config.load import LoadConfig
@@ -16,10 +15,9 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.v1.worker.worker_base import WorkerBase
 
 from netloader.vllm_plugin.config.load_format import LOAD_FORMAT
+from netloader.vllm_plugin.patches.once import wrap_once
 from netloader.vllm_plugin.serve.harmless import harmless
 
-WATCHED: Final = "netloader_watch"
-"""The attribute by which a wrapped function is known."""
 STANDBY: Final = "STANDBY"
 """The field of an instance on standby; nothing else has to be done where requests are taken."""
 
@@ -36,16 +34,8 @@ class OnDemand(BaseModelLoader):
 def install() -> None:
     """Make the load format known, and wrap what shows that it is used; once in a process."""
     register_model_loader(LOAD_FORMAT)(OnDemand)
-    _watch(WorkerBase, "__init__", _worker_made)
-    _watch(EngineArgs, "create_engine_config", _configured)
-
-
-def _watch(holder: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-    function = getattr(holder, name)
-    if not hasattr(function, WATCHED):
-        watched = wraps(function)(wrap(function))
-        setattr(watched, WATCHED, True)
-        setattr(holder, name, watched)
+    wrap_once(WorkerBase, "__init__", _worker_made)
+    wrap_once(EngineArgs, "create_engine_config", _configured)
 
 
 def _worker_made(make: Any) -> Any:

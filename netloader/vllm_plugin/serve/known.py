@@ -3,20 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from netloader.files.caches import compiled_in
 from netloader.files.folder import published, tell
-from netloader.files.hints import KV_SIZE, KvSize, publish_hints
+from netloader.files.hints import HINTS, KV_SIZE, KvSize, publish_hints
 from netloader.files.regular import read_regular
 from netloader.files.rules import FilesError
 from netloader.fsm.identity import Identity
 from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions
 from netloader.log import emit
-
-MOST_BYTES: Final = 1 << 16
-"""Of one hint."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Known:
 
     def publish(self, kv: KvSize | None, options: ServerOptions) -> Iterator[PublishedModel]:
         """Describe all of it for clients. Reads and copies files; the log says what there is."""
-        hints = {n: read_regular(p, MOST_BYTES) for n, p in self.inspections.items()}
+        hints = {n: read_regular(p, HINTS.most_file_bytes) for n, p in self.inspections.items()}
         hints |= {KV_SIZE: kv.render()} if kv else {}
         if hints:
             yield publish_hints(hints, self.model, options)

@@ -1,7 +1,6 @@
 """Files from real servers into the cache: complete, or not at all."""
 
 import stat
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from netloader.fsm.reasons import Reason
 from netloader.io import Server, listen
 from netloader.io.publishing import ServerOptions
 from tests.support.relay import Fault, Relay
+from tests.support.threads import at_once
 from tests.unit.io.helpers import FAST, Peer, asking, closed_port, pretending, serving
 
 FILES = {
@@ -118,18 +118,7 @@ def test_a_link_in_the_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_two_that_fetch_at_once_have_one_folder(tmp_path: Path) -> None:
-    found: list[Path] = []
-    together = threading.Barrier(4)
-
-    def one() -> None:
-        together.wait(10)
-        found.append(keep(FILES, tmp_path))
-
-    threads = [threading.Thread(target=one) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    found = at_once(lambda: keep(FILES, tmp_path))
     assert len(found) == 4
     assert len({*found}) == 1
     assert [*tmp_path.iterdir()] == found[:1]

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from netloader.files import placing
 from netloader.files.placing import HIDDEN, place
 from netloader.files.rules import FilesError
+from tests.support.threads import at_once
 
 FILES = {"a/b/one": b"1" * 99, "a/two.so": b"\x7fELF", "three": b""}
 
@@ -116,18 +116,7 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_two_that_place_at_once_have_one_whole_set(tmp_path: Path) -> None:
-    placed: list[tuple[str, ...]] = []
-    together = threading.Barrier(4)
-
-    def one() -> None:
-        together.wait(10)
-        placed.append(place(FILES, tmp_path))
-
-    threads = [threading.Thread(target=one) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    placed = at_once(lambda: place(FILES, tmp_path))
     assert sorted(name for names in placed for name in names) == sorted(FILES)
     assert files(tmp_path) == FILES
 

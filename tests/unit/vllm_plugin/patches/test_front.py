@@ -13,6 +13,7 @@ from vllm.config.load import LoadConfig
 
 from netloader.vllm_plugin.front.gate import Gate
 from netloader.vllm_plugin.patches import front
+from netloader.vllm_plugin.patches.once import wrap_once
 
 LACK = [{"rank": 0, "filled": False}]
 
@@ -76,7 +77,7 @@ def test_the_http_api_of_an_instance_on_standby_is_closed(
 
     module = ModuleType("vllm.entrypoints.of_a_test")
     vars(module)["build_app"] = build
-    front._wrap(module, "build_app", front._gated)
+    wrap_once(module, "build_app", front._gated)
     app = module.build_app(SimpleNamespace(load_format="netloader", api_key=None))
     assert asyncio.run(status(app)) == answered
     assert isinstance(app.middleware_stack, Gate)
@@ -84,9 +85,9 @@ def test_the_http_api_of_an_instance_on_standby_is_closed(
 
 def test_only_a_request_of_an_instance_on_standby_is_refused() -> None:
     kind: Any = type("Wrapped", (Engine,), {"add_request": Engine.add_request})
-    front._wrap(kind, "add_request", front._required)
+    wrap_once(kind, "add_request", front._required)
     wrapped = kind.add_request
-    front._wrap(kind, "add_request", front._required)
+    wrap_once(kind, "add_request", front._required)
     assert kind.add_request is wrapped, "once is enough"
 
     async def scenario() -> None:
