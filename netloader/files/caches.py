@@ -1,7 +1,7 @@
 """Code that an engine compiled for its model, as files that another one finds as its own.
 
 It is one more published model of a server, of the role `caches`. The first part of each name is a
-key that both sides have for a folder; where that folder is, is decided by whoever takes the files.
+key that both sides have for a folder. The client decides where that folder is.
 """
 
 import mmap

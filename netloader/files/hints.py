@@ -1,6 +1,6 @@
 """Hints: what an engine found out at its start that is data, as a few files of JSON.
 
-They are one more published model of a server, of the role `hints`. Whoever takes them decides what
+They are one more published model of a server, of the role `hints`. The client decides what
 each is for, and where it goes.
 """
 

@@ -5,8 +5,8 @@ expects, each segment against the digest in its card, and a fetch shares its seg
 the folder and peers by what each has shown to bring. The server listens on loopback, as long as the
 load needs it.
 
-The card lies beside the bytes, so whoever can write the folder decides what both say. A peer that
-answers has the last word: `confirmed`.
+The card is in the same folder as the bytes, so one who can write there can change both. `confirmed`
+therefore leaves out a folder that holds other bytes than a peer that answers.
 """
 
 from dataclasses import replace

@@ -33,7 +33,7 @@ from netloader.io.store.ledger import Lease, Ledger, SegmentWriter
 STEP_BYTES: Final = 1 << 20
 """Bytes copied at once: in the L2 cache when they are hashed."""
 SPARE_BYTES: Final = 1 << 30
-"""What is left free on the disk: it is there for others."""
+"""What a save leaves free on the disk, for others."""
 DIGESTS_S: Final = 600.0
 """How long the digests of what was published may take."""
 

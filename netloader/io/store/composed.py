@@ -3,7 +3,7 @@
 A rank of an instance has rows or columns of a checkpoint's tensors, merged and renamed. A map says
 of which bytes each of its tensors consists, so the rank can be served from the files of the
 checkpoint, which serve all ranks of all instances. Bytes that no file has are in the folder of the
-map. The map is not believed: whoever receives compares with the digests of the card.
+map. The map proves nothing: a client compares what it receives with the digests of the card.
 """
 
 from collections.abc import Callable, Iterator, Mapping
