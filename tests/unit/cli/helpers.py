@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from netloader.cli.app import app
 ROOT = Path(__file__).parents[3]
 LONG_S = 120.0
 """A busy machine takes seconds to import torch."""
+SOON_S = 30.0
+"""A command inside this process has imported all before."""
 COMMAND = (sys.executable, "-m", "netloader")
 
 
@@ -44,6 +48,19 @@ def inside(*words: str, stdin: str = "", env: Mapping[str, str] | None = None) -
     """Run a command to its end in this process, which is far quicker."""
     done = CliRunner().invoke(app, list(words), input=stdin, env=dict(env or {}))
     return Ran(done.exit_code, done.stdout, done.stderr)
+
+
+def not_served(*words: str) -> Ran:
+    """Run a `netloader serve` that is to refuse, in this process.
+
+    One that serves instead is interrupted after SOON_S: else a test that finds a bug takes minutes.
+    """
+    timer = threading.Timer(SOON_S, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        return inside("serve", *words)
+    finally:
+        timer.cancel()
 
 
 def netloader(*words: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Ran:

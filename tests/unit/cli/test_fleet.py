@@ -22,7 +22,7 @@ from netloader.fsm.identity import Identity
 from netloader.io.clock import monotonic
 from tests.support.pki import Authority
 from tests.support.registries import etcd_server, redis_server
-from tests.unit.cli.helpers import COMMAND, LONG_S, Ran, environment, inside
+from tests.unit.cli.helpers import COMMAND, LONG_S, Ran, environment, inside, not_served
 from tests.unit.io.helpers import FAST, SOON_S, closed_port, eventually, sealed, serving
 
 WEIGHTS = {"w": torch.arange(1000.0)}
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_named_is_not_served(
     tmp_path: Path, words: tuple[str, ...], says: str
 ) -> None:
     save_file(WEIGHTS, tmp_path / "model.safetensors")
-    ran = inside("serve", str(tmp_path), *words)
+    ran = not_served(str(tmp_path), *words)
     assert (ran.code, says in ran.err) == (2, True)
 
 
@@ -176,7 +176,7 @@ def test_tls_by_option_and_by_variable_and_what_a_stranger_is_told(tmp_path: Pat
     assert "--tls-ca" in plain.err
     missing = inside("status", where, "--tls-ca", str(tmp_path / "nothing.pem"))
     assert (missing.code, "--tls-ca" in missing.err) == (Code.USAGE, True)
-    lonely = inside("serve", str(folder), "--tls-ca", str(authority.pem))
+    lonely = not_served(str(folder), "--tls-ca", str(authority.pem))
     assert (lonely.code, "certificate" in lonely.err) == (Code.USAGE, True)
 
 

@@ -25,7 +25,7 @@ from netloader.io.store.cards import CARD
 from netloader.io.store.composed import map_in
 from netloader.io.store.memory import HostStore
 from netloader.io.store.module import ModuleStore
-from tests.unit.cli.helpers import COMMAND, Ran, environment, inside
+from tests.unit.cli.helpers import COMMAND, Ran, environment, inside, not_served
 from tests.unit.io.helpers import (
     FAST,
     KIB,
@@ -149,7 +149,7 @@ def test_a_byte_that_changed_on_the_disk_never_counts_as_verified(tmp_path: Path
         data.seek(-5, os.SEEK_END)
         data.write(b"\x55")
 
-    refused = inside("serve", str(out), "--verify")
+    refused = not_served(str(out), "--verify")
     with served(out) as (where, said):
         memory = HostStore(ModuleStore([*weights(0).items()]).manifest)
         outcome = fill(memory, where, part(0), asking())
@@ -183,7 +183,7 @@ def test_a_card_that_does_not_fit_is_refused(
     card = json.loads(path.read_bytes())
     change(card)
     path.write_text(json.dumps(card))
-    ran = inside("serve", str(out))
+    ran = not_served(str(out))
     assert (ran.code, says in ran.err) == (5, True), ran.err
 
 
@@ -269,7 +269,7 @@ def test_a_map_needs_no_bytes_that_the_checkpoint_has(tmp_path: Path) -> None:
     counts = {name: len(pieces) for name, pieces in rank_map.tensors.items()}
     assert counts == {"qk_proj": 2, "o_proj": 1, "turned": 1, "padded": 2, "norm": 1}
     (tmp_path / "hub").rename(tmp_path / "moved")
-    gone = inside("serve", str(out))
+    gone = not_served(str(out))
     with served(out, "--checkpoint", str(tmp_path / "moved"), "--verify") as (where, _):
         assert roots(where) == before
         for rank in range(RANKS):
@@ -286,14 +286,14 @@ def test_another_checkpoint_is_not_what_was_copied(tmp_path: Path) -> None:
     with ranks_of(whole) as server:
         assert snapshot(server, out, "--checkpoint", str(tmp_path / "hub")).code == 0
     save_file({**whole, "k_proj": whole["q_proj"].clone()}, tmp_path / "hub" / "model.safetensors")
-    ran = inside("serve", str(out), "--verify")
+    ran = not_served(str(out), "--verify")
     assert ran.code == 5
     assert "weights were changed after they were published, among: qk_proj" in ran.err
 
     save_file(
         {**whole, "k_proj": whole["q_proj"][:9].clone()}, tmp_path / "hub" / "model.safetensors"
     )
-    assert "k_proj has 9216 bytes, but qk_proj" in inside("serve", str(out)).err
+    assert "k_proj has 9216 bytes, but qk_proj" in not_served(str(out)).err
 
 
 def test_a_map_that_composes_other_bytes_is_not_written(
