@@ -15,7 +15,7 @@ from netloader.errors import ConfigError
 from netloader.secure.tokens import current
 from netloader.vllm_plugin.config.readers import MAX_FILE_BYTES
 from netloader.vllm_plugin.config.settings import FIELDS, Settings
-from tests.unit.vllm_plugin.config.test_settings import PLANTED, problems_of
+from tests.unit.vllm_plugin.config.refused import PLANTED, problems_of
 
 Write = Callable[[str | bytes], str]
 
