@@ -306,6 +306,8 @@ class World:
         peers = [s for key, s in self.sessions.items() if not self.scripts[key].own]
         asked = [s for s in peers if s.phase in ("dialling", "ending") or s.busy]
         must(len(asked) <= fetch.options.parallel, "parallel", f"{len(asked)} are asked")
+        ending = all(s.phase == "ending" for s in self.sessions.values())
+        must(ending or not self.cancelled, "cancelled", "each session was told to end")
         if self.finish is None:
             must(not fetch.over, "one-finish", "it is over when it has said so")
             return
