@@ -1,5 +1,7 @@
-"""Real engines, of which one finds what the other has compiled."""
+"""Real engines, of which one finds what the other has compiled, and knows what it measured."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from netloader.fsm.messages import Description
 from netloader.io.describe import ask_status
 from netloader.io.options import ClientOptions
 from netloader.secure.tokens import TokenFile
-from tests.e2e.engines import ForkServer
+from tests.e2e.engines import Engine, ForkServer
 from tests.e2e.source_logs import said, serving
 from tests.support import zoo
 from tests.unit.io.helpers import eventually
@@ -23,6 +25,9 @@ COMPILES: dict[str, Any] = {
     "enforce_eager": False,
     "worker_extension_cls": "tests.e2e.compiling.Compiling",
 }
+
+MEASURES: dict[str, Any] = {"kv_cache_memory_bytes": None, "gpu_memory_utilization": 0.04}
+"""vLLM is to find out how large the KV cache can be: of 24 GiB, 1 for all that an engine has."""
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -71,3 +76,37 @@ def test_an_engine_compiles_nothing_that_its_source_has_compiled(
     assert taken
     assert tokens == expected
     assert libraries(mine) == made, "the compiler was not called"
+
+
+@contextmanager
+def less_memory(nbytes: int) -> Iterator[None]:
+    """A block in which so many bytes of this host are taken."""
+    taken = torch.ones(nbytes, dtype=torch.uint8)
+    yield
+    del taken
+
+
+def test_an_engine_takes_over_the_size_that_its_source_has_measured(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    full = zoo.write(tmp_path / "full", zoo.llama_config(), zoo.llama_tensors(1, torch.bfloat16))
+    bare = zoo.write(tmp_path / "elsewhere" / "bare", zoo.llama_config(), None)
+    with ExitStack() as stack:
+        with less_memory(5 << 29):  # so that beside its source a client has as much as that had
+            served = serving(fork_server, full, tmp_path, extra={"CACHES": True}, **MEASURES)
+            source, at = stack.enter_context(served)
+        from_it = {"CACHES": True, "FALLBACK": "never", "SOURCE": at[0]}
+        client = stack.enter_context(fork_server.engine(bare, from_it, **MEASURES))
+        assert client.generate() == source.generate()
+        (line,) = said(client, "netloader.caches.taken", "bytes for the KV cache")
+        measured, taken = (cache_bytes(engine) for engine in (source, client))
+    assert 0.97 * measured < taken < measured, line
+
+
+def cache_bytes(engine: Engine) -> int:
+    """What the KV cache of an engine's first rank takes."""
+    return int(engine.rpc(_cache_bytes)[0])
+
+
+def _cache_bytes(worker: Any) -> int:
+    return sum(cache.nbytes for cache in worker.model_runner.kv_caches)
