@@ -38,3 +38,8 @@ class ConfigError(NetloaderError):
         count = len(self.problems)
         title = f"netloader cannot use its configuration ({count} problem{'s' * (count != 1)}):"
         return "\n  ".join((title, *self.problems))
+
+
+def cause(error: Exception) -> str:
+    """What an error says, for the end of a sentence; of a system call, without its number."""
+    return getattr(error, "strerror", None) or str(error)

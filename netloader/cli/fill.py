@@ -14,6 +14,7 @@ from netloader.cli.answers import Answer, CommandError, plain
 from netloader.cli.codes import Code
 from netloader.cli.options import Access
 from netloader.config import Endpoint
+from netloader.errors import cause
 from netloader.io.clock import monotonic
 from netloader.secure.tokens import current
 from netloader.units import counted, duration, rate, size
@@ -70,7 +71,7 @@ def _post(
             problem = f"{standby} has not answered within {wait_s:g} s (--wait)"
             raise CommandError(Code.UNREACHABLE, problem) from error
         except OSError as error:
-            why = error.strerror or str(error)
+            why = cause(error)
             raise CommandError(Code.UNREACHABLE, f"{standby}: {why}") from error
         except (http.client.HTTPException, ValueError) as error:
             problem = f"{standby} is no HTTP API of vLLM: {type(error).__name__}"

@@ -16,6 +16,7 @@ import typer
 
 from netloader.cli.answers import Answer, CommandError, Form, People, Programs, carry_out
 from netloader.cli.codes import Code
+from netloader.errors import cause
 
 if TYPE_CHECKING:
     from netloader.config import Secret
@@ -100,7 +101,7 @@ class Access:
         try:
             return Tls(*files)
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
+            why = cause(error)
             problem = f"--tls-cert, --tls-key, --tls-ca: {why}"
             raise CommandError(Code.USAGE, problem) from error
 

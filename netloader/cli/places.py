@@ -9,6 +9,7 @@ from netloader.config import Endpoint
 from netloader.discovery.base import DiscoveryError, Finder, Found, Key
 from netloader.discovery.files import Files
 from netloader.discovery.urls import finder_of, is_looked_up, is_registry, registry_of
+from netloader.errors import cause
 from netloader.io.options import ClientOptions
 
 ANY: Final = Key("", "")
@@ -44,7 +45,7 @@ def _places(text: str, timeout_s: float) -> tuple[Endpoint, ...]:
     except ValueError as error:
         raise CommandError(Code.USAGE, f"not a server: {error}") from error
     except (DiscoveryError, OSError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        why = cause(error)
         raise CommandError(Code.UNREACHABLE, f"{name} cannot be looked up: {why}") from error
     return _named(text, name, found)
 

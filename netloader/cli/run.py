@@ -16,7 +16,7 @@ from netloader.cli.interrupts import interrupted
 from netloader.cli.options import Link
 from netloader.cli.places import places_of
 from netloader.cli.sources import failure
-from netloader.cli.words import EXTRA, FORMAT, become, taken
+from netloader.cli.words import EXTRA, FORMAT, become, check_runs, taken
 from netloader.errors import ConfigError
 from netloader.files.fetching import Fetched, NoFilesError, UnansweredError, fetch
 from netloader.files.hints import place_inspections, take_hints, vllm_root
@@ -67,7 +67,8 @@ def check(wanted: Wanted) -> None:
     """Refuse a command that cannot be completed, before anything is fetched.
 
     Raises:
-        CommandError: it starts no vLLM server, or contradicts what is going to be added.
+        CommandError: it starts no vLLM server, cannot be run, or contradicts what is going to be
+            added.
     """
     words = [word.partition("=")[0].replace("_", "-") for word in wanted.words]
     if SERVE not in words:
@@ -86,6 +87,8 @@ def check(wanted: Wanted) -> None:
     if wanted.link.token is not None and not wanted.link.token_file:
         raise _unusable("vLLM reads the token from a file; give it in --token-file")
     _settings(_extra(wanted, "model"))
+    if not wanted.dry_run:
+        check_runs(wanted.words[0])
 
 
 def command_of(wanted: Wanted, fetched: Fetched) -> list[str]:

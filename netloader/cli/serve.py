@@ -17,7 +17,7 @@ from netloader.discovery.announce import Announcement
 from netloader.discovery.base import Candidate, Registry
 from netloader.discovery.keys import key_of
 from netloader.discovery.urls import registry_of
-from netloader.errors import WeightsError
+from netloader.errors import WeightsError, cause
 from netloader.files.folder import FolderFiles
 from netloader.files.rules import DATA, WITH_CODE, FilesError
 from netloader.fsm.identity import Identity
@@ -28,6 +28,7 @@ from netloader.io.published import PublishedModel
 from netloader.io.publishing import ServerOptions, publish_verified
 from netloader.io.server import Server, listen
 from netloader.io.snapshot import SessionRecord
+from netloader.io.store.composed import ComposedStore
 from netloader.io.store.parts import Part, open_part, parts_in
 from netloader.log import get_logger
 from netloader.units import size
@@ -133,6 +134,10 @@ def _opened(wanted: Wanted) -> list[Part]:
         parts = [open_part(folder, wanted.checkpoint) for folder in parts_in(wanted.folder)]
     except (WeightsError, OSError) as error:
         raise CommandError(Code.FAILED, str(error)) from error
+    mapped = any(isinstance(part.store, ComposedStore) for part in parts)
+    if wanted.checkpoint is not None and not mapped:
+        problem = f"--checkpoint: {wanted.folder} has all its bytes itself; leave the option out"
+        raise CommandError(Code.USAGE, problem)
     return [replace(part, identity=_identity(part.identity, given)) for part in parts]
 
 
@@ -192,7 +197,8 @@ def _begun(wanted: Wanted, options: ServerOptions) -> Server:
     except (TypeError, ValueError) as error:
         raise CommandError(Code.USAGE, str(error)) from error
     except OSError as error:
-        raise CommandError(Code.FAILED, str(error)) from error
+        what = f"{wanted.host or '*'}:{wanted.port} cannot be opened: {cause(error)}"
+        raise CommandError(Code.FAILED, f"{what}; give another --port or --host") from error
 
 
 def _folder_offered(

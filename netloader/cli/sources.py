@@ -9,6 +9,7 @@ from typing import Final
 from netloader.cli.answers import CommandError
 from netloader.cli.codes import Code
 from netloader.config import Deadlines, Endpoint, Secret
+from netloader.errors import cause
 from netloader.fsm.identity import BESIDE, ROLE, Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Status
@@ -67,8 +68,8 @@ def token_of(file: Path | None) -> Secret | TokenFile | None:
     try:
         return TokenFile(file)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise CommandError(Code.USAGE, f"--token-file cannot be used: {why}") from error
+        what = f"--token-file {file} cannot be used: {cause(error)}"
+        raise CommandError(Code.USAGE, f"{what}; give a file of tokens, one a line") from error
 
 
 def asking(timeout_s: float, token: Secret | TokenFile | None, tls: Tls | None) -> ClientOptions:

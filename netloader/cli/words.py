@@ -1,6 +1,7 @@
 """Commands of vLLM that netloader completes and runs in its own place."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
@@ -26,6 +27,17 @@ def taken(words: Sequence[str], option: str) -> tuple[list[str], list[str]]:
         else:
             values.append(value if given else next(left, ""))
     return rest, values
+
+
+def check_runs(program: str) -> None:
+    """Refuse a program that `become` would not find.
+
+    Raises:
+        CommandError: it cannot be run.
+    """
+    if shutil.which(program) is None:
+        what = f"{program} cannot be run: there is no such program, or it is not executable"
+        raise CommandError(Code.USAGE, f"{what}; write its path, or activate its environment")
 
 
 def become(command: Sequence[str]) -> NoReturn:

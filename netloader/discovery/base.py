@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from netloader.config import Endpoint
-from netloader.errors import NetloaderError
+from netloader.errors import NetloaderError, cause
 
 MOST_CANDIDATES: Final = 256
 """The most that one finder returns: a client needs a few, and a registry may keep thousands."""
@@ -34,7 +34,7 @@ class DiscoveryError(NetloaderError):
 
 def why(error: Exception) -> str:
     """What an error of a finder says, as one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = cause(error) or type(error).__name__
     return " ".join(text.split())
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from netloader.config import Endpoint
 from netloader.discovery.base import MOST_CANDIDATES, Candidate, DiscoveryError, Found, Key
+from netloader.errors import cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def _addresses(host: str, port: int) -> Iterator[Endpoint]:
     except (OSError, OverflowError) as error:
         if getattr(error, "errno", None) in (socket.EAI_NONAME, socket.EAI_NODATA):
             return
-        why = getattr(error, "strerror", None) or str(error)
+        why = cause(error)
         raise DiscoveryError(f"{host} cannot be looked up: {why}") from error
     for _, _, _, _, address in found:
         yield Endpoint(str(address[0]), port)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from netloader.errors import cause
 from netloader.files.regular import read_regular
 from netloader.files.rules import FilesError
 
@@ -49,8 +50,8 @@ def keep(contents: Mapping[str, bytes], root: Path) -> Path:
             _write(contents, root, folder)
         changed = next(_differences(contents, folder), None)
     except OSError as error:
-        what = error.strerror or str(error)
-        raise FilesError(f"{error.filename or folder} cannot be used: {what}") from error
+        what = f"{error.filename or folder} cannot be used: {cause(error)}"
+        raise FilesError(f"{what}; name another folder in {CACHE_VARIABLE}") from error
     if changed is not None:
         remedy = "remove the folder, and find out who wrote to it"
         raise FilesError(f"{folder} holds something else than was received, {changed}; {remedy}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from netloader.errors import cause
 from netloader.files.rules import FilesError
 
 HIDDEN: Final = ".netloader."
@@ -41,8 +42,7 @@ def place(contents: Mapping[str, bytes], root: Path) -> tuple[str, ...]:
             numbers = {name: str(number) for number, name in enumerate(contents)}
             return tuple(n for n in sorted(contents) if _put(hidden / numbers[n], home, n))
     except OSError as error:
-        what = error.strerror or str(error)
-        raise FilesError(f"{error.filename or root} cannot be used: {what}") from error
+        raise FilesError(f"{error.filename or root} cannot be used: {cause(error)}") from error
 
 
 def _check(home: Path, folder: PurePosixPath) -> None:

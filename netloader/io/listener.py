@@ -7,6 +7,7 @@ import threading
 from functools import partial
 
 from netloader.config import Endpoint
+from netloader.errors import cause
 from netloader.io.catalog import Catalog
 from netloader.io.driver import Loop
 from netloader.io.forks import INHERITANCE
@@ -35,11 +36,15 @@ def bind(host: str, port: int) -> socket.socket:
     """
     every = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if every or ":" in host else socket.AF_INET
-    with INHERITANCE.atomic():
-        sock = socket.create_server(
-            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=every
-        )
-        return INHERITANCE.note(sock)
+    try:
+        with INHERITANCE.atomic():
+            sock = socket.create_server(
+                (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=every
+            )
+            return INHERITANCE.note(sock)
+    except OSError as error:  # to which create_server has added where
+        why = cause(error).partition(" (while attempting ")[0]
+        raise OSError(error.errno, why) from error
 
 
 class Listener:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from netloader.errors import cause
 from netloader.log import emit, get_logger
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ class WatchedFiles(Generic[T]):
             try:
                 self._value = self._read()
             except (OSError, ValueError) as error:
-                why = getattr(error, "strerror", None) or str(error)
+                why = cause(error)
                 self._tell("netloader.secret.unreadable", why)
             else:
                 self._tell("netloader.secret.reloaded", "")

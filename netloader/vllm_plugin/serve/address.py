@@ -16,6 +16,7 @@ import psutil
 from vllm.utils.network_utils import get_ip
 
 from netloader.config import Endpoint
+from netloader.errors import cause
 from netloader.io.listener import ANYWHERE
 from netloader.log import Logger, emit
 from netloader.vllm_plugin.config.readers import EVERY
@@ -96,7 +97,7 @@ def write(file: Path, endpoint: Endpoint, logger: Logger) -> bool:
             Path(temporary).unlink(missing_ok=True)
             raise
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        why = getattr(error, "strerror", None) or str(error)
+        why = cause(error)
         fields = {
             "netloader.detail": f"OUTPUT_PREFIX: {why}: {file}",
             "netloader.remedy": "let OUTPUT_PREFIX name a place where files can be written",

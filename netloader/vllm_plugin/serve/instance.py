@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from netloader.errors import LocalProtocolError
+from netloader.errors import LocalProtocolError, cause
 from netloader.fsm.identity import Identity
 from netloader.fsm.terms import Sibling
 from netloader.io.clock import monotonic
@@ -145,7 +145,7 @@ class _Member:
         try:
             notes = HostNotes(f"rank-{_network()}-{self._port}-")
         except OSError as error:
-            self.fail(error.strerror or str(error))
+            self.fail(cause(error))
             return
         while True:
             with harmless():

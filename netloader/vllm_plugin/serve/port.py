@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from netloader.config import Endpoint
+from netloader.errors import cause
 from netloader.fsm.identity import Identity
 from netloader.io.listener import EVERY_ADDRESS
 from netloader.io.published import PublishedModel
@@ -168,7 +169,7 @@ def _tell_failed(choice: PortChoice, error: Exception, logger: Logger) -> None:
     fields = {
         "network.local.address": choice.host or EVERY_ADDRESS,
         "network.local.port": choice.port,
-        "netloader.detail": getattr(error, "strerror", None) or str(error),
+        "netloader.detail": cause(error),
         "netloader.remedy": "choose another LISTEN_PORT, or leave it out for a free one",
     }
     if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:

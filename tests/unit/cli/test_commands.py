@@ -171,6 +171,7 @@ def test_a_pull_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         (("status", "127.0.0.1:1", "--timeout", "-1"), 2, "--timeout"),
         (("serve", "nowhere"), 5, "nowhere is no folder"),
         (("serve", ".", "--identity", "model"), 2, "write name=value"),
+        (("status", "h:1", "--token-file", "gone"), 2, "--token-file gone cannot be used: No such"),
         (("pull", "127.0.0.1:1"), 2, "--out"),
         (("--version",), 0, "netloader"),
     ],
@@ -186,6 +187,16 @@ def test_the_check_of_a_configuration_names_all_problems_at_once() -> None:
     ran = inside("config", "check", "-", "--json", stdin=json.dumps(given))
     assert ran.code == 1
     assert len(ran.data["problems"]) == 3
+
+
+def test_what_a_folder_cannot_be_served_with_is_refused_by_its_name(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    with serving(WEIGHTS) as other:
+        taken = inside("serve", str(tmp_path), "--port", str(other.endpoint.port))
+    unneeded = inside("serve", str(tmp_path), "--checkpoint", str(tmp_path))
+    busy = f"{other.endpoint} cannot be opened: Address already in use; give another --port"
+    assert (taken.code, busy in taken.err) == (5, True)
+    assert (unneeded.code, "--checkpoint" in unneeded.err) == (2, True)
 
 
 def test_a_served_folder_of_files_has_its_name_as_identity(tmp_path: Path) -> None:
