@@ -1,33 +1,33 @@
 """`netloader run SOURCE -- vllm serve ...`: an instance that has no folder of its own."""
 
-import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from rich.text import Text
 
 from netloader.cli.answers import MOST_LINE, Answer, CommandError, Form, plain
 from netloader.cli.codes import Code
-from netloader.cli.configuration import object_of
 from netloader.cli.interrupts import interrupted
 from netloader.cli.options import Link
 from netloader.cli.places import places_of
 from netloader.cli.sources import failure
-from netloader.cli.words import EXTRA, FORMAT, become, check_runs, taken
-from netloader.errors import ConfigError
+from netloader.cli.words import (
+    MODEL,
+    REFUSE_CODE,
+    REMOTE_CODE,
+    SERVE,
+    SERVED,
+    VllmCommand,
+    become,
+    check_runs,
+    settings_of,
+)
 from netloader.files.fetching import Fetched, NoFilesError, UnansweredError, fetch
 from netloader.files.hints import place_inspections, take_hints, vllm_root
 from netloader.files.rules import DATA, WITH_CODE, FilesError
 from netloader.units import counted, size
-from netloader.vllm_plugin.config.settings import Settings
-
-SERVE: Final = "serve"
-SERVED: Final = "--served-model-name"
-REMOTE_CODE: Final = "--trust-remote-code"
-REFUSE_CODE: Final = "--no-trust-remote-code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ def run(wanted: Wanted, form: Form) -> Answer:
     Raises:
         CommandError: vLLM was not started.
     """
-    check(wanted)
+    vllm = check(wanted)
     fetched = _fetched(wanted)
-    command = command_of(wanted, fetched)
+    command = command_of(wanted, vllm, fetched)
     if wanted.caches:
         form.tell(_hints(wanted, fetched))
     answer = _answer(fetched, command)
@@ -63,61 +63,46 @@ def run(wanted: Wanted, form: Form) -> Answer:
     return answer
 
 
-def check(wanted: Wanted) -> None:
-    """Refuse a command that cannot be completed, before anything is fetched.
+def check(wanted: Wanted) -> VllmCommand:
+    """Read a command, and refuse one that cannot be completed, before anything is fetched.
 
     Raises:
         CommandError: it starts no vLLM server, cannot be run, or contradicts what is going to be
             added.
     """
-    words = [word.partition("=")[0].replace("_", "-") for word in wanted.words]
-    if SERVE not in words:
+    if SERVE not in wanted.words:
         raise _unusable("give the command that starts vLLM: netloader run SOURCE -- vllm serve ...")
-    after = wanted.words[words.index(SERVE) + 1 :][:1]
-    named = "--model" in words or (after and not after[0].startswith("-"))
-    if named:
+    vllm = VllmCommand.of(wanted.words)
+    if vllm.has(MODEL) or (vllm.words and not vllm.words[0].startswith("-")):
         raise _unusable("vLLM's model is the folder that is fetched; leave the model out")
-    if REMOTE_CODE in words and not wanted.trust:
+    if vllm.has(REMOTE_CODE) and not wanted.trust:
         raise _unusable(f"{REMOTE_CODE} lets the source run code here; give --trust, too")
-    formats = taken(wanted.words, FORMAT)[1]
-    if formats and formats[-1] != "netloader":
-        raise _unusable(f"{FORMAT} {formats[-1]}: there are no weights in the folder; leave it out")
-    if any(word.startswith(f"{EXTRA}.") for word in words):
-        raise _unusable(f"give {EXTRA} as one JSON object")
+    vllm.check_format("there are no weights in the folder; leave it out")
     if wanted.link.token is not None and not wanted.link.token_file:
         raise _unusable("vLLM reads the token from a file; give it in --token-file")
-    _settings(_extra(wanted, "model"))
+    settings_of(_extra(wanted, vllm, "model"))
     if not wanted.dry_run:
         check_runs(wanted.words[0])
+    return vllm
 
 
-def command_of(wanted: Wanted, fetched: Fetched) -> list[str]:
-    """The command of vLLM on the fetched folder; what the command line says itself wins.
+def command_of(wanted: Wanted, vllm: VllmCommand, fetched: Fetched) -> list[str]:
+    """The command of vLLM on the fetched folder; what it says itself wins.
 
     Raises:
         CommandError: it names another model than the source has.
     """
-    rest, _ = taken(taken(wanted.words, FORMAT)[0], EXTRA)
-    extra = _extra(wanted, fetched.model)
-    if extra["MODEL"] != fetched.model:
-        what = f"MODEL is {extra['MODEL']!r}, and the source serves {fetched.model!r}"
+    extra = _extra(wanted, vllm, fetched.model)
+    model = settings_of(extra).model
+    if model != fetched.model:
+        what = f"MODEL is {model!r}, and the source serves {fetched.model!r}"
         raise _unusable(f"{what}; leave MODEL out")
-    after = rest.index(SERVE) + 1
-    served = [] if taken(rest, SERVED)[1] else [f"{SERVED}={fetched.served_name}"]
-    return [
-        *rest[:after],
-        str(fetched.folder),
-        *rest[after:],
-        *served,
-        *([] if wanted.trust else [REFUSE_CODE]),
-        FORMAT,
-        "netloader",
-        EXTRA,
-        json.dumps(extra),
-    ]
+    served = [] if vllm.has(SERVED) else [f"{SERVED}={fetched.served_name}"]
+    code = [] if wanted.trust else [REFUSE_CODE]
+    return vllm.completed(extra, [str(fetched.folder)], [*served, *code])
 
 
-def _extra(wanted: Wanted, model: str) -> dict[str, object]:
+def _extra(wanted: Wanted, vllm: VllmCommand, model: str) -> dict[str, object]:
     """The settings of the instance: what was given here, and over that what vLLM's words say."""
     link = wanted.link
     files = {
@@ -127,17 +112,8 @@ def _extra(wanted: Wanted, model: str) -> dict[str, object]:
         "TLS_CA": link.tls_ca,
     }
     ours = {name: str(path.absolute()) for name, path in files.items() if path is not None}
-    given = taken(wanted.words, EXTRA)[1]
-    own = object_of(given[-1]) if given else {}
     caches = {"CACHES": True} if wanted.caches else {}
-    return {"SOURCE": wanted.source, "MODEL": model, **ours, **caches, **own}
-
-
-def _settings(extra: Mapping[str, object]) -> None:
-    try:
-        Settings.parse(extra)
-    except ConfigError as error:
-        raise _unusable("; ".join(error.problems)) from error
+    return {"SOURCE": wanted.source, "MODEL": model, **ours, **caches, **vllm.extra()}
 
 
 def _unusable(problem: str) -> CommandError:

@@ -1,6 +1,5 @@
 """`netloader standby -- vllm serve ...`: start an instance that waits for its weights."""
 
-import json
 import shlex
 from collections.abc import Sequence
 
@@ -8,8 +7,7 @@ from rich.text import Text
 
 from netloader.cli.answers import Answer, CommandError
 from netloader.cli.codes import Code
-from netloader.cli.configuration import object_of
-from netloader.cli.words import EXTRA, FORMAT, become, taken
+from netloader.cli.words import FORMAT, VllmCommand, become, settings_of
 
 
 def run(words: Sequence[str], dry: bool) -> Answer:  # noqa: FBT001 - an option
@@ -28,12 +26,12 @@ def on_standby(words: Sequence[str]) -> list[str]:
     """A command of vLLM with netloader's load format and `STANDBY`, whatever else it has.
 
     Raises:
-        CommandError: it names another load format, or what is no JSON object.
+        CommandError: it names another load format, or settings that cannot be used.
     """
-    rest, formats = taken(words, FORMAT)
-    rest, extras = taken(rest, EXTRA)
-    if formats and formats[-1] != "netloader":
-        problem = f"{FORMAT} {formats[-1]}: an instance on standby needs {FORMAT} netloader"
+    command = VllmCommand.of(words)
+    command.check_format(f"an instance on standby needs {FORMAT} netloader")
+    extra = {**command.extra(), "STANDBY": True}
+    if not settings_of(extra).standby:
+        problem = "STANDBY is false in CONFIG_FILE, which wins over this command; remove it there"
         raise CommandError(Code.USAGE, problem)
-    extra = {**object_of(extras[-1] if extras else "{}"), "STANDBY": True}
-    return [*rest, FORMAT, "netloader", EXTRA, json.dumps(extra)]
+    return command.completed(extra)

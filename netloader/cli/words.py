@@ -1,32 +1,192 @@
 """Commands of vLLM that netloader completes and runs in its own place."""
 
+import json
 import os
 import shutil
-from collections.abc import Sequence
-from typing import Final, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn, Self
 
 from netloader.cli.answers import CommandError
 from netloader.cli.codes import Code
+from netloader.cli.configuration import object_of
+from netloader.errors import ConfigError, cause
+from netloader.vllm_plugin.config.settings import Settings
 
+SERVE: Final = "serve"
 FORMAT: Final = "--load-format"
 EXTRA: Final = "--model-loader-extra-config"
+SERVED: Final = "--served-model-name"
+MODEL: Final = "--model"
+REMOTE_CODE: Final = "--trust-remote-code"
+REFUSE_CODE: Final = "--no-trust-remote-code"
+FILE: Final = "--config"
+"""A YAML file with options of vLLM, by name."""
+READ: Final = (FORMAT, EXTRA, SERVED, MODEL, REMOTE_CODE, REFUSE_CODE, FILE)
+"""The options that are looked at here, so they must be recognized in whatever way vLLM takes them:
+it takes `_` for `-`, what only one option begins with, and `.` for a field of an object."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmCommand:
+    """A command that starts vLLM, and what vLLM reads in it."""
+
+    program: tuple[str, ...]
+    """Up to the word `serve`; empty without that word."""
+    words: tuple[str, ...]
+    """What follows."""
+    filed: tuple[str, ...]
+    """The options of the file that `--config` names, as words."""
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Self:
+        """Read a command.
+
+        Raises:
+            CommandError: an option that is looked at here is not written in full, or the file of
+                options cannot be read.
+        """
+        start = words.index(SERVE) + 1 if SERVE in words else 0
+        program, rest = tuple(words[:start]), tuple(words[start:])
+        _check_full(rest)
+        if any(word.startswith(f"{FILE}=") for word in rest):  # vLLM overlooks the file then
+            raise _unusable(f"give {FILE} and the file as two words")
+        filed = tuple(word for path in taken(rest, FILE)[1] for word in _options_in(path))
+        _check_full(filed)
+        return cls(program, rest, filed)
+
+    def has(self, option: str) -> bool:
+        """Whether an option is given, on the command line or in the file."""
+        return any(_name(word) == option for word in (*self.filed, *self.words))
+
+    def check_format(self, why: str) -> None:
+        """Refuse another load format than netloader's.
+
+        Raises:
+            CommandError: it is another one; the message ends with `why`.
+        """
+        value = self._value(FORMAT)
+        if value not in (None, "netloader"):
+            raise _unusable(f"{FORMAT} {value}: {why}")
+
+    def extra(self) -> Mapping[str, object]:
+        """The extra config that vLLM would use.
+
+        Raises:
+            CommandError: it is no JSON object.
+        """
+        given = self._value(EXTRA)
+        return {} if given is None else object_of(given)
+
+    def completed(
+        self, extra: Mapping[str, object], model: Sequence[str] = (), further: Sequence[str] = ()
+    ) -> list[str]:
+        """The words of the command with netloader's load format and this extra config."""
+        rest, _ = taken(taken(self.words, FORMAT)[0], EXTRA)
+        ours = (FORMAT, "netloader", EXTRA, json.dumps(extra))
+        return [*self.program, *model, *rest, *further, *ours]
+
+    def _value(self, option: str) -> str | None:
+        """The last value of an option; as for vLLM, the command line comes after the file."""
+        values = taken((*self.filed, *self.words), option)[1]
+        return values[-1] if values else None
+
+
+def settings_of(extra: Mapping[str, object]) -> Settings:
+    """The settings that an instance with this extra config has.
+
+    Raises:
+        CommandError: they cannot be used.
+    """
+    try:
+        return Settings.parse(extra)
+    except ConfigError as error:
+        raise _unusable("; ".join(error.problems)) from error
 
 
 def taken(words: Sequence[str], option: str) -> tuple[list[str], list[str]]:
-    """The words without an option, and the values that it had.
-
-    vLLM takes `--load_format` for `--load-format`.
-    """
+    """The words without an option that is written in full, and the values that it had."""
     rest: list[str] = []
     values: list[str] = []
     left = iter(words)
     for word in left:
-        name, given, value = word.partition("=")
-        if name.replace("_", "-") != option:
+        if _name(word) != option:
             rest.append(word)
         else:
+            _, given, value = word.partition("=")
             values.append(value if given else next(left, ""))
     return rest, values
+
+
+def _name(word: str) -> str:
+    """The name of an option as vLLM reads it, with what follows a dot."""
+    name, dot, field = word.partition("=")[0].partition(".")
+    return name.replace("_", "-") + dot + field
+
+
+def _check_full(words: Sequence[str]) -> None:
+    """Refuse what vLLM would take for an option that is looked at here, and `taken` would not.
+
+    Raises:
+        CommandError: a word is such an option; its value is not shown.
+    """
+    for word in words:
+        name, dot, _ = _name(word).partition(".")
+        if not name.startswith("--") or name == "--":
+            continue
+        if name not in READ and (full := next((o for o in READ if o.startswith(name)), None)):
+            raise _unusable(f"{name} is short for {full}; write it in full")
+        if name in READ and dot:
+            whole = "one JSON object" if name == EXTRA else "one word, without a dot"
+            raise _unusable(f"give {name} as {whole}")
+
+
+def _options_in(path: str) -> Iterator[str]:
+    """The options of a file, as the words that vLLM makes of them."""
+    for name, value in _file(path).items():
+        match value:
+            case False:
+                continue
+            case True:
+                yield f"--{name}"
+            case dict():
+                yield f"--{name}={json.dumps(value, default=str)}"
+            case list():
+                yield from (f"--{name}", *map(str, value))
+            case _:
+                yield f"--{name}={value}"
+
+
+def _file(path: str) -> Mapping[object, object]:
+    """The options of a file, by name.
+
+    Raises:
+        CommandError: it cannot be read; nothing of what it holds is shown.
+    """
+    where = f"{FILE} {path}"
+    if not path:
+        raise _unusable(f"give {FILE} and the file as two words")
+    try:
+        import yaml  # vLLM brings it
+    except ImportError as error:
+        what = f"{where} cannot be read without PyYAML, so its options could be overridden unseen"
+        raise _unusable(f"{what}; install it, or write them into the command") from error
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unusable(f"{where} cannot be read: {cause(error)}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", at line {mark.line + 1}"
+        raise _unusable(f"{where} is no YAML{line}") from None  # the error quotes the file
+    if not isinstance(options, dict):
+        raise _unusable(f"{where} holds no options by name")
+    return options
+
+
+def _unusable(problem: str) -> CommandError:
+    return CommandError(Code.USAGE, problem)
 
 
 def check_runs(program: str) -> None:

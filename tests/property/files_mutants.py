@@ -10,6 +10,7 @@ REGULAR: Final = "netloader/files/regular.py"
 CACHE: Final = "netloader/files/cache.py"
 FETCHING: Final = "netloader/files/fetching.py"
 RUN: Final = "netloader/cli/run.py"
+WORDS: Final = "netloader/cli/words.py"
 
 FILES_MUTANTS: Final[dict[str, Mutant]] = {
     "a file climbs out of its folder": Mutant(
@@ -57,5 +58,23 @@ FILES_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "vLLM may run code of the source without trust": Mutant(
         FOLDERS, RUN, r"\[\] if wanted\.trust else \[REFUSE_CODE\]", "[]"
+    ),
+    "settings in a file of vLLM's options are overridden": Mutant(
+        FOLDERS,
+        WORDS,
+        r"values = taken\(\(\*self\.filed, \*self\.words\)",
+        "values = taken((*self.words,)",
+    ),
+    "an option of vLLM that is cut short is overridden": Mutant(
+        FOLDERS, WORDS, r"if name not in READ and \(full := next\(.*\):", "if False:"
+    ),
+    "a field of vLLM's option behind a dot is overridden": Mutant(
+        FOLDERS, WORDS, r"if name in READ and dot:", "if False:"
+    ),
+    "a word of the command loses to a file of vLLM's options": Mutant(
+        FOLDERS, WORDS, r"return values\[-1\] if values", "return values[0] if values"
+    ),
+    "an instance that a file forbids to wait is started on standby": Mutant(
+        FOLDERS, "netloader/cli/standby.py", r"if not settings_of\(extra\)\.standby:", "if False:"
     ),
 }

@@ -78,6 +78,18 @@ def test_what_the_command_says_itself_wins(tmp_path: Path) -> None:
     assert settings_in(command) == {"MODEL": "inner", **own}
 
 
+def test_what_a_file_of_options_says_wins_as_well(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    own = {"SOURCE": "file:/elsewhere", "RELAY": True}
+    file.write_text(f"served-model-name: [mine]\nmodel-loader-extra-config: {json.dumps(own)}\n")
+    with offering() as server:
+        ran = dry(server.endpoint, tmp_path / "cache", *VLLM, "--config", str(file))
+    command = ran.data["command"]
+    assert command[3:7] == ["--port", "8000", "--config", str(file)]
+    assert not any(word.startswith("--served") for word in command)
+    assert settings_in(command) == {"MODEL": "inner", **own}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -103,8 +115,13 @@ def test_another_model_than_the_source_has_is_refused(tmp_path: Path) -> None:
     with offering() as server:
         own = ("--model-loader-extra-config", '{"MODEL": "other"}')
         ran = dry(server.endpoint, tmp_path, *VLLM, *own)
-    assert ran.code == 2
-    assert "MODEL is 'other', and the source serves 'inner'" in ran.data["error"]
+        file = tmp_path / "settings.json"
+        file.write_text('{"MODEL": "other"}')  # wins over what stands in the command
+        filed = ("--model-loader-extra-config", json.dumps({"CONFIG_FILE": str(file)}))
+        by_file = dry(server.endpoint, tmp_path, *VLLM, *filed)
+    for refused in (ran, by_file):
+        assert refused.code == 2
+        assert "MODEL is 'other', and the source serves 'inner'" in refused.data["error"]
 
 
 def test_code_needs_trust(tmp_path: Path) -> None:
