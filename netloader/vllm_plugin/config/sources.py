@@ -89,23 +89,24 @@ def sources(at: Place, value: object) -> dict[int, tuple[Source, ...]]:
     return {rank: places for rank, places in found.items() if places}
 
 
-def dealt(texts: Sequence[str], ranks: int) -> dict[int, tuple[Source, ...]]:
-    """Sources that are named to a running instance, each as in `SOURCE`.
+def dealt(texts: Sequence[str], rank: int, ranks: int) -> dict[int, tuple[Source, ...]]:
+    """The sources of a rank, of those that are named to a running instance, each as in `SOURCE`.
 
     One alone is for every rank. Several are dealt to the ranks in turn: with two ranks the first
-    and third are for rank 0, the second and fourth for rank 1.
+    and third are for rank 0, the second and fourth for rank 1. `rank` may be numbered on from
+    other instances; its place among the `ranks` of this one counts.
 
     Raises:
         ConfigError: one cannot be used, or a rank would have none, or fewer than another.
     """
     problems: list[str] = []
     at = Place("source", problems)
-    if len(texts) == 1 and (ranks > 1 or is_looked_up(texts[0])):
+    if len(texts) == 1:
         found = sources(at, texts[0])
     else:
         read = [_item(at.inside(f"[{i}]"), text) for i, text in enumerate(texts)]
         named = tuple(source for source in read if source is not None)
-        found = {rank: named[rank::ranks] for rank in range(ranks)}
+        found = {rank: named[rank % ranks :: ranks]}
         if len(texts) % ranks:
             problems.append(
                 f"source: {len(texts)} given, and this instance has {ranks} ranks; give each rank "

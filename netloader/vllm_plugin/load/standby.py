@@ -247,9 +247,10 @@ class StandbyRank(Standing):
         settings = self._receiver.settings
         if sources:
             try:
-                settings = replace(settings, sources=dealt(sources, len(self._plan.ranks)))
+                mine = dealt(sources, self._plan.rank, len(self._plan.ranks))
             except ConfigError as error:
                 raise StandbyError(str(error)) from error
+            settings = replace(settings, sources=mine)
         return self._receiver.plan(self._local, settings)
 
     def _write(self, reload: Callable[..., Any], named: list[Named]) -> None:

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from netloader.config import Endpoint
+from netloader.discovery.files import Files
+from netloader.discovery.names import Address
 from netloader.errors import ConfigError, UnsafeError
 from netloader.io.store.module import manifest_of, named_tensors
 from netloader.log import capture, get_logger
 from netloader.vllm_plugin.config.settings import Settings
-from netloader.vllm_plugin.config.sources import EVERY_RANK, dealt
+from netloader.vllm_plugin.config.sources import dealt, finders_of
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.load import agree, receiving, standby
 from netloader.vllm_plugin.load.load_state import NOTHING
@@ -280,13 +282,22 @@ def test_a_model_whose_tensors_are_not_known_is_refused() -> None:
 # -- sources that are named ----------------------------------------------------------------------
 
 
-def test_sources_are_dealt_to_the_ranks(tmp_path: Path) -> None:
+def test_sources_are_dealt_to_the_ranks() -> None:
     a, b, c, d = (Endpoint("10.0.0.1", port) for port in range(7001, 7005))
-    assert dealt([str(a), str(b)], 1) == {0: (a, b)}
-    assert dealt([str(a), str(b), str(c), str(d)], 2) == {0: (a, c), 1: (b, d)}
-    assert set(dealt([f"file:{tmp_path}/*-{{RANK}}.txt"], 2)) == {EVERY_RANK}
-    assert set(dealt([str(a)], 2)) == {EVERY_RANK}, "an instance is found at one port"
+    assert dealt([str(a), str(b)], 0, 1) == {0: (a, b)}
+    four = [str(each) for each in (a, b, c, d)]
+    assert dealt(four, 0, 2) == {0: (a, c)}
+    assert dealt(four, 1, 2) == {1: (b, d)}
+    assert dealt(four, 5, 2) == {5: (b, d)}, "ranks are numbered on from one replica to the next"
     with pytest.raises(ConfigError, match="3 given, and this instance has 2 ranks"):
-        dealt([str(a), str(b), str(c)], 2)
+        dealt(four[:3], 0, 2)
     with pytest.raises(ConfigError, match="source"):
-        dealt(["nonsense"], 1)
+        dealt(["nonsense"], 0, 1)
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (3, 1), (1, 2)])
+def test_a_source_alone_is_for_whichever_rank_asks(tmp_path: Path, rank: int, ranks: int) -> None:
+    (address,) = finders_of(dealt(["10.0.0.1:7001"], rank, ranks), rank)
+    assert address == Address(Endpoint("10.0.0.1", 7001))
+    (files,) = finders_of(dealt([f"file:{tmp_path}/*-{{RANK}}.txt"], rank, ranks), rank)
+    assert files == Files(f"{tmp_path}/*-{rank}.txt")
