@@ -24,8 +24,10 @@ from netloader.io.clock import monotonic
 from netloader.io.outcome import Outcome
 from netloader.io.store.module import Named, WeightsError, manifest_of
 from netloader.log import Logger, emit
+from netloader.vllm_plugin.config import waiting
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.config.sources import dealt
+from netloader.vllm_plugin.config.waiting import START
 from netloader.vllm_plugin.identity.identity import RAW, TARGET
 from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.load import agree, load_state
@@ -47,7 +49,6 @@ from netloader.vllm_plugin.serve.worker import this_worker
 
 Done = TypeVar("Done")
 
-START = "start this instance without STANDBY"
 OTHER_RANK = "another rank of this instance was not filled, so none is; its reason is beside"
 
 
@@ -63,11 +64,7 @@ def check(vllm_config: VllmConfig, local: LocalModel, settings: Settings) -> Non
         raise ConfigError(
             [f"STANDBY: vLLM's reload in place does not reach a draft model; {START}, or no draft"]
         )
-    replicas = vllm_config.parallel_config.data_parallel_size
-    if replicas > 1:
-        problem = f"one instance holds {replicas} replicas (--data-parallel-size), and only the"
-        remedy = f"first answers for all; start {replicas} standby instances of one replica"
-        raise ConfigError([f"STANDBY: {problem} {remedy}"])
+    waiting.check(vllm_config)
 
 
 def refuse(model: nn.Module) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 from torch import nn
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from netloader.errors import ConfigError
+from netloader.vllm_plugin.config.waiting import standby_of
 from netloader.vllm_plugin.identity.identity import DRAFT, TARGET
 from netloader.vllm_plugin.patches import compat
 from netloader.vllm_plugin.serve.harmless import harmless
@@ -56,6 +58,9 @@ EXECUTES = "execute_model"  # a step of the engine
 CLOSES = ("destroy_worker_extension", "shutdown")
 """What ends a worker. From 0.33 on vLLM calls the first, where a worker extension has it, before
 the second; either may free what clients read."""
+
+NOT_ASKED_TO = "this instance was not started with STANDBY"
+LOST = "STANDBY is set, and this rank knows of no model that waits; restart this instance"
 
 HELD = "_netloader_worker"
 """The attribute of vLLM's workers and model runners that holds our `Worker`."""
@@ -120,16 +125,24 @@ def _fill(worker: Any, sources: Sequence[str] = ()) -> Report:
     """Fill this rank, if it is on standby; see `Standing.fill`. All ranks are to be called."""
     with _running(worker) as ours:
         if ours.standby is None:
-            why = "this instance was not started with STANDBY"
-            return Report(rank=worker.rank, filled=True, why=why)
+            return _not_waiting(worker)
         return ours.standby.fill(compat.reload_of(worker), sources)
 
 
 def _standing(worker: Any) -> Report:
     """Whether this rank holds weights."""
     with _running(worker) as ours:
-        standby = ours.standby
-        return standby.status() if standby else Report(rank=worker.rank, filled=True)
+        return _not_waiting(worker) if ours.standby is None else ours.standby.status()
+
+
+def _not_waiting(worker: Any) -> Report:
+    """What a rank says that does not wait. It has its weights only if it was not to wait."""
+    try:
+        filled = standby_of(worker.load_config) is None
+        why = NOT_ASKED_TO if filled else LOST
+    except ConfigError as error:
+        filled, why = False, f"it is not known whether this rank waits: {error}"
+    return Report(rank=worker.rank, filled=filled, why=why)
 
 
 def _finds_sources(worker: Any) -> bool:
