@@ -7,16 +7,18 @@ compute, import and wrap nothing.
 
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
+
+from vllm import envs
 
 from netloader.config import Secret
 from netloader.errors import ConfigError
-from netloader.vllm_plugin.config.checks import settings_of
-from netloader.vllm_plugin.config.load_format import LOAD_FORMAT
+from netloader.vllm_plugin.config import waiting
+from netloader.vllm_plugin.config.load_format import STANDBY
 from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.front.gate import Gate
 from netloader.vllm_plugin.front.instance import Instance, ServedInstance
+from netloader.vllm_plugin.patches import core
 from netloader.vllm_plugin.patches.once import wrap_once
 
 HELD: Final = "_netloader_instance"
@@ -29,25 +31,36 @@ def guard(config: Any) -> None:
     """Wrap what takes requests in this process, if the instance of a config starts on standby.
 
     A second call changes nothing.
+
+    Raises:
+        ConfigError: it cannot be on standby as it is configured.
     """
-    if _on_standby(config) is not None:
+    if _starts_on_standby(config.load_config):
+        waiting.check(config)
         _guard()
 
 
-def _on_standby(config: Any) -> Settings | None:
-    """The settings of an instance that starts on standby. Bad ones are refused by its workers."""
-    with suppress(ConfigError):
-        if config.load_config.load_format == LOAD_FORMAT:
-            settings = settings_of(config.load_config)
-            return settings if settings.standby else None
-    return None
+def _starts_on_standby(load_config: Any) -> bool:
+    """Whether an instance does, as far as this process can tell.
+
+    A CONFIG_FILE that cannot be read here may be on the host of the workers. They refuse bad
+    settings, and without weights `core` takes no request.
+    """
+    try:
+        return waiting.standby_of(load_config) is not None
+    except ConfigError:
+        if STANDBY in load_config.model_loader_extra_config:
+            raise
+        return False
 
 
 def _guard() -> None:
     """Wrap what takes requests in this process."""
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    core.install(EngineCore)  # in this process, or in one that is forked from it
     wrap_once(AsyncLLM, "add_request", _required)
     wrap_once(LLMEngine, "add_request", _checked)
     for name, module in [*sys.modules.items()]:
@@ -56,10 +69,14 @@ def _guard() -> None:
 
 
 def _known(engine: Any, make: Callable[[Settings], Instance]) -> Any:
-    """What is known of an engine; None for one that does not start on standby."""
+    """What is known of an engine; None for one that does not start on standby.
+
+    Raises:
+        ConfigError: its settings cannot be read any more, so it is not known.
+    """
     held = vars(engine)
     if HELD not in held:
-        settings = _on_standby(engine.vllm_config)
+        settings = waiting.standby_of(engine.vllm_config.load_config)
         held[HELD] = None if settings is None else make(settings)
     return held[HELD]
 
@@ -89,13 +106,12 @@ def _checked(add: Any) -> Any:
 
 
 def _gated(build: Any) -> Any:
+    """Wrap what makes an application; whether its engine waits, the gate finds out."""
+
     def built(args: Any, *rest: Any, **kwargs: Any) -> Any:
         app = build(args, *rest, **kwargs)
-        if getattr(args, "load_format", None) == LOAD_FORMAT:
-            from vllm import envs
-
-            keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
-            _close(app, [Secret(key) for key in keys])
+        keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+        _close(app, [Secret(key) for key in keys])
         return app
 
     return built

@@ -5,8 +5,8 @@ the engine whose workers are processes, everything in an engine with another loa
 costs each of them 0.3 s of start.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final
+import sys
+from typing import Any
 
 from vllm.config.load import LoadConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -14,12 +14,10 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.v1.worker.worker_base import WorkerBase
 
-from netloader.vllm_plugin.config.load_format import LOAD_FORMAT
+from netloader.vllm_plugin.config.load_format import LOAD_FORMAT, is_ours, may_wait
+from netloader.vllm_plugin.patches import core
 from netloader.vllm_plugin.patches.once import wrap_once
 from netloader.vllm_plugin.serve.harmless import harmless
-
-STANDBY: Final = "STANDBY"
-"""The field of an instance on standby; nothing else has to be done where requests are taken."""
 
 
 class OnDemand(BaseModelLoader):
@@ -36,6 +34,8 @@ def install() -> None:
     register_model_loader(LOAD_FORMAT)(OnDemand)
     wrap_once(WorkerBase, "__init__", _worker_made)
     wrap_once(EngineArgs, "create_engine_config", _configured)
+    engines = sys.modules.get(core.MODULE)  # vLLM calls this in the midst of an engine's start
+    core.install(getattr(engines, "EngineCore", None))
 
 
 def _worker_made(make: Any) -> Any:
@@ -48,7 +48,7 @@ def _worker_made(make: Any) -> Any:
         make(worker, *args, **kwargs)
         with harmless():
             draft = getattr(worker.speculative_config, "draft_load_config", None)
-            if _ours(worker.load_config) or _ours(draft):
+            if is_ours(worker.load_config) or is_ours(draft):
                 from netloader.vllm_plugin.patches.worker_methods import install
 
                 install(type(worker))
@@ -57,19 +57,17 @@ def _worker_made(make: Any) -> Any:
 
 
 def _configured(create: Any) -> Any:
-    """Guard what takes requests in this process, once an instance on standby is configured."""
+    """Guard what takes requests in this process, once an instance on standby is configured.
+
+    Here its config is still whole: vLLM changes it for the workers.
+    """
 
     def created(*args: Any, **kwargs: Any) -> Any:
         config = create(*args, **kwargs)
-        extra = config.load_config.model_loader_extra_config
-        if _ours(config.load_config) and isinstance(extra, Mapping) and STANDBY in extra:
+        if may_wait(config.load_config):
             from netloader.vllm_plugin.patches.front import guard
 
             guard(config)
         return config
 
     return created
-
-
-def _ours(load_config: Any) -> bool:
-    return getattr(load_config, "load_format", None) == LOAD_FORMAT

@@ -1,6 +1,7 @@
 """What takes requests in a process is wrapped for an instance on standby, and for no other."""
 
 import asyncio
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from vllm.config.load import LoadConfig
 
+from netloader.errors import ConfigError
 from netloader.vllm_plugin.front.gate import Gate
 from netloader.vllm_plugin.patches import front
 from netloader.vllm_plugin.patches.once import wrap_once
@@ -63,7 +65,7 @@ async def status(app: Starlette) -> int:
         (Engine(STANDBY=True), 503),
         (Engine(), 200),
         (Engine("auto", STANDBY=True), 200),
-        (Engine(STANDBY="nonsense"), 200),
+        (Engine("NetLoader", STANDBY=True), 503),
     ],
 )
 def test_the_http_api_of_an_instance_on_standby_is_closed(
@@ -78,9 +80,17 @@ def test_the_http_api_of_an_instance_on_standby_is_closed(
     module = ModuleType("vllm.entrypoints.of_a_test")
     vars(module)["build_app"] = build
     wrap_once(module, "build_app", front._gated)
-    app = module.build_app(SimpleNamespace(load_format="netloader", api_key=None))
+    app = module.build_app(SimpleNamespace(load_format="as it was written", api_key=None))
     assert asyncio.run(status(app)) == answered
     assert isinstance(app.middleware_stack, Gate)
+
+
+def test_an_instance_whose_settings_cannot_be_read_any_more_answers_nothing(tmp_path: Path) -> None:
+    app = application(Engine(CONFIG_FILE=f"{tmp_path}/gone.json"))
+    app.middleware_stack = app.build_middleware_stack()
+    front._close(app, [])
+    with pytest.raises(ConfigError, match="CONFIG_FILE"):
+        asyncio.run(status(app))
 
 
 def test_only_a_request_of_an_instance_on_standby_is_refused() -> None:
