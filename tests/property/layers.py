@@ -102,6 +102,8 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/load/test_reload.py",
         "tests/unit/vllm_plugin/front/test_gate.py",
         "tests/unit/vllm_plugin/patches/test_on_demand.py",
+        "tests/unit/vllm_plugin/patches/test_core.py",
+        "tests/unit/vllm_plugin/patches/test_standing.py",
     ),
 }
 L0, L1, L2, FETCHES, LIFE, L3, L4, SERVED, MANY, AIO, TRANSPORTS, OPERATING, *LATER = LAYERS

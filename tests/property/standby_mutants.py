@@ -4,13 +4,18 @@ from typing import Final
 
 from tests.property.layers import STANDBY, Mutant
 
+CORE: Final = "netloader/vllm_plugin/patches/core.py"
 GATE: Final = "netloader/vllm_plugin/front/gate.py"
 INSTANCE: Final = "netloader/vllm_plugin/front/instance.py"
+LOAD_FORMAT: Final = "netloader/vllm_plugin/config/load_format.py"
 ON_DEMAND: Final = "netloader/vllm_plugin/patches/on_demand.py"
 RAW: Final = "netloader/vllm_plugin/load/raw.py"
 RELOAD: Final = "netloader/vllm_plugin/load/reload.py"
 ROOM: Final = "netloader/vllm_plugin/load/room.py"
 RANK: Final = "netloader/vllm_plugin/load/standby.py"
+SOURCES: Final = "netloader/vllm_plugin/config/sources.py"
+WAITING: Final = "netloader/vllm_plugin/config/waiting.py"
+WORKER: Final = "netloader/vllm_plugin/patches/worker_methods.py"
 
 STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
     "an instance on standby answers before it is filled": Mutant(
@@ -49,5 +54,29 @@ STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "weights are received into memory that was given back": Mutant(
         STANDBY, RAW, r" or storage\.nbytes\(\) != self\.nbytes", ""
+    ),
+    "settings in a file cannot have an instance wait": Mutant(
+        STANDBY, LOAD_FORMAT, r"frozenset\(\{STANDBY, \"CONFIG_FILE\"\}\)", "frozenset({STANDBY})"
+    ),
+    "an instance on standby has replicas, of which one is filled": Mutant(
+        STANDBY, WAITING, r"if replicas > 1:", "if False:"
+    ),
+    "a front end without a gate serves an instance on standby": Mutant(
+        STANDBY, WAITING, r"if getattr\(envs, \"VLLM_USE_RUST_FRONTEND\", False\):", "if False:"
+    ),
+    "an engine takes a request that has passed no other guard": Mutant(
+        STANDBY, CORE, r"if vars\(engine\)\.get\(LACKS\):", "if False:"
+    ),
+    "an engine takes requests when one rank of several has weights": Mutant(
+        STANDBY, CORE, r"all\(each\[\"filled\"\]", 'any(each["filled"]'
+    ),
+    "a named source is for the first replica only": Mutant(
+        STANDBY, SOURCES, r"if len\(texts\) == 1:", "if len(texts) == 1 and ranks > 1:"
+    ),
+    "a rank that was to wait, and holds nothing, counts as filled": Mutant(
+        STANDBY, WORKER, r"filled = standby_of\(worker\.load_config\) is None", "filled = True"
+    ),
+    "a rank whose settings are gone counts as filled": Mutant(
+        STANDBY, WORKER, r"filled, why = False, ", "filled, why = True, "
     ),
 }  # fmt: skip
