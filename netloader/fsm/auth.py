@@ -94,6 +94,10 @@ def authenticated(message: Proven, opening: Opening, nonce: str) -> bytes:
     return canonical((*about, opening, nonce, content))
 
 
+def hmac_sha256(content: bytes, token: Secret) -> str:
+    """The proof of a token over some bytes, as 64 hexadecimal digits."""
+    return hmac.new(token.reveal().encode(), content, hashlib.sha256).hexdigest()
+
+
 def _mac(message: Proven, token: Secret, opening: Opening, nonce: str) -> str:
-    text = authenticated(message, opening, nonce)
-    return hmac.new(token.reveal().encode(), text, hashlib.sha256).hexdigest()
+    return hmac_sha256(authenticated(message, opening, nonce), token)

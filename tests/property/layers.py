@@ -101,6 +101,8 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/vllm_plugin/load/test_room.py",
         "tests/unit/vllm_plugin/load/test_reload.py",
         "tests/unit/vllm_plugin/front/test_gate.py",
+        "tests/unit/io/test_request_proof.py",
+        "tests/unit/cli/test_standby.py",
         "tests/unit/vllm_plugin/patches/test_on_demand.py",
         "tests/unit/vllm_plugin/patches/test_core.py",
         "tests/unit/vllm_plugin/patches/test_standing.py",

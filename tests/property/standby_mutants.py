@@ -5,14 +5,16 @@ from typing import Final
 from tests.property.layers import STANDBY, Mutant
 
 CORE: Final = "netloader/vllm_plugin/patches/core.py"
+FILL: Final = "netloader/cli/fill.py"
 GATE: Final = "netloader/vllm_plugin/front/gate.py"
 INSTANCE: Final = "netloader/vllm_plugin/front/instance.py"
 LOAD_FORMAT: Final = "netloader/vllm_plugin/config/load_format.py"
 ON_DEMAND: Final = "netloader/vllm_plugin/patches/on_demand.py"
+PROOF: Final = "netloader/secure/request_proof.py"
+RANK: Final = "netloader/vllm_plugin/load/standby.py"
 RAW: Final = "netloader/vllm_plugin/load/raw.py"
 RELOAD: Final = "netloader/vllm_plugin/load/reload.py"
 ROOM: Final = "netloader/vllm_plugin/load/room.py"
-RANK: Final = "netloader/vllm_plugin/load/standby.py"
 SOURCES: Final = "netloader/vllm_plugin/config/sources.py"
 WAITING: Final = "netloader/vllm_plugin/config/waiting.py"
 WORKER: Final = "netloader/vllm_plugin/patches/worker_methods.py"
@@ -39,6 +41,24 @@ STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "whoever asks may name the source of an instance on standby": Mutant(
         STANDBY, GATE, r"if source and not proven:", "if False:"
+    ),
+    "a client that leaves before it has named a source starts a fill": Mutant(
+        STANDBY, GATE, r'if message\["type"\] != "http\.request":', "if False:"
+    ),
+    "a proof of a request holds for ever": Mutant(
+        STANDBY, PROOF, r"if abs\(now_s - time_s\) > WINDOW_S:", "if False:"
+    ),
+    "a proof of a request does not cover its body": Mutant(
+        STANDBY, PROOF, r"sha256\(self\.body\)", "sha256()"
+    ),
+    "a proof of a request does not cover its time": Mutant(
+        STANDBY, PROOF, r"self\.path, time_s, hashlib", "self.path, 0, hashlib"
+    ),
+    "any proof of a request is good": Mutant(
+        STANDBY, PROOF, r"return any\(\[hmac.*\]\)", "return bool(right)"
+    ),
+    "the command shows the token of the fleet": Mutant(
+        STANDBY, FILL, r"HttpRequest\(.*\)\.prove\(.*\)", 'f"Bearer {token.reveal()}"'
     ),
     "an instance on standby fills itself when one rank has found a source": Mutant(
         STANDBY, INSTANCE, r"if not all\(found\):", "if not any(found):"

@@ -5,14 +5,15 @@ else is answered with 503 and a sentence until it is filled, `/health` too.
 """
 
 import asyncio
-import hmac
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
 from netloader.config import Secret
+from netloader.io.clock import unix_time
+from netloader.secure.request_proof import FILL, HttpRequest, ProofError
 from netloader.secure.tokens import current
 from netloader.vllm_plugin.front.instance import ServedInstance
 
@@ -22,11 +23,12 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 STATE: Final = "/netloader/standby"
-FILL: Final = "/netloader/fill"
 ALWAYS: Final = frozenset({"/metrics", "/version"})
 """What vLLM answers without weights."""
 MOST_BYTES: Final = 1 << 16
 """Of a request to fill: thousands of addresses."""
+BODY_S: Final = 30.0
+"""In which the body of such a request is to arrive."""
 UNPROVEN: Final = (
     "whoever names a source decides which weights this instance has, so that takes a token: set "
     "AUTH_TOKEN_FILE or --api-key here, or name no source, and those of SOURCE are asked"
@@ -40,6 +42,10 @@ class RefusedError(Exception):
     def __init__(self, status: HTTPStatus, why: str) -> None:
         super().__init__(why)
         self.status = status
+
+
+class GoneError(Exception):
+    """The client has left before its request was complete."""
 
 
 class Gate:
@@ -98,44 +104,58 @@ class Gate:
         self, instance: ServedInstance, scope: Scope, receive: Receive, send: Send
     ) -> None:
         try:
-            proven = self._proven(instance, scope["headers"])
-            sources = _sources(await _body(receive), proven)
+            body = await _body(receive)
+            sources = _sources(body, self._proven(instance, scope, body))
         except RefusedError as refusal:
             await _refuse(send, refusal.status, str(refusal), instance.state)
+            return
+        except GoneError:
             return
         reports = await instance.fill(sources)
         status = HTTPStatus.OK if instance.filled else HTTPStatus.BAD_GATEWAY
         said = {"state": instance.state, "why": instance.why, "ranks": reports}
         await _answer(send, status, said)
 
-    def _proven(self, instance: ServedInstance, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a request has shown a token; false where none is asked for.
+    def _proven(self, instance: ServedInstance, scope: Scope, body: bytes) -> bool:
+        """Whether a request has proven or shown a token; false where none is asked for.
 
         Raises:
-            RefusedError: one is asked for, and was not shown.
+            RefusedError: one is asked for, and was not.
         """
         known = [*self._keys, *current(instance.settings.token)]
         if not known:
             return False
-        header = next((value for name, value in headers if name.lower() == b"authorization"), b"")
-        shown = header.partition(b" ")[2].strip()
-        same = [hmac.compare_digest(shown, each.reveal().encode()) for each in known]
-        if header[:7].lower() != b"bearer " or not any(same):
-            why = "show a token of AUTH_TOKEN_FILE, or vLLM's API key: Authorization: Bearer ..."
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, why)
+        header = (value for name, value in scope["headers"] if name.lower() == b"authorization")
+        try:
+            HttpRequest(scope["method"], FILL, body).check(next(header, b""), known, unix_time())
+        except ProofError as error:
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, str(error)) from error
         return True
 
 
 async def _body(receive: Receive) -> bytes:
+    """The whole body of a request.
+
+    Raises:
+        RefusedError: it is too large, or takes too long.
+        GoneError: the client leaves before its end.
+    """
     data = b""
     more = True
-    while more:
-        message = await receive()
-        data += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(data) > MOST_BYTES:
-            why = f"the body is larger than {MOST_BYTES} bytes"
-            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
+    try:
+        async with asyncio.timeout(BODY_S):
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise GoneError
+                data += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(data) > MOST_BYTES:
+                    why = f"the body is larger than {MOST_BYTES} bytes"
+                    raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
+    except TimeoutError as error:
+        why = f"the body has not arrived within {BODY_S:g} s"
+        raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, why) from error
     return data
 
 
@@ -146,10 +166,11 @@ def _sources(data: bytes, proven: bool) -> list[str]:  # noqa: FBT001 - a fact
         RefusedError: it is no such request, or may not name any.
     """
     try:
-        asked = json.loads(data) if data.strip() else {}
-        source = asked.get("source", [])
-    except (ValueError, RecursionError, AttributeError):
-        source = None
+        asked: Any = json.loads(data) if data.strip() else {}
+    except (ValueError, RecursionError):
+        asked = None
+    fits = isinstance(asked, dict) and asked.keys() <= {"source"}  # a wrong name would be passed by
+    source = asked.get("source", []) if fits else None
     if not isinstance(source, list) or not all(isinstance(each, str) for each in source):
         why = 'the body must be {"source": ["host:port", ...]}, or empty'
         raise RefusedError(HTTPStatus.BAD_REQUEST, why)

@@ -95,10 +95,20 @@ class ServedInstance(Instance):
         return self.filled
 
     async def _learn(self) -> None:
+        self.learn(await self._ranks("netloader_standing"))
+
+    async def _ranks(self, method: str, *args: object) -> list[Any]:
+        """What each rank answers; nothing where the engine fails, and `why` says how."""
         try:
-            self.learn(await self._engine.collective_rpc("netloader_standing"))
+            answers: list[Any] = await self._engine.collective_rpc(method, args=args)
         except Exception as error:  # noqa: BLE001 - of vLLM's; without an answer it stays on standby
-            self.why = f"the engine does not answer: {type(error).__name__}: {error}"
+            why = f"the engine does not answer: {type(error).__name__}: {error}"
+            if why != self.why:  # requests ask each time
+                fields = {"netloader.detail": why}
+                emit(get_logger("client", LOG_BASE), "netloader.standby.failed", fields)
+            self.why = why
+            return []
+        return answers
 
     async def require(self) -> None:
         """Refuse a request while there are no weights.
@@ -110,10 +120,12 @@ class ServedInstance(Instance):
             self.refuse()
 
     async def fill(self, sources: Sequence[str] = ()) -> list[Report]:
-        """Have all ranks filled, and say what each reports; one call at a time."""
+        """Have all ranks filled, and say what each reports; one call at a time.
+
+        Without reports the engine has failed; `why` says how.
+        """
         async with self._turn:
-            asked = (list(sources),)
-            reports: list[Report] = await self._engine.collective_rpc("netloader_fill", args=asked)
+            reports: list[Report] = await self._ranks("netloader_fill", list(sources))
             self.learn(reports)
             return reports
 
@@ -132,16 +144,9 @@ class ServedInstance(Instance):
 
     async def _looked(self) -> bool:
         """Look for sources and be filled; false when some were found that did not fill it."""
-        try:
-            found = await self._engine.collective_rpc("netloader_finds_sources")
-            if not all(found):
-                return True
+        found = await self._ranks("netloader_finds_sources")
+        if found and not all(found):
+            return True
+        if found:
             await self.fill()
-        except Exception as error:  # noqa: BLE001 - as above
-            self.why = f"{type(error).__name__}: {error}"
-            emit(
-                get_logger("client", LOG_BASE),
-                "netloader.standby.failed",
-                {"netloader.detail": self.why},
-            )
         return self.filled

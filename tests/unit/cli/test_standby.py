@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from netloader.config import Secret
+from netloader.io.clock import unix_time
+from netloader.secure.request_proof import HttpRequest
 from tests.unit.cli.helpers import inside, netloader
 from tests.unit.io.helpers import closed_port
 
@@ -24,7 +27,7 @@ def instance(status: int, said: object) -> Iterator[tuple[str, list[Any]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
             asked.append((self.path, body, self.headers["Authorization"]))
             data = said if isinstance(said, bytes) else json.dumps(said).encode()
             self.send_response(status)
@@ -50,10 +53,11 @@ def test_fill_says_what_arrived_to_people_and_to_programs() -> None:
     assert (told.code, shown.code) == (0, 0)
     assert (told.data["state"], told.data["bytes"]) == ("filled", 1_000_000)
     assert "is filled: 1 MB in 1 rank" in shown.out
-    assert asked == [
-        ("/netloader/fill", {"source": [SOURCE]}, f"Bearer {TOKEN}"),
-        ("/netloader/fill", {"source": []}, None),
-    ]
+    (path, body, header), other = asked
+    assert (path, json.loads(body)) == ("/netloader/fill", {"source": [SOURCE]})
+    assert TOKEN not in header, "it does not cross the wire"
+    HttpRequest("POST", path, body).check(header.encode(), [Secret(TOKEN)], unix_time())
+    assert (other[0], json.loads(other[1]), other[2]) == (path, {"source": []}, None)
 
 
 def test_an_instance_that_has_its_weights_is_told_so() -> None:
@@ -68,7 +72,16 @@ def test_an_instance_that_has_its_weights_is_told_so() -> None:
         (404, {"detail": "Not Found"}, 4, "is no instance on standby"),
         (401, {"error": {"message": "show a token"}}, 4, "NETLOADER_TOKEN"),
         (403, {"error": {"message": "set AUTH_TOKEN_FILE"}}, 4, "403: set AUTH_TOKEN_FILE"),
-        (200, b"<html>", 4, "is no HTTP API of vLLM"),
+        (200, b"<html>", 4, "is no HTTP API of an instance on standby"),
+        (200, {"choices": []}, 4, "is no HTTP API of an instance on standby"),
+        (200, b"[" * 100_000, 4, "is no HTTP API of an instance on standby"),
+        (302, b"", 4, "it answers 302"),
+        (400, {"error": "who are you?"}, 4, "400: who are you?"),
+        (422, {"error": None, "detail": [{"msg": "missing"}]}, 4, "missing"),
+        (405, [1], 4, "it answers 405"),
+        (500, b"Internal Server Error", 5, "answers 500: it gives no reason"),
+        (502, b"<html>", 5, "answers 502"),
+        (503, {"error": {"message": "busy"}}, 5, "503: busy"),
     ],
 )
 def test_why_it_was_not_filled_has_an_exit_status(
@@ -78,6 +91,12 @@ def test_why_it_was_not_filled_has_an_exit_status(
         ran = inside("fill", where, "--json")
     assert ran.code == code
     assert words in ran.data["error"]
+
+
+def test_a_token_that_is_refused_is_refused_with_the_reason_of_the_instance() -> None:
+    with instance(401, {"error": {"message": "set the clocks"}}) as (where, _):
+        ran = inside("fill", where, "--json", env={"NETLOADER_TOKEN": TOKEN})
+    assert (ran.code, ran.data["error"]) == (4, f"{where} refuses: set the clocks")
 
 
 def test_where_nobody_answers_and_where_nobody_could() -> None:

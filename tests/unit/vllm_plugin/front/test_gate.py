@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from netloader.config import Secret
+from netloader.io.clock import unix_time
+from netloader.log import capture
+from netloader.secure.request_proof import FILL, HttpRequest
 from netloader.secure.tokens import TokenFile
-from netloader.vllm_plugin.front import instance
+from netloader.vllm_plugin.front import gate, instance
 from netloader.vllm_plugin.front.gate import Gate
 from netloader.vllm_plugin.front.instance import Instance, ServedInstance
 from netloader.vllm_plugin.serve.standing import StandbyError
-from tests.unit.vllm_plugin.helpers import settings
+from tests.unit.vllm_plugin.helpers import line_of, settings
 
 TOKEN = "sixteen characters and more"
 SOURCE = {"source": ["10.0.0.1:19374"]}
@@ -65,25 +68,35 @@ class Site:
         elif scope["type"] == "lifespan":
             await receive()
 
-    async def ask(
-        self, path: str, method: str = "GET", body: object = None, token: str = ""
-    ) -> tuple[int, dict[str, Any]]:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode() if body else b""
+    async def hear(
+        self, path: str, method: str, messages: list[Any], authorization: str = ""
+    ) -> list[Any]:
+        """What the gate sends to a client that sends these messages, and nothing after them."""
         heard: list[Any] = []
 
         async def receive() -> Any:
-            return {"type": "http.request", "body": data}
+            if messages:
+                return messages.pop(0)
+            return await asyncio.Event().wait()
 
         async def send(message: Any) -> None:
             heard.append(message)
 
-        headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
+        headers = [(b"authorization", authorization.encode())] if authorization else []
         scope = {"type": "http", "method": method, "path": path, "headers": headers}
         await self.gate({**scope, "app": self.app}, receive, send)
+        return heard
+
+    async def ask(
+        self, path: str, method: str = "GET", body: object = None, authorization: str = ""
+    ) -> tuple[int, dict[str, Any]]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode() if body else b""
+        messages = [{"type": "http.request", "body": data}]
+        heard = await self.hear(path, method, messages, authorization)
         return heard[0]["status"], json.loads(heard[1]["body"])
 
     async def fill(self, body: object = None, token: str = "") -> tuple[int, dict[str, Any]]:
-        return await self.ask("/netloader/fill", "POST", body, token)
+        return await self.ask(FILL, "POST", body, f"Bearer {token}" if token else "")
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/completions", "/v1/models", "/ping", "/x"])
@@ -165,6 +178,7 @@ def test_who_names_a_source_shows_a_token_and_without_any_only_those_of_the_sett
         (b"[]", 400),
         ({"source": "10.0.0.1:1"}, 400),
         ({"source": [1]}, 400),
+        ({"sources": ["10.0.0.1:1"]}, 400),
         (b"[" * (1 << 17), 413),
     ],
 )
@@ -173,6 +187,74 @@ def test_what_is_no_request_to_fill_is_refused(body: object, status: int) -> Non
         site = Site(ranks := Ranks(LACK), ("key",))
         assert (await site.fill(body, "key"))[0] == status
         assert ranks.fills() == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "begun", [[], [{"type": "http.request", "body": b'{"source": ', "more_body": True}]]
+)
+def test_a_client_that_leaves_before_it_has_named_its_source_starts_no_fill(
+    begun: list[Any],
+) -> None:
+    async def scenario() -> None:
+        site = Site(ranks := Ranks(LACK), ("key",))
+        heard = await site.hear(FILL, "POST", [*begun, {"type": "http.disconnect"}], "Bearer key")
+        assert (heard, ranks.fills()) == ([], [])
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "BODY_S", 0.01)
+
+    async def scenario() -> None:
+        site = Site(ranks := Ranks(LACK), ("key",))
+        heard = await site.hear(FILL, "POST", [], "Bearer key")
+        assert (heard[0]["status"], ranks.fills()) == (408, [])
+
+    asyncio.run(scenario())
+
+
+def test_a_token_is_proven_for_one_body_and_near_one_time(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"another one, which is the first\n{TOKEN}\n")
+    body = json.dumps(SOURCE).encode()
+
+    async def scenario() -> None:
+        site = Site(ranks := Ranks(LACK), ("key",), token=TokenFile(tmp_path / "token"))
+
+        async def shown(token: str, off_s: float = 0.0, of: bytes = body) -> tuple[int, str]:
+            proof = HttpRequest("POST", FILL, of).prove(Secret(token), unix_time() + off_s)
+            status, said = await site.ask(FILL, "POST", body, proof)
+            return status, said.get("error", {}).get("message", "")
+
+        for token in ("key", TOKEN):
+            assert (await shown(token))[0] == 502, "proven, but no rank is filled"
+        assert len(ranks.fills()) == 2
+        for status, _ in (await shown("wrong"), await shown(TOKEN, of=b"")):
+            assert status == 401
+        status, why = await shown(TOKEN, -1000)
+        assert (status, "1000 s behind" in why or "1001 s behind" in why) == (401, True)
+        assert "ahead of" in (await shown(TOKEN, 1000))[1]
+        assert len(ranks.fills()) == 2
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_fails_during_a_fill_is_an_answer_with_the_reason() -> None:
+    async def scenario() -> None:
+        site = Site(ranks := Ranks(LACK))
+
+        async def fail() -> None:
+            raise RuntimeError("EngineCore died")
+
+        ranks.when_asked = fail
+        with capture() as lines:
+            status, said = await site.fill()
+        assert (status, said["state"], said["ranks"]) == (502, "standby", [])
+        assert "RuntimeError: EngineCore died" in said["why"]
+        assert said["why"] == site.instance.why
+        assert said["why"] in str(line_of(lines, "netloader.standby.failed"))
 
     asyncio.run(scenario())
 
