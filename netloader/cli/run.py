@@ -23,6 +23,7 @@ from netloader.cli.words import (
     become,
     check_runs,
     settings_of,
+    shown,
 )
 from netloader.files.fetching import Fetched, NoFilesError, UnansweredError, fetch
 from netloader.files.hints import place_inspections, take_hints, vllm_root
@@ -56,11 +57,12 @@ def run(wanted: Wanted, form: Form) -> Answer:
     command = command_of(wanted, vllm, fetched)
     if wanted.caches:
         form.tell(_hints(wanted, fetched))
-    answer = _answer(fetched, command)
+    answer = _answer(fetched)
     if not wanted.dry_run:
-        form.tell(replace(answer, shown=answer.shown[:1]))
+        form.tell(answer)
         become(command)
-    return answer
+    told = shown(command)
+    return Answer({**answer.data, "command": told}, (*answer.shown, Text(shlex.join(told))))
 
 
 def check(wanted: Wanted) -> VllmCommand:
@@ -151,7 +153,7 @@ def _hints(wanted: Wanted, fetched: Fetched) -> Answer:
     return Answer(data, (Text(f"hints from {fetched.source}, {count}: {root}"),))
 
 
-def _answer(fetched: Fetched, command: Sequence[str]) -> Answer:
+def _answer(fetched: Fetched) -> Answer:
     data = {
         "event": "fetched",
         "folder": str(fetched.folder),
@@ -159,8 +161,7 @@ def _answer(fetched: Fetched, command: Sequence[str]) -> Answer:
         "model": fetched.model,
         "files": [*fetched.names],
         "bytes": fetched.nbytes,
-        "command": [*command],
     }
     count = f"{counted(len(fetched.names), 'file')}, {size(fetched.nbytes)}"
     line = f"{count}, from {fetched.source}, verified: {fetched.folder}"
-    return Answer(data, (Text(line), Text(shlex.join(command))))
+    return Answer(data, (Text(line),))

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from netloader.cli.answers import Answer, CommandError
 from netloader.cli.codes import Code
-from netloader.cli.words import FORMAT, VllmCommand, become, settings_of
+from netloader.cli.words import FORMAT, VllmCommand, become, settings_of, shown
 
 
 def run(words: Sequence[str], dry: bool) -> Answer:  # noqa: FBT001 - an option
@@ -19,7 +19,8 @@ def run(words: Sequence[str], dry: bool) -> Answer:  # noqa: FBT001 - an option
     command = on_standby(words)
     if not dry:
         become(command)
-    return Answer({"command": command}, (Text(shlex.join(command)),))
+    told = shown(command)
+    return Answer({"command": told}, (Text(shlex.join(told)),))
 
 
 def on_standby(words: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Final, NoReturn, Self
 from netloader.cli.answers import CommandError
 from netloader.cli.codes import Code
 from netloader.cli.configuration import object_of
+from netloader.cli.credentials import without_credentials
 from netloader.errors import ConfigError, cause
 from netloader.vllm_plugin.config.settings import Settings
 
@@ -23,7 +24,9 @@ REMOTE_CODE: Final = "--trust-remote-code"
 REFUSE_CODE: Final = "--no-trust-remote-code"
 FILE: Final = "--config"
 """A YAML file with options of vLLM, by name."""
-READ: Final = (FORMAT, EXTRA, SERVED, MODEL, REMOTE_CODE, REFUSE_CODE, FILE)
+KEYS: Final = ("--api-key", "--hf-token")
+"""Options whose values are secrets."""
+READ: Final = (FORMAT, EXTRA, SERVED, MODEL, REMOTE_CODE, REFUSE_CODE, FILE, *KEYS)
 """The options that are looked at here, so they must be recognized in whatever way vLLM takes them:
 it takes `_` for `-`, what only one option begins with, and `.` for a field of an object."""
 
@@ -82,9 +85,13 @@ class VllmCommand:
     def completed(
         self, extra: Mapping[str, object], model: Sequence[str] = (), further: Sequence[str] = ()
     ) -> list[str]:
-        """The words of the command with netloader's load format and this extra config."""
+        """The words of the command with netloader's load format and this extra config.
+
+        Raises:
+            CommandError: the extra config holds a credential, which cannot be written to a file.
+        """
         rest, _ = taken(taken(self.words, FORMAT)[0], EXTRA)
-        ours = (FORMAT, "netloader", EXTRA, json.dumps(extra))
+        ours = (FORMAT, "netloader", EXTRA, json.dumps(without_credentials(extra)))
         return [*self.program, *model, *rest, *further, *ours]
 
     def _value(self, option: str) -> str | None:
@@ -117,6 +124,21 @@ def taken(words: Sequence[str], option: str) -> tuple[list[str], list[str]]:
             _, given, value = word.partition("=")
             values.append(value if given else next(left, ""))
     return rest, values
+
+
+def shown(command: Sequence[str]) -> list[str]:
+    """The words of a command for others to read: without the keys that vLLM is given in it."""
+    told: list[str] = []
+    hidden = False
+    for word in command:
+        name, given, _ = word.partition("=")
+        if word.startswith("-"):
+            key = _name(word) in KEYS
+            hidden = key and not given
+            told.append(f"{name}=***" if key and given else word)
+        else:
+            told.append("***" if hidden else word)
+    return told
 
 
 def _name(word: str) -> str:

@@ -11,6 +11,7 @@ CACHE: Final = "netloader/files/cache.py"
 FETCHING: Final = "netloader/files/fetching.py"
 RUN: Final = "netloader/cli/run.py"
 WORDS: Final = "netloader/cli/words.py"
+CREDENTIALS: Final = "netloader/cli/credentials.py"
 
 FILES_MUTANTS: Final[dict[str, Mutant]] = {
     "a file climbs out of its folder": Mutant(
@@ -77,4 +78,14 @@ FILES_MUTANTS: Final[dict[str, Mutant]] = {
     "an instance that a file forbids to wait is started on standby": Mutant(
         FOLDERS, "netloader/cli/standby.py", r"if not settings_of\(extra\)\.standby:", "if False:"
     ),
+    "a password is among the arguments of vLLM": Mutant(
+        FOLDERS, WORDS, r"json\.dumps\(without_credentials\(extra\)\)", "json.dumps(extra)"
+    ),
+    "a file with a password that others can read is used": Mutant(
+        FOLDERS, CREDENTIALS, r"return private and read_regular", "return read_regular"
+    ),
+    "the settings of a file are lost to that of the passwords": Mutant(
+        FOLDERS, CREDENTIALS, r"\{\*\*held, \*\*above\}", "held"
+    ),
+    "a key of vLLM is written out": Mutant(FOLDERS, WORDS, r'"\*\*\*" if hidden else word', "word"),
 }

@@ -73,6 +73,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
         "tests/unit/files/test_fetching.py",
         "tests/unit/cli/test_run.py",
         "tests/unit/cli/test_words.py",
+        "tests/unit/cli/test_credentials.py",
     ),
     "L4 caches": ("tests/unit/files/test_caches.py", "tests/unit/files/test_placing.py"),
     "L4 folders of an instance": ("tests/unit/cli/test_snapshot.py",),
