@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 UP_S = 400.0
 TOKEN = "sixteen characters and more"
+COMMON = {"LISTEN_HOST": "127.0.0.1", "MODEL": "tiny"}
 
 
 @contextmanager
@@ -33,8 +34,7 @@ def standby(
 ) -> Iterator[Server]:
     """An instance on standby, started as `netloader standby` starts it, with more words."""
     port = free_port()
-    common = {"LISTEN_HOST": "127.0.0.1", "MODEL": "tiny", **extra}
-    command = on_standby([*vllm_command(model.bare, port, "netloader", common)])
+    command = on_standby([*vllm_command(model.bare, port, "netloader", {**COMMON, **extra})])
     command += ["--skip-tokenizer-init", *words]
     command[command.index("--max-model-len") + 1] = "128"
     server = start_server(name, command, port, scratch / f"{name}.log", None)
@@ -42,6 +42,13 @@ def standby(
         yield server
     finally:
         stop_server(server)
+
+
+def in_a_file(path: Path, **extra: Any) -> tuple[str, ...]:
+    """The words that an operator writes who keeps all settings in a file, the last word on each."""
+    path.write_text(json.dumps({"STANDBY": True, **COMMON, **extra}))
+    inline = json.dumps({"CONFIG_FILE": str(path)})
+    return "--load-format", "NetLoader", "--model-loader-extra-config", inline
 
 
 def ask(server: Server, path: str, body: object = None) -> tuple[int, str]:
@@ -87,7 +94,8 @@ def test_requests_are_refused_until_the_command_or_a_source_that_appears_has_fil
     with ExitStack() as stack:
         two = ("--api-server-count", "2")
         told = stack.enter_context(standby(model, tmp_path, "told", two, **token))
-        looking = stack.enter_context(standby(model, tmp_path, "looking", **token, **looks))
+        kept = in_a_file(tmp_path / "settings.json", **token, **looks)
+        looking = stack.enter_context(standby(model, tmp_path, "looking", kept))
         for server in (told, looking):
             assert eventually(up(server), UP_S), server.tail()
             assert complete(server) == [503, 503]

@@ -87,6 +87,9 @@ STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
     "an engine takes a request that has passed no other guard": Mutant(
         STANDBY, CORE, r"if vars\(engine\)\.get\(LACKS\):", "if False:"
     ),
+    "an engine in a process of its own takes any request": Mutant(
+        STANDBY, ON_DEMAND, r"    core\.install\(.*\)\n", ""
+    ),
     "an engine takes requests when one rank of several has weights": Mutant(
         STANDBY, CORE, r"all\(each\[\"filled\"\]", 'any(each["filled"]'
     ),

@@ -12,7 +12,8 @@ from vllm.config.load import LoadConfig
 from vllm.v1.worker.worker_base import WorkerBase
 
 from netloader.errors import ConfigError
-from netloader.vllm_plugin.patches import front, on_demand, worker_methods
+from netloader.vllm_plugin.patches import core, front, on_demand, worker_methods
+from netloader.vllm_plugin.patches.once import WRAPPED
 from netloader.vllm_plugin.serve.worker import Worker, current_worker, running_for
 
 HEAVY = ("netloader.vllm_plugin.load", "netloader.vllm_plugin.serve.worker", "netloader.io")
@@ -70,6 +71,16 @@ def test_a_worker_that_vllm_makes_for_our_format_is_fenced_before_it_loads(
         assert current_worker() is another
     assert (loaded_for is worker_methods.worker_of(worker)) is wrapped
     assert current_worker() is before
+
+
+def test_an_engine_is_guarded_in_its_own_process_where_nothing_is_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM's engine loads plugins while it starts; its class is there by then."""
+    kind: Any = type("EngineCore", (), {name: lambda _: None for name in core.WRAPPED})
+    monkeypatch.setitem(sys.modules, core.MODULE, SimpleNamespace(EngineCore=kind))
+    on_demand.install()
+    assert all(hasattr(getattr(kind, name), WRAPPED) for name in core.WRAPPED)
 
 
 def configured(extra: dict[str, Any], load_format: str = "netloader", replicas: int = 1) -> Any:
