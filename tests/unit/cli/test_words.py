@@ -1,5 +1,6 @@
 """What `netloader run` and `netloader standby` read in vLLM's command, and what stays in it."""
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -149,3 +150,53 @@ def test_a_config_file_that_says_not_to_wait_is_refused(tmp_path: Path) -> None:
     ran = standby("x", EXTRA, json.dumps({"CONFIG_FILE": str(file)}))
     assert ran.code == 2
     assert "STANDBY is false in CONFIG_FILE" in ran.data["error"]
+
+
+@pytest.fixture(scope="module")
+def vllm_parser() -> Any:
+    """vLLM's own parser, with some of its options."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(prog="vllm")
+    serve = parser.add_subparsers().add_parser("serve")
+    serve.add_argument("model_tag", nargs="?")
+    serve.add_argument(EXTRA, type=json.loads, default={})
+    serve.add_argument("--served-model-name", nargs="+")
+    for option in (FORMAT, "--model", "--model-impl", "--config", "--port"):
+        serve.add_argument(option)
+    return parser
+
+
+def test_each_command_is_refused_or_means_to_vllm_what_it_meant_and_to_wait(
+    tmp_path: Path, vllm_parser: Any
+) -> None:
+    extras = [
+        (),
+        (EXTRA, '{"RELAY": true}'),
+        ("--model_loader_extra_config={}", f'{EXTRA}={{"LANES": 3}}'),
+        (f"{EXTRA}.LANES", "3"),
+        ("--model_loader_extra_config.LANES=3",),
+        ("--model-loader_e", '{"LANES": 3}'),
+        ("--model-l.LANES", "3"),
+    ]
+    formats = [(), ("--load_format=netloader",), (FORMAT, "auto"), ("--lo", "auto")]
+    texts = [
+        f"{name}: {value}\nport: 8000\n"
+        for name in ("model_loader_extra_config", "model-loader-extra-config", "model-loader")
+        for value in ("{LANES: 4}", "'{\"LANES\": 4}'")
+    ]
+    kept = refused = 0
+    for text, *parts in itertools.product([None, *texts, "load-format: auto"], extras, formats):
+        words = [word for part in parts for word in part]
+        words += [] if text is None else options(tmp_path, text)
+        ran = standby("x", *words)
+        if ran.code:
+            refused += 1
+            continue
+        meant = vllm_parser.parse_args(["serve", "x", *words])
+        means = vllm_parser.parse_args(ran.data["command"][1:])
+        assert means.load_format == "netloader"
+        wanted = {**meant.model_loader_extra_config, "STANDBY": True}
+        assert means.model_loader_extra_config == wanted, words
+        kept += 1
+    assert min(kept, refused) > 20
