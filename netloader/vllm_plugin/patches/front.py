@@ -110,8 +110,8 @@ def _gated(build: Any) -> Any:
 
     def built(args: Any, *rest: Any, **kwargs: Any) -> Any:
         app = build(args, *rest, **kwargs)
-        keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
-        _close(app, [Secret(key) for key in keys])
+        given = getattr(args, "api_key", None) or [envs.VLLM_API_KEY]
+        _close(app, [Secret(key) for key in given if key])
         return app
 
     return built

@@ -117,8 +117,10 @@ def test_a_class_without_what_is_wrapped_is_left_alone() -> None:
 def test_a_refused_request_ends_alone_and_the_next_one_is_taken() -> None:
     """With vLLM's own thread that takes requests of other processes."""
     engine = engine_of(STANDBY, EngineCoreProc)
-    engine.tensor_ipc_receiver = None
-    engine._make_ready_response = dict
+    engine.tensor_ipc_receiver = engine.frontend_stats_publish_address = None
+    engine.vllm_config.model_config = SimpleNamespace(max_model_len=8, dtype="torch.bfloat16")
+    engine.vllm_config.cache_config = SimpleNamespace(num_gpu_blocks=1, block_size=16)
+    engine._make_ready_response = dict  # vLLM 0.23 makes it of the above
     engine.input_queue, engine.output_queue = queue.Queue(), queue.Queue()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.linger = 0

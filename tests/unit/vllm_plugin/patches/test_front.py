@@ -80,7 +80,7 @@ def test_the_http_api_of_an_instance_on_standby_is_closed(
     module = ModuleType("vllm.entrypoints.of_a_test")
     vars(module)["build_app"] = build
     wrap_once(module, "build_app", front._gated)
-    app = module.build_app(SimpleNamespace(load_format="as it was written", api_key=None))
+    app = module.build_app(SimpleNamespace(load_format="as it was written"))
     assert asyncio.run(status(app)) == answered
     assert isinstance(app.middleware_stack, Gate)
 
