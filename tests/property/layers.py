@@ -99,6 +99,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "L5 standby": (
         "tests/unit/vllm_plugin/load/test_standby.py",
+        "tests/unit/vllm_plugin/load/test_awaiting.py",
         "tests/unit/vllm_plugin/load/test_room.py",
         "tests/unit/vllm_plugin/load/test_reload.py",
         "tests/unit/vllm_plugin/front/test_gate.py",

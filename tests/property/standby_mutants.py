@@ -4,6 +4,7 @@ from typing import Final
 
 from tests.property.layers import STANDBY, Mutant
 
+AWAITING: Final = "netloader/vllm_plugin/load/awaiting.py"
 CORE: Final = "netloader/vllm_plugin/patches/core.py"
 FILL: Final = "netloader/cli/fill.py"
 GATE: Final = "netloader/vllm_plugin/front/gate.py"
@@ -60,8 +61,17 @@ STANDBY_MUTANTS: Final[dict[str, Mutant]] = {
     "the command shows the token of the fleet": Mutant(
         STANDBY, FILL, r"HttpRequest\(.*\)\.prove\(.*\)", 'f"Bearer {token.reveal()}"'
     ),
+    "a written address that answers has an instance on standby filled": Mutant(
+        STANDBY, AWAITING, r"if not isinstance\(finder, Address\)", "if True"
+    ),
+    "a folder that is not whole has an instance on standby filled": Mutant(
+        STANDBY, AWAITING, r"open_part\(part\)\.store\.close\(\)", "pass"
+    ),
+    "an instance on standby does not look at a folder again": Mutant(
+        STANDBY, AWAITING, r"self\._strange\.get\(folder\) == cards", "folder in self._strange"
+    ),
     "an instance on standby fills itself when one rank has found a source": Mutant(
-        STANDBY, INSTANCE, r"if not all\(found\):", "if not any(found):"
+        STANDBY, INSTANCE, r"not all\(found\)", "not any(found)"
     ),
     "a layer that a failed reload left half done is taken for filled": Mutant(
         STANDBY, RELOAD, r"        _put_back\(model\)\n", ""

@@ -9,9 +9,10 @@ import random
 from collections.abc import Sequence
 from typing import Any, Final
 
-from netloader.discovery.urls import FinderSpec
+from netloader.discovery.names import Address
 from netloader.log import emit, get_logger
 from netloader.vllm_plugin.config.settings import Settings
+from netloader.vllm_plugin.config.sources import finders_of
 from netloader.vllm_plugin.log_base import LOG_BASE
 from netloader.vllm_plugin.serve.standing import Report, StandbyError
 
@@ -132,10 +133,11 @@ class ServedInstance(Instance):
     async def watch(self) -> None:
         """Fill the instance when every rank finds a source; returns when it is filled.
 
-        Returns at once where no source is looked up.
+        Returns at once where all sources are written addresses, which are asked on a signal only.
         """
-        named = (source for sources in self.settings.sources.values() for source in sources)
-        if not any(isinstance(source, FinderSpec) for source in named):
+        sources = self.settings.sources
+        finders = (finder for rank in sources for finder in finders_of(sources, rank))
+        if all(isinstance(finder, Address) for finder in finders):
             return
         pause_s = LOOK_S
         while not await self.ask():

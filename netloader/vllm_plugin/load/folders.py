@@ -52,7 +52,7 @@ def open_folders(
             try:
                 served.append(_opened(folder, model, settings))
             except (WeightsError, OSError) as error:
-                problems.append(_refused(f"file:{folder}", str(error), logger))
+                problems.append(tell_refused(folder, str(error), logger))
         if isinstance(finder, Files) and finder.missing:  # before the first start that saves there
             detail = f"{finder.name}: nothing is there"
             fields = {"netloader.detail": detail}
@@ -62,8 +62,9 @@ def open_folders(
     return Folders(tuple(served), tuple(others), tuple(problems))
 
 
-def _refused(folder: str, why: str, logger: Logger) -> str:
-    told = f"{folder}: {why}"
+def tell_refused(folder: Path, why: str, logger: Logger) -> str:
+    """Log why a folder is no source; what the log says."""
+    told = f"file:{folder}: {why}"
     emit(logger, "netloader.folder.refused", {"netloader.detail": told})
     return told
 
@@ -74,18 +75,28 @@ def _opened(folder: Path, model: LocalModel, settings: Settings) -> OwnFolder:
     Raises:
         WeightsError, OSError: there is none, or it cannot be used.
     """
+    part = part_of(folder, model)
+    opened = open_part(part)
+    fields = {**ranks.named(model.rank), "netloader.own_folder": str(part)}
+    logger = get_logger("server", LOG_BASE, **fields)
+    try:
+        return OwnFolder(opened, _options(settings, logger))
+    except BaseException:
+        opened.store.close()
+        raise
+
+
+def part_of(folder: Path, model: LocalModel) -> Path:
+    """The newest part of a folder that is this rank's, as far as its card says.
+
+    Raises:
+        WeightsError, OSError: there is none.
+    """
     problem = ""
     for part in islice(_newest_first(parts_in(folder)), MOST_PARTS):
         why = _unlike(part, model)
         if not why:
-            opened = open_part(part)
-            fields = {**ranks.named(model.rank), "netloader.own_folder": str(part)}
-            logger = get_logger("server", LOG_BASE, **fields)
-            try:
-                return OwnFolder(opened, _options(settings, logger))
-            except BaseException:
-                opened.store.close()
-                raise
+            return part
         problem = problem or f"{part.name}: {why}"
     raise WeightsError(f"no part of it is this rank's; {problem}")
 

@@ -2,10 +2,11 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from netloader.config import Endpoint
+from netloader.discovery.base import Finder
 from netloader.discovery.claim import wait_for_first
 from netloader.discovery.keys import instance_key_of, key_of
 from netloader.discovery.lookup import Looked, Lookup
@@ -68,8 +69,7 @@ def _peers(
     instance = frozenset(_own_instance(settings))
     if len(written) == len(finders):
         return Sources(failed_last(p for p in written if p not in instance), place=place)
-    given = (key_of(model.early), boot_id(), settings.discovery_timeout_s, logger)
-    lookup = Lookup(finders, *given, own=_own_or(instance), ordered=failed_last)
+    lookup = lookup_of(finders, model, settings, logger)
     looked = lookup.look()
     loads = settings.fallback is not None and not settings.standby  # by itself, as the first one
     alone = loads and not (looked.sources or looked.problems or folders.served)
@@ -80,6 +80,15 @@ def _peers(
         place = replace(place, claim=claim)
     problems = "; ".join(looked.problems)
     return Sources(looked.sources, lookup, _attempts(looked), problems, place)
+
+
+def lookup_of(
+    finders: Sequence[Finder], model: LocalModel, settings: Settings, logger: Logger
+) -> Lookup:
+    """What asks some finders for sources of a model that are not its own instance."""
+    given = (key_of(model.early), boot_id(), settings.discovery_timeout_s, logger)
+    instance = frozenset(_own_instance(settings))
+    return Lookup(finders, *given, own=_own_or(instance), ordered=failed_last)
 
 
 def _place_of(model: LocalModel, settings: Settings) -> Place | None:

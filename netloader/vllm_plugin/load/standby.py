@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +31,7 @@ from netloader.vllm_plugin.config.waiting import START
 from netloader.vllm_plugin.identity.identity import RAW, TARGET
 from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.load import agree, load_state
+from netloader.vllm_plugin.load.awaiting import Awaited
 from netloader.vllm_plugin.load.loaded import Loaded, known_digests
 from netloader.vllm_plugin.load.offer import identity_of, offer
 from netloader.vllm_plugin.load.plan import LoadPlan
@@ -187,9 +188,12 @@ class StandbyRank(Standing):
         return Report(rank=self._plan.rank, filled=load is not None and load.room is None)
 
     def finds_sources(self) -> bool:
-        """Whether sources are looked up, and there is one now. Blocks as `Lookup.look`."""
-        lookup = self._plan.lookup
-        return lookup is not None and bool(lookup.look().sources)
+        """Whether a source that is looked up, or a folder, is there now. Blocks as `Awaited`."""
+        return self._awaited.there()
+
+    @cached_property
+    def _awaited(self) -> Awaited:
+        return Awaited(self._local, self._receiver.settings, self._receiver.logger)
 
     def fill(self, reload: Callable[..., Any], sources: Sequence[str] = ()) -> Report:
         """Receive weights, verify them, and have vLLM's `reload` write them in place.

@@ -146,7 +146,7 @@ def _not_waiting(worker: Any) -> Report:
 
 
 def _finds_sources(worker: Any) -> bool:
-    """Whether this rank, on standby, looks its sources up, and there is one now."""
+    """Whether this rank, on standby, finds a source that is looked up, or a folder, now."""
     with _running(worker) as ours:
         return ours.standby is not None and ours.standby.finds_sources()
 

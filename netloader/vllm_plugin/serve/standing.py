@@ -36,7 +36,7 @@ class Standing(Protocol):
         """Whether it holds weights."""
 
     def finds_sources(self) -> bool:
-        """Whether sources are looked up, and there is one now."""
+        """Whether a source that is looked up, or a folder of this host, is there now."""
 
     def fill(self, reload: Callable[..., Any], sources: Sequence[str]) -> Report:
         """Be filled by vLLM's `reload`; never raises for a source that fails."""

@@ -350,10 +350,22 @@ def test_it_fills_itself_when_every_rank_finds_a_source(
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_where_no_source_is_looked_up_it_waits_for_a_signal() -> None:
+@pytest.mark.parametrize(
+    ("source", "looks"),
+    [
+        ((), False),
+        ("10.0.0.1:1", False),
+        ([{"device_id": 0, "sources": ["10.0.0.1:1"]}], False),
+        ([{"device_id": 1, "sources": ["10.0.0.1:1", "a.test:1"]}], True),
+        (["10.0.0.1:1", "file:/nvme/llama"], True),
+    ],
+)
+def test_where_no_source_is_looked_up_it_waits_for_a_signal(source: object, looks: bool) -> None:
+    parsed = type(settings()).parse({"SOURCE": source} if source else {})
+
     async def scenario() -> None:
-        await Site(ranks := Ranks(LACK)).instance.watch()
-        assert ranks.asked == []
+        await Site(ranks := Ranks(HAVE), sources=parsed.sources).instance.watch()
+        assert bool(ranks.asked) is looks
 
     asyncio.run(scenario())
 
