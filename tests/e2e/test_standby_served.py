@@ -84,13 +84,13 @@ def up(server: Server) -> Callable[[], bool]:
     return answers
 
 
-def test_requests_are_refused_until_the_command_or_a_source_that_appears_has_filled_it(
+def test_requests_are_refused_until_the_command_or_a_folder_that_appears_has_filled_it(
     fork_server: ForkServer, tmp_path: Path
 ) -> None:
     model = made(tmp_path / "llama", dense.llama(), 1)
     (tmp_path / "token").write_text(TOKEN)
     token = {"AUTH_TOKEN_FILE": str(tmp_path / "token")}
-    looks = {"SOURCE": f"file:{tmp_path}/source-{{RANK}}.txt"}
+    looks = {"SOURCE": [str(closed_port()), f"file:{tmp_path}/saved"]}
     with ExitStack() as stack:
         two = ("--api-server-count", "2")
         told = stack.enter_context(standby(model, tmp_path, "told", two, **token))
@@ -118,6 +118,7 @@ def test_requests_are_refused_until_the_command_or_a_source_that_appears_has_fil
             assert "already" in inside("fill", where, *at, env=shown).out
 
             assert complete(looking) == [503, 503]
-            (tmp_path / "source-0.txt").write_text(at[0])
-            assert eventually(lambda: ask(looking, "/health")[0] == 200, UP_S), looking.tail()
-            assert complete(looking) == tokens
+            copied = inside("pull", *at, "--out", str(tmp_path / "saved"), "--json", env=shown)
+            assert copied.code == 0, copied.data
+        assert eventually(lambda: ask(looking, "/health")[0] == 200, UP_S), looking.tail()
+        assert complete(looking) == tokens, "from the folder: its source has ended"
