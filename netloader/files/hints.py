@@ -41,13 +41,16 @@ class KvSize:
 
     nbytes: int
     free_bytes: int
-    """Of the device, before the engine took any; 0: not known."""
+    """Of the device, before the engine took any."""
+    taken_bytes: int
+    """Of the device, until it was measured: weights, and all that a load keeps beside them."""
     of: Mapping[str, str]
     """What must be the same where it is used."""
 
     def render(self) -> bytes:
         """As JSON."""
-        told = {"kv_cache_bytes": self.nbytes, "free_bytes": self.free_bytes, "of": dict(self.of)}
+        memory = {"free_bytes": self.free_bytes, "taken_bytes": self.taken_bytes}
+        told = {"kv_cache_bytes": self.nbytes, **memory, "of": dict(self.of)}
         return json.dumps(told, sort_keys=True).encode()
 
 
@@ -93,9 +96,15 @@ def kv_size_in(hints: Mapping[str, bytes]) -> KvSize | None:
         return None
     told = _object(KV_SIZE, hints[KV_SIZE])
     match told:
-        case {"kv_cache_bytes": int(nbytes), "free_bytes": int(free), "of": dict(of)}:
-            if nbytes > 0 <= free and all(isinstance(value, str) for value in of.values()):
-                return KvSize(nbytes, free, of)
+        case {
+            "kv_cache_bytes": int(nbytes),
+            "free_bytes": int(free),
+            "taken_bytes": int(taken),
+            "of": dict(of),
+        }:
+            texts = all(isinstance(value, str) for value in of.values())
+            if nbytes > 0 <= min(free, taken) and texts:
+                return KvSize(nbytes, free, taken, of)
     raise FilesError(f"the file {KV_SIZE} of the source names no size and its conditions")
 
 

@@ -8,6 +8,7 @@ CODE: Final = "netloader/files/caches.py"
 HINTS: Final = "netloader/files/hints.py"
 PLACING: Final = "netloader/files/placing.py"
 KV_CACHE: Final = "netloader/vllm_plugin/serve/kv_cache.py"
+LOAD: Final = "netloader/vllm_plugin/load/caches.py"
 ROOT: Final = "netloader/vllm_plugin/patches/cache_root.py"
 
 CACHES_MUTANTS: Final[dict[str, Mutant]] = {
@@ -42,10 +43,31 @@ CACHES_MUTANTS: Final[dict[str, Mutant]] = {
         COMPUTED, KV_CACHE, r"int\(hint\.nbytes \* \(1 - MARGIN\)\)", "hint.nbytes"
     ),
     "the size of a KV cache is taken under other conditions": Mutant(
-        COMPUTED, KV_CACHE, r"if found := Identity\(.*\):", "if found := ():"
+        COMPUTED, KV_CACHE, r"if found := mine\.differences\(.*\):", "if found := ():"
     ),
     "the size of a KV cache is taken where less memory is free": Mutant(
-        COMPUTED, KV_CACHE, r"if self\._free < .*:", "if False:"
+        COMPUTED, KV_CACHE, r"max\(hint\.free_bytes - memory\.free, 0\)", "0"
+    ),
+    "the size of a KV cache is taken where more of the memory is taken": Mutant(
+        COMPUTED, KV_CACHE, r"max\(memory\.taken - hint\.taken_bytes, 0\)", "0"
+    ),
+    "the size of a KV cache is taken on a device of another size": Mutant(
+        COMPUTED, KV_CACHE, r', "device_bytes": str\(self\.total\)', ""
+    ),
+    "the size of a KV cache is taken where more is kept beside the model": Mutant(
+        COMPUTED, LOAD, r", \*\*kept}", "}"
+    ),
+    "what is kept only with a server is a condition without one": Mutant(
+        COMPUTED, LOAD, r"settings\.keeping_at_load if serves else None", "settings.keeping_at_load"
+    ),
+    "a vLLM that does not say what it computes by does not start": Mutant(
+        COMPUTED, LOAD, r"except Exception as error:", "except FilesError as error:"
+    ),
+    "options that only take memory are no conditions of a KV cache": Mutant(
+        COMPUTED, ROOT, r", \*\*dict\(_options\(every\)\)", ""
+    ),
+    "variables of allocators are no conditions of a KV cache": Mutant(
+        COMPUTED, ROOT, r"n\.startswith\(ALLOCATING\)", "False"
     ),
     "the size of a KV cache that an operator gave is replaced": Mutant(
         COMPUTED, KV_CACHE, r"if hint is None or .*:", "if hint is None:"

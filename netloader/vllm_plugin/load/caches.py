@@ -22,6 +22,7 @@ from netloader.fsm.canonical import canonical
 from netloader.fsm.identity import ROLE, Identity, Role
 from netloader.io.options import ClientOptions
 from netloader.log import Logger, emit
+from netloader.vllm_plugin.config.settings import CachePolicy, Settings
 from netloader.vllm_plugin.identity.identity import TARGET
 from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.patches import cache_root
@@ -43,15 +44,30 @@ class Caches:
 
     @classmethod
     def of(
-        cls, local: LocalModel, vllm_config: VllmConfig, options: ClientOptions
+        cls,
+        local: LocalModel,
+        vllm_config: VllmConfig,
+        kept: Mapping[str, str],
+        options: ClientOptions,
     ) -> "Caches | None":
-        """Those of the model that answers, asked for with `options`; None for a draft."""
+        """Those of the model that answers, asked for with `options`; None for a draft.
+
+        `kept` is what the load keeps, by `kept_at_load`. Another vLLM, or a platform of another
+        package, may not say what it compiles by, or not in time: then the log says so, and nothing
+        is taken over or offered. No error is raised.
+        """
         if local.role != TARGET:
             return None
-        made = {**local.early.hard, **cache_root.conditions(vllm_config)}
-        machine = Identity({**made, **of_machine(), ROLE: Role.CACHES.value})
-        kv = {**made, **of_vllm(), **cache_root.sizing(vllm_config)}
-        return cls(made["model"], machine, kv, vllm_config, options)
+        try:
+            made = {**local.early.hard, **cache_root.conditions(vllm_config)}
+            machine = Identity({**made, **of_machine(), ROLE: Role.CACHES.value})
+            kv = {**made, **of_vllm(), **cache_root.sizing(vllm_config), **kept}
+            return cls(made["model"], machine, kv, vllm_config, options)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine starts without
+            why = f"what caches depend on is not known here: {type(error).__name__}: {error}"
+            fields = {"netloader.detail": why.removesuffix(": ")}
+            emit(options.logger, "netloader.caches.refused", fields, exc_info=error)
+            return None
 
     def take_hints(self, sources: Sequence[Endpoint], kv_cache: KvCache) -> None:
         """Take over the size of the KV cache, and what vLLM found in the class of the model.
@@ -92,6 +108,25 @@ class Caches:
             cache_root.inspections(self.vllm_config.model_config),
             partial(cache_root.of_another_rank, vllm_config=self.vllm_config),
         )
+
+
+def kept_at_load(settings: Settings, local: LocalModel, *, serves: bool) -> dict[str, str]:
+    """What the settings have a load keep in memory beside the model, as conditions of its size.
+
+    Without a server nothing is kept, nor where the raw layout is not offered. Other settings take
+    memory only while weights are received or sent.
+    """
+    keeping = settings.keeping_at_load if serves else None
+    on_host = local.device_type == "cpu"
+    others, int8 = (keeping.others, keeping.int8) if keeping else (CachePolicy.NO, CachePolicy.NO)
+    if others is CachePolicy.AUTO and not on_host:
+        others = CachePolicy.NO
+    return {
+        "WEIGHT_CACHE": others.value,
+        "INT8_CACHE": int8.value,
+        "INT8_CACHE_NAME": " ".join(sorted(keeping.int8_names)) if keeping else "",
+        "room": str(settings.standby and on_host),
+    }
 
 
 @contextmanager

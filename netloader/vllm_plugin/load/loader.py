@@ -26,6 +26,7 @@ from netloader.log import configure_json, emit, get_logger
 from netloader.vllm_plugin.config.checks import loader_of, settings_of
 from netloader.vllm_plugin.identity import ranks
 from netloader.vllm_plugin.identity.identity import PROCESSED, RAW, TARGET
+from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.inspect import inventory
 from netloader.vllm_plugin.load import (
@@ -37,7 +38,7 @@ from netloader.vllm_plugin.load import (
     receiving,
     standby,
 )
-from netloader.vllm_plugin.load.caches import Caches
+from netloader.vllm_plugin.load.caches import Caches, kept_at_load
 from netloader.vllm_plugin.load.loaded import Loaded, read, reloadable, taken
 from netloader.vllm_plugin.load.offer import expect, identity_of, offer
 from netloader.vllm_plugin.load.plan import LoadPlan, looked_up_again
@@ -109,8 +110,7 @@ class NetLoader(BaseModelLoader):
         if plan.role == TARGET:
             port.forget_address(port.PortChoice.of(self._settings, plan.rank))
         expect(plan, self._settings)
-        asking = options_of(self._settings, RAW, self._logger)
-        caches = Caches.of(local, vllm_config, asking) if self._settings.caches else None
+        caches = self._caches(local, vllm_config, plan)
         if caches:
             caches.take_hints(plan.sources, this_worker().kv_cache)
         build = partial(super().load_model, vllm_config, model_config, prefix)
@@ -135,6 +135,14 @@ class NetLoader(BaseModelLoader):
             elif self._settings.save:
                 tell_not_saved(self._logger)
             return model
+
+    def _caches(self, local: LocalModel, vllm_config: VllmConfig, plan: LoadPlan) -> Caches | None:
+        """What this rank may take over, if the operator wants that."""
+        if not self._settings.caches:
+            return None
+        kept = kept_at_load(self._settings, local, serves=plan.serves)
+        asking = options_of(self._settings, RAW, self._logger)
+        return Caches.of(local, vllm_config, kept, asking)
 
     def _build(self, plan: LoadPlan, build: Callable[[], nn.Module], traces: Traces) -> nn.Module:
         """Have vLLM build and load; a model the ordinary loader cannot load is built anew."""

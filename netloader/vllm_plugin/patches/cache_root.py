@@ -6,8 +6,11 @@ is named by what is left of a key without that, and each side computes the name 
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +29,10 @@ OURS: Final = "netloader"
 INDUCTOR: Final = "inductor"
 """The key of that folder."""
 TORCH_KEEPS: Final = "TORCHINDUCTOR_CACHE_DIR"
+ALLOCATING: Final = ("PYTORCH_", "HCCL_BUFFSIZE", "NCCL_BUFFSIZE", "VLLM_ASCEND_")
+"""How variables begin that decide what libraries take of a device's memory."""
+ELSEWHERE: Final = ("target_model_config", "target_parallel_config", "engine_id", "kv_ip")
+"""Options of parts that are compared anyhow, or that name an instance or a host."""
 
 
 def root() -> Path:
@@ -53,23 +60,70 @@ def _environment() -> str:
 def _sections(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     """The hash that vLLM computes of each part of its configuration."""
     for name, part in sorted(vars(vllm_config).items()):
-        if isinstance(part, ModelConfig):
-            part = copy.copy(part)  # noqa: PLW2901 - the same, but for its path
-            vars(part)["model"] = ""
         if hasattr(part, "compute_hash"):
-            yield f"vllm.{name}", str(part.compute_hash())[:16]
+            yield f"vllm.{name}", _hash(part)
+
+
+def _hash(part: Any) -> str:
+    if isinstance(part, ModelConfig):
+        part = copy.copy(part)  # the same, but for its path
+        vars(part)["model"] = ""
+    return str(part.compute_hash())[:16]
 
 
 def sizing(vllm_config: VllmConfig) -> dict[str, str]:
-    """What else decides how many bytes an engine finds for its KV cache."""
-    cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
-    return {
-        "device_bytes": str(current_platform.get_device_total_memory()),
-        "gpu_memory_utilization": str(cache.gpu_memory_utilization),
-        "max_model_len": str(vllm_config.model_config.max_model_len),
-        "max_num_seqs": str(scheduler.max_num_seqs),
-        "max_num_batched_tokens": str(scheduler.max_num_batched_tokens),
+    """What else decides how many bytes an engine finds for its KV cache.
+
+    vLLM's hashes are of the graph of a computation, and leave out options that only take memory.
+    Of some parts these are a few; of others every option counts, whatever vLLM adds to them.
+    """
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    few = {
+        "gpu_memory_utilization": vllm_config.cache_config.gpu_memory_utilization,
+        "max_model_len": model.max_model_len,
+        "enforce_eager": model.enforce_eager,
+        "data_parallel_size_local": parallel.data_parallel_size_local,
+        "disable_custom_all_reduce": parallel.disable_custom_all_reduce,
+        "api_processes": getattr(parallel, "_api_process_count", 1),
+        "additional_config": vllm_config.additional_config,
+        "allocating": {n: v for n, v in os.environ.items() if n.startswith(ALLOCATING)},
     }
+    every = {
+        "scheduler": vllm_config.scheduler_config,
+        "multimodal": model.multimodal_config,
+        "lora": vllm_config.lora_config,
+        "speculative": vllm_config.speculative_config,
+        "kv_transfer": vllm_config.kv_transfer_config,
+        "ec_transfer": vllm_config.ec_transfer_config,
+    }
+    return {**{name: _text(value) for name, value in few.items()}, **dict(_options(every))}
+
+
+def _options(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every option of parts that there are."""
+    for part, options in parts.items():
+        for name, value in vars(options).items() if options is not None else ():
+            if name not in ELSEWHERE:
+                yield f"{part}.{name}", _text(value)
+
+
+def _text(value: Any) -> str:
+    """A number or a switch as it is; of all else, which may hold a secret or a path, a digest."""
+    if value is None or isinstance(value, bool | int | float):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.name
+    plain = json.dumps(value, sort_keys=True, default=_plain)
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> object:
+    """What JSON cannot write: a part of the configuration, a set, or a thing of some class."""
+    if hasattr(value, "compute_hash"):
+        return _hash(value)
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    return vars(value) if is_dataclass(value) else type(value).__qualname__
 
 
 def inspections(model_config: ModelConfig) -> dict[str, Path]:

@@ -2,13 +2,17 @@
 
 vLLM asks its worker once, before it makes the cache. With a size that is given, a worker measures
 nothing (on a device it still runs the model once, which compiles it). A size is taken over only
-under the conditions under which it was measured, and MARGIN less than that.
+under the conditions under which it was measured, where as much memory is left, and MARGIN less than
+that.
 """
 
+import gc
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 import psutil
+import torch
 
 from netloader.files.hints import KvSize
 from netloader.fsm.identity import Identity
@@ -33,7 +37,7 @@ class KvCache:
         self.before: list[Callable[[], object]] = []
         """What is to be done before vLLM measures: until then it changes its configuration, and
         then it compiles."""
-        self._free = 0
+        self._memory: _Memory | None = None
         self._logger = get_logger("client", LOG_BASE)
 
     def measured_by(self, worker: Any, measure: Callable[[], int]) -> int:
@@ -50,11 +54,13 @@ class KvCache:
 
     def _begin(self, worker: Any) -> None:
         """Have vLLM take the source's size, if it fits and the operator gave none."""
-        self._free = _free_bytes(worker)
-        hint, self.measured = self.hint, None
+        self._memory = self.measured = None
+        if not self.conditions:
+            return
+        self._memory, hint = _Memory.of(worker), self.hint
         if hint is None or worker.cache_config.kv_cache_memory_bytes is not None:
             return
-        if problem := self._flaw(hint):
+        if problem := self._flaw(hint, self._memory):
             emit(self._logger, "netloader.caches.refused", {"netloader.detail": problem})
             return
         self.measured = hint
@@ -62,23 +68,55 @@ class KvCache:
         fields = {"netloader.detail": f"{taken} bytes for the KV cache, not measured here"}
         emit(self._logger, "netloader.caches.taken", fields)
 
-    def _flaw(self, hint: KvSize) -> str:
+    def _flaw(self, hint: KvSize, memory: "_Memory") -> str:
         """Why a size is not taken; empty if it is."""
-        if found := Identity(self.conditions).differences(Identity(hint.of)):
+        mine = Identity(memory.conditions(self.conditions))
+        if found := mine.differences(Identity(hint.of)):
             return f"the size of the KV cache is measured anew: {found[0]}"
-        if self._free < hint.free_bytes - hint.nbytes * MARGIN:
-            less = f"{self._free} bytes are free here, {hint.free_bytes} were free at the source"
-            return f"the size of the KV cache is measured anew: {less}"
+        missing = max(hint.free_bytes - memory.free, 0) + max(memory.taken - hint.taken_bytes, 0)
+        if missing > hint.nbytes * MARGIN:
+            here = f"here {memory.free} bytes were free and {memory.taken} are taken"
+            there = f"at the source {hint.free_bytes} and {hint.taken_bytes}"
+            return f"the size of the KV cache is measured anew: {here}, {there}"
         return ""
 
     def _end(self, worker: Any, nbytes: int) -> None:
         """Note what vLLM has found, for others."""
-        if self.conditions and worker.cache_config.kv_cache_memory_bytes is None and nbytes > 0:
-            self.measured = KvSize(int(nbytes), self._free, self.conditions)
+        memory, given = self._memory, worker.cache_config.kv_cache_memory_bytes
+        if memory is not None and given is None and nbytes > 0:
+            of = memory.conditions(self.conditions)
+            self.measured = KvSize(int(nbytes), memory.free, memory.taken, of)
 
 
-def _free_bytes(worker: Any) -> int:
-    """Of the device before the engine took any, as vLLM saw it; on a CPU, of the host now."""
-    snapshot = getattr(worker, "init_snapshot", None)
-    free = getattr(snapshot, "free_memory", None)
-    return int(psutil.virtual_memory().available if free is None else free)
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Bytes of a worker's device: all, free before the engine took any, and taken since then.
+
+    On a CPU those of the host, free now; nothing is known to be taken.
+    """
+
+    total: int
+    free: int
+    taken: int
+
+    @classmethod
+    def of(cls, worker: Any) -> Self:
+        """As vLLM has seen it when the worker began, and sees it now.
+
+        What is not in use is given back first, as vLLM does before it measures. Not every platform
+        of vLLM answers `get_device_total_memory`; a worker that measures has a snapshot.
+        """
+        before = getattr(worker, "init_snapshot", None)
+        if before is None:
+            host = psutil.virtual_memory()
+            return cls(host.total, host.available, 0)
+        gc.collect()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+        now = type(before)(device=before.device_)
+        taken = max(before.free_memory - now.free_memory, 0)
+        return cls(int(before.total_memory), int(before.free_memory), int(taken))
+
+    def conditions(self, others: Mapping[str, str]) -> dict[str, str]:
+        """Those of a load, and that its device is as large."""
+        return {**others, "device_bytes": str(self.total)}

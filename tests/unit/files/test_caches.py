@@ -209,7 +209,7 @@ def test_nothing_compiled_is_said(tmp_path: Path) -> None:
 
 # -- hints -------------------------------------------------------------------------------------
 
-SIZE = KvSize(20 << 30, 23 << 30, {"max_model_len": "512"})
+SIZE = KvSize(20 << 30, 23 << 30, 1 << 30, {"max_model_len": "512"})
 HINTS = {"modelinfos/vllm-llama-Llama.json": b'{"hash": "1"}', KV_SIZE: SIZE.render()}
 
 
@@ -259,16 +259,18 @@ def test_what_is_no_hint_is_named(name: str, content: bytes, words: str) -> None
     "told",
     [
         {},
-        {"kv_cache_bytes": 0, "free_bytes": 1, "of": {}},
-        {"kv_cache_bytes": 1, "free_bytes": -1, "of": {}},
-        {"kv_cache_bytes": 1.5, "free_bytes": 1, "of": {}},
-        {"kv_cache_bytes": 1, "free_bytes": 1, "of": {"a": 1}},
-        {"kv_cache_bytes": 1, "free_bytes": 1, "of": []},
+        {"kv_cache_bytes": 0},
+        {"free_bytes": -1},
+        {"taken_bytes": -1},
+        {"kv_cache_bytes": 1.5},
+        {"of": {"a": 1}},
+        {"of": []},
     ],
 )
 def test_what_is_no_size_is_refused(told: dict[str, object]) -> None:
+    good = {"kv_cache_bytes": 1, "free_bytes": 1, "taken_bytes": 0, "of": {}} if told else {}
     with pytest.raises(FilesError, match="names no size and its conditions"):
-        kv_size_in({KV_SIZE: json.dumps(told).encode()})
+        kv_size_in({KV_SIZE: json.dumps({**good, **told}).encode()})
 
 
 def test_where_vllm_keeps_its_caches(monkeypatch: pytest.MonkeyPatch) -> None:

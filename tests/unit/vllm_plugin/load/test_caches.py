@@ -16,7 +16,10 @@ from netloader.io.describe import ask_status
 from netloader.io.options import ClientOptions
 from netloader.log import capture
 from netloader.secure.tokens import TokenFile
-from netloader.vllm_plugin.load.caches import Caches
+from netloader.vllm_plugin.config.settings import CachePolicy, LayoutChoice
+from netloader.vllm_plugin.identity.identity import DRAFT
+from netloader.vllm_plugin.identity.reading import read_config
+from netloader.vllm_plugin.load.caches import Caches, kept_at_load
 from netloader.vllm_plugin.load.loaded import taken
 from netloader.vllm_plugin.load.offer import offer
 from netloader.vllm_plugin.patches import cache_root
@@ -26,11 +29,12 @@ from netloader.vllm_plugin.serve.worker import Worker, this_worker
 from tests.unit.files.test_placing import files
 from tests.unit.io.helpers import asking, eventually
 from tests.unit.vllm_plugin.helpers import Lines, plan, post_process, settings, where
+from tests.unit.vllm_plugin.patches.test_cache_root import configured
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
 MADE = Identity({"role": "caches", "model": "tiny", "vllm": "1"})
-SIZE = KvSize(20 << 30, 70 << 30, {"vllm": "1"})
+SIZE = KvSize(20 << 30, 70 << 30, 30 << 30, {"vllm": "1"})
 INSPECTION = "modelinfos/vllm-llama-Llama.json"
 
 
@@ -174,3 +178,63 @@ def test_code_is_taken_when_vllm_is_about_to_measure_and_not_before(
     measured = ours.kv_cache.measured_by(object(), lambda: len(files(tmp_path / "root")))
     assert measured == 1
     assert ours.known is not None
+
+
+# -- conditions ----------------------------------------------------------------------------------
+
+
+def test_a_vllm_that_does_not_say_what_it_computes_by_costs_a_line_of_the_log(
+    tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path / "model")
+    local = read_config(config, config.model_config, None)
+
+    def unknown(*_: Any) -> str:
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(config.scheduler_config), "compute_hash", unknown)
+    with capture() as lines:
+        assert Caches.of(local, config, {}, options(token)) is None
+    assert details(lines, "netloader.caches.refused") == [
+        "what caches depend on is not known here: NotImplementedError"
+    ]
+
+
+def test_caches_are_of_the_model_that_answers_under_its_conditions(
+    tmp_path: Path, token: Path
+) -> None:
+    config = configured(tmp_path / "model")
+    local = read_config(config, config.model_config, None)
+    caches = Caches.of(local, config, {"WEIGHT_CACHE": "hbm"}, options(token))
+    assert caches is not None
+    assert caches.kv_conditions["WEIGHT_CACHE"] == "hbm"
+    assert caches.kv_conditions["max_model_len"] == "64"
+    assert "WEIGHT_CACHE" not in caches.fingerprint.hard, "compiled code does not depend on it"
+    assert Caches.of(replace(local, role=DRAFT), config, {}, options(token)) is None
+
+
+NO = CachePolicy.NO
+HBM = CachePolicy.HBM
+KEEPS_ALL = {"weight_cache": HBM, "int8_cache": CachePolicy.DRAM, "int8_cache_name": ("b", "a")}
+ALL = {"WEIGHT_CACHE": "hbm", "INT8_CACHE": "dram", "INT8_CACHE_NAME": "a b", "room": "False"}
+NONE = {"WEIGHT_CACHE": "no", "INT8_CACHE": "no", "INT8_CACHE_NAME": "", "room": "False"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "serves", "expected"),
+    [
+        ({}, "npu", True, NONE),
+        ({}, "cpu", True, {**NONE, "WEIGHT_CACHE": "auto"}),
+        (KEEPS_ALL, "npu", True, ALL),
+        (KEEPS_ALL, "npu", False, NONE),
+        ({**KEEPS_ALL, "layout": LayoutChoice.PROCESSED}, "npu", True, NONE),
+        ({"standby": True}, "npu", True, NONE),
+        ({"standby": True, "weight_cache": NO}, "cpu", True, {**NONE, "room": "True"}),
+    ],
+)
+def test_what_is_kept_beside_a_model_is_a_condition_as_far_as_it_is_kept(
+    tmp_path: Path, changes: dict[str, Any], device: str, serves: bool, expected: dict[str, str]
+) -> None:
+    config = configured(tmp_path / "model")
+    local = replace(read_config(config, config.model_config, None), device_type=device)
+    assert kept_at_load(settings(**changes), local, serves=serves) == expected

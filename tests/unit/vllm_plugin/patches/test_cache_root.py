@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,8 +51,58 @@ def test_variables_that_enter_keys_are_conditions(
 
 def test_what_sizes_a_cache_is_named(tmp_path: Path) -> None:
     told = cache_root.sizing(configured(tmp_path, max_num_seqs=7, gpu_memory_utilization=0.5))
-    assert (told["max_num_seqs"], told["gpu_memory_utilization"]) == ("7", "0.5")
-    assert int(told["device_bytes"]) > 1 << 30
+    assert (told["scheduler.max_num_seqs"], told["gpu_memory_utilization"]) == ("7", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "differ"),
+    [
+        ({"max_num_batched_tokens": 96}, {"scheduler.max_num_batched_tokens"}),
+        ({"enforce_eager": True}, {"enforce_eager"}),
+        ({"additional_config": {"weight_prefetch": True}}, {"additional_config"}),
+    ],
+)
+def test_an_option_that_takes_memory_is_a_condition_of_the_size(
+    tmp_path: Path, changes: dict[str, Any], differ: set[str]
+) -> None:
+    one = cache_root.sizing(configured(tmp_path / "one"))
+    other = cache_root.sizing(configured(tmp_path / "two", **changes))
+    assert differ <= {name for name in one if one[name] != other[name]}
+
+
+def test_every_option_of_some_parts_counts_and_hosts_may_differ(tmp_path: Path) -> None:
+    def told(name: str, **options: Any) -> dict[str, str]:
+        config = configured(tmp_path / name)
+        draft = configured(tmp_path / name / "draft").model_config
+        config.speculative_config = SimpleNamespace(
+            **{
+                "method": "draft_model",
+                "num_speculative_tokens": 3,
+                "draft_model_config": draft,
+                "target_model_config": object(),
+                **options,
+            }
+        )
+        config.kv_transfer_config = SimpleNamespace(
+            engine_id=name, kv_ip=name, kv_connector_extra_config={"password": "a secret"}
+        )
+        return cache_root.sizing(config)
+
+    one = told("one")
+    assert told("two") == one
+    other = told("three", num_speculative_tokens=5)
+    assert {n for n in one if one[n] != other[n]} == {"speculative.num_speculative_tokens"}
+    assert "secret" not in str(one)
+    assert str(tmp_path) not in str(one)
+
+
+def test_variables_of_allocators_are_conditions_of_the_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cache_root.sizing(configured(tmp_path / "one"))
+    monkeypatch.setenv("HCCL_BUFFSIZE", "800")
+    other = cache_root.sizing(configured(tmp_path / "two"))
+    assert {name for name in one if one[name] != other[name]} == {"allocating"}
 
 
 def test_code_that_is_compiled_at_its_first_use_is_kept_for_one_model(
