@@ -32,7 +32,7 @@ class Engine:
         block_table.BlockTable.compute_slot_mapping = slots_of
         torch.library.define("_C_ascend::npu_add_rms_norm_bias", ADD_NORM)
         with HostArithmetic(dict(OPERATORS)):
-            self.inner = LLM(**spec["engine"], **SMALL)
+            self.inner = LLM(**{**SMALL, **spec["engine"]})
 
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
         """Greedy tokens."""
