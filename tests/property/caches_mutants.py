@@ -61,7 +61,13 @@ CACHES_MUTANTS: Final[dict[str, Mutant]] = {
         COMPUTED, LOAD, r"settings\.keeping_at_load if serves else None", "settings.keeping_at_load"
     ),
     "a vLLM that does not say what it computes by does not start": Mutant(
-        COMPUTED, LOAD, r"except Exception as error:", "except FilesError as error:"
+        COMPUTED, LOAD, r"except Exception as error:(?=.*whatever)", "except FilesError as error:"
+    ),
+    "torch is to keep code where nothing can be written": Mutant(
+        COMPUTED,
+        ROOT,
+        r"    folder\.mkdir\(.*\n    tempfile\.TemporaryFile\(dir=folder\)\.close\(\).*\n",
+        "",
     ),
     "options that only take memory are no conditions of a KV cache": Mutant(
         COMPUTED, ROOT, r", \*\*dict\(_options\(every\)\)", ""

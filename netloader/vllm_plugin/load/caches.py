@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 from vllm.config import VllmConfig
@@ -64,9 +65,7 @@ class Caches:
             kv = {**made, **of_vllm(), **cache_root.sizing(vllm_config), **kept}
             return cls(made["model"], machine, kv, vllm_config, options)
         except Exception as error:  # noqa: BLE001 - whatever it is, the engine starts without
-            why = f"what caches depend on is not known here: {type(error).__name__}: {error}"
-            fields = {"netloader.detail": why.removesuffix(": ")}
-            emit(options.logger, "netloader.caches.refused", fields, exc_info=error)
+            _tell("what caches depend on is not known here", error, options.logger)
             return None
 
     def take_hints(self, sources: Sequence[Endpoint], kv_cache: KvCache) -> None:
@@ -100,14 +99,23 @@ class Caches:
         return known
 
     def _known(self, model: nn.Module) -> Known:
-        digest = hashlib.sha256(canonical(self.fingerprint.hard)).hexdigest()
         return Known(
             self.model,
             self.fingerprint,
-            cache_root.compiled(model, self.vllm_config, digest[:16]),
+            self._folders(model),
             cache_root.inspections(self.vllm_config.model_config),
             partial(cache_root.of_another_rank, vllm_config=self.vllm_config),
         )
+
+    def _folders(self, model: nn.Module) -> Mapping[str, Path]:
+        """Where compiled code is; none where vLLM does not say so or the disk takes none."""
+        digest = hashlib.sha256(canonical(self.fingerprint.hard)).hexdigest()
+        try:
+            return cache_root.compiled(model, self.vllm_config, digest[:16])
+        except Exception as error:  # noqa: BLE001 - as above; hints are taken and offered
+            what = "compiled code is neither taken over nor offered"
+            _tell(what, error, self.options.logger)
+            return {}
 
 
 def kept_at_load(settings: Settings, local: LocalModel, *, serves: bool) -> dict[str, str]:
@@ -127,6 +135,12 @@ def kept_at_load(settings: Settings, local: LocalModel, *, serves: bool) -> dict
         "INT8_CACHE_NAME": " ".join(sorted(keeping.int8_names)) if keeping else "",
         "room": str(settings.standby and on_host),
     }
+
+
+def _tell(what: str, error: Exception, logger: Logger) -> None:
+    """Log what this rank goes on without, and why."""
+    why = f"{what}: {type(error).__name__}: {error}".removesuffix(": ")
+    emit(logger, "netloader.caches.refused", {"netloader.detail": why}, exc_info=error)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
@@ -146,6 +147,9 @@ def compiled(model: nn.Module, vllm_config: VllmConfig, fingerprint: str) -> Map
     Where vLLM compiles when code is used first, torch keeps the result, in one folder for all
     models; for this process that becomes a folder of this `fingerprint`. Empty: vLLM compiles
     nothing, or keeps it where its name is known only afterwards.
+
+    Raises:
+        OSError: that folder cannot be made or written; torch keeps its own then.
     """
     mode = vllm_config.compilation_config.mode
     if str(getattr(mode, "name", mode)) == "NONE":
@@ -167,6 +171,8 @@ def _keep_in(folder: Path) -> None:
     """
     from torch._inductor import codecache  # which an engine that compiles nothing can spare
 
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()  # else torch could not compile, nor the engine start
     os.environ[TORCH_KEEPS] = str(folder)
     headers = folder / "precompiled_headers"
     for name, path in (("_HEADER_DIR", headers), ("_HEADER_LOCK_DIR", headers / "locks")):

@@ -1,5 +1,6 @@
 """A rank offers what it knows beside its weights, and takes over what a source knows."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,25 @@ def test_caches_are_of_the_model_that_answers_under_its_conditions(
     assert caches.kv_conditions["max_model_len"] == "64"
     assert "WEIGHT_CACHE" not in caches.fingerprint.hard, "compiled code does not depend on it"
     assert Caches.of(replace(local, role=DRAFT), config, {}, options(token)) is None
+
+
+def test_a_cache_root_that_cannot_be_written_leaves_torch_its_own_folder(
+    tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "0")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of torch")
+    config = configured(tmp_path / "model")
+    local = read_config(config, config.model_config, None)
+    caches = Caches.of(local, config, {}, options(token))
+    assert caches is not None
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file" / "root"))
+    with capture() as lines:
+        known = caches.take_compiled([Endpoint("127.0.0.1", 1)], nn.Linear(1, 1))
+    assert known.folders == {}
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "of torch"
+    (why,) = details(lines, "netloader.caches.refused")
+    assert why.startswith("compiled code is neither taken over nor offered: NotADirectoryError: ")
 
 
 NO = CachePolicy.NO
