@@ -127,8 +127,8 @@ def kept_at_load(settings: Settings, local: LocalModel, *, serves: bool) -> dict
     keeping = settings.keeping_at_load if serves else None
     on_host = local.device_type == "cpu"
     others, int8 = (keeping.others, keeping.int8) if keeping else (CachePolicy.NO, CachePolicy.NO)
-    if others is CachePolicy.AUTO and not on_host:
-        others = CachePolicy.NO
+    if others is CachePolicy.AUTO:  # as `raw.policy_for`
+        others = CachePolicy.DRAM if on_host else CachePolicy.NO
     return {
         "WEIGHT_CACHE": others.value,
         "INT8_CACHE": int8.value,

@@ -244,7 +244,7 @@ NONE = {"WEIGHT_CACHE": "no", "INT8_CACHE": "no", "INT8_CACHE_NAME": "", "room":
     ("changes", "device", "serves", "expected"),
     [
         ({}, "npu", True, NONE),
-        ({}, "cpu", True, {**NONE, "WEIGHT_CACHE": "auto"}),
+        ({}, "cpu", True, {**NONE, "WEIGHT_CACHE": "dram"}),
         (KEEPS_ALL, "npu", True, ALL),
         (KEEPS_ALL, "npu", False, NONE),
         ({**KEEPS_ALL, "layout": LayoutChoice.PROCESSED}, "npu", True, NONE),
