@@ -46,7 +46,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             "Such a file has changed and cannot be used; what it held before stays in force."
         ),
         "netloader.metrics.failed": _warning("The page of metrics cannot be opened, and why."),
-        "netloader.instance.failed": _warning("Ranks of one host do not find each other: why."),
+        "netloader.instance.failed": _warning("Ranks of one host do not find each other, and why."),
         "netloader.address.unknown": _warning("No address of this host can be named to others."),
         "netloader.address_file.failed": _warning("The address file cannot be written."),
         "netloader.background.failed": _error("Background work ended early, and what follows."),
@@ -55,18 +55,22 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             "Files of the model's folder, or compiled code, are published: how many, their size, "
             "and which are left out (debug: none)."
         ),
-        "netloader.caches.taken": _info("What another engine computed is used here."),
-        "netloader.caches.refused": _warning("What another engine computed is not used: why."),
+        "netloader.caches.taken": _info("Files or a size that a source computed are used here."),
+        "netloader.caches.refused": _warning(
+            "What an engine computed is not taken over, or not offered, and why."
+        ),
         "netloader.files.refused": _warning("Files of the model's folder are not served: why."),
         "netloader.server.refused": _warning("Weights are not served: why, and what would help."),
         "netloader.save.done": _info(
-            "What was loaded is in a folder, verified there; whether it was written now."
+            "The weights are in a folder, verified: written now, or there already."
         ),
         "netloader.save.failed": _warning("Nothing was saved: why, and what would help."),
         "netloader.relay.failed": _warning("Weights are received, but not served meanwhile: why."),
         "netloader.server.withdrawn": _warning("The weights changed, so the offer ended."),
         "netloader.discovery.looked": _info_or_debug("Sources were looked up (debug: once more)."),
-        "netloader.discovery.waiting": _info("Another instance loads first, and is waited for."),
+        "netloader.discovery.waiting": _info(
+            "This rank waits for another instance that loads the model first."
+        ),
         "netloader.discovery.failed": _warning("A place to look sources up gave no answer: why."),
         "netloader.discovery.odd": _warning("Entries that cannot be read are left out."),
         "netloader.publish.changed": _info("A registry names this server to clients, or no more."),
@@ -77,7 +81,7 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
             "Same weights, but the source has other defaults or another handling of text."
         ),
         "netloader.source.spared": _info(
-            "A peer is asked for no more, because a folder of this host is as fast; both rates."
+            "A peer is asked for nothing more: a folder of this host is as fast; both rates."
         ),
         "netloader.folder.refused": _warning_or_info(
             "A folder with weights is not used as a source, and why (info: nothing is there yet)."
@@ -100,11 +104,13 @@ EVENTS: Final[Mapping[str, EventSpec]] = MappingProxyType(
         "netloader.transfer.aborted": _warning("The transfer was stopped before its end."),
         "netloader.report.failed": _warning("A progress callback raised; the transfer goes on."),
         "netloader.loader.received": _info("The model was filled from a source."),
-        "netloader.standby.waiting": _info("All but the weights is ready; a rank waits for them."),
+        "netloader.standby.waiting": _info("A rank on standby is ready except for its weights."),
         "netloader.standby.filled": _info("A rank on standby was filled in place."),
-        "netloader.standby.failed": _warning("It was not filled, waits on, and why."),
-        "netloader.standby.late": _error("vLLM's reload of it does not end, and what to do."),
-        "netloader.standby.read": _info("A program had a checkpoint read into it."),
+        "netloader.standby.failed": _warning(
+            "A rank on standby was not filled, and why; it waits on."
+        ),
+        "netloader.standby.late": _error("vLLM's reload of a rank on standby does not end."),
+        "netloader.standby.read": _info("A program filled a rank on standby from a checkpoint."),
         "netloader.loader.ordinary": _info("No source for this rank: ordinary loader."),
         "netloader.fallback.engaged": _warning("The ordinary loader takes over, and why."),
         "netloader.weights.doubted": _warning("A client got other bytes; the weights are checked."),

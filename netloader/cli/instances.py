@@ -93,7 +93,7 @@ def standby(
         bool, typer.Option("--dry-run", help="Write the command, and do not run it.")
     ] = False,
 ) -> Answer:
-    """Start vLLM so that it does everything but the weights, and waits for `netloader fill`.
+    """Start vLLM on standby: ready except for its weights, until `netloader fill` brings them.
 
     The command is run in the place of this one, with the load format netloader and STANDBY in its
     --model-loader-extra-config; what else is there stays.

@@ -285,16 +285,16 @@ FIELDS: Final = (
           "load format when no source works, or `never`, or "
           '`{"load_format": "...", "model_loader_extra_config": {...}}`'),
     Field("STANDBY", switch, "boolean", False,
-          "do everything but the weights, wait, and be filled in place: by `netloader fill`, or "
-          "when a source that is looked up appears; `FALLBACK` is not used, see "
+          "start with placeholders, wait, and receive the weights in place: on `netloader fill`, "
+          "or when a source that is looked up appears; `FALLBACK` is not used, see "
           "[standby](standby.md)"),
     Field("CACHES", switch, "boolean", False,
           "take over from the source what an engine computes at its start (compiled code, the size "
-          "of the KV cache), and offer it: see [caches](caches.md); compiled code takes "
+          "of the KV cache), and offer it: see [caches](caches.md); compiled code needs "
           "`AUTH_TOKEN_FILE` or TLS"),
     Field("SAVE", folder, "string", None,
-          "folder to which each rank writes, after its start, what it has loaded and serves, as a "
-          "source of the next start: `SOURCE` `file:FOLDER`, see [own disk](own-disk.md)"),
+          "folder where each rank saves, after its start, the weights that it serves; "
+          "`file:FOLDER` in `SOURCE` reads them at the next start, see [own disk](own-disk.md)"),
     Field("MAX_CLIENTS", whole(1, 2**31 - 1), "integer", 2,
           "clients served at once; others are told when to come back"),
     Field("MAX_BANDWIDTH", bytes_per_s, "string or integer", None,
@@ -343,11 +343,11 @@ FIELDS: Final = (
     Field("DISCOVERY_TIMEOUT_S", number(0.1, 600, 1.0), "number", 5,
           "seconds that a start waits for an answer where it looks sources up"),
     Field("FIRST_TIMEOUT_S", number(0, 86400, 1.0), "number", 300,
-          "where none serves the model and another instance with the same registry has begun to "
-          "load it: seconds to wait until it serves; 0: load at once"),
+          "seconds to wait for another instance with the same registry that has begun to load the "
+          "model, where none serves it yet; 0: load at once"),
     Field("AGREE_TIMEOUT_S", number(1, 86400, 1.0), "number", 600,
-          "seconds the ranks of an instance wait for each other before a `FALLBACK` that uses "
-          "collectives"),
+          "seconds the ranks of an instance wait for each other: before a `FALLBACK` that uses "
+          "collectives, and in each step of filling an instance on standby"),
     Field("enable_multithread_load", switch, "boolean", None,
           "for the loader of `FALLBACK`, as vLLM's: read the files of the checkpoint in threads"),
     Field("num_threads", whole(1, 2**31 - 1), "integer", None, "for the same: how many threads"),
