@@ -178,7 +178,7 @@ def etcd_registry() -> Iterator[Registry]:
 def main() -> int:
     """Print a table; the exit status is 1 if a look took longer than is stated."""
     over = False
-    print("| registry | case | look | sources | all there after | it said |\n|" + " --- |" * 6)
+    print("| registry | case | look-up | sources | complete after | error |\n|" + " --- |" * 6)
     with serve(weights(1), IDENTITY, "127.0.0.1", options=SLOW_SEED) as seed:
         seed.wait_ready(READY_S)
         for kind in (redis_registry, etcd_registry):
