@@ -31,10 +31,9 @@ def run(
     """Start vLLM without a folder of its model: fetch its files from a running server, too.
 
     Config, tokenizer, templates and the like are verified and kept in a cache (NETLOADER_CACHE,
-    else ~/.cache/netloader). Then vLLM's command runs in the place of this one, on that folder and
-    with this source; what else is in the command stays. With --caches, vLLM
-    finds what the source computed when it started (page operate/caches of the docs). Exit status,
-    once vLLM runs: vLLM's.
+    else ~/.cache/netloader). Then vLLM replaces this process, with that folder and this source;
+    the rest of its command stays as it is. With --caches it takes over compiled code and sizes
+    from the source (page operate/caches of the docs). Once vLLM runs, the exit status is vLLM's.
 
     For example:
 
@@ -66,11 +65,11 @@ def fill(
     ] = 600.0,
     access: Access,
 ) -> Answer:
-    """Fill an instance on standby with the weights of a running server, and let it answer.
+    """Fill an instance on standby with the weights of a running server; then it answers requests.
 
-    One source is for every rank; of several each rank gets its share, in the order of the ranks.
-    Naming a source takes a token of the instance, or vLLM's API key, as NETLOADER_TOKEN or in
-    --token-file. Exit status 5: it stays on standby and can be filled again; the message says why.
+    A single source is for every rank; several are distributed over the ranks in turn. Naming a
+    source needs a token of the instance, or vLLM's API key, as NETLOADER_TOKEN or in --token-file.
+    Exit status 5: it stays on standby and can be filled again; the message says why.
 
     For example:
 
@@ -95,8 +94,8 @@ def standby(
 ) -> Answer:
     """Start vLLM on standby: ready except for its weights, until `netloader fill` brings them.
 
-    The command is run in the place of this one, with the load format netloader and STANDBY in its
-    --model-loader-extra-config; what else is there stays.
+    The command replaces this process, with the load format netloader and STANDBY in its
+    --model-loader-extra-config; the rest of it stays as it is.
 
     For example:
 

@@ -82,16 +82,16 @@ class Identity:
 
     @property
     def part(self) -> tuple[str, ...]:
-        """What the fields of PARTITION say, as far as there are such fields."""
+        """The fields of PARTITION that this identity has, each with its value."""
         return tuple(f"{name} {self.hard[name]}" for name in PARTITION if name in self.hard)
 
     @property
     def kind(self) -> dict[str, str]:
-        """The role and the part: what tells the models of one server from each other."""
+        """The role and the part, which together select one of a server's models."""
         return {name: self.hard[name] for name in (ROLE, *PARTITION) if name in self.hard}
 
     def crosses(self, theirs: "Identity") -> bool:
-        """Whether the two are of different parts of a model, as far as both say."""
+        """Whether the two differ in a field of PARTITION that both have."""
         both = [name for name in PARTITION if name in self.hard and name in theirs.hard]
         return any(self.hard[name] != theirs.hard[name] for name in both)
 

@@ -131,7 +131,7 @@ class ClientOptions:
         check_digest(self.digest)
 
     def over(self, attempt: Attempt) -> None:
-        """Tell the caller of an attempt that is over."""
+        """Call `on_attempt` with an attempt that is over."""
         try:
             if self.on_attempt is not None:
                 self.on_attempt(attempt)
@@ -139,7 +139,7 @@ class ClientOptions:
             emit(self.logger, "netloader.report.failed", exc_info=error)
 
     def securing(self, source: Endpoint) -> Securing | None:
-        """How connections to a source are made secure, if they are: not those to this process."""
+        """The TLS of connections to a source; None without `tls`, and to folders of this host."""
         if self.tls is None or isinstance(source, FolderEndpoint):
             return None
         return Securing(self.tls, self.deadlines.handshake_s)

@@ -26,7 +26,7 @@ class Attempt:
     seconds: Mapping[State, float]
     differences: tuple[Difference, ...] = ()
     elsewhere: tuple[Endpoint, ...] = ()
-    """Where the source has sent this client, to other ports of its host."""
+    """The ports of its host to which the source has referred this client."""
 
     @property
     def silent(self) -> bool:

@@ -83,8 +83,8 @@ class ServerOptions:
     """The algorithm of the segment digests: `blake3`, `xxh3_128`, or `auto`: with a token BLAKE3
     first, without one the faster; the other for clients that ask for it. See `digest_choice`."""
     siblings: Callable[[], tuple[Sibling, ...]] = tuple
-    """What other servers on this host have at this moment: a client that wants such a model is
-    told at which port it is served. Called for each connection, so it must be quick."""
+    """Returns the models that other servers on this host offer now: a client that asks for one of
+    them is referred to its port. Called for each connection, so it must be quick."""
     on_session: OnSession | None = None
     """Called with the record of each session that has chosen a model and is over, on a thread of
     its own and without a lock. What it raises is logged, and affects no session."""

@@ -81,9 +81,9 @@ class Server:
     ) -> None:
         """Serve one more model, or another in the place of the one of the same role and part.
 
-        `role` is a field of the identity, and the part is what the fields of `PARTITION` say; a
-        client gets the model of its own. Clients of a model that is replaced are served to their
-        end. `facts` is as in ServerOptions, of this model.
+        `role` is a field of the identity, and the part is the values of the fields of `PARTITION`.
+        A client gets the model with its own role and part. Transfers of a model that is replaced
+        go on to their end. `facts` is as in ServerOptions, of this model.
 
         Raises:
             LocalProtocolError: the server is closed, or a fence of the role is open.
@@ -140,7 +140,7 @@ class Server:
         """Accept clients at one more port of the same address.
 
         Returns:
-            What frees that port; sessions that came by it go on.
+            A function that closes that port; sessions that began there go on.
 
         Raises:
             LocalProtocolError, OSError: the server is closed, or the port is busy.
