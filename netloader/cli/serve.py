@@ -138,7 +138,19 @@ def _opened(wanted: Wanted) -> list[Part]:
     if wanted.checkpoint is not None and not mapped:
         problem = f"--checkpoint: {wanted.folder} has all its bytes itself; leave the option out"
         raise CommandError(Code.USAGE, problem)
-    return [replace(part, identity=_identity(part.identity, given)) for part in parts]
+    named = [replace(part, identity=_identity(part.identity, given)) for part in parts]
+    _check_distinct(named)
+    return named
+
+
+def _check_distinct(parts: Sequence[Part]) -> None:
+    """Refuse two parts of which a server can offer one only: it tells them apart by their kinds."""
+    known: dict[tuple[tuple[str, str], ...], Path] = {}
+    for part in parts:
+        other = known.setdefault(tuple(part.identity.kind.items()), part.folder)
+        if other is not part.folder:
+            what = f"{other} and {part.folder} hold the same part of a model"
+            raise CommandError(Code.FAILED, f"{what}; serve each from a folder of its own")
 
 
 def _given(pairs: Sequence[str]) -> Mapping[str, str]:

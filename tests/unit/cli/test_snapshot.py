@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -185,6 +186,15 @@ def test_a_card_that_does_not_fit_is_refused(
     path.write_text(json.dumps(card))
     ran = not_served(str(out))
     assert (ran.code, says in ran.err) == (5, True), ran.err
+
+
+def test_two_models_that_clients_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "kept"
+    with instance(files={}) as servers:
+        assert snapshot(servers[0], out).code == 0
+    shutil.copytree(out / "00-target", out / "09-other")
+    ran = not_served(str(out))
+    assert (ran.code, "hold the same part of a model" in ran.err) == (5, True), ran.err
 
 
 def test_what_cannot_be_copied_whole_is_not_written(tmp_path: Path) -> None:
