@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from netloader.cli.top import Watch
-from netloader.config import Secret
-from netloader.io import fill
+from netloader.config import Endpoint, Secret
+from netloader.io import Outcome, fill
 from netloader.io.store.memory import HostStore
 from netloader.io.store.module import ModuleStore
+from tests.support.ports import free_port
 from tests.unit.cli.helpers import COMMAND, environment, inside, netloader
 from tests.unit.io.helpers import asking, closed_port, eventually, sealed, serving
 
@@ -187,6 +189,32 @@ def test_the_check_of_a_configuration_names_all_problems_at_once() -> None:
     ran = inside("config", "check", "-", "--json", stdin=json.dumps(given))
     assert ran.code == 1
     assert len(ran.data["problems"]) == 3
+
+
+def test_a_served_folder_fills_clients_until_the_command_is_interrupted(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    where = Endpoint("127.0.0.1", free_port())
+    received: list[Outcome] = []
+
+    def client() -> None:
+        memory = HostStore(ModuleStore(sorted(WEIGHTS.items())).manifest)
+
+        def filled() -> bool:
+            received.append(fill(memory, where, {"model": tmp_path.name}, asking()))
+            return received[-1].ok
+
+        try:
+            eventually(filled, 60)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client)
+        ran = inside("serve", str(tmp_path), "--port", str(where.port))
+        asked.result()
+    assert received[-1].ok, ran
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "Ended: 1 sessions, 240 kB sent")
+    assert f"in {tmp_path} at {where}; stop with Ctrl-C" in ran.out
 
 
 def test_what_a_folder_cannot_be_served_with_is_refused_by_its_name(tmp_path: Path) -> None:

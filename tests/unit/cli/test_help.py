@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from netloader.cli.app import app
 from netloader.cli.codes import MEANINGS, Code
+from netloader.cli.main import main
 from tests.unit.cli.helpers import ROOT, environment
 
 PAGE = (ROOT / "docs" / "operate" / "command.md").read_text()
@@ -47,6 +48,14 @@ def test_no_option_takes_a_token_itself() -> None:
 
 def test_every_exit_status_has_a_meaning() -> None:
     assert set(MEANINGS) == set(Code)
+
+
+@pytest.mark.parametrize(("config", "status"), [("{}", Code.OK), ("{", Code.NO)])
+def test_the_entry_point_returns_the_status_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, config: str, status: Code
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["netloader", "config", "check", config])
+    assert main() == status
 
 
 def test_without_typer_the_command_says_what_to_install(tmp_path: Path) -> None:
