@@ -327,10 +327,10 @@ def _spared(fields: Fields) -> str:
 
 def _saved(fields: Fields) -> str:
     folder, nbytes = _text(fields, "netloader.folder"), _number(fields, "netloader.saved_bytes")
+    took, left = duration(_number(fields, "netloader.duration_s")), _in_brackets(_detail(fields))
     if not nbytes:
-        return f"The weights lie in {folder} already"
-    took = duration(_number(fields, "netloader.duration_s"))
-    return f"Saved {size(nbytes)} to {folder} in {took}, verified"
+        return f"The weights lie in {folder} already{left}"
+    return f"Saved {size(nbytes)} to {folder} in {took}, verified{left}"
 
 
 def _background(f: Fields) -> str:

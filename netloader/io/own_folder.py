@@ -9,6 +9,7 @@ The card is in the same folder as the bytes, so one who can write there can chan
 therefore leaves out a folder that holds other bytes than a peer that answers.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -16,8 +17,10 @@ from netloader.config import Endpoint, FolderEndpoint
 from netloader.errors import WeightsError
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Status
+from netloader.fsm.reasons import Reason
 from netloader.io.describe import ask_status
 from netloader.io.options import ClientOptions
+from netloader.io.outcome import Attempt
 from netloader.io.publishing import ServerOptions, publish_verified
 from netloader.io.server import Server, listen
 from netloader.io.store.parts import Part
@@ -65,8 +68,18 @@ class OwnFolder:
         self._server: Server = listen(LOOPBACK, 0, told)
         self._server.offer(published)
         port = self._server.endpoint.port
+        self.folder = part.folder
+        self.damaged = False
+        """Whether `heard` has been told of bytes that do not match the card."""
         self.card = card
         self.endpoint = FolderEndpoint(LOOPBACK, port, str(part.folder))
+
+    def heard(self, attempts: Iterable[Attempt]) -> None:
+        """Note whether a session, of some that are over, got bytes that do not match the card."""
+        self.damaged |= any(
+            attempt.source == self.endpoint and attempt.reason is Reason.DIGEST_MISMATCH
+            for attempt in attempts
+        )
 
     def close(self) -> None:
         """Serve it no more. Idempotent."""

@@ -9,9 +9,10 @@ STEP_BYTES.
 import contextlib
 import ctypes
 import fcntl
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +27,10 @@ from netloader.io.memory import address_of
 from netloader.io.published import PublishedModel
 from netloader.io.settling import settle_when_whole
 from netloader.io.standing import status_of
-from netloader.io.store.cards import CARD, Card, card_in
+from netloader.io.store.cards import CARD, Card
 from netloader.io.store.files import FileStore
 from netloader.io.store.ledger import Lease, Ledger, SegmentWriter
+from netloader.io.store.parts import open_part
 
 STEP_BYTES: Final = 1 << 20
 """Bytes copied at once: in the L2 cache when they are hashed."""
@@ -48,41 +50,67 @@ class Saved:
 
     folder: Path
     nbytes: int
-    """Bytes written; 0: the folder was there."""
+    """Bytes of weights written; 0: they were there."""
     seconds: float
     removed: tuple[Path, ...] = ()
     """Folders with earlier weights of the same name."""
+    left: tuple[str, ...] = ()
+    """Such folders that cannot be removed, each with the reason."""
 
 
-def save(published: PublishedModel, under: Path, name: str) -> Saved:
+def save(
+    published: PublishedModel, under: Path, name: str, damaged: Collection[Path] = ()
+) -> Saved:
     """Write what is on offer to the folder `NAME-ROOT` below `under`, and remove older ones.
 
-    `name` stands for one model, one role and one rank. A folder of the same root is left as it is.
-    Blocks for as long as the disk takes, and ends early when the weights change or the process
-    ends.
+    `name` stands for one model, one role and one rank. If the same weights are in that folder, only
+    its card is written: what is known of them may be newer. A folder that is not whole, or is among
+    the resolved paths `damaged`, is removed and written again. Blocks for as long as the disk
+    takes, and ends early when the weights change or the process ends.
 
     Raises:
         SaveError: it is not there, and nothing is left of the attempt.
     """
-    begun = monotonic()
+    begun, nbytes = monotonic(), 0
     digests = published.digests(DIGESTS_S)
     if not digests:
         raise SaveError(published.withdrawn or "the digests of the weights are not known yet")
-    folder = under / f"{name}-{root_digest(digests)[:16]}"
+    folder, card = under / f"{name}-{root_digest(digests)[:16]}", _card(published, digests)
     try:
         with _alone(under, name):
-            if folder.exists() and (card := card_in(folder)) and card.segment_digests == digests:
-                return Saved(folder, 0, monotonic() - begun)
-            _check_room(under, published)
-            _write(published, folder, digests)
-            removed = tuple(_remove_others(under, name, folder))
+            if folder.resolve() not in damaged and _holds(folder, card):
+                card.write(folder)
+            else:
+                _replace(published, folder, card)
+                nbytes = published.entry.manifest.nbytes
+            removed, left = _remove_others(under, name, folder)
     except TransferError as error:
         if error.reason is Reason.DIGEST_MISMATCH:  # then clients would get other bytes, too
             published.doubt()
         raise SaveError(str(error)) from error
     except (WeightsError, OSError) as error:
         raise SaveError(str(error)) from error
-    return Saved(folder, published.entry.manifest.nbytes, monotonic() - begun, removed)
+    return Saved(folder, nbytes, monotonic() - begun, removed, left)
+
+
+def _card(published: PublishedModel, digests: tuple[str, ...]) -> Card:
+    """What is to be known of the folder. A status has no root while clients doubt the bytes."""
+    entry = published.entry
+    status = replace(status_of(published, (entry.role or "",)), root=root_digest(digests))
+    return Card(entry.identity, entry.facts, status, entry.manifest, digests)
+
+
+def _holds(folder: Path, card: Card) -> bool:
+    """Whether a folder holds the weights of a card, as far as that is known without their bytes."""
+    try:
+        part = open_part(folder)
+    except (WeightsError, OSError):
+        return False
+    part.store.close()
+    found = part.card
+    if found is None:
+        return False
+    return (found.manifest, found.segment_digests) == (card.manifest, card.segment_digests)
 
 
 @contextlib.contextmanager
@@ -111,11 +139,22 @@ def _check_room(under: Path, published: PublishedModel) -> None:
         raise SaveError(f"{under} has {free} bytes free, and {wanted}; make room, or name another")
 
 
-def _write(published: PublishedModel, folder: Path, digests: tuple[str, ...]) -> None:
+def _replace(published: PublishedModel, folder: Path, card: Card) -> None:
+    """Write a folder anew. One that is there is of no use, and has to make room."""
+    if folder.exists():
+        shutil.rmtree(_hidden(folder), ignore_errors=True)
+    _check_room(folder.parent, published)
+    _write(published, folder, card)
+
+
+def _hidden(folder: Path) -> Path:
+    """A folder that is to be removed, under a name that the next save removes if a kill comes."""
+    return folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.netloader"))
+
+
+def _write(published: PublishedModel, folder: Path, card: Card) -> None:
     """Copy all segments, each verified where it lies."""
     entry = published.entry
-    status = status_of(published, (entry.role or "",))
-    card = Card(entry.identity, entry.facts, status, entry.manifest, digests)
     store = FileStore.create(folder, entry.manifest, beside={CARD: card.render()})
     with contextlib.closing(store):
         ledger = Ledger(store, lambda done, total: None)  # noqa: ARG005
@@ -128,8 +167,8 @@ def _write(published: PublishedModel, folder: Path, digests: tuple[str, ...]) ->
                 digest_algorithm=entry.digest_algorithms[0],
                 manifest=entry.manifest,
                 segment_bytes=entry.segment_bytes,
-                segment_digests=digests,
-                root=status.root,
+                segment_digests=card.segment_digests,
+                root=root_digest(card.segment_digests),
             )
         )
         try:
@@ -173,9 +212,18 @@ def _pieces(
             rest, place = rest[n:], place[n:]
 
 
-def _remove_others(under: Path, name: str, kept: Path) -> Iterator[Path]:
-    """Remove the folders of other weights that were saved under the same name."""
-    for card in sorted(under.glob(f"{name}-*/{CARD}")):
-        if card.parent != kept:
-            shutil.rmtree(card.parent)
-            yield card.parent
+def _remove_others(under: Path, name: str, kept: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Remove the folders of other weights that were saved under the same name.
+
+    Returns:
+        Those that are removed, and those that are not, each with the reason.
+    """
+    removed, left = list[Path](), list[str]()
+    for folder in sorted(card.parent for card in under.glob(f"{name}-*/{CARD}")):
+        if folder != kept:
+            try:
+                shutil.rmtree(_hidden(folder))
+                removed.append(folder)
+            except OSError as error:
+                left.append(f"{folder} cannot be removed: {error}")
+    return tuple(removed), tuple(left)

@@ -29,6 +29,10 @@ def from_disk(under: Path, peer: str) -> dict[str, Any]:
     return {**SMALL, "SOURCE": [f"file:{under}", peer], "FALLBACK": "never"}
 
 
+def weights_in(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
 def spoil(folder: Path) -> None:
     """Change a byte in each segment."""
     path = folder / "model.safetensors"
@@ -60,7 +64,8 @@ def test_a_start_from_the_own_disk_answers_as_its_source_did_and_takes_no_change
         assert after.name == before.name, "the same model, rank and root"
         spoil(after)
 
-        with fork_server.engine(bare, from_disk(second, peer)) as warned:
+        extra = {**from_disk(second, peer), "SAVE": str(second)}
+        with fork_server.engine(bare, extra) as warned:
             assert warned.generate() == expected
             assert warned.held() == held
             assert said(
@@ -71,3 +76,5 @@ def test_a_start_from_the_own_disk_answers_as_its_source_did_and_takes_no_change
                 f"file:{after}",
             )
             assert said(warned, "netloader.loader.received", peer)
+            assert saved(warned, second) == after
+            assert weights_in(after) == weights_in(before), "written again, because it was refused"

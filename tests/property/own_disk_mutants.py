@@ -18,17 +18,41 @@ OWN_DISK_MUTANTS: Final[dict[str, Mutant]] = {
         "        return Saved(folder, 1, 0.0)\n"
         "    except ValueError as error:\n",
     ),
-    "weights are saved over whatever has the name": Mutant(
+    "a folder that cannot be used stays": Mutant(
+        OWN_DISK, SAVING, r"_holds\(folder, card\)", "folder.exists()"
+    ),
+    "a folder stays whose bytes were refused": Mutant(
+        OWN_DISK, SAVING, r"folder\.resolve\(\) not in damaged and ", ""
+    ),
+    "a load forgets that bytes of a folder were refused": Mutant(
+        OWN_DISK,
+        "netloader/vllm_plugin/load/plan.py",
+        r"folders=\(\), damaged=damaged\)",
+        "folders=())",
+    ),
+    "a card has no root while a client is in doubt": Mutant(
+        OWN_DISK, SAVING, r", root=root_digest\(digests\)\)", ")"
+    ),
+    "the card of the same weights stays as it was": Mutant(
+        OWN_DISK, SAVING, r"card\.write\(folder\)", "pass"
+    ),
+    "a save fails by an older folder that stays": Mutant(
         OWN_DISK,
         SAVING,
-        r"            _check_room\(under, published\)\n",
-        "            shutil.rmtree(folder, ignore_errors=True)\n",
+        r"            except OSError as error:\n",
+        "            except KeyError as error:\n",
+    ),
+    "the name of a saved folder may begin with a dot": Mutant(
+        OWN_DISK,
+        "netloader/vllm_plugin/serve/saving.py",
+        r'\[-NAME_CHARS:\]\.strip\("\.-"\)',
+        '.strip(".-")[-NAME_CHARS:]',
     ),
     "the disk is filled to the last byte": Mutant(
         OWN_DISK, SAVING, r"if free < nbytes \+ SPARE_BYTES:", "if free < nbytes:"
     ),
     "a folder of the same bytes is written again": Mutant(
-        OWN_DISK, SAVING, r"card\.segment_digests == digests", "not digests"
+        OWN_DISK, SAVING, r"_holds\(folder, card\)", "False"
     ),
     "folders of other models are removed": Mutant(
         OWN_DISK, SAVING, r'glob\(f"\{name\}-\*/\{CARD\}"\)', 'glob(f"*/{CARD}")'

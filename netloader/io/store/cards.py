@@ -47,12 +47,14 @@ class Card:
         return msgspec.json.encode(self)
 
     def write(self, folder: Path) -> None:
-        """Put it beside the files of the weights.
+        """Put it beside the files of the weights, by one rename.
 
         Raises:
             OSError: it cannot be written.
         """
-        (folder / CARD).write_bytes(self.render())
+        hidden = folder / f".{CARD}"
+        hidden.write_bytes(self.render())
+        hidden.replace(folder / CARD)
 
 
 def card_in(folder: Path) -> Card | None:

@@ -78,7 +78,7 @@ def offer(
     else:
         ours = this_worker()
         worker_methods.install_on(model, ours)
-        saving = Saving.of(settings.save, plan.identity) if settings.save else None
+        saving = Saving.of(settings.save, plan.identity, plan.damaged) if settings.save else None
         served = replace(served, place=plan.place, saving=saving)
         served = replace(served, folder=_folder(plan, logger))
         ours.offer(model, served, plan.rank, partial(new_server, settings, ours.activity))

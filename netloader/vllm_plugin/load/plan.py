@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from json import loads
+from pathlib import Path
 
 from torch import nn
 from vllm.distributed import get_tp_group, get_world_group, parallel_state
@@ -83,6 +84,8 @@ class LoadPlan:
     """Where a registry names this rank once it serves the model, and what waits for that."""
     folders: tuple[OwnFolder, ...] = ()
     """Those of this host that are among `sources`, until `without_folders`."""
+    damaged: frozenset[Path] = frozenset()
+    """Those of them that held other bytes than their cards say, from `without_folders` on."""
     warned: tuple[str, ...] = ()
     """Names of what makes the first source answer the same request otherwise."""
 
@@ -106,7 +109,8 @@ class LoadPlan:
         """The plan of a later load, when they are closed: they held the weights of this one."""
         own = {folder.endpoint for folder in self.folders}
         left = tuple(source for source in self.sources if source not in own)
-        return replace(self, sources=left, folders=())
+        damaged = frozenset(f.folder.resolve() for f in self.folders if f.damaged)
+        return replace(self, sources=left, folders=(), damaged=damaged)
 
     @contextmanager
     def building(self) -> Iterator[None]:

@@ -135,6 +135,8 @@ class Receiver:
         except Exception as error:  # noqa: BLE001 - a bug in netloader costs a source, not an engine
             emit(self.logger, "netloader.driver.error", exc_info=error)
             return None
+        for folder in plan.folders:
+            folder.heard(outcome.attempts)
         display.tell_differences(outcome, self.logger)
         if outcome.ok:
             fields = {

@@ -27,13 +27,17 @@ class Saving:
 
     under: Path
     name: str
+    damaged: frozenset[Path] = frozenset()
+    """Folders, as resolved paths, from which this load got bytes that do not match their cards."""
 
     @classmethod
-    def of(cls, under: Path, identity: Identity) -> "Saving":
+    def of(
+        cls, under: Path, identity: Identity, damaged: frozenset[Path] = frozenset()
+    ) -> "Saving":
         """The place of one model, one role and one rank, whatever else is saved there."""
         key = key_of(identity)
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", key.model).strip(".-")[-NAME_CHARS:]
-        return cls(under, f"{plain or 'model'}-{identity.role}-{key.digest}")
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", key.model)[-NAME_CHARS:].strip(".-")
+        return cls(under, f"{plain or 'model'}-{identity.role}-{key.digest}", damaged)
 
     def begin(self, published: PublishedModel, logger: Logger) -> Thread:
         """Save on a thread of low priority; the log says how that ended."""
@@ -41,16 +45,18 @@ class Saving:
 
     def _save(self, published: PublishedModel, logger: Logger) -> None:
         try:
-            saved = save(published, self.under, self.name)
+            saved = save(published, self.under, self.name, self.damaged)
         except SaveError as error:
             tell_not_saved(logger, str(error))
             return
-        fields = {
+        fields: dict[str, object] = {
             "netloader.folder": str(saved.folder),
             "netloader.saved_bytes": saved.nbytes,
             "netloader.duration_s": round(saved.seconds, 3),
             "netloader.removed": len(saved.removed),
         }
+        if saved.left:
+            fields["netloader.detail"] = "; ".join(saved.left)
         emit(logger, "netloader.save.done", fields)
 
 

@@ -18,7 +18,7 @@ from netloader.io import ClientOptions, Outcome, Server, ServerOptions, fill
 from netloader.io.own_folder import OwnFolder, confirmed
 from netloader.io.published import PublishedModel
 from netloader.io.saving import Saved, SaveError, save
-from netloader.io.store.cards import CARD
+from netloader.io.store.cards import CARD, card_in
 from netloader.io.store.parts import open_part
 from tests.unit.io.drivers import serve
 from tests.unit.io.helpers import FAST, KIB, MIB, closed_port, random, sealed, serving
@@ -76,6 +76,13 @@ def changed(folder: Path, at: int = -1) -> None:
     path.write_bytes(data)
 
 
+def fills(folder: Path, model: Tensors, identity: dict[str, str] = IDENTITY) -> bool:
+    """Whether a folder alone fills a model."""
+    into = empty(model)
+    with opened(folder) as own:
+        return filled(into, own.endpoint, identity=identity).ok and same(into, model)
+
+
 def everything(under: Path) -> list[str]:
     return sorted(path.name for path in under.iterdir() if not path.name.endswith(".lock"))
 
@@ -107,10 +114,10 @@ def test_what_is_saved_fills_a_model_as_its_server_did(tmp_path: Path) -> None:
 def test_the_same_weights_are_left_as_they_are_and_others_take_their_place(tmp_path: Path) -> None:
     with serving(weights(), IDENTITY) as server:
         first = kept(server, tmp_path)
-        inode = (first.folder / CARD).stat().st_ino
+        inode = (first.folder / "model.safetensors").stat().st_ino
         again = kept(server, tmp_path)
     assert (again.folder, again.nbytes) == (first.folder, 0)
-    assert (first.folder / CARD).stat().st_ino == inode
+    assert (first.folder / "model.safetensors").stat().st_ino == inode
     other = tmp_path / "another-0123"
     shutil.copytree(first.folder, other)
 
@@ -141,14 +148,99 @@ def test_without_room_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert everything(tmp_path) == []
 
 
-def test_what_else_has_the_name_is_not_overwritten(tmp_path: Path) -> None:
-    with serving(weights(), IDENTITY) as server:
+@pytest.mark.parametrize("fault", ["no file", "a short file", "a damaged card", "no card", "bare"])
+def test_a_folder_that_cannot_be_used_is_written_again(tmp_path: Path, fault: str) -> None:
+    model = weights()
+    with serving(model, IDENTITY) as server:
         folder = kept(server, tmp_path).folder
-        (folder / CARD).unlink()
-        (folder / "model.safetensors").write_bytes(b"mine")
-        with pytest.raises(SaveError, match="exists and is not empty"):
-            kept(server, tmp_path)
-    assert (folder / "model.safetensors").read_bytes() == b"mine"
+        card, file = folder / CARD, folder / "model.safetensors"
+        match fault:
+            case "no file":
+                file.unlink()
+            case "a short file":
+                file.write_bytes(file.read_bytes()[:-1])
+            case "a damaged card":
+                found = card_in(folder)
+                assert found is not None
+                assert found.status is not None
+                replace(found, status=replace(found.status, root="")).write(folder)
+            case "no card":
+                card.unlink()
+            case _:
+                card.unlink()
+                file.write_bytes(b"something else")
+        again = kept(server, tmp_path)
+
+    assert (again.folder, again.nbytes) == (folder, 2 * MIB)
+    assert everything(tmp_path) == [folder.name]
+    assert fills(folder, model)
+
+
+def test_a_folder_of_which_bytes_were_refused_is_written_again(tmp_path: Path) -> None:
+    model = weights()
+    with serving(model, IDENTITY) as server:
+        folder = kept(server, tmp_path).folder
+        changed(folder)
+        with opened(folder) as own:
+            own.heard(filled(empty(model), server.endpoint).attempts)
+            by_peer = own.damaged
+            own.heard(filled(empty(model), own.endpoint).attempts)
+            assert (by_peer, own.damaged) == (False, True)
+        save(published(server), tmp_path, "tiny", {folder.resolve()})
+
+    assert fills(folder, model)
+
+
+def test_the_card_says_what_is_known_of_the_same_weights_now(tmp_path: Path) -> None:
+    model, newer = weights(), {**IDENTITY, "vllm": "0.33.0"}
+    with serving(model, IDENTITY) as server:
+        folder = kept(server, tmp_path).folder
+    with serving(model, newer) as server:
+        assert kept(server, tmp_path).nbytes == 0
+
+    assert fills(folder, model, newer)
+
+
+def test_a_doubt_of_a_client_leaves_the_card_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = weights()
+    with serving(model, IDENTITY) as server:
+        on_offer = published(server)
+        digests = on_offer.digests
+        # As while the weights are compared with them: they are not ready at once.
+        monkeypatch.setattr(on_offer, "digests", lambda s: digests(s) if s else None)
+        folder = save(on_offer, tmp_path, "tiny").folder
+
+    assert fills(folder, model)
+
+
+def test_a_folder_that_cannot_be_removed_is_told_and_the_new_one_is_there(tmp_path: Path) -> None:
+    model = weights(seed=7)
+    with serving(weights(), IDENTITY) as server:
+        first = kept(server, tmp_path).folder
+    stuck = first.rename(tmp_path / f"tiny-{'0' * 250}")  # no longer name is possible
+    with serving(model, IDENTITY) as server:
+        saved, again = kept(server, tmp_path), kept(server, tmp_path)
+
+    for each in (saved, again):
+        assert each.removed == ()
+        (left,) = each.left
+        assert left.startswith(f"{stuck} cannot be removed: ")
+    assert fills(saved.folder, model)
+
+
+def test_an_older_folder_that_was_left_is_removed_when_there_is_nothing_to_write(
+    tmp_path: Path,
+) -> None:
+    with serving(weights(), IDENTITY) as server:
+        saved = kept(server, tmp_path)
+        older = tmp_path / "tiny-0123"
+        shutil.copytree(saved.folder, older)
+        again = kept(server, tmp_path)
+
+    assert (again.nbytes, again.removed) == (0, (older,))
+    assert everything(tmp_path) == [saved.folder.name]
 
 
 def test_one_process_at_a_time_saves_a_model_and_clears_what_a_killed_one_left(

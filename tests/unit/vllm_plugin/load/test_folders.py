@@ -12,10 +12,11 @@ from netloader.vllm_plugin.config.settings import Settings
 from netloader.vllm_plugin.identity.local_model import LocalModel
 from netloader.vllm_plugin.identity.reading import read_config
 from netloader.vllm_plugin.load.looking import Sources, look
+from netloader.vllm_plugin.load.receiving import Receiver
 from netloader.vllm_plugin.serve.saving import Saving
 from tests.unit.io.helpers import serving
-from tests.unit.io.test_own_folder import published, weights
-from tests.unit.vllm_plugin.helpers import Lines, line_of
+from tests.unit.io.test_own_folder import changed, published, weights
+from tests.unit.vllm_plugin.helpers import Lines, line_of, plan
 from tests.unit.vllm_plugin.load.test_plan import LOGGER, model_config, vllm_config
 
 
@@ -97,13 +98,41 @@ def test_a_folder_that_is_not_there_yet_is_no_warning(tmp_path: Path) -> None:
     assert "nothing is there" in line["netloader.detail"]
 
 
+def test_a_folder_whose_bytes_a_load_has_refused_is_written_again_by_its_save(
+    tmp_path: Path,
+) -> None:
+    mine, identity = saved(tmp_path), Identity(local().early.hard)
+    file = mine / "model.safetensors"
+    right = file.read_bytes()
+    changed(mine)
+    settings = Settings.parse({"SOURCE": f"file:{tmp_path}"})
+    looked = look(local(), settings, LOGGER, serves=False)
+    load = plan(sources=looked.now, folders=looked.folders)
+    with load.using_folders():
+        named = list(weights(seed=3).items())
+        outcome = Receiver(settings, LOGGER, False).receive(named, load, lambda: identity)
+    assert outcome is not None
+    assert not outcome.ok
+
+    with serving(weights(), identity) as server:
+        saving = Saving.of(tmp_path, identity, load.without_folders.damaged)
+        saving.begin(published(server), LOGGER).join(60)
+
+    assert file.read_bytes() == right
+
+
 def test_models_and_ranks_have_folders_of_their_own() -> None:
     mine = Identity(local().early.hard)
     others = [
         Identity({**mine.hard, name: other})
-        for name, other in (("model", "../a b"), ("tensor_parallel", "1 of 2"), ("role", "draft"))
+        for name, other in (
+            ("model", "../a b"),
+            ("model", "m." + "b" * 63),
+            ("tensor_parallel", "1 of 2"),
+            ("role", "draft"),
+        )
     ]
     names = {Saving.of(Path("/x"), identity).name for identity in (mine, *others)}
 
-    assert len(names) == 4
+    assert len(names) == 5
     assert not any(name.startswith(".") or "/" in name or " " in name for name in names)
