@@ -8,6 +8,7 @@ proof: whoever makes a map compares the digests of what it composes.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Final
 
 import torch
@@ -51,7 +52,8 @@ class Matcher:
             return None
         if width not in self._by_width:
             self._by_width[width] = _Rows(self._whole, width)
-        pieces = [*self._by_width[width].runs(_hashes(block, width))]
+        runs = self._by_width[width].runs(_hashes(block, width))
+        pieces = [*islice(runs, MOST_PIECES + 1)]  # each costs a look at all rows after it
         found = any(not piece.is_own for piece in pieces)
         return tuple(pieces) if found and len(pieces) <= MOST_PIECES else None
 

@@ -1,5 +1,6 @@
 """Tensors that are composed from others: found by their bytes, read at any place, refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from torch import Tensor
 from netloader.errors import WeightsError
 from netloader.fsm.manifest import Extent, Manifest, segments_of
 from netloader.io.failure import TransferError
+from netloader.io.store import matching
 from netloader.io.store.composed import MAP, ComposedStore, Piece, RankMap, map_in
-from netloader.io.store.matching import Matcher, Whole
+from netloader.io.store.matching import MOST_PIECES, Matcher, Whole
 from netloader.io.store.module import ModuleStore, manifest_of
 from tests.unit.io.helpers import bytes_of, random
 
@@ -66,6 +68,30 @@ def test_experts_are_found_in_as_many_pieces_as_they_were_cut_of() -> None:
     assert [p.is_own for p in (*rank_map.tensors["other"], *rank_map.tensors["zeros"])] == [
         True
     ] * 2
+
+
+def test_a_tensor_in_too_many_pieces_is_given_up_at_the_first_one_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Piece] = []
+    runs = matching._Rows.runs
+
+    def counted(rows: matching._Rows, hashes: Tensor) -> Iterator[Piece]:
+        for piece in runs(rows, hashes):
+            made.append(piece)
+            yield piece
+
+    monkeypatch.setattr(matching._Rows, "runs", counted)
+    rows = random(4 * MOST_PIECES, 2, seed=1)
+    matcher = Matcher(whole_of({"rows": rows}))
+
+    def pieces(tensor: Tensor) -> tuple[Piece, ...] | None:
+        made.clear()
+        return matcher.pieces_of(*whole_of({"backwards": tensor})["backwards"])
+
+    assert len(pieces(rows[:MOST_PIECES].flip(0)) or ()) == MOST_PIECES
+    assert pieces(rows.flip(0)) is None
+    assert len(made) == MOST_PIECES + 1
 
 
 def test_every_range_has_the_bytes_of_the_tensors() -> None:
