@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from netloader.config import Deadlines, Endpoint
+from netloader.config import Deadlines, Endpoint, FolderEndpoint
 from netloader.fsm.identity import PARTITION, Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Purpose
@@ -20,20 +20,20 @@ from netloader.io.stopping import Stop
 from netloader.io.worker import IdleWorker
 
 HASTY_S: Final = 1.5
-"""How long a source may take to accept a connection while another is left to ask: a millisecond
-within a data centre, a second more when a SYN is lost. It is asked again, with its whole deadline,
-if no other describes itself."""
+"""How long a source may take to accept a connection while another peer is left to ask: a
+millisecond within a data centre, a second more when a SYN is lost. If no other peer describes
+itself, it is asked again, with its whole deadline, before a folder of this host, which would answer
+at once and may be older."""
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
     """What sources said before a model is built.
 
-    `sources` is the order in which to try them: the one that described itself, those not asked
-    yet, those that did not answer well, those that did not accept within HASTY_S. `silent` are the
-    attempts with those that let a whole deadline pass; give them to `fill` in
-    `ClientOptions.silent`, so that none costs a second one.
-    `untried` are those not asked yet.
+    `sources` is the order in which to try them: the one that described itself, the `untried`, those
+    that did not answer well. `silent` are the attempts with those that let a whole deadline pass;
+    give them to `fill` in `ClientOptions.silent`, so that none costs a second one.
+    `untried` are peers not asked yet, those that did not accept within HASTY_S, then folders.
 
     `other_parts` are the attempts with those that have another part of the model, which are not
     among `sources`.
@@ -47,30 +47,33 @@ class Described:
 
 
 def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOptions) -> Described:
-    """Ask sources, in order, what they resolved when they loaded the model, until one answers.
+    """Ask sources what they resolved when they loaded the model, until one answers.
 
-    A source that sends us on to another port of its host is followed, once. Takes no place at the
-    server. `identity` may name only what is known before a model is built.
+    They are asked in order, folders of this host after all peers. A source that sends us on to
+    another port of its host is followed, once. Takes no place at the server. `identity` may name
+    only what is known before a model is built.
     `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
     """
     stop = Stop(options.cancel, options.timeout_s)
     spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.first_token)
     silent: list[Attempt] = []
     others: list[Attempt] = []
-    left, tried, slow = [*sources], list[Endpoint](), list[Endpoint]()
+    folders: list[Endpoint] = [each for each in sources if isinstance(each, FolderEndpoint)]
+    left = [each for each in sources if each not in folders]
+    tried, slow = list[Endpoint](), list[Endpoint]()
     hasty = replace(options, deadlines=_hasty(options.deadlines))
-    while left or slow:
-        again = not left
-        endpoint = slow.pop(0) if again else left.pop(0)
-        hurried = not again and bool(left)
+    while queue := left or slow or folders:
+        endpoint = queue.pop(0)
+        hurried = bool(left)
         fields = {
             "netloader.source.attempt": len(tried) + len(others) + len(slow) + 1,
             "netloader.purpose": "describe",
         }
         said = _ask(endpoint, spec, hasty if hurried else options, stop, fields)
         if isinstance(said, Description):
-            order = (endpoint, *left, *tried, *slow)
-            return Described(said, order, tuple(silent), tuple(left), tuple(others))
+            untried = (*left, *slow, *folders)
+            order = (endpoint, *untried, *tried)
+            return Described(said, order, tuple(silent), untried, tuple(others))
         if stop.request() is not None:  # which does not show that the source is silent
             break
         if said.differences and all(d.field in PARTITION for d in said.differences):

@@ -108,7 +108,7 @@ OPERATING_MUTANTS: Final[dict[str, Mutant]] = {
         OPERATING, DESCRIBE, r"hasty if hurried else options", "options"
     ),
     "a source that was put off is not asked again": Mutant(
-        OPERATING, DESCRIBE, r"while left or slow:", "while left:"
+        OPERATING, DESCRIBE, r"left or slow or folders", "left or folders"
     ),
     "a source that failed is avoided for ever": Mutant(
         OPERATING, FAILED, r" < AVOIDED_S:", " < 1e9:"

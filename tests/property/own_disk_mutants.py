@@ -4,6 +4,7 @@ from typing import Final
 
 from tests.property.layers import L4, OWN_DISK, Mutant
 
+DESCRIBE: Final = "netloader/io/describe.py"
 FETCH: Final = "netloader/fsm/fetch.py"
 SAVING: Final = "netloader/io/saving.py"
 OWN_FOLDER: Final = "netloader/io/own_folder.py"
@@ -65,6 +66,9 @@ OWN_DISK_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "a folder that cannot be compared with a peer is used": Mutant(
         OWN_DISK, OWN_FOLDER, r"if cut != \(.*\):", "if False:"
+    ),
+    "a folder is asked before a peer that was put off": Mutant(
+        OWN_DISK, DESCRIBE, r"left or slow or folders", "left or folders or slow"
     ),
     "another rank's folder is taken": Mutant(
         OWN_DISK, FOLDERS, r"if key_of\(card\.identity\) == key_of\(model\.early\):", "if True:"

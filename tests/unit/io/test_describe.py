@@ -76,6 +76,7 @@ def test_a_source_that_does_not_accept_soon_is_asked_again_when_no_other_answers
     whole = 0.0 if answers else patient.connect_s
     assert HASTY_S + whole <= took < HASTY_S + whole + 1.5
     assert found.sources == ((other, dead) if answers else (dead, other))
+    assert found.untried == ((dead,) if answers else ())
     assert [attempt.source for attempt in found.silent] == ([] if answers else [dead])
 
 

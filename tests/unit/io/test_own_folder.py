@@ -13,13 +13,18 @@ import pytest
 import torch
 
 from netloader.config import Endpoint
+from netloader.fsm.identity import Identity
 from netloader.fsm.reasons import Reason
 from netloader.io import ClientOptions, Outcome, Server, ServerOptions, fill
+from netloader.io.clock import monotonic
+from netloader.io.describe import HASTY_S, describe
+from netloader.io.outcome import Attempt
 from netloader.io.own_folder import OwnFolder, confirmed
 from netloader.io.published import PublishedModel
 from netloader.io.saving import Saved, SaveError, save
 from netloader.io.store.cards import CARD, card_in
 from netloader.io.store.parts import open_part
+from tests.support.sockets import blackhole
 from tests.unit.io.drivers import serve
 from tests.unit.io.helpers import FAST, KIB, MIB, closed_port, random, sealed, serving
 
@@ -336,6 +341,49 @@ def test_a_peer_has_the_last_word(tmp_path: Path, captured: Lines) -> None:
             assert left(sealed(peer).endpoint) == (peer.endpoint,)
         assert "cannot be compared" in why(captured)
         assert own.endpoint in left(closed_port())
+
+
+def test_a_peer_that_accepts_late_decides_before_a_folder(tmp_path: Path, captured: Lines) -> None:
+    with serving(weights(), IDENTITY) as server:
+        folder = kept(server, tmp_path).folder
+    updated = ServerOptions(deadlines=FAST, segment_bytes=64 * KIB)
+    with contextlib.ExitStack() as stack, opened(folder) as own:
+        hole = stack.enter_context(contextlib.ExitStack())
+        late = hole.enter_context(blackhole("127.0.0.1"))
+        peers: list[Server] = []
+
+        def accepts(_: Attempt) -> None:
+            """Have the peer accept connections from now on: the first attempt came too early."""
+            hole.close()
+            if not peers:
+                there = serve(weights(seed=9), IDENTITY, late.host, late.port, options=updated)
+                peers.append(sealed(stack.enter_context(there)))
+
+        asked = ClientOptions(deadlines=FAST, on_attempt=accepts)
+        sources = (late, closed_port(), own.endpoint)
+        found = describe(sources, Identity({"model": "tiny"}), asked)
+        left = confirmed(found.sources, (own,), ClientOptions(deadlines=FAST))
+
+    assert found.sources[0] == late
+    assert left == (late, sources[1])
+    assert "the last word" in why(captured)
+
+
+def test_a_peer_that_does_not_accept_costs_its_deadline_once_before_the_folder(
+    tmp_path: Path,
+) -> None:
+    with serving(weights(), IDENTITY) as server:
+        folder = kept(server, tmp_path).folder
+    patient = replace(FAST, connect_s=2.0)
+    with blackhole("127.0.0.1") as dead, opened(folder) as own:
+        begun = monotonic()
+        options = ClientOptions(deadlines=patient)
+        found = describe((dead, own.endpoint), Identity({"model": "tiny"}), options)
+        took = monotonic() - begun
+
+    assert patient.connect_s <= took < patient.connect_s + HASTY_S
+    assert found.sources == (own.endpoint, dead)
+    assert [attempt.source for attempt in found.silent] == [dead]
 
 
 def test_a_folder_without_digests_is_no_source(tmp_path: Path) -> None:
