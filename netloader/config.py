@@ -150,6 +150,8 @@ class FolderEndpoint(Endpoint):
     """Where a process serves a folder of its own host to itself; shown as `file:FOLDER`."""
 
     folder: str = ""
+    token: Secret | None = None
+    """What the server of that folder asks for, and only this process knows."""
 
     def __str__(self) -> str:
         return f"file:{self.folder}"

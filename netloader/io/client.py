@@ -102,7 +102,6 @@ def prepare(
         transports=options.transports or suited(weights.device.type, options.logger),
         digest_algorithms=options.digest_algorithms(place.host for place in endpoints),
         lanes=options.lanes,
-        token=options.first_token,
         serves_at="" if options.serves_at is None else str(options.serves_at),
     )
     _ = weights.manifest.digest  # made once, and not on the loop's thread

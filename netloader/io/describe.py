@@ -55,7 +55,7 @@ def describe(sources: Sequence[Endpoint], identity: Identity, options: ClientOpt
     `options.cancel` and `options.timeout_s` are as in `fill`, for this call.
     """
     stop = Stop(options.cancel, options.timeout_s)
-    spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity, token=options.first_token)
+    spec = FetchSpec(purpose=Purpose.DESCRIBE, identity=identity)
     silent: list[Attempt] = []
     others: list[Attempt] = []
     folders: list[Endpoint] = [each for each in sources if isinstance(each, FolderEndpoint)]
@@ -104,7 +104,7 @@ def ask_status(
     model. Takes no place at the server. The answer has a `status`, and the manifest unless that is
     `known`. An attempt says why there is no answer.
     """
-    spec = FetchSpec(Purpose.STATUS, Identity(asked), known, token=options.first_token)
+    spec = FetchSpec(Purpose.STATUS, Identity(asked), known)
     stop = Stop(options.cancel, options.timeout_s)
     return _ask(source, spec, options, stop, {"netloader.purpose": "status"})
 
@@ -117,6 +117,7 @@ def _ask(
     fields: Mapping[str, object],
 ) -> Description | Attempt:
     """One session that asks a question."""
+    spec = replace(spec, token=options.token_for(endpoint))
     observer = Observer(options.logger, endpoint, fields)
     dialer = Dialer(endpoint, options.deadlines.connect_s, options.securing(endpoint))
     conversation = Conversation(dialer, spec, IdleWorker(), observer, options.deadlines)

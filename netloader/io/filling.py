@@ -340,6 +340,7 @@ class Filling:
         accepted = options.digest_algorithms((endpoint.host,), held)  # it may have been named later
         spec = replace(
             self._spec,
+            token=options.token_for(endpoint),
             progress=progress,
             transports=transports,
             digest_algorithms=tuple(n for n in accepted if n in self._spec.digest_algorithms),

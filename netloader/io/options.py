@@ -144,9 +144,10 @@ class ClientOptions:
             return None
         return Securing(self.tls, self.deadlines.handshake_s)
 
-    @property
-    def first_token(self) -> Secret | None:
-        """The token that sources are asked to know, now."""
+    def token_for(self, source: Endpoint) -> Secret | None:
+        """The token that a source is asked to know, now: a folder of this host has its own."""
+        if isinstance(source, FolderEndpoint):
+            return source.token
         return next(iter(current(self.token)), None)
 
     def digest_algorithms(self, hosts: Iterable[str], held: str = "") -> tuple[str, ...]:

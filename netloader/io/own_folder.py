@@ -3,17 +3,19 @@
 So a folder is checked as any peer is, by the same machines: its identity against what the client
 expects, each segment against the digest in its card, and a fetch shares its segments out between
 the folder and peers by what each has shown to bring. The server listens on loopback, as long as the
-load needs it.
+load needs it, and asks for a token that no other process has: an operator may guard weights by
+TLS alone, and any process of the host can connect to loopback.
 
 The card is in the same folder as the bytes, so one who can write there can change both. `confirmed`
 therefore leaves out a folder that holds other bytes than a peer that answers.
 """
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from netloader.config import Endpoint, FolderEndpoint
+from netloader.config import Endpoint, FolderEndpoint, Secret
 from netloader.errors import WeightsError
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description, Status
@@ -29,6 +31,7 @@ from netloader.log import emit
 LOOPBACK: Final = "127.0.0.1"
 TRANSPORTS: Final = ("shm", "tcp")
 """Over which a folder is read, best first."""
+TOKEN_BYTES: Final = 32
 _UNKNOWN: Final = Manifest(())
 AGAIN: Final = "copy or save the weights again"
 
@@ -41,7 +44,7 @@ def transports_to(device_type: str) -> tuple[str, ...]:
 class OwnFolder:
     """One part of a folder, offered to this process until `close`. Safe to use from any thread.
 
-    `options` are those of its server; transports, layouts and facts are those of the part.
+    `options` are those of its server, but for what the part decides, and who may connect.
 
     Raises:
         WeightsError: the part cannot be a source, and what would help.
@@ -55,11 +58,13 @@ class OwnFolder:
         proof = part.proof
         if proof is None:
             raise WeightsError(f"its netloader.json has no digests that can be used here; {AGAIN}")
+        token = Secret(secrets.token_hex(TOKEN_BYTES))
         told = replace(
             options,
             transports=TRANSPORTS,
             layouts=(card.layout,),
             facts=dict(card.facts),
+            token=token,
             tls=None,
             rails=(),
             allow=(LOOPBACK,),
@@ -72,7 +77,7 @@ class OwnFolder:
         self.damaged = False
         """Whether `heard` has been told of bytes that do not match the card."""
         self.card = card
-        self.endpoint = FolderEndpoint(LOOPBACK, port, str(part.folder))
+        self.endpoint = FolderEndpoint(LOOPBACK, port, str(part.folder), token)
 
     def heard(self, attempts: Iterable[Attempt]) -> None:
         """Note whether a session, of some that are over, got bytes that do not match the card."""

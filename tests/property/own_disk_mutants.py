@@ -70,6 +70,9 @@ OWN_DISK_MUTANTS: Final[dict[str, Mutant]] = {
     "a folder is asked before a peer that was put off": Mutant(
         OWN_DISK, DESCRIBE, r"left or slow or folders", "left or folders or slow"
     ),
+    "any process of the host can read a folder": Mutant(
+        OWN_DISK, OWN_FOLDER, r"Secret\(secrets\.token_hex\(TOKEN_BYTES\)\)", "None"
+    ),
     "another rank's folder is taken": Mutant(
         OWN_DISK, FOLDERS, r"if key_of\(card\.identity\) == key_of\(model\.early\):", "if True:"
     ),

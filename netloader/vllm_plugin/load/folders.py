@@ -125,7 +125,6 @@ def _unlike(part: Path, model: LocalModel) -> str:
 
 def _options(settings: Settings, logger: Logger) -> ServerOptions:
     return ServerOptions(
-        token=settings.token,
         deadlines=settings.deadlines,
         digest=settings.digest,
         logger=logger,

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from netloader.config import Endpoint
+from netloader.config import Endpoint, Secret
 from netloader.fsm.identity import Identity
+from netloader.fsm.manifest import Manifest
 from netloader.fsm.reasons import Reason
 from netloader.io import ClientOptions, Outcome, Server, ServerOptions, fill
 from netloader.io.clock import monotonic
-from netloader.io.describe import HASTY_S, describe
+from netloader.io.describe import HASTY_S, ask_status, describe
 from netloader.io.outcome import Attempt
 from netloader.io.own_folder import OwnFolder, confirmed
 from netloader.io.published import PublishedModel
@@ -49,8 +50,8 @@ def kept(server: Server, under: Path) -> Saved:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[OwnFolder]:
-    own = OwnFolder(open_part(folder), ServerOptions(deadlines=FAST))
+def opened(folder: Path, token: Secret | None = None) -> Iterator[OwnFolder]:
+    own = OwnFolder(open_part(folder), ServerOptions(deadlines=FAST, token=token))
     try:
         yield own
     finally:
@@ -384,6 +385,25 @@ def test_a_peer_that_does_not_accept_costs_its_deadline_once_before_the_folder(
     assert patient.connect_s <= took < patient.connect_s + HASTY_S
     assert found.sources == (own.endpoint, dead)
     assert [attempt.source for attempt in found.silent] == [dead]
+
+
+@pytest.mark.parametrize("token", [None, Secret("that of all instances")], ids=["plain", "token"])
+def test_no_other_process_can_read_a_folder(tmp_path: Path, token: Secret | None) -> None:
+    model = weights()
+    with serving(model, IDENTITY) as server:
+        folder = kept(server, tmp_path).folder
+    into = empty(model)
+    with opened(folder, token) as own:
+        port = Endpoint(own.endpoint.host, own.endpoint.port)
+        refused = filled(empty(model), port, token=token)
+        asked = ask_status(port, {}, Manifest(()), ClientOptions(deadlines=FAST, token=token))
+        outcome = filled(into, own.endpoint, token=token)
+
+    why_not = Reason.AUTH_FAILED if token else Reason.AUTH_REQUIRED
+    assert [attempt.reason for attempt in refused.attempts] == [why_not]
+    assert isinstance(asked, Attempt)
+    assert outcome.ok
+    assert same(into, model)
 
 
 def test_a_folder_without_digests_is_no_source(tmp_path: Path) -> None:
