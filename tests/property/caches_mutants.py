@@ -78,6 +78,9 @@ CACHES_MUTANTS: Final[dict[str, Mutant]] = {
     "the size of a KV cache that an operator gave is replaced": Mutant(
         COMPUTED, KV_CACHE, r"if hint is None or .*:", "if hint is None:"
     ),
+    "a secret of the environment is a condition of caches": Mutant(
+        COMPUTED, ROOT, r" if not SECRET\.search\(name\)", ""
+    ),
     "where a model lies is a condition of its caches": Mutant(
         COMPUTED, ROOT, r'vars\(part\)\["model"\] = ""', "pass"
     ),

@@ -8,8 +8,9 @@ import copy
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -32,6 +33,8 @@ INDUCTOR: Final = "inductor"
 TORCH_KEEPS: Final = "TORCHINDUCTOR_CACHE_DIR"
 ALLOCATING: Final = ("PYTORCH_", "HCCL_BUFFSIZE", "NCCL_BUFFSIZE", "VLLM_ASCEND_")
 """How variables begin that decide what libraries take of a device's memory."""
+SECRET: Final = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|^S3_|^AWS_", re.IGNORECASE)
+"""Names of variables that may hold secrets: even a digest of a short secret tells it."""
 ELSEWHERE: Final = ("target_model_config", "target_parallel_config", "engine_id", "kv_ip")
 """Options of parts that are compared anyhow, or that name an instance or a host."""
 
@@ -54,8 +57,16 @@ def conditions(vllm_config: VllmConfig) -> dict[str, str]:
 
 def _environment() -> str:
     """The variables that enter vLLM's keys and are set."""
-    names = sorted(name for name in envs.compile_factors() if name in os.environ)
-    return " ".join(f"{name}={os.environ[name]}" for name in names)
+    return _variables(name for name in envs.compile_factors() if name in os.environ)
+
+
+def _variables(names: Iterable[str]) -> str:
+    """Variables of the environment with digests of their values, without those of secrets.
+
+    A refusal names them, and it reaches logs and peers.
+    """
+    told = sorted(name for name in names if not SECRET.search(name))
+    return " ".join(f"{name}={_text(os.environ[name])}" for name in told)
 
 
 def _sections(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
@@ -87,7 +98,6 @@ def sizing(vllm_config: VllmConfig) -> dict[str, str]:
         "disable_custom_all_reduce": parallel.disable_custom_all_reduce,
         "api_processes": getattr(parallel, "_api_process_count", 1),
         "additional_config": vllm_config.additional_config,
-        "allocating": {n: v for n, v in os.environ.items() if n.startswith(ALLOCATING)},
     }
     every = {
         "scheduler": vllm_config.scheduler_config,
@@ -97,7 +107,9 @@ def sizing(vllm_config: VllmConfig) -> dict[str, str]:
         "kv_transfer": vllm_config.kv_transfer_config,
         "ec_transfer": vllm_config.ec_transfer_config,
     }
-    return {**{name: _text(value) for name, value in few.items()}, **dict(_options(every))}
+    told = {name: _text(value) for name, value in few.items()}
+    allocating = _variables(n for n in os.environ if n.startswith(ALLOCATING))
+    return {**told, "allocating": allocating, **dict(_options(every))}
 
 
 def _options(parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ from netloader.vllm_plugin.serve.worker import Worker, this_worker
 from tests.unit.files.test_placing import files
 from tests.unit.io.helpers import asking, eventually
 from tests.unit.vllm_plugin.helpers import Lines, plan, post_process, settings, where
-from tests.unit.vllm_plugin.patches.test_cache_root import configured
+from tests.unit.vllm_plugin.patches.test_cache_root import SECRETS, configured, with_secrets
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -212,6 +212,27 @@ def test_caches_are_of_the_model_that_answers_under_its_conditions(
     assert caches.kv_conditions["max_model_len"] == "64"
     assert "WEIGHT_CACHE" not in caches.fingerprint.hard, "compiled code does not depend on it"
     assert Caches.of(replace(local, role=DRAFT), config, {}, options(token)) is None
+
+
+def test_no_secret_of_the_environment_is_sent_or_logged(
+    tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "0")
+    with_secrets(monkeypatch)
+    config = configured(tmp_path / "model")
+    theirs = Caches.of(read_config(config, config.model_config, None), config, {}, options(token))
+    assert theirs is not None
+    what = known(tmp_path / "theirs", fingerprint=theirs.fingerprint)
+    module = offering(what, token, replace(SIZE, of=theirs.kv_conditions))
+    assert eventually(lambda: offers("caches", token))
+    other = Identity({**theirs.fingerprint.hard, "environment": ""})
+    with capture() as lines:
+        hints = take_hints([where()], "tiny", options(token))
+        mine(token, other).take_compiled([where()], module)
+    (why,) = details(lines, "netloader.caches.refused")
+    assert "VLLM_USE_AOT_COMPILE=" in why
+    sent = f"{theirs.fingerprint} {hints} {lines}"
+    assert [name for name in ("a secret", *SECRETS) if name in sent] == []
 
 
 def test_a_cache_root_that_cannot_be_written_leaves_torch_its_own_folder(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 from torch._inductor import codecache
+from vllm import envs
 from vllm.config import CompilationMode, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
@@ -20,6 +21,17 @@ def configured(folder: Path, **changes: Any) -> VllmConfig:
     zoo.write(folder, zoo.llama_config(), None)
     options = {"skip_tokenizer_init": True, "max_model_len": 64, "kv_cache_memory_bytes": 1 << 25}
     return EngineArgs(model=str(folder), **{**options, **changes}).create_engine_config()
+
+
+SECRETS = ("VLLM_API_KEY", "S3_ENDPOINT_URL", "HF_TOKEN", "VLLM_ASCEND_PASSWORD")
+
+
+def with_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment with secrets, and a vLLM of which they are part of the keys, as 0.23."""
+    factors = {**envs.compile_factors(), **dict.fromkeys(SECRETS)}
+    monkeypatch.setattr(envs, "compile_factors", lambda: factors)
+    for name in (*SECRETS, "VLLM_ASCEND_URL"):
+        monkeypatch.setenv(name, "a secret")
 
 
 def test_conditions_do_not_depend_on_where_the_model_lies_and_name_the_part_that_differs(
@@ -39,14 +51,26 @@ def test_the_path_is_restored_in_the_configuration(tmp_path: Path) -> None:
     assert config.compute_hash() == before
 
 
-def test_variables_that_enter_keys_are_conditions(
+def test_variables_that_enter_keys_are_conditions_by_their_names_and_digests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "0")
-    monkeypatch.setenv("VLLM_API_KEY", "a secret")
-    told = cache_root.conditions(configured(tmp_path))["environment"]
-    assert "VLLM_USE_AOT_COMPILE=0" in told.split()
-    assert "secret" not in told
+    def told(value: str) -> str:
+        monkeypatch.setenv("VLLM_USE_AOT_COMPILE", value)
+        return cache_root.conditions(configured(tmp_path))["environment"]
+
+    assert "VLLM_USE_AOT_COMPILE=" in told("0")
+    assert told("0") == told("0") != told("1")
+
+
+def test_secrets_of_the_environment_are_no_conditions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_secrets(monkeypatch)
+    config = configured(tmp_path)
+    told = str([cache_root.conditions(config), cache_root.sizing(config)])
+    assert [name for name in SECRETS if name in told] == []
+    assert "VLLM_ASCEND_URL" in told
+    assert "a secret" not in told
 
 
 def test_what_sizes_a_cache_is_named(tmp_path: Path) -> None:
