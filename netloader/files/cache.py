@@ -5,7 +5,6 @@ with what was received whenever it is there already.
 """
 
 import hashlib
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from netloader.errors import cause
-from netloader.files.regular import read_regular
+from netloader.files.regular import read_regular, sync_folder, write_new
 from netloader.files.rules import FilesError
 
 CACHE_VARIABLE: Final = "NETLOADER_CACHE"
@@ -64,38 +63,23 @@ def _write(contents: Mapping[str, bytes], root: Path, folder: Path) -> None:
     hidden.mkdir(mode=0o700)
     try:
         for name, content in contents.items():
-            _write_file(hidden / name, content)
+            path = hidden / name
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_new(path, content, 0o400)
         for place in (*_folders_in(hidden), hidden):
-            _sync(place)
+            sync_folder(place)
         try:
             hidden.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
-        _sync(root)
+        sync_folder(root)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _write_file(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o400)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
-
-
 def _folders_in(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_dir())
-
-
-def _sync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _differences(contents: Mapping[str, bytes], folder: Path) -> Iterator[str]:

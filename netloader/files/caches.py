@@ -9,22 +9,24 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
 from netloader.config import Endpoint
+from netloader.errors import cause
 from netloader.files.fetching import receive
 from netloader.files.fingerprint import check
 from netloader.files.placing import place
-from netloader.files.regular import read_regular
+from netloader.files.regular import read_whole
 from netloader.files.rules import MIB, FilesError, Rules, spec_of
 from netloader.fsm.digest_choice import STRONG
 from netloader.fsm.identity import Identity, Role
-from netloader.fsm.manifest import Manifest
+from netloader.fsm.manifest import Manifest, TensorSpec
 from netloader.io.options import ClientOptions
 from netloader.io.store.memory import ALIGNMENT, HostStore
 
@@ -82,34 +84,53 @@ def compiled_in(
 
     Raises:
         FilesError: there are none.
-        OSError: they cannot be read or copied.
+        OSError: they cannot be copied.
     """
-    found = {n: path for key, folder in folders.items() for n, path in _walk(key, folder, skip)}
-    chosen, left_out = COMPILED.chosen({n: path.stat().st_size for n, path in found.items()})
-    if not chosen:
-        raise FilesError("nothing was compiled that another instance could use")
-    return _packed({name: found[name] for name in chosen}), left_out
+    found = {n: file for key, folder in folders.items() for n, file in _walk(key, folder, skip)}
+    chosen, left_out = COMPILED.chosen({name: file.nbytes for name, file in found.items()})
+    beside = next((folder for folder in folders.values() if folder.is_dir()), None)
+    store, unread = _packed({name: found[name] for name in chosen}, beside)
+    return store, {**left_out, **unread}
 
 
-def _walk(key: str, folder: Path, skip: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
+class _File(NamedTuple):
+    """A file as it was found."""
+
+    path: Path
+    nbytes: int
+
+
+def _walk(key: str, folder: Path, skip: Callable[[str], bool]) -> Iterator[tuple[str, _File]]:
     for at, below, names in os.walk(folder):
         below[:] = sorted(n for n in below if n not in LEFT_OUT and not skip(n))
         for name in sorted(names):
             path = Path(at, name)
-            if stat.S_ISREG(path.lstat().st_mode):
-                yield f"{key}/{path.relative_to(folder).as_posix()}", path
+            with suppress(FileNotFoundError):  # a compiler works in this folder, too
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    yield f"{key}/{path.relative_to(folder).as_posix()}", _File(path, found.st_size)
 
 
-def _packed(files: Mapping[str, Path]) -> HostStore:
-    """A store of the contents of files, in a file that has no name any more."""
-    specs = []
-    with tempfile.TemporaryFile(dir=next(iter(files.values())).parent) as pack:
-        for name in sorted(files):
-            content = read_regular(files[name], COMPILED.most_file_bytes)
+def _packed(files: Mapping[str, _File], beside: Path | None) -> tuple[HostStore, dict[str, str]]:
+    """A store of the contents of files, in a file that has no name any more, and what is not in it.
+
+    A file that is gone or was changed since it was found is left out.
+    """
+    specs: list[TensorSpec] = []
+    unread: dict[str, str] = {}
+    with tempfile.TemporaryFile(dir=beside) as pack:
+        for name, file in sorted(files.items()):
+            try:
+                content = read_whole(*file)
+            except OSError as error:
+                unread[name] = f"cannot be read: {cause(error)}"
+                continue
             specs.append(spec_of(name, len(content)))
             pack.write(content + bytes(-len(content) % ALIGNMENT))
+        if not specs:
+            raise FilesError("nothing was compiled that another instance could use")
         pack.flush()
         size = os.fstat(pack.fileno()).st_size
         mapped = mmap.mmap(pack.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray(1)
     memory = torch.frombuffer(mapped, dtype=torch.uint8)
-    return HostStore(Manifest(tuple(specs)), lambda nbytes: memory[:nbytes])
+    return HostStore(Manifest(tuple(specs)), lambda nbytes: memory[:nbytes]), unread

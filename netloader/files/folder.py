@@ -1,6 +1,5 @@
 """The files of a folder, read into memory once, and offered from there."""
 
-import errno
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Final, Self
 
 import torch
 
-from netloader.files.regular import read_regular
+from netloader.files.regular import read_whole
 from netloader.files.rules import FilesError, Rules, spec_of
 from netloader.fsm.identity import ROLE, Identity, Role
 from netloader.fsm.manifest import Extent, Manifest
@@ -62,7 +61,7 @@ class FolderFiles:
         found = dict(_files_in(folder))
         sizes = {name: path.stat().st_size for name, path in found.items()}
         chosen, left_out = rules.chosen(sizes)
-        contents = {name: _content(found[name], sizes[name]) for name in chosen}
+        contents = {name: read_whole(found[name], sizes[name]) for name in chosen}
         if not any(contents.values()):
             raise FilesError(f"{folder} has no files that an instance needs to start")
         return cls(store_of(contents), model, served_name, left_out)
@@ -135,11 +134,3 @@ def _files_in(folder: Path) -> Iterator[tuple[str, Path]]:
             inside = any(file.is_relative_to(home) for home in homes)
             if inside and file.is_file() and not path.name.startswith("."):
                 yield path.relative_to(root).as_posix(), file
-
-
-def _content(file: Path, nbytes: int) -> bytes:
-    """What a file holds; OSError if it has another size than a moment ago."""
-    data = read_regular(file, nbytes + 1)
-    if len(data) != nbytes:
-        raise OSError(errno.EBUSY, "it is being written to", str(file))
-    return data

@@ -10,19 +10,23 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from netloader.errors import cause
+from netloader.files.regular import sync_folder, write_new
 from netloader.files.rules import FilesError
 
 HIDDEN: Final = ".netloader."
 """How the folders begin in which files are written before they have their places."""
 FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+ATTEMPTS: Final = 16
+"""To make a hidden folder before another process removes it."""
 
 
 def place(contents: Mapping[str, bytes], root: Path) -> tuple[str, ...]:
     """Put files below a folder, in the order of their names; those that are there stay as they are.
 
     Names are relative paths that `Rules.check` has accepted. All are written to a hidden folder
-    first, so a process that is killed leaves no file half. What one left in the hidden folder is
-    removed by the next. No link below `root` is followed.
+    first, and are on the disk before they have their names: neither a process that is killed nor a
+    power loss leaves a file half. What one left in the hidden folder is removed by the next. No
+    link below `root` is followed, and no other process is waited for.
 
     Returns:
         The names of the files that were not there before.
@@ -38,9 +42,12 @@ def place(contents: Mapping[str, bytes], root: Path) -> tuple[str, ...]:
             _check(home, folder)
         with _hidden(home) as hidden:
             for number, name in enumerate(contents):
-                _write(hidden / str(number), contents[name])
+                write_new(hidden / str(number), contents[name], 0o600)
             numbers = {name: str(number) for number, name in enumerate(contents)}
-            return tuple(n for n in sorted(contents) if _put(hidden / numbers[n], home, n))
+            placed = tuple(n for n in sorted(contents) if _put(hidden / numbers[n], home, n))
+        for folder in {parent for name in placed for parent in PurePosixPath(name).parents}:
+            sync_folder(home / folder)
+        return placed
     except OSError as error:
         raise FilesError(f"{error.filename or root} cannot be used: {cause(error)}") from error
 
@@ -56,12 +63,8 @@ def _check(home: Path, folder: PurePosixPath) -> None:
 @contextmanager
 def _hidden(home: Path) -> Iterator[Path]:
     """A folder for this process, which is gone afterwards; a lock says that it is in use."""
-    hidden = home / f"{HIDDEN}{secrets.token_hex(8)}"
-    with _locked(home):  # else another process could sweep it away before it has its lock
-        _sweep(home)
-        hidden.mkdir(mode=0o700)
-        handle = os.open(hidden, FOLDER)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    _sweep(home)
+    hidden, handle = _made(home)
     try:
         yield hidden
     finally:
@@ -69,33 +72,52 @@ def _hidden(home: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Be the only one inside the block, as long as the others use it, too."""
+def _made(home: Path) -> tuple[Path, int]:
+    """A new folder, with the descriptor that has its lock.
+
+    Until it is locked, another process may take it for left over and remove it; then the next is
+    made.
+    """
+    for _ in range(ATTEMPTS):
+        hidden = home / f"{HIDDEN}{secrets.token_hex(8)}"
+        hidden.mkdir(mode=0o700)
+        try:
+            return hidden, _locked(hidden)
+        except (FileNotFoundError, BlockingIOError):
+            continue
+        except OSError:  # locks are not supported here
+            hidden.rmdir()
+            raise
+    raise FilesError(f"{home} cannot be used: other processes remove each new folder in it")
+
+
+def _locked(folder: Path) -> int:
+    """Lock a folder without waiting; a descriptor, which has the lock until it is closed.
+
+    Raises:
+        BlockingIOError: another process has the lock.
+        FileNotFoundError: the folder was removed before it was locked.
+        OSError: it cannot be locked.
+    """
     handle = os.open(folder, FOLDER)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.lstat()
+    except OSError:
         os.close(handle)
+        raise
+    return handle
 
 
 def _sweep(home: Path) -> None:
     """Remove what processes left that were killed."""
     for left in home.glob(f"{HIDDEN}*"):
         with suppress(OSError):
-            handle = os.open(left, FOLDER)
+            handle = _locked(left)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(handle)
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
 
 
 def _put(written: Path, home: Path, name: str) -> bool:

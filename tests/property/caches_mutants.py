@@ -7,6 +7,7 @@ from tests.property.layers import CACHES, COMPUTED, Mutant
 CODE: Final = "netloader/files/caches.py"
 HINTS: Final = "netloader/files/hints.py"
 PLACING: Final = "netloader/files/placing.py"
+REGULAR: Final = "netloader/files/regular.py"
 KV_CACHE: Final = "netloader/vllm_plugin/serve/kv_cache.py"
 LOAD: Final = "netloader/vllm_plugin/load/caches.py"
 ROOT: Final = "netloader/vllm_plugin/patches/cache_root.py"
@@ -19,8 +20,11 @@ CACHES_MUTANTS: Final[dict[str, Mutant]] = {
         CACHES, CODE, r", partial\(check, fingerprint\)", ""
     ),
     "compiled code of other ranks is offered": Mutant(CACHES, CODE, r" and not skip\(n\)", ""),
+    "compiled code that changed while it was read is offered": Mutant(
+        CACHES, REGULAR, r"if len\(data\) != nbytes:", "if False:"
+    ),
     "links among compiled code are offered": Mutant(
-        CACHES, CODE, r"stat\.S_ISREG\(path\.lstat\(\)\.st_mode\)", "path.exists()"
+        CACHES, CODE, r"stat\.S_ISREG\(found\.st_mode\)", "path.exists()"
     ),
     "hints of another model are taken": Mutant(CACHES, HINTS, r", partial\(check, mine\)", ""),
     "a hint is any text": Mutant(
@@ -38,6 +42,12 @@ CACHES_MUTANTS: Final[dict[str, Mutant]] = {
     ),
     "caches that another process writes are swept away": Mutant(
         CACHES, PLACING, r"fcntl\.flock\(handle, fcntl\.LOCK_EX \| fcntl\.LOCK_NB\)", "pass"
+    ),
+    "a folder that was swept away before it was locked is used": Mutant(
+        CACHES, PLACING, r"        folder\.lstat\(\)\n", ""
+    ),
+    "a cache has its name before its content is on the disk": Mutant(
+        CACHES, REGULAR, r"file\.flush\(\)\n        os\.fsync\(handle\)", "pass"
     ),
     "a KV cache has no margin": Mutant(
         COMPUTED, KV_CACHE, r"int\(hint\.nbytes \* \(1 - MARGIN\)\)", "hint.nbytes"

@@ -53,7 +53,9 @@ FILES_MUTANTS: Final[dict[str, Mutant]] = {
     "a folder of the cache is believed": Mutant(
         FOLDERS, CACHE, r"if changed is not None:", "if False:"
     ),
-    "a link of the cache is followed": Mutant(FOLDERS, REGULAR, r" \| os\.O_NOFOLLOW", ""),
+    "a link of the cache is followed": Mutant(
+        FOLDERS, REGULAR, r"os\.O_RDONLY \| os\.O_NOFOLLOW", "os.O_RDONLY"
+    ),
     "a link out of the model's folder is followed": Mutant(
         FOLDERS, FOLDER, r"if inside and file", "if file"
     ),

@@ -25,12 +25,13 @@ from netloader.files.hints import (
     take_hints,
     vllm_root,
 )
-from netloader.files.rules import FilesError, spec_of
+from netloader.files.rules import FilesError, Rules, spec_of
 from netloader.fsm.identity import Identity
 from netloader.fsm.manifest import Manifest
 from netloader.fsm.messages import Description
 from netloader.io import Server, listen
 from netloader.io.publishing import ServerOptions
+from netloader.io.store.memory import HostStore
 from tests.support.relay import Fault, Relay
 from tests.unit.files.test_placing import files, tree
 from tests.unit.io.helpers import FAST, Peer, asking, closed_port, pretending
@@ -180,14 +181,23 @@ def test_a_source_that_offers_none_says_what_would_help(tmp_path: Path) -> None:
 # -- the side that has it ----------------------------------------------------------------------
 
 
-def test_what_a_compiler_wrote_is_copied_without_locks_links_and_other_ranks(
-    tmp_path: Path,
-) -> None:
-    folder = tmp_path / "own"
+def compiled(folder: Path) -> Path:
+    """A compiler's cache with CODE in it."""
     for name, content in CODE.items():
         path = folder / name.partition("/")[2]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    return folder
+
+
+def held(store: HostStore) -> dict[str, bytes]:
+    return {name: bytes(tensor.numpy()) for name, tensor in store.tensors().items()}
+
+
+def test_what_a_compiler_wrote_is_copied_without_locks_links_and_other_ranks(
+    tmp_path: Path,
+) -> None:
+    folder = compiled(tmp_path / "own")
     for name in ("locks/x.lock", "rank_1_0/model", ".hidden/x"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("left out")
@@ -197,9 +207,33 @@ def test_what_a_compiler_wrote_is_copied_without_locks_links_and_other_ranks(
     store, left_out = compiled_in({KEY: folder}, lambda name: name == "rank_1_0")
     assert tree(tmp_path) == before, "the copy has no name"
     (folder / "ab" / "cabc.main.so").write_bytes(b"changed later")
-    held = {name: bytes(tensor.numpy()) for name, tensor in store.tensors().items()}
-    assert held == CODE
+    assert held(store) == CODE
     assert list(left_out) == [f"{KEY}/.hidden/x"]
+
+
+def test_a_file_that_changes_or_is_removed_meanwhile_is_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, choose = compiled(tmp_path), Rules.chosen
+    (folder / "temporary").touch()
+
+    def listing(_: str) -> bool:
+        (folder / "temporary").unlink(missing_ok=True)
+        return False
+
+    def choosing(*of: Any) -> Any:
+        (folder / "ab" / "cabc.main.so").write_bytes(b"x" * 99_999)
+        (folder / "ab" / "cabc.main.cpp").unlink()
+        return choose(*of)
+
+    monkeypatch.setattr(Rules, "chosen", choosing)
+    store, left_out = compiled_in({KEY: folder}, listing)
+    changes = {
+        f"{KEY}/ab/cabc.main.so": "cannot be read: it is being written to",
+        f"{KEY}/ab/cabc.main.cpp": "cannot be read: No such file or directory",
+    }
+    assert left_out == changes
+    assert held(store) == {name: CODE[name] for name in CODE if name not in changes}
 
 
 def test_nothing_compiled_is_said(tmp_path: Path) -> None:

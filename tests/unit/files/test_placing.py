@@ -1,11 +1,13 @@
 """Files in folders of others: whole or not at all, nothing overwritten, no link followed."""
 
+import errno
 import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,11 +90,11 @@ def test_a_process_that_is_killed_leaves_no_file_half_and_the_next_one_cleans_up
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from netloader.files import placing\n"
-        "write = placing._write\n"
-        "def killed(path, content):\n"
-        "    write(path, content[:50])\n"
+        "write = placing.write_new\n"
+        "def killed(path, content, mode):\n"
+        "    write(path, content[:50], mode)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "placing._write = killed\n"
+        "placing.write_new = killed\n"
         "placing.place({'a/one': b'1' * 99}, Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -124,10 +126,78 @@ def test_two_that_place_at_once_have_one_whole_set(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_is_named_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, mode: int) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(placing, "_write", full)
+    monkeypatch.setattr(placing, "write_new", full)
     with pytest.raises(FilesError, match="No space left on device"):
         place(FILES, tmp_path)
     assert tree(tmp_path) == {}
+
+
+def test_a_lock_of_another_process_is_not_waited_for(tmp_path: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        assert at_once(lambda: place(FILES, tmp_path), threads=1) == [tuple(sorted(FILES))]
+    finally:
+        os.close(handle)
+
+
+def test_a_new_folder_that_another_process_sweeps_away_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, swept = fcntl.flock, []
+
+    def late(handle: int, how: int) -> None:
+        if not swept:
+            swept.append(handle)
+            placing._sweep(tmp_path)
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert place(FILES, tmp_path) == tuple(sorted(FILES))
+    assert files(tmp_path) == FILES
+    assert swept
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EWOULDBLOCK, "other processes remove each new folder in it"),
+        (errno.ENOTSUP, "not supported"),
+    ],
+)
+def test_where_no_folder_can_be_locked_no_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def refused(handle: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(FilesError, match=f"{tmp_path} cannot be used: .*{words}"):
+        place(FILES, tmp_path)
+    assert files(tmp_path) == {}
+
+
+def test_content_is_on_the_disk_before_its_name_and_names_are_on_it_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    fsync, link = os.fsync, os.link
+
+    def synced(handle: int) -> None:
+        fsync(handle)
+        done.append(os.fstat(handle).st_ino)
+
+    def named(written: Path, name: str, **how: Any) -> None:
+        link(written, name, **how)
+        done.append(("named", written.stat().st_ino))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", named)
+    place(FILES, tmp_path)
+    for name in FILES:
+        path = tmp_path / name
+        order = [path.stat().st_ino, ("named", path.stat().st_ino), path.parent.stat().st_ino]
+        assert sorted(order, key=done.index) == order
