@@ -47,9 +47,9 @@ def place(contents: Mapping[str, bytes], root: Path) -> tuple[str, ...]:
             placed = tuple(n for n in sorted(contents) if _put(hidden / numbers[n], home, n))
         for folder in {parent for name in placed for parent in PurePosixPath(name).parents}:
             sync_folder(home / folder)
-        return placed
     except OSError as error:
         raise FilesError(f"{error.filename or root} cannot be used: {cause(error)}") from error
+    return placed
 
 
 def _check(home: Path, folder: PurePosixPath) -> None:

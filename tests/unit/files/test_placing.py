@@ -147,7 +147,8 @@ def test_a_lock_of_another_process_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_new_folder_that_another_process_sweeps_away_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flock, swept = fcntl.flock, []
+    flock = fcntl.flock
+    swept: list[int] = []
 
     def late(handle: int, how: int) -> None:
         if not swept:
