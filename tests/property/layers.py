@@ -79,6 +79,7 @@ LAYERS: Final[dict[str, tuple[str, ...]]] = {
     "L4 folders of an instance": ("tests/unit/cli/test_snapshot.py",),
     "L4 the own disk": (
         "tests/unit/io/test_own_folder.py",
+        "tests/unit/io/test_saving.py",
         "tests/unit/vllm_plugin/load/test_folders.py",
     ),
     "L5 weights in use": (

@@ -15,7 +15,7 @@ from netloader.vllm_plugin.load.looking import Sources, look
 from netloader.vllm_plugin.load.receiving import Receiver
 from netloader.vllm_plugin.serve.saving import Saving
 from tests.unit.io.helpers import serving
-from tests.unit.io.test_own_folder import changed, published, weights
+from tests.unit.io.own_folders import changed, published, weights
 from tests.unit.vllm_plugin.helpers import Lines, line_of, plan
 from tests.unit.vllm_plugin.load.test_plan import LOGGER, model_config, vllm_config
 
