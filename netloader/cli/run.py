@@ -24,6 +24,7 @@ from netloader.cli.words import (
     check_runs,
     settings_of,
     shown,
+    unusable,
 )
 from netloader.files.fetching import Fetched, NoFilesError, UnansweredError, fetch
 from netloader.files.hints import place_inspections, take_hints, vllm_root
@@ -73,15 +74,15 @@ def check(wanted: Wanted) -> VllmCommand:
             added.
     """
     if SERVE not in wanted.words:
-        raise _unusable("give the command that starts vLLM: netloader run SOURCE -- vllm serve ...")
+        raise unusable("give the command that starts vLLM: netloader run SOURCE -- vllm serve ...")
     vllm = VllmCommand.of(wanted.words)
     if vllm.has(MODEL) or (vllm.words and not vllm.words[0].startswith("-")):
-        raise _unusable("vLLM's model is the folder that is fetched; leave the model out")
+        raise unusable("vLLM's model is the folder that is fetched; leave the model out")
     if vllm.has(REMOTE_CODE) and not wanted.trust:
-        raise _unusable(f"{REMOTE_CODE} lets the source run code here; give --trust, too")
+        raise unusable(f"{REMOTE_CODE} lets the source run code here; give --trust, too")
     vllm.check_format("there are no weights in the folder; leave it out")
     if wanted.link.token is not None and not wanted.link.token_file:
-        raise _unusable("vLLM reads the token from a file; give it in --token-file")
+        raise unusable("vLLM reads the token from a file; give it in --token-file")
     settings_of(_extra(wanted, vllm, "model"))
     if not wanted.dry_run:
         check_runs(wanted.words[0])
@@ -98,7 +99,7 @@ def command_of(wanted: Wanted, vllm: VllmCommand, fetched: Fetched) -> list[str]
     model = settings_of(extra).model
     if model != fetched.model:
         what = f"MODEL is {model!r}, and the source serves {fetched.model!r}"
-        raise _unusable(f"{what}; leave MODEL out")
+        raise unusable(f"{what}; leave MODEL out")
     served = [] if vllm.has(SERVED) else [f"{SERVED}={fetched.served_name}"]
     code = [] if wanted.trust else [REFUSE_CODE]
     return vllm.completed(extra, [str(fetched.folder)], [*served, *code])
@@ -116,10 +117,6 @@ def _extra(wanted: Wanted, vllm: VllmCommand, model: str) -> dict[str, object]:
     ours = {name: str(path.absolute()) for name, path in files.items() if path is not None}
     caches = {"CACHES": True} if wanted.caches else {}
     return {"SOURCE": wanted.source, "MODEL": model, **ours, **caches, **vllm.extra()}
-
-
-def _unusable(problem: str) -> CommandError:
-    return CommandError(Code.USAGE, problem)
 
 
 def _fetched(wanted: Wanted) -> Fetched:

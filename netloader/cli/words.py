@@ -54,7 +54,7 @@ class VllmCommand:
         program, rest = tuple(words[:start]), tuple(words[start:])
         _check_full(rest)
         if any(word.startswith(f"{FILE}=") for word in rest):  # vLLM overlooks the file then
-            raise _unusable(f"give {FILE} and the file as two words")
+            raise unusable(f"give {FILE} and the file as two words")
         filed = tuple(word for path in taken(rest, FILE)[1] for word in _options_in(path))
         _check_full(filed)
         return cls(program, rest, filed)
@@ -71,7 +71,7 @@ class VllmCommand:
         """
         value = self._value(FORMAT)
         if value not in (None, "netloader"):
-            raise _unusable(f"{FORMAT} {value}: {why}")
+            raise unusable(f"{FORMAT} {value}: {why}")
 
     def extra(self) -> Mapping[str, object]:
         """The extra config that vLLM would use.
@@ -109,7 +109,7 @@ def settings_of(extra: Mapping[str, object]) -> Settings:
     try:
         return Settings.parse(extra)
     except ConfigError as error:
-        raise _unusable("; ".join(error.problems)) from error
+        raise unusable("; ".join(error.problems)) from error
 
 
 def taken(words: Sequence[str], option: str) -> tuple[list[str], list[str]]:
@@ -158,10 +158,10 @@ def _check_full(words: Sequence[str]) -> None:
         if not name.startswith("--") or name == "--":
             continue
         if name not in READ and (full := next((o for o in READ if o.startswith(name)), None)):
-            raise _unusable(f"{name} is short for {full}; write it in full")
+            raise unusable(f"{name} is short for {full}; write it in full")
         if name in READ and dot:
             whole = "one JSON object" if name == EXTRA else "one word, without a dot"
-            raise _unusable(f"give {name} as {whole}")
+            raise unusable(f"give {name} as {whole}")
 
 
 def _options_in(path: str) -> Iterator[str]:
@@ -188,26 +188,27 @@ def _file(path: str) -> Mapping[object, object]:
     """
     where = f"{FILE} {path}"
     if not path:
-        raise _unusable(f"give {FILE} and the file as two words")
+        raise unusable(f"give {FILE} and the file as two words")
     try:
         import yaml  # vLLM brings it
     except ImportError as error:
         what = f"{where} cannot be read without PyYAML, so its options could be overridden unseen"
-        raise _unusable(f"{what}; install it, or write them into the command") from error
+        raise unusable(f"{what}; install it, or write them into the command") from error
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _unusable(f"{where} cannot be read: {cause(error)}") from error
+        raise unusable(f"{where} cannot be read: {cause(error)}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", at line {mark.line + 1}"
-        raise _unusable(f"{where} is no YAML{line}") from None  # the error quotes the file
+        raise unusable(f"{where} is no YAML{line}") from None  # the error quotes the file
     if not isinstance(options, dict):
-        raise _unusable(f"{where} holds no options by name")
+        raise unusable(f"{where} holds no options by name")
     return options
 
 
-def _unusable(problem: str) -> CommandError:
+def unusable(problem: str) -> CommandError:
+    """What to raise for a command line that cannot be used."""
     return CommandError(Code.USAGE, problem)
 
 

@@ -85,6 +85,17 @@ class Keeping:
     token: TokenFile | None = None
     """With `digest`, it decides how they are digested."""
 
+    def others_on(self, device_type: str) -> CachePolicy:
+        """`others` on a device, where `auto` is one of the other policies.
+
+        It is `dram` on a CPU, where it costs only what is replaced, and `no` on a device, where all
+        of a model would be copied to the host before it is known what is replaced: there the
+        processed layout serves instead.
+        """
+        if self.others is not CachePolicy.AUTO:
+            return self.others
+        return CachePolicy.DRAM if device_type == "cpu" else CachePolicy.NO
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

@@ -125,15 +125,12 @@ def kept_at_load(settings: Settings, local: LocalModel, *, serves: bool) -> dict
     memory only while weights are received or sent.
     """
     keeping = settings.keeping_at_load if serves else None
-    on_host = local.device_type == "cpu"
-    others, int8 = (keeping.others, keeping.int8) if keeping else (CachePolicy.NO, CachePolicy.NO)
-    if others is CachePolicy.AUTO:  # as `raw.policy_for`
-        others = CachePolicy.DRAM if on_host else CachePolicy.NO
+    others = keeping.others_on(local.device_type) if keeping else CachePolicy.NO
     return {
         "WEIGHT_CACHE": others.value,
-        "INT8_CACHE": int8.value,
+        "INT8_CACHE": (keeping.int8 if keeping else CachePolicy.NO).value,
         "INT8_CACHE_NAME": " ".join(sorted(keeping.int8_names)) if keeping else "",
-        "room": str(settings.standby and on_host),
+        "room": str(settings.standby and local.device_type == "cpu"),
     }
 
 

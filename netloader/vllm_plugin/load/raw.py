@@ -129,21 +129,13 @@ class _Keeper:
 
 
 def policy_for(name: str, tensor: Tensor, keeping: Keeping) -> tuple[CachePolicy, str]:
-    """Where the original of a tensor is kept if it is replaced, and which setting says so.
-
-    `auto` is `dram` on a CPU, where it costs only what is replaced, and `no` on a device, where all
-    of a model would be copied to the host before it is known what is replaced: there the processed
-    layout serves instead.
-    """
+    """Where the original of a tensor is kept if it is replaced, and which setting says so."""
     if tensor.dtype is torch.int8:
         wanted = keeping.int8_names
         if wanted and not any(part in name for part in wanted):
             return CachePolicy.NO, "INT8_CACHE_NAME"
         return keeping.int8, "INT8_CACHE"
-    policy = keeping.others
-    if policy is CachePolicy.AUTO:
-        policy = CachePolicy.DRAM if tensor.device.type == "cpu" else CachePolicy.NO
-    return policy, "WEIGHT_CACHE"
+    return keeping.others_on(tensor.device.type), "WEIGHT_CACHE"
 
 
 def algorithm_of(keeping: Keeping) -> str:
