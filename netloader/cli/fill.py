@@ -78,7 +78,7 @@ def _post(
     """The status and the body of the answer to a request that proves each of the tokens, or none.
 
     Raises:
-        CommandError: nobody answers, or not by HTTP.
+        CommandError: no server answers, or the answer is not HTTP.
     """
     place, secure = _place(standby)
     headers = {"Content-Type": "application/json"}
@@ -100,8 +100,7 @@ def _post(
             problem = f"{standby} has not answered within {wait_s:g} s (--wait)"
             raise CommandError(Code.UNREACHABLE, problem) from error
         except OSError as error:
-            why = cause(error)
-            raise CommandError(Code.UNREACHABLE, f"{standby}: {why}") from error
+            raise CommandError(Code.UNREACHABLE, f"{standby}: {cause(error)}") from error
         except (http.client.HTTPException, ValueError) as error:
             problem = f"{standby} is no HTTP API of vLLM: {type(error).__name__}"
             raise CommandError(Code.REFUSED, problem) from error

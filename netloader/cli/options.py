@@ -101,8 +101,7 @@ class Access:
         try:
             return Tls(*files)
         except (OSError, ValueError) as error:
-            why = cause(error)
-            problem = f"--tls-cert, --tls-key, --tls-ca: {why}"
+            problem = f"--tls-cert, --tls-key, --tls-ca: {cause(error)}"
             raise CommandError(Code.USAGE, problem) from error
 
 

@@ -45,8 +45,8 @@ def _places(text: str, timeout_s: float) -> tuple[Endpoint, ...]:
     except ValueError as error:
         raise CommandError(Code.USAGE, f"not a server: {error}") from error
     except (DiscoveryError, OSError) as error:
-        why = cause(error)
-        raise CommandError(Code.UNREACHABLE, f"{name} cannot be looked up: {why}") from error
+        problem = f"{name} cannot be looked up: {cause(error)}"
+        raise CommandError(Code.UNREACHABLE, problem) from error
     return _named(text, name, found)
 
 

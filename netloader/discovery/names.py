@@ -95,7 +95,6 @@ def _addresses(host: str, port: int) -> Iterator[Endpoint]:
     except (OSError, OverflowError) as error:
         if getattr(error, "errno", None) in (socket.EAI_NONAME, socket.EAI_NODATA):
             return
-        why = cause(error)
-        raise DiscoveryError(f"{host} cannot be looked up: {why}") from error
+        raise DiscoveryError(f"{host} cannot be looked up: {cause(error)}") from error
     for _, _, _, _, address in found:
         yield Endpoint(str(address[0]), port)

@@ -44,8 +44,7 @@ class WatchedFiles(Generic[T]):
             try:
                 self._value = self._read()
             except (OSError, ValueError) as error:
-                why = cause(error)
-                self._tell("netloader.secret.unreadable", why)
+                self._tell("netloader.secret.unreadable", cause(error))
             else:
                 self._tell("netloader.secret.reloaded", "")
             return self._value

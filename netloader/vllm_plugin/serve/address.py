@@ -97,9 +97,8 @@ def write(file: Path, endpoint: Endpoint, logger: Logger) -> bool:
             Path(temporary).unlink(missing_ok=True)
             raise
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        why = cause(error)
         fields = {
-            "netloader.detail": f"OUTPUT_PREFIX: {why}: {file}",
+            "netloader.detail": f"OUTPUT_PREFIX: {cause(error)}: {file}",
             "netloader.remedy": "let OUTPUT_PREFIX name a place where files can be written",
         }
         emit(logger, "netloader.address_file.failed", fields)
