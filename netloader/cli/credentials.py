@@ -76,7 +76,7 @@ def _kept(content: bytes) -> Path:
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    """Whether a file has this content, and nobody else can read or change it."""
+    """Whether a file has this content, and only its owner can read or change it."""
     try:
         status = path.lstat()
         private = status.st_uid == os.geteuid() and not status.st_mode & 0o077

@@ -2,8 +2,8 @@
 
 The header is `Authorization: Netloader-HMAC-SHA256 time=<Unix seconds>, proof=<64 hex digits>`. The
 proof covers method, path, time and body, and needs no answer of the server first, so any of several
-processes behind one port can check it. Whoever reads a request can repeat that very request until
-WINDOW_S have passed, and can try out tokens against it, as against a handshake.
+processes behind one port can check it. An attacker who reads a request can repeat it unchanged for
+WINDOW_S, and can test guessed tokens against it, as against a handshake.
 """
 
 import hashlib

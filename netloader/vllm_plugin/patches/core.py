@@ -1,9 +1,9 @@
-"""Where vLLM computes: no request is taken while a rank has no weights, whoever hands it over.
+"""The guard in vLLM's engine core: it refuses every request while a rank has no weights.
 
-`front` answers callers with a sentence, in the processes that it knows. This is the guard behind
-all of them, other front ends and all replicas included. An engine believes its ranks only: it asks
-them once, at the end of its start, and learns from what they answer to each later call. Nothing is
-imported for an instance that cannot be on standby.
+`front` answers callers with a sentence, in the processes that it knows. This guard stands behind
+every front end, and in every replica. An engine believes only its ranks: it asks them once, at the
+end of its start, and reads their answers to each later call. It imports nothing for an instance
+that cannot be on standby.
 """
 
 from typing import Any, Final
